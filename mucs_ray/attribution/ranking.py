@@ -1,0 +1,55 @@
+"""Top-k of a stream of scores; merging is associative and commutative, ties are broken by a seeded hash of idx.
+
+Axes: b images seen, k kept.
+"""
+
+from dataclasses import dataclass
+from hashlib import blake2b
+
+import numpy as np
+from jaxtyping import Float, Int64, UInt64
+
+from mucs_ray.errors import RunFailed
+
+
+def top_k(num_images: int, top_percent: float) -> int:
+    """k = int(round(N / 100) * percent), at least 1 (spec 1: 1000, 998 and 2366 for the paper's sets at 2 %)."""
+    return max(1, int(round(num_images / 100) * top_percent))
+
+
+def tie_break(idx: Int64[np.ndarray, " b"], seed: int, name: str) -> UInt64[np.ndarray, " b"]:
+    """A hash of (seed, name, idx): a fixed random order among equal scores, whatever the order they come in."""
+    key = int.from_bytes(blake2b(f"{seed}/{name}".encode(), digest_size=8).digest(), "little")
+    x = idx.astype(np.uint64) ^ np.uint64(key)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):  # splitmix64's finaliser
+        x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
+    return x ^ (x >> np.uint64(31))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranking:
+    """The most influential images of one item, best first."""
+
+    idx: Int64[np.ndarray, " k"]
+    score: Float[np.ndarray, " k"]
+    k: int
+    seed: int
+    name: str
+    """Names the order among ties."""
+
+    @classmethod
+    def empty(cls, k: int, *, seed: int, name: str) -> "Ranking":
+        """Before anything was seen."""
+        return cls(idx=np.zeros(0, np.int64), score=np.zeros(0, np.float32), k=k, seed=seed, name=name)
+
+    def add(self, idx: Int64[np.ndarray, " b"], score: Float[np.ndarray, " b"]) -> "Ranking":
+        """This ranking and more images. RunFailed, naming one, if a score is not finite."""
+        if not np.isfinite(score).all():
+            raise RunFailed(f"the score of training image idx={idx[~np.isfinite(score)][0]} is not finite")
+        idx, score = np.concatenate([self.idx, idx]), np.concatenate([self.score, score])
+        best = np.lexsort((tie_break(idx, self.seed, self.name), -score))[: self.k]
+        return Ranking(idx=idx[best], score=score[best], k=self.k, seed=self.seed, name=self.name)
+
+    def merge(self, other: "Ranking") -> "Ranking":
+        """The ranking of everything that either has seen."""
+        return self.add(other.idx, other.score)

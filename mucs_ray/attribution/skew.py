@@ -1,0 +1,49 @@
+"""Noise-consistent skew: how far unlearning moved the loss of each training image, on the same noise (spec 7.3).
+
+Axes: b training images, n noises shared by all of them, c h w image, d condition.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mucs_ray.diffusion.batch import Batch
+from mucs_ray.diffusion.denoiser import Denoiser
+from mucs_ray.diffusion.loss import denoising_loss
+from mucs_ray.diffusion.noise import NoiseSet
+from mucs_ray.training.config import Precision
+from mucs_ray.training.step import autocast
+
+
+def normalized_skew(
+    before: Float[Tensor, "b n"], after: Float[Tensor, "b n"], *, epsilon: float = 1e-3
+) -> Float[Tensor, " b"]:
+    """mean_j (after - before) / (after + before + epsilon): in (-1, 1), higher = more influential. Losses are >= 0."""
+    return ((after - before) / (after + before + epsilon)).mean(dim=1)
+
+
+@torch.inference_mode()
+def noise_losses(
+    denoiser: Denoiser, batch: Batch, noises: NoiseSet, *, images_per_forward: int = 1, precision: Precision = "fp32"
+) -> Float[Tensor, "b n"]:
+    """Loss of every image at every noise, fp32.
+
+    With one image a forward every forward has the same shape and holds one image only, so a loss does not depend, to
+    the last bit, on which other images are in the batch.
+    """
+    cuts = range(0, len(batch), images_per_forward)
+    with autocast(precision, batch.image.device):
+        return torch.cat([_losses(denoiser, batch[slice(at, at + images_per_forward)], noises) for at in cuts])
+
+
+def _losses(denoiser: Denoiser, batch: Batch, noises: NoiseSet) -> Float[Tensor, "b n"]:
+    num, count = len(batch), len(noises.sigma)
+    condition = None if batch.condition is None else batch.condition.repeat_interleave(count, dim=0)
+    losses = denoising_loss(
+        denoiser,
+        batch.image.repeat_interleave(count, dim=0),
+        noises.unit.repeat(num, 1, 1, 1),
+        noises.sigma.repeat(num),
+        condition,
+    )
+    return losses.view(num, count)

@@ -1,0 +1,176 @@
+"""Recipes: everything that changes a number, as frozen dataclasses filled from TOML and `--set section.key=value`.
+
+A recipe may leave `model.image_size` and `model.condition_dim` open; they are then read off the data set's card.
+"""
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from difflib import get_close_matches
+from importlib import resources
+from typing import Annotated, Any, get_type_hints
+
+from annotated_types import Ge, Gt
+from pydantic import TypeAdapter, ValidationError
+
+from mucs_ray import storage
+from mucs_ray.attribution.config import RankConfig, ScoreConfig, UnlearnConfig
+from mucs_ray.data.table import Card
+from mucs_ray.errors import InputError
+from mucs_ray.models.dit import DiTConfig
+from mucs_ray.training.config import TrainConfig
+
+Values = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerateConfig:
+    """Which images are generated and how (spec 6)."""
+
+    items: Annotated[int, Gt(0)] = 20
+    """Targets: generated images that are attributed."""
+    controls: Annotated[int, Ge(0)] = 20
+    """Generated images that are not attributed, to see collateral damage."""
+    steps: Annotated[int, Gt(0)] = 32
+    guidance: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """How the work is spread; changes no score, so no finished work becomes stale."""
+
+    train_workers: Annotated[int, Ge(0)] = 0
+    """Workers of Ray Train; 0 = one a GPU, or on a machine without GPUs one a CPU, at most 2."""
+    actors: tuple[int, int] = (0, 0)
+    """Smallest and largest pool of scorers; 0 = one a GPU, or one a CPU."""
+    max_failures: int = 3
+    """Restarts of a training after a lost worker."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """One run from data to report."""
+
+    name: str
+    data: str
+    """URL of the prepared data set."""
+    seed: int = 1
+    weights: str | None = None
+    """Weights to attribute with instead of training: a file saved by the official code, or ours."""
+    model: DiTConfig = field(default_factory=DiTConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    generate: GenerateConfig = field(default_factory=GenerateConfig)
+    unlearn: UnlearnConfig = field(default_factory=UnlearnConfig)
+    score: ScoreConfig = field(default_factory=ScoreConfig)
+    rank: RankConfig = field(default_factory=RankConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+
+    def to_dict(self) -> Values:
+        """Plain values, for recipe.json and fingerprints."""
+        return asdict(self)
+
+
+def recipe_names() -> list[str]:
+    """The recipes that come with the package."""
+    folder = resources.files("mucs_ray.recipes")
+    return sorted(file.name.removesuffix(".toml") for file in folder.iterdir() if file.name.endswith(".toml"))
+
+
+def read_recipe(name_or_file: str) -> Values:
+    """The raw values of a packaged recipe, or of a TOML file at any URL."""
+    if name_or_file in recipe_names():
+        text = resources.files("mucs_ray.recipes").joinpath(f"{name_or_file}.toml").read_text()
+    elif name_or_file.endswith(".toml"):
+        try:
+            text = storage.read_bytes(name_or_file).decode()
+        except FileNotFoundError:
+            raise InputError(f"no recipe file at {name_or_file}") from None
+    else:
+        raise InputError(f"no recipe {name_or_file!r}; known: {', '.join(recipe_names())}, or give a .toml file")
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"recipe {name_or_file} is not TOML: {error}") from None
+
+
+def parse_setting(setting: str) -> tuple[list[str], Any]:
+    """"a.b=1" as (["a", "b"], 1); the value is TOML, or else a plain string."""
+    path, equals, text = setting.partition("=")
+    if not equals or not path:
+        raise InputError(f"--set {setting!r}: expected section.key=value, e.g. --set score.noises=50")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    return path.strip().split("."), value
+
+
+def with_settings(values: Values, settings: Iterable[str]) -> Values:
+    """A copy of raw recipe values with `--set` settings applied."""
+    changed = {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
+    for setting in settings:
+        path, value = parse_setting(setting)
+        section = changed
+        for key in path[:-1]:
+            section = section.setdefault(key, {})
+            if not isinstance(section, dict):
+                raise InputError(f"--set {setting!r}: {key!r} is not a section of the recipe")
+        section[path[-1]] = value
+    return changed
+
+
+def from_card(values: Values, card: Card) -> Values:
+    """Raw values with what the recipe left open read off the data set's card."""
+    model = {"image_size": card.size, "condition_dim": card.condition_dim, **values.get("model", {})}
+    return {**values, "model": model}
+
+
+def build(values: Values) -> Recipe:
+    """A checked recipe. InputError, naming the key, for unknown keys, wrong types and values out of range."""
+    refuse_unknown_keys(values, Recipe, prefix="")
+    try:
+        return TypeAdapter(Recipe).validate_python(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"] if isinstance(part, str) and part.isidentifier())
+        raise InputError(f"recipe key {where}: {first['msg'].lower()}, found {first['input']!r}") from None
+
+
+def refuse_unknown_keys(values: Mapping[str, Any], section: type, *, prefix: str) -> None:
+    """InputError with the nearest known key."""
+    known = {each.name for each in fields(section)}
+    types = get_type_hints(section)
+    for key, value in values.items():
+        if key not in known:
+            near = get_close_matches(key, known, n=1)
+            hint = f"did you mean {prefix}{near[0]}?" if near else f"known: {', '.join(sorted(known))}"
+            raise InputError(f"unknown recipe key {prefix}{key}; {hint}")
+        if is_dataclass(types[key]) and isinstance(value, Mapping):
+            refuse_unknown_keys(value, types[key], prefix=f"{prefix}{key}.")
+
+
+def check_fits(recipe: Recipe, card: Card) -> None:
+    """InputError if the model does not fit the data set, or more items are asked for than there are conditions."""
+    if recipe.model.image_size != card.size:
+        raise InputError(
+            f"model.image_size is {recipe.model.image_size} but {recipe.data} holds {card.size} px images;"
+            f" set model.image_size={card.size} or prepare the data with --size {recipe.model.image_size}"
+        )
+    if recipe.model.condition_dim not in (0, card.condition_dim):
+        raise InputError(
+            f"model.condition_dim is {recipe.model.condition_dim} but {recipe.data} has conditions of width"
+            f" {card.condition_dim}; use that, or 0 for an unconditional model"
+        )
+    asked, there = recipe.generate.items + recipe.generate.controls, card.num_images("test")
+    if asked > there:
+        raise InputError(f"{asked} images to generate (items + controls) but the test split lends only {there} conditions")
+    check_network(recipe.model)
+
+
+def check_network(model: DiTConfig) -> None:
+    """InputError if the sizes of the network do not divide."""
+    cell = model.strides[0] * model.strides[1] * model.patch_size
+    if model.image_size % cell:
+        raise InputError(f"model.image_size {model.image_size} is not a multiple of strides x patch_size = {cell}")
+    if model.width % model.num_heads or model.width % 4:
+        raise InputError(f"model.width {model.width} must be a multiple of num_heads {model.num_heads} and of 4")

@@ -1,0 +1,1 @@
+"""The training set: canonical tables, bounded decoding, sources."""

@@ -1,0 +1,245 @@
+"""The canonical form of a training set: Parquet shards and a card, at any fsspec URL.
+
+    <url>/card.json                   what the set is, its shards and their row groups, a fingerprint of the content
+    <url>/train/part-00000.parquet    idx int64 | image binary, uint8 c*h*w | height, width int32 | label int32?
+    <url>/test/part-00000.parquet     | condition list<float32[d]>?, one a caption | text list<string>?
+    <url>/rejects.parquet             images that could not be read, and why
+
+`idx` is the number of an image for life. A *unit* is one row group: the grain of streaming, scoring and retrying.
+Axes: b images, c h w image (stored uint8 c-first, shorter side = card.size), d condition.
+"""
+
+import io
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from hashlib import sha256
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from jaxtyping import Float32, UInt8
+from pydantic import TypeAdapter, ValidationError
+
+from mucs_ray import storage
+from mucs_ray.diffusion.batch import Batch
+from mucs_ray.errors import InputError
+
+SCHEMA_VERSION = 1
+Split = Literal["train", "test"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One image on its way into the table."""
+
+    idx: int
+    image: UInt8[np.ndarray, "c h w"]
+    label: int | None = None
+    text: tuple[str, ...] = ()
+    condition: Float32[np.ndarray, "captions d"] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shard:
+    """One Parquet file of the set, by its path under the set's URL."""
+
+    path: str
+    split: Split
+    row_groups: tuple[int, ...]
+    """Rows of each row group."""
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unit:
+    """One row group; `name` is stable for life and independent of any cluster."""
+
+    name: str
+    url: str
+    row_group: int
+    rows: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """What a prepared data set is."""
+
+    name: str
+    source: str
+    licence: str
+    size: int
+    """Shorter side of the stored images in pixels; everything is cropped to size x size on reading."""
+    condition: Literal["none", "label", "embedding"]
+    condition_dim: int
+    """Number of classes, or width of the embedding; 0 if none."""
+    classes: tuple[str, ...] = ()
+    shards: tuple[Shard, ...]
+    num_rejected: int = 0
+    schema_version: int = SCHEMA_VERSION
+    request: dict[str, str] = field(default_factory=dict)
+    """What was asked of `data prepare`; the same request again does nothing."""
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Digest of the content: equal for equal shards, wherever they are."""
+        digests = "".join(shard.sha256 for shard in self.shards)
+        facts = f"{self.schema_version}/{self.size}/{self.condition}/{self.condition_dim}/{digests}"
+        return sha256(facts.encode()).hexdigest()
+
+    def num_images(self, split: Split) -> int:
+        """Images in a split."""
+        return sum(sum(shard.row_groups) for shard in self.shards if shard.split == split)
+
+    def to_json(self) -> dict[str, object]:
+        """For card.json."""
+        counts = {split: self.num_images(split) for split in ("train", "test")}
+        return {**asdict(self), "counts": counts, "fingerprint": self.fingerprint}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """A prepared data set: its card, and where it is."""
+
+    url: str
+    card: Card
+
+    @classmethod
+    def open(cls, url: str) -> "Dataset":
+        """Read the card. InputError if there is none, or it is of another schema version."""
+        url = storage.absolute(url)
+        try:
+            document = storage.read_json(storage.join(url, "card.json"))
+        except FileNotFoundError:
+            hint = "prepare one with: mucs-ray data prepare NAME --source WHERE --out URL"
+            raise InputError(f"no data set at {url} (expected card.json there); {hint}") from None
+        except (ValueError, UnicodeDecodeError) as error:
+            raise InputError(f"{url}/card.json is not readable JSON ({error}); prepare the data set again") from None
+        if document.get("schema_version") != SCHEMA_VERSION:
+            found = document.get("schema_version")
+            raise InputError(f"{url}/card.json has schema version {found}, expected {SCHEMA_VERSION}; prepare it again")
+        facts = {key: value for key, value in document.items() if key not in ("counts", "fingerprint")}
+        try:
+            card = TypeAdapter(Card).validate_python(facts)
+        except ValidationError as error:
+            where = ".".join(str(part) for part in error.errors()[0]["loc"])
+            raise InputError(f"{url}/card.json: {where}: {error.errors()[0]['msg']}; prepare it again") from None
+        return cls(url=url, card=card)
+
+    def units(self, split: Split) -> list[Unit]:
+        """All row groups of a split, in order of idx."""
+        found = []
+        for shard in self.card.shards:
+            if shard.split != split:
+                continue
+            stem = shard.path.removesuffix(".parquet").replace("/", "-")
+            for number, rows in enumerate(shard.row_groups):
+                name = f"{stem}-{number:04d}"
+                found.append(Unit(name=name, url=storage.join(self.url, shard.path), row_group=number, rows=rows))
+        return found
+
+    def stream(self, split: Split, columns: list[str] | None = None) -> Iterator[pa.Table]:
+        """The units of a split as Arrow tables, one in memory at a time."""
+        for unit in self.units(split):
+            yield read_unit(unit, columns)
+
+    def find(self, wanted: set[int], split: Split) -> dict[int, Row]:
+        """The images with these idx, as stored but without conditions; only units that hold one are read whole."""
+        found: dict[int, Row] = {}
+        for unit in self.units(split):
+            here = wanted.intersection(read_unit(unit, ["idx"])["idx"].to_pylist())
+            if not here:
+                continue
+            table = read_unit(unit, ["idx", "image", "height", "width", "label", "text"])
+            table = table.filter(pc.is_in(table["idx"], pa.array(sorted(here))))
+            columns = zip(table["idx"].to_pylist(), table["label"].to_pylist(), table["text"].to_pylist(), strict=True)
+            for (idx, label, text), image in zip(columns, stored_images(table), strict=True):
+                found[idx] = Row(idx=idx, image=image, label=label, text=tuple(text or ()))
+        return found
+
+    def batch(self, table: pa.Table) -> Batch:
+        """Arrow rows as tensors: centre crop, [-1, 1], first caption (spec 2)."""
+        images = np.stack([center_crop(image, self.card.size) for image in stored_images(table)])
+        condition = conditions(table, self.card)
+        return Batch(
+            idx=torch.from_numpy(table["idx"].to_numpy().astype(np.int64)),
+            image=torch.from_numpy(images).float() / 127.5 - 1,
+            condition=None if condition is None else torch.from_numpy(condition),
+        )
+
+
+def schema(condition_dim: int, *, embedding: bool) -> pa.Schema:
+    """The columns of a shard; `condition` only where it is an embedding (a label's one-hot is not stored)."""
+    fields = [("idx", pa.int64()), ("image", pa.binary()), ("height", pa.int32()), ("width", pa.int32())]
+    fields += [("label", pa.int32()), ("text", pa.list_(pa.string()))]
+    if embedding:
+        fields.append(("condition", pa.list_(pa.list_(pa.float32(), condition_dim))))
+    return pa.schema(fields, metadata={"mucs_ray.schema_version": str(SCHEMA_VERSION)})
+
+
+def to_table(rows: Iterable[Row], columns: pa.Schema) -> pa.Table:
+    """Rows as one Arrow table of that schema."""
+    kept = list(rows)
+    data: dict[str, list[object]] = {
+        "idx": [row.idx for row in kept],
+        "image": [np.ascontiguousarray(row.image).tobytes() for row in kept],
+        "height": [row.image.shape[1] for row in kept],
+        "width": [row.image.shape[2] for row in kept],
+        "label": [row.label for row in kept],
+        "text": [list(row.text) for row in kept],
+    }
+    if "condition" in columns.names:
+        data["condition"] = [None if row.condition is None else row.condition.tolist() for row in kept]
+    return pa.Table.from_pydict(data, schema=columns)
+
+
+def to_parquet(table: pa.Table, rows_per_unit: int) -> bytes:
+    """A shard's bytes. Images are stored raw: decoding PNG costs more than reading (benchmarks/storage.py)."""
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, row_group_size=rows_per_unit, compression="zstd", use_dictionary=False)
+    return buffer.getvalue()
+
+
+def read_unit(unit: Unit, columns: list[str] | None = None) -> pa.Table:
+    """One row group. InputError, naming the file, if it is absent or corrupt."""
+    fs, path = storage.filesystem(unit.url)
+    try:
+        with fs.open(path, "rb") as file:
+            return pq.ParquetFile(file).read_row_group(unit.row_group, columns=columns)
+    except FileNotFoundError:
+        raise InputError(f"shard {unit.url} is listed in card.json but absent; prepare the data set again") from None
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"shard {unit.url} is corrupt ({reason}); prepare the data set again") from None
+
+
+def stored_images(table: pa.Table) -> Iterator[UInt8[np.ndarray, "c h w"]]:
+    """The images of a table, as stored. InputError, naming idx, if a size does not match its bytes."""
+    columns = (table[name].to_pylist() for name in ("idx", "image", "height", "width"))
+    for idx, image, height, width in zip(*columns, strict=True):
+        if image is None or len(image) != 3 * height * width:
+            found = 0 if image is None else len(image)
+            raise InputError(f"image idx={idx} holds {found} bytes, expected 3 x {height} x {width}; prepare it again")
+        yield np.frombuffer(image, dtype=np.uint8).reshape(3, height, width)
+
+
+def center_crop(image: UInt8[np.ndarray, "c h w"], size: int) -> UInt8[np.ndarray, "c s s"]:
+    """The middle size x size pixels; InputError if the image is smaller."""
+    _, height, width = image.shape
+    if min(height, width) < size:
+        raise InputError(f"an image of {height} x {width} px is smaller than the data set's size {size}")
+    top, left = (height - size) // 2, (width - size) // 2
+    return image[:, top : top + size, left : left + size]
+
+
+def conditions(table: pa.Table, card: Card) -> Float32[np.ndarray, "b d"] | None:
+    """The condition of each row: one-hot of its label, or the embedding of its first caption; None if there is none."""
+    if card.condition == "none":
+        return None
+    if card.condition == "label":
+        return np.eye(card.condition_dim, dtype=np.float32)[table["label"].to_numpy()]
+    first = [captions[0] for captions in table["condition"].to_pylist()]
+    return np.asarray(first, dtype=np.float32)

@@ -1,0 +1,33 @@
+"""Training images as a model sees them.
+
+Axes: b images, c h w image, d condition.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Training images in [-1, 1], each with its number for life and its condition."""
+
+    idx: Int64[Tensor, " b"]
+    image: Float[Tensor, "b c h w"]
+    condition: Float[Tensor, "b d"] | None
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.idx)
+
+    def __getitem__(self, rows: slice) -> "Batch":
+        """A cut of the batch."""
+        condition = None if self.condition is None else self.condition[rows]
+        return Batch(idx=self.idx[rows], image=self.image[rows], condition=condition)
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """Image and condition on another device; `idx` stays on the CPU."""
+        condition = None if self.condition is None else self.condition.to(device)
+        return Batch(idx=self.idx, image=self.image.to(device), condition=condition)

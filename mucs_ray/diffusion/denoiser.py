@@ -1,0 +1,84 @@
+"""The EDM denoiser: a raw network F made into D, which predicts the clean image (spec 3.1).
+
+D(x_n, sigma) = c_skip x_n + c_out F(c_in x_n, c_noise).   Axes: b batch, c h w image, d condition.
+"""
+
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+SIGMA_DATA = 0.5
+
+
+@runtime_checkable
+class Denoiser(Protocol):
+    """Anything that predicts the clean image from the noisy one; `condition` None means no condition."""
+
+    def __call__(
+        self,
+        noisy: Float[Tensor, "b c h w"],
+        sigma: Float[Tensor, " b"],
+        condition: Float[Tensor, "b d"] | None = None,
+    ) -> Float[Tensor, "b c h w"]: ...
+
+
+def _per_image(values: Float[Tensor, " b"]) -> Float[Tensor, "b 1 1 1"]:
+    return values[:, None, None, None]
+
+
+def c_skip(sigma: Tensor) -> Tensor:
+    """Share of the noisy image in the denoised one."""
+    return SIGMA_DATA**2 / (sigma**2 + SIGMA_DATA**2)
+
+
+def c_out(sigma: Tensor) -> Tensor:
+    """Scale of the network's output."""
+    return sigma * SIGMA_DATA / (sigma**2 + SIGMA_DATA**2).sqrt()
+
+
+def c_in(sigma: Tensor) -> Tensor:
+    """Brings the noisy image to unit variance."""
+    return 1 / (sigma**2 + SIGMA_DATA**2).sqrt()
+
+
+def c_noise(sigma: Tensor) -> Tensor:
+    """What the network is told of the noise level."""
+    return (sigma + 1e-6).log() / 4
+
+
+class EDMDenoiser(nn.Module):
+    """D around a raw network F(scaled noisy, c_noise, condition, augmented)."""
+
+    def __init__(self, network: nn.Module) -> None:
+        """`network` is lent, not copied."""
+        super().__init__()
+        self.network = network
+
+    def forward(
+        self,
+        noisy: Float[Tensor, "b c h w"],
+        sigma: Float[Tensor, " b"],
+        condition: Float[Tensor, "b d"] | None = None,
+        augmented: Int[Tensor, " b"] | None = None,
+    ) -> Float[Tensor, "b c h w"]:
+        """Denoised image in fp32, whatever precision the network runs in; `augmented` 1 = geometrically distorted."""
+        raw = self.network(_per_image(c_in(sigma)) * noisy, c_noise(sigma), condition, augmented)
+        return _per_image(c_skip(sigma)) * noisy + _per_image(c_out(sigma)) * raw.float()
+
+
+def guided(denoiser: Denoiser, weight: float) -> Denoiser:
+    """Classifier-free guidance, w D(condition) + (1 - w) D(no condition); one call when w = 1 (spec 6)."""
+    if weight == 1.0:
+        return denoiser
+
+    def guide(noisy: Tensor, sigma: Tensor, condition: Tensor | None = None) -> Tensor:
+        if condition is None:
+            return denoiser(noisy, sigma, None)
+        with_and_without = torch.cat([condition, torch.zeros_like(condition)])
+        denoised = denoiser(noisy.repeat(2, 1, 1, 1), sigma.repeat(2), with_and_without)
+        conditional, unconditional = denoised.chunk(2)
+        return weight * conditional + (1 - weight) * unconditional
+
+    return guide

@@ -1,0 +1,44 @@
+"""The weighted denoising loss, one number for each (image, noise) (spec 3.1), and its value for an untrained network.
+
+Axes: b images (each with its own sigma and noise), c h w image, d condition.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mucs_ray.diffusion.denoiser import SIGMA_DATA, Denoiser
+from mucs_ray.diffusion.schedule import LOG_SIGMA_MEAN, LOG_SIGMA_STD
+
+
+def loss_weight(sigma: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+    """omega = (sigma^2 + sd^2) / (sigma sd)^2 = 1 / c_out^2."""
+    return (sigma**2 + SIGMA_DATA**2) / (sigma * SIGMA_DATA) ** 2
+
+
+def denoising_loss(
+    denoiser: Denoiser,
+    image: Float[Tensor, "b c h w"],
+    noise: Float[Tensor, "b c h w"],
+    sigma: Float[Tensor, " b"],
+    condition: Float[Tensor, "b d"] | None,
+    augmented: Int[Tensor, " b"] | None = None,
+) -> Float[Tensor, " b"]:
+    """mean over pixels and channels of omega (D(x + sigma eps) - x)^2; >= 0. `augmented` only where the denoiser takes it."""
+    noisy = image + sigma[:, None, None, None] * noise
+    extra = () if augmented is None else (augmented,)
+    denoised = denoiser(noisy, sigma, condition, *extra)
+    return loss_weight(sigma) * (denoised - image).square().mean(dim=(1, 2, 3))
+
+
+def zero_network_loss(sigma: Float[Tensor, " n"], mean_square: float) -> Float[Tensor, " n"]:
+    """Expected loss when F = 0: (sigma^2 v + sd^4) / (sd^2 (sigma^2 + sd^2)), v = E[x^2] per pixel (spec 7.1)."""
+    return (sigma**2 * mean_square + SIGMA_DATA**4) / (SIGMA_DATA**2 * (sigma**2 + SIGMA_DATA**2))
+
+
+def analytic_null_loss(mean_square: float, *, num_nodes: int = 201) -> float:
+    """zero_network_loss averaged over the training distribution of sigma, by the trapezoidal rule on ln sigma."""
+    z = torch.linspace(-8, 8, num_nodes, dtype=torch.float64)
+    density = torch.exp(-0.5 * z**2)
+    losses = zero_network_loss(torch.exp(LOG_SIGMA_MEAN + LOG_SIGMA_STD * z), mean_square)
+    return float((density * losses).sum() / density.sum())

@@ -1,0 +1,43 @@
+"""Noise has a name: every random number that reaches a result is drawn from (run seed, name).
+
+A name such as "score/noise" or "unlearn/item=17/step=3" keys a counter-based generator, so what is drawn does not
+depend on device, batch size, worker count, order, retries or the point of resumption.
+
+Axes: n noise samples, c h w image.
+"""
+
+from dataclasses import dataclass
+from hashlib import blake2b
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def generator(seed: int, name: str) -> np.random.Generator:
+    """The random stream that belongs to `name` in the run with this `seed`."""
+    key = blake2b(f"{seed}/{name}".encode(), digest_size=16).digest()
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little")))
+
+
+def normal(stream: np.random.Generator, *shape: int) -> Float[Tensor, "..."]:
+    """Standard normal float32 on the CPU; move it, never redraw it, for another device."""
+    return torch.from_numpy(stream.standard_normal(shape, dtype=np.float32))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoiseSet:
+    """Pairs (sigma_j, eps_j), drawn once and shared by every image, before and after unlearning (spec 7.3)."""
+
+    sigma: Float[Tensor, " n"]
+    unit: Float[Tensor, "n c h w"]
+
+    @classmethod
+    def draw(cls, seed: int, name: str, sigma: Float[Tensor, " n"], shape: tuple[int, int, int]) -> "NoiseSet":
+        """One standard normal draw of image `shape` for each sigma, from the stream of `name`."""
+        return cls(sigma=sigma, unit=normal(generator(seed, name), len(sigma), *shape))
+
+    def to(self, device: torch.device | str) -> "NoiseSet":
+        """The same numbers on another device."""
+        return NoiseSet(sigma=self.sigma.to(device), unit=self.unit.to(device))

@@ -1,0 +1,37 @@
+"""Noise levels: the EDM rho-schedule, the training distribution, and the grid that scoring uses (spec 3.1, 6, 7.3)."""
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+SIGMA_MIN, SIGMA_MAX, RHO = 0.002, 80.0, 7.0
+LOG_SIGMA_MEAN, LOG_SIGMA_STD = -1.2, 1.2
+
+
+def rho_schedule(
+    num_levels: int, *, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX, rho: float = RHO
+) -> Float[Tensor, " n"]:
+    """sigma(u) = (max^(1/rho) + u (min^(1/rho) - max^(1/rho)))^rho on an even grid of u; descending, float64."""
+    u = torch.linspace(0, 1, num_levels, dtype=torch.float64)
+    low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
+    return (high + u * (low - high)) ** rho
+
+
+def scoring_sigmas(num_noises: int, keep: float) -> Float[Tensor, " n"]:
+    """The `num_noises` largest of floor(num_noises / keep) levels; float32, descending (spec 7.3).
+
+    With 100 and 0.7: 142 levels, of which those from 80 down to 0.3102 are used. `keep` is in (0, 1].
+    """
+    return rho_schedule(int(num_noises / keep))[:num_noises].float()
+
+
+def sampling_sigmas(num_steps: int) -> Float[Tensor, " n_plus_1"]:
+    """Levels of the sampler, ending in an exact 0; float64 (spec 6)."""
+    return torch.cat([rho_schedule(num_steps), torch.zeros(1, dtype=torch.float64)])
+
+
+def training_sigmas(stream: np.random.Generator, num: int) -> Float[Tensor, " n"]:
+    """ln sigma ~ N(-1.2, 1.2^2) (spec 3.1)."""
+    log_sigma = LOG_SIGMA_MEAN + LOG_SIGMA_STD * stream.standard_normal(num)
+    return torch.from_numpy(np.exp(log_sigma).astype(np.float32))

@@ -1,0 +1,68 @@
+"""A notice board: workers post how far they are, the driver reads it while it waits; and waiting for tasks with it."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import ray
+from ray import ObjectRef
+from ray.actor import ActorHandle
+
+from mucs_ray.errors import MucsError, RunFailed
+
+POLL_S = 0.5
+
+
+@ray.remote(num_cpus=0)
+class Board:
+    """Latest value under each key."""
+
+    def __init__(self) -> None:
+        """Empty."""
+        self.notes: dict[str, Any] = {}
+
+    def post(self, key: str, value: Any) -> None:  # noqa: ANN401 - any picklable value
+        """Replace the value under a key."""
+        self.notes[key] = value
+
+    def read(self) -> dict[str, Any]:
+        """All values."""
+        return self.notes
+
+
+def new_board() -> ActorHandle:
+    """A board owned by this driver."""
+    return Board.remote()
+
+
+def read(board: ActorHandle) -> dict[str, Any]:
+    """All values on a board."""
+    return ray.get(board.read.remote())
+
+
+def own_error(error: BaseException) -> MucsError | None:
+    """Our own error inside what Ray raised, if there is one."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if type(seen).__module__.startswith("mucs_ray"):
+            return seen if isinstance(seen, MucsError) else None
+        seen = getattr(seen, "cause", None) or seen.__cause__
+    return None
+
+
+def results(tasks: Sequence[ObjectRef], *, on_wait: Callable[[], None] = lambda: None) -> Iterator[Any]:
+    """Results in the order they are ready; our own errors come as themselves, others as RunFailed."""
+    waiting = list(tasks)
+    while waiting:
+        ready, waiting = ray.wait(waiting, num_returns=1, timeout=POLL_S)
+        on_wait()
+        for task in ready:
+            try:
+                yield ray.get(task)
+            except ray.exceptions.RayError as error:
+                raise own_error(error) or RunFailed(f"a task failed: {last_line(error)}") from error
+
+
+def last_line(error: BaseException) -> str:
+    """The telling line of a remote traceback."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

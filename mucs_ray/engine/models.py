@@ -1,0 +1,50 @@
+"""Weights on their way to workers: once a node through the object store, as NumPy arrays that all its processes map.
+
+A worker rebuilds the denoiser from its config and such arrays.
+"""
+
+import warnings
+from collections.abc import Mapping
+
+import numpy as np
+import ray
+import torch
+from torch import Tensor
+
+from mucs_ray.diffusion.denoiser import EDMDenoiser
+from mucs_ray.models.dit import DiT, DiTConfig
+from mucs_ray.store import checkpoint
+from mucs_ray.store.run import Stage
+
+Arrays = dict[str, np.ndarray]
+
+
+def to_arrays(tensors: Mapping[str, Tensor]) -> Arrays:
+    """CPU copies that Ray stores without pickling."""
+    return {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in tensors.items()}
+
+
+def to_tensors(arrays: Mapping[str, np.ndarray], device: torch.device) -> dict[str, Tensor]:
+    """Tensors on the device; on the CPU they share the object store's read-only memory."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*not writable.*")
+        return {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
+
+
+def best_device() -> torch.device:
+    """The GPU Ray gave this worker, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def build_denoiser(config: DiTConfig, arrays: Mapping[str, np.ndarray], device: torch.device) -> EDMDenoiser:
+    """The denoiser with these weights, frozen, in eval mode."""
+    denoiser = EDMDenoiser(DiT(config))
+    denoiser.network.load_state_dict(to_tensors(arrays, torch.device("cpu")))
+    return denoiser.to(device).eval().requires_grad_(False)
+
+
+@ray.remote(num_cpus=0.1)
+def load_arrays(stage: Stage, file: str) -> Arrays:
+    """A finished stage's tensors into the object store, checked against the manifest, not through the driver."""
+    tensors, _ = checkpoint.parse(stage.checked(file), stage.url(file))
+    return to_arrays(tensors)

@@ -1,0 +1,81 @@
+"""Progress of long work: workers report to a board, the driver shows it as a bar or as plain lines.
+
+A terminal gets one live line with rate and time left; a log gets a line every 30 seconds and one at the end.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+LOG_INTERVAL_S = 30.0
+
+
+class Bar:
+    """One stage's progress: `advance` or `set`, in the stage's own unit."""
+
+    def __init__(self, console: Console, title: str, total: float, unit: str) -> None:
+        """Use through `bar`."""
+        self.console, self.title, self.total, self.unit = console, title, total, unit
+        self.done, self.note, self.first = 0.0, "", 0.0
+        self.started = self.logged = time.monotonic()
+        self.live: Progress | None = None
+        self.task = TaskID(0)
+
+    def start_at(self, done: float) -> None:
+        """What an earlier run had finished: shown as done, left out of the rate."""
+        self.first = self.done = done
+        self._show()
+
+    def set(self, done: float, note: str = "") -> None:
+        """Absolute progress, and a short note (a loss, say)."""
+        self.done, self.note = done, note or self.note
+        self._show()
+
+    def advance(self, more: float, note: str = "") -> None:
+        """Relative progress."""
+        self.set(self.done + more, note)
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the start of this run."""
+        return max(time.monotonic() - self.started, 1e-9)
+
+    @property
+    def rate(self) -> float:
+        """Units a second since the start of this run."""
+        return (self.done - self.first) / self.elapsed
+
+    def line(self) -> str:
+        """For logs: "score 512/1713 images, 71.3/s, 0:17 left"."""
+        left = (self.total - self.done) / self.rate if self.rate > 0 else float("inf")
+        left_text = f", {int(left // 60)}:{int(left % 60):02d} left" if 0 < left < 1e7 else ""
+        note = f", {self.note}" if self.note else ""
+        return f"{self.title}  {self.done:g}/{self.total:g} {self.unit}, {self.rate:.3g}/s{left_text}{note}"
+
+    def _show(self) -> None:
+        if self.live is not None:
+            self.live.update(self.task, completed=self.done, note=self.note, rate=f"{self.rate:.3g} {self.unit}/s")
+        elif time.monotonic() - self.logged >= LOG_INTERVAL_S:
+            self.logged = time.monotonic()
+            self.console.print(self.line(), highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def bar(console: Console, title: str, total: float, unit: str) -> Iterator[Bar]:
+    """Show progress while the block runs."""
+    shown = Bar(console, title, total, unit)
+    if not console.is_terminal:
+        yield shown
+        if shown.done > shown.first:
+            console.print(shown.line(), highlight=False, soft_wrap=True)
+        return
+    columns = [TextColumn("{task.description:<10}"), BarColumn(bar_width=28), MofNCompleteColumn()]
+    columns += [TextColumn("{task.fields[rate]}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()]
+    columns += [TextColumn("[dim]{task.fields[note]}")]
+    with Progress(*columns, console=console, transient=False) as live:
+        shown.live = live
+        shown.task = live.add_task(title, total=total, note="", rate="")
+        yield shown

@@ -1,0 +1,186 @@
+"""The scoring pass: Ray Data streams the units of the training set through a pool of resident scorers.
+
+A unit is a row group with a stable name. A scorer holds F1 and the bank of all F2 tensors, publishes one part a unit
+under that name, whole or not at all, and returns a receipt. What has no part yet is streamed again: a resumed run, a
+lost worker and a first run are the same code.
+"""
+
+import io
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+from ray import ObjectRef
+
+from mucs_ray import storage
+from mucs_ray.attribution.config import ScoreConfig
+from mucs_ray.attribution.mucs import MUCS, Losses
+from mucs_ray.data.table import Dataset, Unit, read_unit
+from mucs_ray.engine.board import last_line, own_error
+from mucs_ray.engine.models import best_device, build_denoiser, to_tensors
+from mucs_ray.engine.progress import Bar
+from mucs_ray.engine.session import READER_CPUS, Cluster
+from mucs_ray.errors import RunFailed
+from mucs_ray.models.dit import DiTConfig
+from mucs_ray.store.run import Stage
+
+MAX_PASSES = 5
+UNIT_COLUMN = "mucs_ray_unit"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreJob:
+    """What every scorer needs; small and picklable."""
+
+    dataset: Dataset
+    model: DiTConfig
+    config: ScoreConfig
+    seed: int
+    stage: Stage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receipt:
+    """Told by a scorer once a unit's part is published."""
+
+    unit: str
+    rows: int
+    forwards: int
+    seconds: float
+    seconds_outside: float
+    """Of them not spent in the network: decoding, moving, writing."""
+
+
+def part_of(stage: Stage, unit: Unit) -> str:
+    """File name of a unit's part."""
+    return stage.part(unit.name, "parquet")
+
+
+def score_unit(method: MUCS, job: ScoreJob, unit: Unit, table: pa.Table) -> Receipt:
+    """Score a unit and publish its part: a pure function of the unit, so a retry publishes the same bytes."""
+    started = time.monotonic()
+    device = next(method.denoiser.parameters()).device
+    batch = job.dataset.batch(table).to(device)
+    in_network = time.monotonic()
+    losses = method.losses(batch)
+    scores = method.scores(losses).numpy()
+    in_network = time.monotonic() - in_network
+    content = part_bytes(batch.idx.numpy(), scores, losses if job.config.keep_losses else None)
+    storage.publish(job.stage.url(part_of(job.stage, unit)), content)
+    seconds = time.monotonic() - started
+    forwards = len(batch) * job.config.noises * (1 + len(method.bank))
+    return Receipt(
+        unit=unit.name, rows=len(batch), forwards=forwards, seconds=seconds, seconds_outside=seconds - in_network
+    )
+
+
+def part_bytes(idx: np.ndarray, scores: np.ndarray, losses: Losses | None) -> bytes:
+    """Parquet: idx, score[items], and on request the losses before[n] and after[items * n] in fp16."""
+    columns = {"idx": pa.array(idx), "score": fixed_lists(scores)}
+    if losses is not None:
+        columns["before"] = fixed_lists(losses.before.cpu().numpy().astype(np.float16))
+        after = losses.after.transpose(0, 1).flatten(1)
+        columns["after"] = fixed_lists(after.cpu().numpy().astype(np.float16))
+    buffer = io.BytesIO()
+    pq.write_table(pa.table(columns), buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def fixed_lists(values: np.ndarray) -> pa.FixedSizeListArray:
+    """A matrix as a column of fixed-size lists."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
+
+
+class SkewScorer:
+    """Resident in a worker: the method with all its models."""
+
+    def __init__(self, job: ScoreJob, weights: ObjectRef, bank: Sequence[ObjectRef], units: dict[str, Unit]) -> None:
+        """Fetches the weights once a node and moves them to the device."""
+        device = best_device()
+        self.job, self.units = job, units
+        denoiser = build_denoiser(job.model, ray.get(weights), device)
+        tensors = [to_tensors(arrays, device) for arrays in ray.get(list(bank))]
+        self.method = MUCS(
+            denoiser, tensors, config=job.config, image_size=job.model.image_size, seed=job.seed
+        )
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """A unit's rows in, its receipt out."""
+        unit = self.units[table[UNIT_COLUMN][0].as_py()]
+        receipt = score_unit(self.method, self.job, unit, table)
+        return pa.Table.from_pylist([{name: getattr(receipt, name) for name in Receipt.__dataclass_fields__}])
+
+
+def read_units(names: pa.Table, units: dict[str, Unit]) -> pa.Table:
+    """The rows of one unit, with its name as a column."""
+    name = names["item"][0].as_py()
+    table = read_unit(units[name])
+    return table.append_column(UNIT_COLUMN, pa.array([name] * len(table)))
+
+
+def quiet_context() -> None:
+    """Ray Data without its own progress output."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+
+
+def stream(
+    job: ScoreJob, weights: ObjectRef, bank: Sequence[ObjectRef], units: Sequence[Unit], pool: tuple[int, int], cluster: Cluster
+) -> Iterator[Receipt]:
+    """One pass over the given units; receipts in the order they come."""
+    quiet_context()
+    by_name = {unit.name: unit for unit in units}
+    names = ray.data.from_items(list(by_name), override_num_blocks=len(by_name))
+    rows = names.map_batches(
+        read_units, fn_args=(by_name,), batch_size=None, batch_format="pyarrow", num_cpus=READER_CPUS
+    )
+    receipts = rows.map_batches(
+        SkewScorer,
+        fn_constructor_args=(job, weights, list(bank), by_name),
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(min_size=pool[0], max_size=pool[1], max_tasks_in_flight_per_actor=2),
+        **cluster.worker_options,
+    )
+    for row in receipts.iter_rows():
+        yield Receipt(**row)
+
+
+def pool_size(wanted: tuple[int, int], num_units: int, cluster: Cluster) -> tuple[int, int]:
+    """(smallest, largest) pool: as asked, else everything there is now; never more than there are units."""
+    least, most = wanted[0] or cluster.num_workers, wanted[1] or cluster.num_workers
+    return min(least, most, num_units), min(most, num_units)
+
+
+def score(
+    job: ScoreJob,
+    weights: ObjectRef,
+    bank: Sequence[ObjectRef],
+    units: Sequence[Unit],
+    *,
+    pool: tuple[int, int],
+    cluster: Cluster,
+    bar: Bar,
+) -> dict[str, Any]:
+    """Stream until every unit has its part. RunFailed, naming the cause, if some cannot be had."""
+    totals = {"rows": 0, "forwards": 0, "seconds": 0.0, "seconds_outside": 0.0}
+    todo = list(units)
+    for _ in range(MAX_PASSES):
+        try:
+            for receipt in stream(job, weights, bank, todo, pool_size(pool, len(todo), cluster), cluster):
+                for name in totals:
+                    totals[name] += getattr(receipt, name)
+                bar.advance(receipt.rows, f"{totals['forwards'] / bar.elapsed:,.0f} forwards/s")
+        except ray.exceptions.RayError as error:
+            raise own_error(error) or RunFailed(f"scoring failed: {last_line(error)}") from error
+        there = set(storage.names(job.stage.folder))
+        todo = [unit for unit in units if part_of(job.stage, unit) not in there]
+        if not todo:
+            return totals
+    raise RunFailed(f"{len(todo)} units still have no scores after {MAX_PASSES} passes (first: {todo[0].name}); run again")

@@ -1,0 +1,101 @@
+"""Starting Ray, or joining it, quietly: one session a command.
+
+Without an address a private Ray is started on this machine, bound to loopback, and ended with the command. With
+RAY_ADDRESS or an address (as `ray job submit` sets it) the existing cluster is joined and nothing of it is changed.
+"""
+
+import logging
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+LOCAL_ENVIRONMENT = {
+    "RAY_AUTH_MODE": "disabled",  # one machine, loopback only; clusters use token mode (cluster/)
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # on Linux: bind to 127.0.0.1
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_USAGE_STATS_REPORT_URL": "http://127.0.0.1:9/",
+}
+QUIET_ENVIRONMENT = {
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_COLOR_PREFIX": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
+}
+ACTOR_CPUS, READER_CPUS = 0.9, 0.1
+"""Of each CPU a worker leaves a tenth to the readers that feed it: if it took all, Ray Data would wait for ever."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cluster:
+    """What the session can use."""
+
+    cpus: int
+    gpus: int
+    nodes: int
+
+    @property
+    def num_workers(self) -> int:
+        """Processes that can compute side by side: one a GPU, or one a CPU."""
+        return self.gpus or self.cpus
+
+    @property
+    def worker_options(self) -> dict[str, float]:
+        """Resources of one of them."""
+        return {"num_cpus": ACTOR_CPUS, "num_gpus": 1 if self.gpus else 0}
+
+
+@contextmanager
+def session(address: str | None = None, *, verbose: bool = False) -> Iterator[Cluster]:
+    """Ray for the duration of a `with` block."""
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    os.environ.update(QUIET_ENVIRONMENT)
+    if address == "local":
+        os.environ.update(LOCAL_ENVIRONMENT)
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # without .pyc files every Ray process starts three times slower
+    import ray  # after the environment is set: Ray reads it when it is imported
+
+    if not verbose:
+        for name in ("ray", "ray.data", "ray.train", "ray.tune"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+    quiet = {"log_to_driver": verbose, "logging_level": logging.INFO if verbose else logging.ERROR}
+    if address == "local":
+        start_local(quiet)
+    else:
+        ray.init(address=address, runtime_env={"env_vars": worker_environment()}, **quiet)
+    try:
+        resources = ray.cluster_resources()
+        yield Cluster(cpus=int(resources.get("CPU", 1)), gpus=int(resources.get("GPU", 0)), nodes=len(ray.nodes()))
+    finally:
+        ray.shutdown()
+
+
+def start_local(quiet: dict[str, object]) -> None:
+    """A private Ray whose processes see a HOME that says "not in a cloud", so that they do not probe for one."""
+    import ray
+
+    home = os.environ.get("HOME")
+    with tempfile.TemporaryDirectory(prefix="mucs-ray-home-") as calm:
+        (Path(calm) / "ray_bootstrap_config.yaml").write_text("provider: {type: local}\n")
+        os.environ["HOME"] = calm
+        try:
+            environment = {**worker_environment(), **({"HOME": home} if home else {})}
+            ray.init(
+                address="local",
+                include_dashboard=False,
+                num_cpus=len(os.sched_getaffinity(0)),
+                runtime_env={"env_vars": environment},
+                **quiet,
+            )
+        finally:
+            if home is None:
+                del os.environ["HOME"]
+            else:
+                os.environ["HOME"] = home
+
+
+def worker_environment() -> dict[str, str]:
+    """One thread a worker: there are as many workers as CPUs, and the bits of a sum depend on the number of threads."""
+    return {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}

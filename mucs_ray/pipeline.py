@@ -1,0 +1,114 @@
+"""The stages in order, as one reads the paper: pretrain, generate, unlearn, score, rank, report (spec 12).
+
+What each stage reads is listed here once; a stage's fingerprint, and so what a changed knob makes stale, follows from it.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
+from importlib.metadata import version
+from typing import Any
+
+from rich.console import Console
+
+from mucs_ray import storage, summary
+from mucs_ray.config import Recipe, check_fits
+from mucs_ray.data.table import Dataset
+from mucs_ray.engine.session import Cluster, session
+from mucs_ray.store.run import Stage, State, open_run
+
+METHOD = "mucs"
+ORDER = ("pretrain", "generate", "null", "unlearn", "score", "attribute", "report")
+"""Short names of the stages; the last of an attribution, which ranks, carries its name."""
+
+
+def settings(recipe: Recipe, *keys: str, without: Sequence[str] = ()) -> dict[str, Any]:
+    """The recipe's values under sections or dotted keys, flat, as they look in JSON."""
+    flat: dict[str, Any] = {}
+    for key, value in recipe.to_dict().items():
+        entries = {f"{key}.{inner}": each for inner, each in value.items()} if isinstance(value, dict) else {key: value}
+        flat |= {name: list(each) if isinstance(each, tuple) else each for name, each in entries.items()}
+    chosen = {name: value for name, value in flat.items() if name in keys or name.split(".")[0] in keys}
+    return {name: value for name, value in chosen.items() if name not in without}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pipeline:
+    """One run: a recipe, a data set and a run directory."""
+
+    recipe: Recipe
+    dataset: Dataset
+    run_url: str
+    console: Console
+    address: str | None = None
+    verbose: bool = False
+
+    @classmethod
+    def open(cls, recipe: Recipe, dataset: Dataset, run_url: str, **how: Any) -> "Pipeline":  # noqa: ANN401
+        """Check that model, data and counts fit and that the run directory can be written. InputError if not."""
+        check_fits(recipe, dataset.card)
+        return cls(recipe=recipe, dataset=dataset, run_url=open_run(run_url), **how)
+
+    @cached_property
+    def stages(self) -> dict[str, Stage]:
+        """Every stage as it would be run now, by its short name."""
+        stages: dict[str, Stage] = {}
+
+        def stage(short: str, folder: str, reads: Mapping[str, Any], *inputs: str) -> None:
+            known = {"data": self.dataset.card.fingerprint} | {name: each.fingerprint for name, each in stages.items()}
+            picked = {name: known[name] for name in inputs}
+            stages[short] = Stage(run_url=self.run_url, name=folder, reads=reads, inputs=picked)
+
+        recipe, attribute = self.recipe, f"attribute/{METHOD}"
+        chosen = () if recipe.weights else ("train.checkpoint",)
+        if recipe.weights:
+            digest = sha256(storage.read_bytes(recipe.weights)).hexdigest()
+            stage("pretrain", "pretrain", {"weights": digest, **settings(recipe, "model")})
+        else:
+            reads = settings(recipe, "model", "train", "seed", without=("train.checkpoint",))
+            stage("pretrain", "pretrain", reads, "data")
+        stage("generate", "generate", settings(recipe, "generate", "seed", *chosen), "data", "pretrain")
+        null = settings(recipe, "model", "seed", "unlearn.null_loss", "unlearn.null_batches")
+        stage("null", f"{attribute}/null", null, "data")
+        knobs = settings(recipe, "unlearn", "train.learning_rate", "generate.items", "seed", *chosen)
+        knobs = {name: value for name, value in knobs.items() if name not in null or name == "seed"}
+        stage("unlearn", f"{attribute}/unlearn", knobs, "data", "pretrain", "generate", "null")
+        stage("score", f"{attribute}/score", settings(recipe, "score", "seed", *chosen), "data", "pretrain", "unlearn")
+        stage("attribute", attribute, settings(recipe, "rank", "seed"), "score")
+        stage("report", "report", {"layout": summary.LAYOUT}, "attribute", "generate", "unlearn")
+        return stages
+
+    def until(self, target: str) -> list[str]:
+        """Short names of the stages that a target needs, in order."""
+        return list(ORDER[: ORDER.index(target) + 1])
+
+    def plan(self, target: str) -> dict[str, State]:
+        """Where each needed stage stands, and why."""
+        return {short: self.stages[short].state() for short in self.until(target)}
+
+    def run(self, target: str) -> list[str]:
+        """Do what is needed and missing; returns the stages done now. The same call resumes an interrupted one."""
+        todo = [short for short, state in self.plan(target).items() if state.status != "done"]
+        if not todo:
+            return []
+        storage.publish_json(storage.join(self.run_url, "recipe.json"), self.recipe.to_dict())
+        if todo == ["report"]:
+            self._do("report", None)
+            return todo
+        with session(self.address, verbose=self.verbose) as cluster:
+            for short in todo:
+                self._do(short, cluster)
+        return todo
+
+    def _do(self, short: str, cluster: Cluster | None) -> None:
+        from mucs_ray import steps  # imports Ray's libraries, which a finished run does not need
+
+        started = time.monotonic()
+        work: Callable[..., tuple[dict[str, str], dict[str, Any]]] = getattr(steps, short)
+        files, facts = work(self, cluster)
+        seconds = round(time.monotonic() - started, 2)
+        versions = {name: version(name) for name in ("mucs-ray", "ray", "torch")}
+        self.stages[short].finish(files, {**facts, "seconds": seconds, "versions": versions})
+        self.console.print(f"[green]done[/]  {short}  [dim]{seconds:.1f} s[/]", highlight=False)

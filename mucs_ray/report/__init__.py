@@ -1,0 +1,1 @@
+"""Numbers and pictures in, one HTML file out."""

@@ -1,0 +1,92 @@
+"""Files at any fsspec URL: read whole, publish whole.
+
+A published file is complete or absent: local files are written aside and renamed, object stores take a single PUT.
+URLs are `str`, never `Path` (a Path mangles "s3://").
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from hashlib import sha256
+from typing import Any
+from uuid import uuid4
+
+import fsspec
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+
+
+def join(url: str, *parts: str) -> str:
+    """Append path parts to a URL or a local path."""
+    return "/".join([url.rstrip("/"), *parts])
+
+
+def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The filesystem of a URL and the path inside it."""
+    return url_to_fs(url)
+
+
+def is_local(url: str) -> bool:
+    """True for a path on this machine."""
+    return isinstance(filesystem(url)[0], LocalFileSystem)
+
+
+def absolute(url: str) -> str:
+    """A local path made absolute, so that worker processes with another working directory find it."""
+    fs, path = filesystem(url)
+    return path if isinstance(fs, LocalFileSystem) else url
+
+
+def exists(url: str) -> bool:
+    """True if there is a file (or folder) at `url`."""
+    fs, path = filesystem(url)
+    return fs.exists(path)
+
+
+def read_bytes(url: str) -> bytes:
+    """The whole file; FileNotFoundError if absent."""
+    fs, path = filesystem(url)
+    return fs.cat_file(path)
+
+
+def publish(url: str, content: bytes) -> str:
+    """Write `content` so that a reader sees all of it or nothing; returns its sha256. Equal content may be published again."""
+    fs, path = filesystem(url)
+    if isinstance(fs, LocalFileSystem):
+        folder, name = os.path.split(path)
+        os.makedirs(folder, exist_ok=True)
+        aside = os.path.join(folder, f".{name}.{uuid4().hex}.tmp")
+        with open(aside, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    else:
+        fs.pipe_file(path, content)
+    return sha256(content).hexdigest()
+
+
+def read_json(url: str) -> Any:
+    """A JSON document; FileNotFoundError if absent."""
+    return json.loads(read_bytes(url))
+
+
+def publish_json(url: str, document: Any) -> str:
+    """Publish a JSON document, indented and with sorted keys so that equal content is equal bytes."""
+    return publish(url, (json.dumps(document, indent=1, sort_keys=True) + "\n").encode())
+
+
+def names(url: str) -> Iterator[str]:
+    """File names directly in a folder; none if it is absent. For clean-up and `status` only: readers follow manifests."""
+    fs, path = filesystem(url)
+    if not fs.exists(path):
+        return
+    for entry in fs.ls(path, detail=False):
+        yield entry.rstrip("/").rsplit("/", 1)[-1]
+
+
+def remove(url: str) -> None:
+    """Delete one file, if it is there."""
+    fs, path = filesystem(url)
+    if fs.exists(path):
+        fs.rm_file(path)

@@ -1,0 +1,62 @@
+"""Generated items as files: the unclamped image and condition as safetensors, and a PNG to look at."""
+
+import io
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+
+from mucs_ray import storage
+from mucs_ray.attribution.base import Item
+from mucs_ray.store import checkpoint
+from mucs_ray.store.run import Stage
+
+Role = Literal["target", "control"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedItem:
+    """An item before it is generated: the test image that lends its condition, and what it is for."""
+
+    number: int
+    row: int
+    """In the test split."""
+    idx: int
+    role: Role
+
+
+def item_file(stage: Stage, number: int) -> str:
+    """Name of an item's part."""
+    return stage.part(f"item-{number:04d}", "safetensors")
+
+
+def to_pixels(image: Float[Tensor, "c h w"]) -> UInt8[np.ndarray, "c h w"]:
+    """[-1, 1] floats, clamped, as 8-bit pixels (spec 2)."""
+    return ((image.clamp(-1, 1) * 0.5 + 0.5) * 255).round().to(torch.uint8).cpu().numpy()
+
+
+def to_png(pixels: UInt8[np.ndarray, "c h w"]) -> bytes:
+    """A PNG file."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels.transpose(1, 2, 0)).save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def save_item(stage: Stage, item: Item, facts: dict[str, Any]) -> str:
+    """Publish the PNG, then the tensors; returns the tensors' sha256."""
+    storage.publish(stage.url(stage.part(f"item-{item.number:04d}", "png")), to_png(to_pixels(item.image)))
+    tensors = {"image": item.image}
+    if item.condition is not None:
+        tensors["condition"] = item.condition
+    facts = {**facts, "number": item.number, "idx": item.idx}
+    return checkpoint.save(stage.url(item_file(stage, item.number)), tensors, facts)
+
+
+def load_item(stage: Stage, number: int) -> Item:
+    """An item of a generated run."""
+    tensors, facts = checkpoint.load(stage.url(item_file(stage, number)))
+    return Item(number=number, idx=facts["idx"], condition=tensors.get("condition"), image=tensors["image"])

@@ -1,0 +1,168 @@
+"""The run directory: one folder a stage, immutable parts, and a manifest that is written last.
+
+    <run>/recipe.json
+    <run>/<stage>/plan.json       written first: what the stage reads, and the parts it will have
+    <run>/<stage>/<part>.<tag>.<suffix>   a part carries the first 8 characters of the stage's fingerprint, so that parts of
+                                  other settings, or of a late writer, are never taken for this one's
+    <run>/<stage>/manifest.json   written last: what was read, the files with digests, facts (times, counts)
+
+A stage is done when its manifest has the fingerprint it would have now; otherwise the reason is told.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
+from json import dumps
+from typing import Any, Literal
+
+from mucs_ray import storage
+from mucs_ray.errors import InputError
+
+LAYOUT_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """Where a stage stands, and why."""
+
+    status: Literal["done", "missing", "stale", "partial"]
+    reason: str = ""
+    parts_there: int = 0
+    parts_planned: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One stage of one run, under the settings and inputs it would be run with now."""
+
+    run_url: str
+    name: str
+    """Its folder, e.g. "attribute/mucs/score"."""
+    reads: Mapping[str, Any]
+    """The recipe values it depends on, by dotted key."""
+    inputs: Mapping[str, str]
+    """Fingerprints of what it reads: the data set, earlier stages."""
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Changes when, and only when, something changes that this stage's output depends on."""
+        facts = {"layout": LAYOUT_VERSION, "name": self.name, "reads": self.reads, "inputs": self.inputs}
+        return sha256(dumps(facts, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def folder(self) -> str:
+        """URL of the stage's folder."""
+        return storage.join(self.run_url, self.name)
+
+    def part(self, key: str, suffix: str) -> str:
+        """File name of a part; `key` is made by us, never a user's text."""
+        return f"{key}.{self.fingerprint[:8]}.{suffix}"
+
+    def url(self, file: str) -> str:
+        """URL of a file of this stage."""
+        return storage.join(self.folder, file)
+
+    def manifest(self) -> dict[str, Any] | None:
+        """The manifest as it stands, of whatever settings; None if there is none."""
+        return read_json_or_none(self.url("manifest.json"))
+
+    def state(self) -> State:
+        """done / stale (with the changed keys) / partial / missing."""
+        manifest = self.manifest()
+        if manifest and manifest["fingerprint"] == self.fingerprint:
+            return State(status="done")
+        plan = read_json_or_none(self.url("plan.json"))
+        if plan and plan["fingerprint"] == self.fingerprint:
+            here = set(storage.names(self.folder))
+            there = sum(name in here for name in plan["parts"])
+            planned = len(plan["parts"])
+            return State(status="partial", reason=f"{there} of {planned} parts", parts_there=there, parts_planned=planned)
+        if manifest:
+            return State(status="stale", reason=self.difference(manifest))
+        return State(status="missing", reason="not run yet")
+
+    def difference(self, manifest: Mapping[str, Any]) -> str:
+        """Which settings or inputs differ from those of a manifest."""
+        told = [
+            f"{key} {manifest['reads'].get(key)} -> {self.reads.get(key)}"
+            for key in sorted({*manifest["reads"], *self.reads})
+            if manifest["reads"].get(key) != jsonable(self.reads.get(key))
+        ]
+        told += [
+            f"{key} changed"
+            for key in sorted({*manifest["inputs"], *self.inputs})
+            if manifest["inputs"].get(key) != self.inputs.get(key)
+        ]
+        return ", ".join(told) or "made by another version"
+
+    def begin(self, parts: list[str]) -> list[str]:
+        """Announce the parts; returns those that are not there yet."""
+        document = {"fingerprint": self.fingerprint, "parts": parts, "reads": self.reads, "inputs": self.inputs}
+        storage.publish_json(self.url("plan.json"), document)
+        here = set(storage.names(self.folder))
+        return [part for part in parts if part not in here]
+
+    def finish(self, files: Mapping[str, str], facts: Mapping[str, Any]) -> None:
+        """Publish the manifest, then delete the parts of other settings. `files` maps file name to sha256."""
+        document = {
+            "stage": self.name,
+            "fingerprint": self.fingerprint,
+            "reads": self.reads,
+            "inputs": self.inputs,
+            "files": files,
+            "facts": facts,
+        }
+        storage.publish_json(self.url("manifest.json"), document)
+        keep = {*files, "plan.json", "manifest.json"}
+        for name in list(storage.names(self.folder)):
+            pieces = name.split(".")
+            tagged = len(pieces) == 3 and len(pieces[1]) == 8
+            if tagged and name not in keep and pieces[1] != self.fingerprint[:8]:
+                storage.remove(self.url(name))
+
+    def facts(self) -> dict[str, Any]:
+        """Facts of the finished stage."""
+        manifest = self.manifest()
+        if manifest is None or manifest["fingerprint"] != self.fingerprint:
+            raise InputError(f"stage {self.name} of {self.run_url} is not done; run it first")
+        return manifest["facts"]
+
+    def checked(self, file: str) -> bytes:
+        """Content of a file of the finished stage. InputError if it is absent or differs from the manifest."""
+        manifest = self.manifest()
+        again = f"delete {self.url('manifest.json')} and run the command again"
+        if manifest is None or file not in manifest["files"]:
+            raise InputError(f"{self.name} has no file {file}; {again}")
+        try:
+            content = storage.read_bytes(self.url(file))
+        except FileNotFoundError:
+            raise InputError(f"{self.url(file)} is in the manifest but absent; {again}") from None
+        if sha256(content).hexdigest() != manifest["files"][file]:
+            raise InputError(f"{self.url(file)} is corrupt: its sha256 differs from the manifest's; {again}")
+        return content
+
+
+def jsonable(value: Any) -> Any:  # noqa: ANN401 - any JSON value
+    """A value as it looks after a round trip through JSON (tuples become lists)."""
+    return list(value) if isinstance(value, tuple) else value
+
+
+def read_json_or_none(url: str) -> dict[str, Any] | None:
+    """A JSON document; None if absent or torn by an interrupted writer of another tool."""
+    try:
+        return storage.read_json(url)
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def open_run(url: str) -> str:
+    """The absolute URL of a run directory that can be written. InputError if it cannot."""
+    url = storage.absolute(url)
+    try:
+        storage.publish(storage.join(url, ".writable"), b"")
+        storage.remove(storage.join(url, ".writable"))
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InputError(f"run directory {url} cannot be written ({reason}); choose another with --run") from None
+    return url

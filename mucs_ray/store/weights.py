@@ -1,0 +1,75 @@
+"""A training's files in its stage folder: the resumable state after each epoch, the best EMA weights, the last ones.
+
+    state.<tag>.safetensors   live weights, EMA, optimiser moments, step: enough to go on bit for bit
+    best.<tag>.safetensors    EMA weights at the lowest validation loss (+ .json card)
+    last.<tag>.safetensors    EMA weights at the end (+ .json card)
+"""
+
+from dataclasses import asdict
+from typing import Any
+
+from torch import Tensor
+
+from mucs_ray import storage
+from mucs_ray.errors import InputError
+from mucs_ray.models.dit import DiTConfig
+from mucs_ray.store import checkpoint
+from mucs_ray.store.run import Stage
+from mucs_ray.training.step import TrainState
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def state_tensors(state: TrainState) -> dict[str, Tensor]:
+    """All tensors of a training state under flat names."""
+    tensors = {f"live.{name}": tensor for name, tensor in state.live.network.state_dict().items()}
+    tensors |= {f"ema.{name}": tensor for name, tensor in state.average.network.state_dict().items()}
+    for name, parameter in state.live.network.named_parameters():
+        for moment in MOMENTS:
+            tensors[f"{moment}.{name}"] = state.optimizer.state[parameter][moment]
+    return tensors
+
+
+def save_state(stage: Stage, state: TrainState, facts: dict[str, Any]) -> None:
+    """Publish the best weights first, so that whatever a crash leaves is consistent with the state that is resumed."""
+    if state.best_step == state.step:
+        save_average(stage, "best", state, facts)
+    progress = {"step": state.step, "best_loss": state.best_loss, "best_step": state.best_step}
+    checkpoint.save(stage.url(stage.part("state", "safetensors")), state_tensors(state), {**facts, **progress})
+
+
+def save_average(stage: Stage, kind: str, state: TrainState, facts: dict[str, Any]) -> str:
+    """Publish EMA weights as `best` or `last`; returns the sha256."""
+    url = stage.url(stage.part(kind, "safetensors"))
+    facts = {**facts, "step": state.step, "kind": kind, "stage_fingerprint": stage.fingerprint}
+    return checkpoint.save_with_card(url, state.average.network.state_dict(), facts)
+
+
+def load_state(stage: Stage, state: TrainState) -> bool:
+    """Continue where an interrupted training left off; False if there is nothing to continue from."""
+    url = stage.url(stage.part("state", "safetensors"))
+    if not storage.exists(url):
+        return False
+    tensors, facts = checkpoint.load(url)
+    for prefix, module in (("live.", state.live), ("ema.", state.average)):
+        own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        checkpoint.strict_load(module.network, own, source=url)
+    for name, parameter in state.live.network.named_parameters():
+        moments = {moment: tensors[f"{moment}.{name}"].to(parameter.device) for moment in MOMENTS}
+        step = parameter.new_tensor(float(facts["step"]), dtype=moments["exp_avg"].dtype)
+        state.optimizer.state[parameter] = {"step": step, **moments}
+    state.step, state.best_loss, state.best_step = facts["step"], facts["best_loss"], facts["best_step"]
+    return True
+
+
+def model_facts(config: DiTConfig) -> dict[str, Any]:
+    """The network's shape, for cards."""
+    return {"model": asdict(config)}
+
+
+def model_config(facts: dict[str, Any], source: str) -> DiTConfig:
+    """The network's shape out of a card."""
+    if "model" not in facts:
+        raise InputError(f"{source} has no description of its network in its header; is it a file of ours?")
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in facts["model"].items()}
+    return DiTConfig(**values)

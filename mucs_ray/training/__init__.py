@@ -1,0 +1,1 @@
+"""What one update of training does, and in which order images come."""

@@ -1,0 +1,172 @@
+"""One update of pretraining, validation, and the loop around them (spec 5). No I/O: whoever drives it saves and reports.
+
+Everything random is drawn from names that hold the update's number, for the whole batch at once; a worker then takes its
+rows. So the images, noise levels and noise of an update do not depend on the number of workers or on resuming.
+Axes: b batch, c h w image, d condition.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from mucs_ray.diffusion.batch import Batch
+from mucs_ray.diffusion.denoiser import EDMDenoiser
+from mucs_ray.diffusion.loss import denoising_loss
+from mucs_ray.diffusion.noise import generator, normal
+from mucs_ray.diffusion.schedule import training_sigmas
+from mucs_ray.training.augment import augment
+from mucs_ray.training.config import Precision, TrainConfig
+from mucs_ray.training.ema import frozen_copy, update_ema
+from mucs_ray.training.order import batch_rows
+
+VALIDATION_BATCH = 128
+
+
+class TrainingImages(Protocol):
+    """Random access to a split; rows count from 0 without gaps."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, rows: Int64[np.ndarray, " b"], stream: np.random.Generator | None = None) -> Batch:
+        """With a stream: a random crop and a random caption of each image; without: the centre and the first caption."""
+        ...
+
+
+@dataclass(slots=True, kw_only=True)
+class TrainState:
+    """What a checkpoint holds, and how far it is."""
+
+    live: EDMDenoiser
+    average: EDMDenoiser
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+    best_loss: float = float("inf")
+    best_step: int = 0
+
+    @classmethod
+    def fresh(cls, denoiser: EDMDenoiser, config: TrainConfig) -> "TrainState":
+        """Start of training, `denoiser` being trained in place; AdamW decays all parameters (spec 5)."""
+        optimizer = torch.optim.AdamW(
+            denoiser.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+        )
+        return cls(live=denoiser, average=frozen_copy(denoiser), optimizer=optimizer)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Update:
+    """Told after each update; `validation` is there at the end of an epoch."""
+
+    step: int
+    loss: Float[Tensor, ""]
+    validation: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """This worker among the workers of one training."""
+
+    rank: int = 0
+    size: int = 1
+    wrapped: nn.Module | None = None
+    """The trained denoiser wrapped for gradient averaging, if there are several workers."""
+    mean: Callable[[Tensor], Tensor] = staticmethod(lambda values: values)
+    """Average of a tensor over the workers."""
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """Staircase warm-up by whole epochs, from 0.5 % of the rate in even stairs, then constant (spec 5)."""
+    epoch = step // config.updates_per_epoch
+    factor = 0.005 + 0.995 * epoch / config.warmup_epochs if epoch < config.warmup_epochs else 1.0
+    return factor * config.learning_rate
+
+
+def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
+    """bf16 autocast, or nothing."""
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+def name_torch_stream(seed: int, name: str) -> None:
+    """Seed torch's global generators (initial weights, dropout, condition drop) from a name."""
+    torch.manual_seed(int(generator(seed, name).integers(2**63)))
+
+
+def training(
+    state: TrainState, images: TrainingImages, test: TrainingImages, config: TrainConfig, *, seed: int, group: Group
+) -> Iterator[Update]:
+    """Updates until the bound or early stopping; `state` is changed in place and is whole whenever this yields."""
+    while state.step < config.updates and not out_of_patience(state, config):
+        loss = train_update(state, images, config, seed=seed, group=group)
+        at_epoch_end = state.step % config.updates_per_epoch == 0 or state.step == config.updates
+        validation = None
+        if at_epoch_end:
+            validation = validation_loss(state.average, test, config, seed=seed, group=group)
+            if validation < state.best_loss:
+                state.best_loss, state.best_step = validation, state.step
+        yield Update(step=state.step, loss=loss, validation=validation)
+
+
+def out_of_patience(state: TrainState, config: TrainConfig) -> bool:
+    """True after `patience` epochs without a new best."""
+    return config.patience > 0 and state.step - state.best_step >= config.patience * config.updates_per_epoch
+
+
+def train_update(
+    state: TrainState, images: TrainingImages, config: TrainConfig, *, seed: int, group: Group
+) -> Float[Tensor, ""]:
+    """One update; returns this worker's mean loss."""
+    step = state.step
+    stream = generator(seed, f"train/step={step}")
+    rows = batch_rows(seed, "train", step, num_images=len(images), batch_size=config.batch_size)
+    batch = images.batch(rows, stream)
+    image, augmented = augment(batch.image, stream, probability=config.augment, flip=config.flip)
+    sigma, noise = training_sigmas(stream, len(rows)), normal(stream, *image.shape)
+    device = next(state.live.parameters()).device
+    mine = slice(group.rank, None, group.size)
+    condition = None if batch.condition is None else batch.condition[mine].to(device)
+
+    name_torch_stream(seed, f"train/step={step}/rank={group.rank}")
+    for settings in state.optimizer.param_groups:
+        settings["lr"] = learning_rate(config, step)
+    state.live.train()
+    with autocast(config.precision, device):
+        losses = denoising_loss(
+            group.wrapped or state.live,
+            image[mine].to(device),
+            noise[mine].to(device),
+            sigma[mine].to(device),
+            condition,
+            augmented[mine].to(device),
+        )
+    loss = losses.mean()
+    state.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    state.optimizer.step()
+    update_ema(state.average, state.live, config.ema_decay)
+    state.step = step + 1
+    return loss.detach()
+
+
+@torch.no_grad()
+def validation_loss(
+    denoiser: EDMDenoiser, test: TrainingImages, config: TrainConfig, *, seed: int, group: Group
+) -> float:
+    """Mean loss over the test split, each image with its own named noise level and noise."""
+    device = next(denoiser.parameters()).device
+    total = torch.zeros(2, dtype=torch.float64)
+    for start in range(group.rank * VALIDATION_BATCH, len(test), group.size * VALIDATION_BATCH):
+        batch = test.batch(np.arange(start, min(start + VALIDATION_BATCH, len(test))))
+        streams = [generator(seed, f"validate/idx={idx}") for idx in batch.idx.tolist()]
+        sigma = torch.cat([training_sigmas(stream, 1) for stream in streams]).to(device)
+        noise = torch.stack([normal(stream, *batch.image.shape[1:]) for stream in streams]).to(device)
+        there = batch.to(device)
+        with autocast(config.precision, device):
+            losses = denoising_loss(denoiser, there.image, noise, sigma, there.condition)
+        total += torch.tensor([losses.double().sum().item(), len(batch)], dtype=torch.float64)
+    summed, count = group.mean(total).tolist()
+    return summed / count
