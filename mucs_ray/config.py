@@ -94,7 +94,7 @@ def read_recipe(name_or_file: str) -> Values:
 
 
 def parse_setting(setting: str) -> tuple[list[str], Any]:
-    """"a.b=1" as (["a", "b"], 1); the value is TOML, or else a plain string."""
+    """ "a.b=1" as (["a", "b"], 1); the value is TOML, or else a plain string."""
     path, equals, text = setting.partition("=")
     if not equals or not path:
         raise InputError(f"--set {setting!r}: expected section.key=value, e.g. --set score.noises=50")
@@ -163,7 +163,9 @@ def check_fits(recipe: Recipe, card: Card) -> None:
         )
     asked, there = recipe.generate.items + recipe.generate.controls, card.num_images("test")
     if asked > there:
-        raise InputError(f"{asked} images to generate (items + controls) but the test split lends only {there} conditions")
+        raise InputError(
+            f"{asked} images to generate (items + controls) but the test split lends only {there} conditions"
+        )
     check_network(recipe.model)
 
 

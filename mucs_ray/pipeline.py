@@ -3,23 +3,23 @@
 What each stage reads is listed here once; a stage's fingerprint, and so what a changed knob makes stale, follows from it.
 """
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
-from importlib.metadata import version
 from typing import Any
 
 from rich.console import Console
 
-from mucs_ray import storage, summary
-from mucs_ray.config import Recipe, check_fits
+from mucs_ray import storage
+from mucs_ray.config import Recipe, build, check_fits
 from mucs_ray.data.table import Dataset
-from mucs_ray.engine.session import Cluster, session
-from mucs_ray.store.run import Stage, State, open_run
+from mucs_ray.errors import InputError
+from mucs_ray.store.run import Stage, State, open_run, read_json_or_none
 
 METHOD = "mucs"
+REPORT_LAYOUT = 1
+"""Raise when the report changes, so that reports are made again."""
 ORDER = ("pretrain", "generate", "null", "unlearn", "score", "attribute", "report")
 """Short names of the stages; the last of an attribution, which ranks, carries its name."""
 
@@ -77,7 +77,7 @@ class Pipeline:
         stage("unlearn", f"{attribute}/unlearn", knobs, "data", "pretrain", "generate", "null")
         stage("score", f"{attribute}/score", settings(recipe, "score", "seed", *chosen), "data", "pretrain", "unlearn")
         stage("attribute", attribute, settings(recipe, "rank", "seed"), "score")
-        stage("report", "report", {"layout": summary.LAYOUT}, "attribute", "generate", "unlearn")
+        stage("report", "report", {"layout": REPORT_LAYOUT}, "attribute", "generate", "unlearn")
         return stages
 
     def until(self, target: str) -> list[str]:
@@ -88,27 +88,14 @@ class Pipeline:
         """Where each needed stage stands, and why."""
         return {short: self.stages[short].state() for short in self.until(target)}
 
-    def run(self, target: str) -> list[str]:
-        """Do what is needed and missing; returns the stages done now. The same call resumes an interrupted one."""
-        todo = [short for short, state in self.plan(target).items() if state.status != "done"]
-        if not todo:
-            return []
-        storage.publish_json(storage.join(self.run_url, "recipe.json"), self.recipe.to_dict())
-        if todo == ["report"]:
-            self._do("report", None)
-            return todo
-        with session(self.address, verbose=self.verbose) as cluster:
-            for short in todo:
-                self._do(short, cluster)
-        return todo
 
-    def _do(self, short: str, cluster: Cluster | None) -> None:
-        from mucs_ray import steps  # imports Ray's libraries, which a finished run does not need
-
-        started = time.monotonic()
-        work: Callable[..., tuple[dict[str, str], dict[str, Any]]] = getattr(steps, short)
-        files, facts = work(self, cluster)
-        seconds = round(time.monotonic() - started, 2)
-        versions = {name: version(name) for name in ("mucs-ray", "ray", "torch")}
-        self.stages[short].finish(files, {**facts, "seconds": seconds, "versions": versions})
-        self.console.print(f"[green]done[/]  {short}  [dim]{seconds:.1f} s[/]", highlight=False)
+def reopen(run_url: str, *, console: Console) -> Pipeline:
+    """A run as its directory describes it. InputError if there is none."""
+    run_url = storage.absolute(run_url)
+    values = read_json_or_none(storage.join(run_url, "recipe.json"))
+    if values is None:
+        raise InputError(
+            f"no run at {run_url} (expected recipe.json there); start one with: mucs-ray attribute --run URL"
+        )
+    recipe = build(values)
+    return Pipeline(recipe=recipe, dataset=Dataset.open(recipe.data), run_url=run_url, console=console)

@@ -46,9 +46,7 @@ def pretrain(pipeline: Pipeline, cluster: Cluster) -> Output:
     )
     workers = training.workers_for(recipe.train, recipe.engine.train_workers, cluster)
     with bar(pipeline.console, "pretrain", recipe.train.updates, "updates") as shown:
-        facts = training.train(
-            job, cluster, num_workers=workers, max_failures=recipe.engine.max_failures, bar=shown
-        )
+        facts = training.train(job, cluster, num_workers=workers, max_failures=recipe.engine.max_failures, bar=shown)
         facts["images_per_second"] = round(shown.rate * recipe.train.batch_size, 1)
     return digests(stage, names), {**facts, "workers": workers, **model_facts(recipe.model)}
 
@@ -143,14 +141,16 @@ def score(pipeline: Pipeline, cluster: Cluster) -> Output:
     bank = [load_arrays.remote(unlearned, file) for file in files]
     with bar(pipeline.console, "score", sum(unit.rows for unit in units), "images") as shown:
         shown.start_at(sum(unit.rows for unit in units) - sum(unit.rows for unit in todo))
-        totals = scoring.score(
-            job, weights_ref(pipeline), bank, todo, pool=recipe.engine.actors, cluster=cluster, bar=shown
-        ) if todo else {}
+        totals = (
+            scoring.score(job, weights_ref(pipeline), bank, todo, pool=recipe.engine.actors, cluster=cluster, bar=shown)
+            if todo
+            else {}
+        )
         totals["wall_seconds"] = shown.elapsed
     return digests(stage, list(names)), totals
 
 
-def attribute(pipeline: Pipeline, cluster: Cluster) -> Output:  # noqa: ARG001 - all stages are called alike
+def attribute(pipeline: Pipeline, cluster: Cluster) -> Output:
     """Rank: scores.parquet (idx, score[items]) and topk.csv, streaming the parts."""
     recipe, stage = pipeline.recipe, pipeline.stages["attribute"]
     num_items, num_images = recipe.generate.items, pipeline.dataset.card.num_images("train")
@@ -220,7 +220,7 @@ def describe(pipeline: Pipeline, wanted: set[int]) -> dict[int, tuple[str, str]]
     return found
 
 
-def report(pipeline: Pipeline, cluster: Cluster | None) -> Output:  # noqa: ARG001 - all stages are called alike
+def report(pipeline: Pipeline, cluster: Cluster | None) -> Output:
     """One self-contained HTML file, in the run directory itself."""
     html = summary.html(pipeline).encode()
     storage.publish(storage.join(pipeline.run_url, "report.html"), html)

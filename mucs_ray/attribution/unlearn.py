@@ -63,9 +63,7 @@ def draw_losses(
 
 
 @torch.no_grad()
-def null_loss(
-    untrained: EDMDenoiser, batches: Callable[[int], Batch], *, num_batches: int, seed: int
-) -> float:
+def null_loss(untrained: EDMDenoiser, batches: Callable[[int], Batch], *, num_batches: int, seed: int) -> float:
     """Mean loss of an untrained network over batches of training images: the most an item can be unlearned (spec 7.1)."""
     untrained = frozen_copy(untrained)
     means = []

@@ -24,7 +24,7 @@ from mucs_ray.data.table import Dataset, Unit, read_unit
 from mucs_ray.engine.board import last_line, own_error
 from mucs_ray.engine.models import best_device, build_denoiser, to_tensors
 from mucs_ray.engine.progress import Bar
-from mucs_ray.engine.session import READER_CPUS, Cluster
+from mucs_ray.engine.session import READER_CPUS, Cluster, quiet_data
 from mucs_ray.errors import RunFailed
 from mucs_ray.models.dit import DiTConfig
 from mucs_ray.store.run import Stage
@@ -105,9 +105,7 @@ class SkewScorer:
         self.job, self.units = job, units
         denoiser = build_denoiser(job.model, ray.get(weights), device)
         tensors = [to_tensors(arrays, device) for arrays in ray.get(list(bank))]
-        self.method = MUCS(
-            denoiser, tensors, config=job.config, image_size=job.model.image_size, seed=job.seed
-        )
+        self.method = MUCS(denoiser, tensors, config=job.config, image_size=job.model.image_size, seed=job.seed)
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """A unit's rows in, its receipt out."""
@@ -123,18 +121,16 @@ def read_units(names: pa.Table, units: dict[str, Unit]) -> pa.Table:
     return table.append_column(UNIT_COLUMN, pa.array([name] * len(table)))
 
 
-def quiet_context() -> None:
-    """Ray Data without its own progress output."""
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-
-
 def stream(
-    job: ScoreJob, weights: ObjectRef, bank: Sequence[ObjectRef], units: Sequence[Unit], pool: tuple[int, int], cluster: Cluster
+    job: ScoreJob,
+    weights: ObjectRef,
+    bank: Sequence[ObjectRef],
+    units: Sequence[Unit],
+    pool: tuple[int, int],
+    cluster: Cluster,
 ) -> Iterator[Receipt]:
     """One pass over the given units; receipts in the order they come."""
-    quiet_context()
+    quiet_data()
     by_name = {unit.name: unit for unit in units}
     names = ray.data.from_items(list(by_name), override_num_blocks=len(by_name))
     rows = names.map_batches(
@@ -183,4 +179,6 @@ def score(
         todo = [unit for unit in units if part_of(job.stage, unit) not in there]
         if not todo:
             return totals
-    raise RunFailed(f"{len(todo)} units still have no scores after {MAX_PASSES} passes (first: {todo[0].name}); run again")
+    raise RunFailed(
+        f"{len(todo)} units still have no scores after {MAX_PASSES} passes (first: {todo[0].name}); run again"
+    )

@@ -6,9 +6,10 @@ RAY_ADDRESS or an address (as `ray job submit` sets it) the existing cluster is 
 
 import logging
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,8 +21,8 @@ LOCAL_ENVIRONMENT = {
 }
 QUIET_ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_COLOR_PREFIX": "0",
-    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
 }
 ACTOR_CPUS, READER_CPUS = 0.9, 0.1
@@ -51,25 +52,58 @@ class Cluster:
 def session(address: str | None = None, *, verbose: bool = False) -> Iterator[Cluster]:
     """Ray for the duration of a `with` block."""
     address = address or os.environ.get("RAY_ADDRESS") or "local"
-    os.environ.update(QUIET_ENVIRONMENT)
+    if not verbose:
+        os.environ.update(QUIET_ENVIRONMENT)
     if address == "local":
         os.environ.update(LOCAL_ENVIRONMENT)
-        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # without .pyc files every Ray process starts three times slower
+        os.environ.pop(
+            "PYTHONDONTWRITEBYTECODE", None
+        )  # without .pyc files every Ray process starts three times slower
     import ray  # after the environment is set: Ray reads it when it is imported
 
     if not verbose:
-        for name in ("ray", "ray.data", "ray.train", "ray.tune"):
+        for name in ("ray", "ray.train", "ray.tune"):
             logging.getLogger(name).setLevel(logging.ERROR)
     quiet = {"log_to_driver": verbose, "logging_level": logging.INFO if verbose else logging.ERROR}
-    if address == "local":
-        start_local(quiet)
-    else:
-        ray.init(address=address, runtime_env={"env_vars": worker_environment()}, **quiet)
+    with nullcontext() if verbose else errors_only():
+        if address == "local":
+            start_local(quiet)
+        else:
+            ray.init(address=address, runtime_env={"env_vars": worker_environment()}, **quiet)
     try:
         resources = ray.cluster_resources()
         yield Cluster(cpus=int(resources.get("CPU", 1)), gpus=int(resources.get("GPU", 0)), nodes=len(ray.nodes()))
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def errors_only() -> Iterator[None]:
+    """Keep what Ray's C++ side writes to stderr while it starts, and show it only if the start fails."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as aside:
+        os.dup2(aside.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            aside.seek(0)
+            os.write(kept, aside.read())
+            raise
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+def quiet_data() -> None:
+    """Ray Data without its own progress output; it sets its loggers up when it is imported."""
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    if os.environ.get("RAY_BACKEND_LOG_LEVEL") == QUIET_ENVIRONMENT["RAY_BACKEND_LOG_LEVEL"]:
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
 def start_local(quiet: dict[str, object]) -> None:

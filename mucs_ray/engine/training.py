@@ -135,7 +135,7 @@ def train(job: TrainJob, cluster: Cluster, *, num_workers: int, max_failures: in
     def fit() -> None:
         try:
             trainer.fit()
-        except Exception as error:  # noqa: BLE001 - handed to the main thread, which tells it
+        except Exception as error:
             failure.append(error)
 
     thread = threading.Thread(target=fit, daemon=True)

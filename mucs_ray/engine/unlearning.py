@@ -46,7 +46,9 @@ class UnlearnJob:
     stage: Stage
 
 
-def named_batches(images: LocalImages, *, seed: int, name: str, batch_size: int, device: torch.device) -> Callable[[int], Batch]:
+def named_batches(
+    images: LocalImages, *, seed: int, name: str, batch_size: int, device: torch.device
+) -> Callable[[int], Batch]:
     """batches(step): centre-cropped images in a shuffled order that belongs to `name`."""
 
     def batches(step: int) -> Batch:

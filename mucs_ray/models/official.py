@@ -7,6 +7,7 @@ inert placeholder in its place, and refuses any other class or function that the
 import math
 import re
 from collections.abc import Iterable
+from io import IOBase
 from pathlib import PurePath
 from typing import IO, Any, cast
 
@@ -17,7 +18,7 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from mucs_ray.errors import InputError
 from mucs_ray.models.dit import DiT, DiTConfig
-from mucs_ray.storage import filesystem
+from mucs_ray.storage import filesystem, read_bytes
 
 HEAD_WIDTH = 64
 TORCH_SUFFIXES = (".ckpt", ".pt", ".pth")
@@ -81,9 +82,11 @@ def _read(path: str) -> object:
     if suffix != ".safetensors" and suffix not in TORCH_SUFFIXES:
         raise InputError(f"{path}: expected a file of weights (.safetensors, {', '.join(TORCH_SUFFIXES)})")
     try:
+        if suffix == ".safetensors":
+            return safetensors.torch.load(read_bytes(path))
         fs, inside = filesystem(path)
-        with cast("IO[bytes]", fs.open(inside, "rb")) as file:
-            return safetensors.torch.load(file.read()) if suffix == ".safetensors" else _read_torch(file, path)
+        with fs.open(inside, "rb") as file:
+            return _read_torch(file, path)
     except InputError:
         raise
     except FileNotFoundError as error:
@@ -96,9 +99,10 @@ def _read(path: str) -> object:
         raise InputError(f"{path}: cannot be read as weights ({type(error).__name__}: {reason})") from error
 
 
-def _read_torch(file: IO[bytes], path: str) -> object:
+def _read_torch(file: IOBase, path: str) -> object:
+    readable = cast("IO[bytes]", file)  # what fsspec opens is one in all but name
     try:
-        named = get_unsafe_globals_in_checkpoint(file)
+        named = get_unsafe_globals_in_checkpoint(readable)
     except ValueError:
         named = []  # torch's format before 1.6 has no list: there the reader itself refuses, placeholders or not
     refused = [name for name in named if not _is_inert(name)]
@@ -106,7 +110,7 @@ def _read_torch(file: IO[bytes], path: str) -> object:
         raise InputError(_unsafe(refused, path))
     file.seek(0)
     with safe_globals([(Inert, name) for name in named]):
-        return torch.load(file, map_location="cpu", weights_only=True)
+        return torch.load(readable, map_location="cpu", weights_only=True)
 
 
 def _is_inert(name: str) -> bool:

@@ -77,7 +77,9 @@ class Stage:
             here = set(storage.names(self.folder))
             there = sum(name in here for name in plan["parts"])
             planned = len(plan["parts"])
-            return State(status="partial", reason=f"{there} of {planned} parts", parts_there=there, parts_planned=planned)
+            return State(
+                status="partial", reason=f"{there} of {planned} parts", parts_there=there, parts_planned=planned
+            )
         if manifest:
             return State(status="stale", reason=self.difference(manifest))
         return State(status="missing", reason="not run yet")

@@ -1,8 +1,8 @@
 """A training's files in its stage folder: the resumable state after each epoch, the best EMA weights, the last ones.
 
-    state.<tag>.safetensors   live weights, EMA, optimiser moments, step: enough to go on bit for bit
-    best.<tag>.safetensors    EMA weights at the lowest validation loss (+ .json card)
-    last.<tag>.safetensors    EMA weights at the end (+ .json card)
+state.<tag>.safetensors   live weights, EMA, optimiser moments, step: enough to go on bit for bit
+best.<tag>.safetensors    EMA weights at the lowest validation loss (+ .json card)
+last.<tag>.safetensors    EMA weights at the end (+ .json card)
 """
 
 from dataclasses import asdict

@@ -30,9 +30,7 @@ def augment(
     return image, distorted.long()
 
 
-def distortions(
-    stream: np.random.Generator, num: int, probability: float
-) -> tuple[Float[Tensor, "b 2 3"], Tensor]:
+def distortions(stream: np.random.Generator, num: int, probability: float) -> tuple[Float[Tensor, "b 2 3"], Tensor]:
     """Maps from output to input coordinates in [-1, 1], and which of them are not the identity."""
     chosen = stream.random((4, num)) < probability
     isotropic = np.where(chosen[0], 2.0 ** (SCALE_STD * stream.standard_normal(num)), 1.0)

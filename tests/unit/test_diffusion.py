@@ -1,4 +1,4 @@
-"""Noise, noise levels, denoiser, loss and sampler against numbers computed by hand and closed forms (spec 3.1, 6, 7, 18)."""
+"""Noise, noise levels, denoiser, loss and sampler against hand-made numbers and closed forms (spec 3.1, 6, 7, 18)."""
 
 import math
 from hashlib import sha256
@@ -180,8 +180,8 @@ def test_the_untrained_network_has_the_analytic_null_loss(mean_square: float):
 def test_rho_schedule_by_hand():
     high, low = 80 ** (1 / 7), 0.002 ** (1 / 7)
     torch.testing.assert_close(rho_schedule(3), numbers(80, ((high + low) / 2) ** 7, 0.002))
-    torch.testing.assert_close(rho_schedule(3, sigma_min=1, sigma_max=9, rho=2), numbers(9, 4, 1))
-    torch.testing.assert_close(rho_schedule(5, sigma_min=1, sigma_max=9, rho=1), numbers(9, 7, 5, 3, 1))
+    torch.testing.assert_close(rho_schedule(3, sigma_min=1.0, sigma_max=9.0, rho=2.0), numbers(9, 4, 1))
+    torch.testing.assert_close(rho_schedule(5, sigma_min=1.0, sigma_max=9.0, rho=1.0), numbers(9, 7, 5, 3, 1))
 
 
 @given(st.integers(2, 200))
@@ -271,18 +271,18 @@ def test_sampler_is_of_second_order():
         assert 3.3 < coarse / fine < 5.5  # 4 for order two; 2 for Euler
 
 
-def test_sampler_step_by_hand():
-    """Two levels, 80 and 0.002: one Heun step, then one Euler step to zero, which returns D."""
-    v, unit, low = 0.3, torch.ones(1, 1, 1, 1), 0.002
+def test_sampler_steps_by_hand():
+    """Two levels, 80 and 0.002: one Heun step, then one Euler step to zero, which returns D (here 0.2 of x)."""
+    v, high, low = 1e-6, 80.0, 0.002
 
     def slope(x: float, sigma: float) -> float:
         return (x - x * v / (v + sigma**2)) / sigma
 
-    here = slope(80, 80)
-    there = slope(80 + (low - 80) * here, low)
-    x = 80 + (low - 80) * (here + there) / 2
-    found = sample(Gaussian(v), unit, None, num_steps=2).item()
-    assert found == pytest.approx(x * v / (v + low**2), rel=1e-3)
+    here = slope(high, high)
+    there = slope(high + (low - high) * here, low)
+    x = high + (low - high) * (here + there) / 2
+    found = sample(Gaussian(v), torch.ones(1, 1, 1, 1, dtype=torch.float64), None, num_steps=2).item()
+    assert found == pytest.approx(x * v / (v + low**2), rel=1e-4)
 
 
 def test_sampler_calls_the_network_63_times():
@@ -354,7 +354,8 @@ def test_golden_noise():
     """Pinned: if these numbers change, every stored loss and score of earlier versions is of another noise."""
     drawn = NoiseSet.draw(7, "score/noise", scoring_sigmas(3, 0.7), (3, 4, 4))
     assert drawn.unit.dtype == torch.float32
-    assert sha256(drawn.unit.numpy().astype("<f4").tobytes()).hexdigest() == "920cac01d50ebfa423c4f5b4d4ee776c74669a012633f42d7dddce7ede5058f3"
+    digest = sha256(drawn.unit.numpy().astype("<f4").tobytes()).hexdigest()
+    assert digest == "920cac01d50ebfa423c4f5b4d4ee776c74669a012633f42d7dddce7ede5058f3"
     np.testing.assert_allclose(drawn.unit.flatten()[:3].numpy(), [0.7721785, -0.3166310, 1.6442525], rtol=1e-6)
 
 

@@ -220,9 +220,9 @@ def test_noise_features_by_hand():
     level = -0.37
     angles = torch.tensor([level * f for f in frequencies], dtype=torch.float64)
     features = torch.cat([angles.sin(), angles.cos()]).float()
-    first, last = network.s_embedder.mlp[0], network.s_embedder.mlp[2]
-    hidden = features @ first.weight.t() + first.bias
-    expected = (hidden * torch.sigmoid(hidden)) @ last.weight.t() + last.bias
+    w = network.s_embedder.state_dict()
+    hidden = features @ w["mlp.0.weight"].t() + w["mlp.0.bias"]
+    expected = (hidden * torch.sigmoid(hidden)) @ w["mlp.2.weight"].t() + w["mlp.2.bias"]
     torch.testing.assert_close(network.s_embedder(torch.tensor([level]))[0], expected)
 
 
@@ -238,9 +238,9 @@ def test_the_first_tokens_are_the_ones_dropped():
     """With attention and MLP off, registers reach nothing; if the wrong end were cut, they would reach the image."""
     network = small(registers=3)
     with torch.no_grad():
-        for block in network.dit_backbone:
-            block.adapter.adapter[1].weight.zero_()
-            block.adapter.adapter[1].bias.zero_()
+        for name, parameter in network.dit_backbone.named_parameters():
+            if ".adapter." in name:
+                parameter.zero_()
     x, level = inputs()
     before = network(x, level)
     with torch.no_grad():
@@ -324,11 +324,11 @@ def test_modulation_order_by_hand():
         for parameter in block.parameters():
             parameter.zero_()
         constants = torch.tensor([gate1, scale1, shift1, gate2, scale2, shift2])
-        block.adapter.adapter[1].bias.copy_(constants.repeat_interleave(width))
+        block.get_parameter("adapter.adapter.1.bias").copy_(constants.repeat_interleave(width))
         block.attention.qkv.weight[2 * width :] = eye  # query = key = 0: every token gets the mean of the values
         block.attention.proj.weight.copy_(eye)
-        block.mlp[0].weight.copy_(eye)
-        block.mlp[3].weight.copy_(eye)
+        block.get_parameter("mlp.0.weight").copy_(eye)
+        block.get_parameter("mlp.3.weight").copy_(eye)
     x = torch.randn(1, 3, width, generator=torch.Generator().manual_seed(2))
 
     def norm(values: Tensor) -> Tensor:
@@ -344,7 +344,7 @@ def test_modulation_order_by_hand():
 def test_final_modulation_by_hand():
     final = FinalNorm(DiTConfig(width=4, condition_channels=2))
     with torch.no_grad():
-        final.adapter.adapter[1].bias.copy_(torch.tensor([3.0] * 4 + [5.0] * 4))
+        final.get_parameter("adapter.adapter.1.bias").copy_(torch.tensor([3.0] * 4 + [5.0] * 4))
     x = torch.tensor([[[1.0, -1.0, 1.0, -1.0]]])
     torch.testing.assert_close(final(x, torch.zeros(1, 2)), torch.tensor([[[9.0, 1.0, 9.0, 1.0]]]), rtol=0, atol=1e-5)
 

@@ -1,0 +1,47 @@
+# The two commands of the README: `make demo` and `make test`. `make setup` alone prepares .venv.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready
+
+# one thread a process: Ray runs one worker a core, and two threads on a busy core are slower than one
+export OMP_NUM_THREADS ?= 1
+# without .pyc files every process of Ray starts several times slower
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: setup demo test lint format clean
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@if command -v uv >/dev/null; then \
+	  echo "setting up $(VENV) with uv" && \
+	  uv venv --quiet --allow-existing --python '>=3.11' $(VENV) && \
+	  uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --group dev --editable . ; \
+	else \
+	  echo "setting up $(VENV) with venv and pip (several minutes)" && \
+	  $(PYTHON) -m venv $(VENV) && \
+	  $(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1' && \
+	  $(BIN)/python -m pip install --quiet --constraint constraints.txt --group dev --editable . ; \
+	fi
+	@touch $@
+
+demo: setup
+	$(BIN)/mucs-ray demo
+
+test: setup lint
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/deptry mucs_ray cli.py
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV)

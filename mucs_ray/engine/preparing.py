@@ -1,0 +1,44 @@
+"""Preparing large data sets: Ray Data sends one shard's worth of images to each worker, which writes the shard."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from rich.console import Console
+
+from mucs_ray.engine.progress import bar
+from mucs_ray.engine.session import quiet_data, session
+
+Execute = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[Any]]
+
+
+def executor(address: str | None, console: Console, *, verbose: bool = False) -> Execute:
+    """A mapper for `prepare` that runs in a Ray session of its own, with progress."""
+
+    def execute(write: Callable[[Any], Any], tasks: Sequence[Any]) -> Iterator[Any]:
+        with session(address, verbose=verbose) as cluster, bar(console, "prepare", len(tasks), "shards") as shown:
+            for receipt in map_tasks(write, tasks, cluster.worker_options):
+                shown.advance(1)
+                yield receipt
+
+    return execute
+
+
+def map_tasks(write: Callable[[Any], Any], tasks: Sequence[Any], resources: dict[str, float]) -> Iterator[Any]:
+    """write(task) for each task through Ray Data; results in any order. Our own errors come as themselves."""
+    import ray
+
+    from mucs_ray.engine.board import last_line, own_error
+    from mucs_ray.errors import RunFailed
+
+    quiet_data()
+    numbers = ray.data.from_items(list(range(len(tasks))), override_num_blocks=len(tasks))
+    shared = ray.put(list(tasks))
+
+    def run(row: dict[str, Any]) -> dict[str, Any]:
+        return {"receipt": [write(ray.get(shared)[row["item"]])]}
+
+    try:
+        for row in numbers.map(run, num_cpus=resources["num_cpus"]).iter_rows():
+            yield row["receipt"][0]
+    except ray.exceptions.RayError as error:
+        raise own_error(error) or RunFailed(f"preparing failed: {last_line(error)}") from error

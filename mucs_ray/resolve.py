@@ -1,0 +1,78 @@
+"""From what a user names (a data set, a recipe, weights) to a checked recipe and an opened data set."""
+
+from dataclasses import asdict
+
+from rich.console import Console
+
+from mucs_ray import storage
+from mucs_ray.config import Recipe, Values, build, from_card, read_recipe, recipe_names, with_settings
+from mucs_ray.data.prepare import prepare
+from mucs_ray.data.sources.registry import load_source
+from mucs_ray.data.table import Dataset
+from mucs_ray.errors import InputError
+
+EMBEDDED = "emoji"
+"""The data set that needs no source: prepared on first use."""
+
+
+def resolve(
+    *, dataset: str | None, recipe: str | None, weights: str | None, settings: list[str], console: Console
+) -> tuple[Recipe, Dataset]:
+    """The recipe with everything applied, and the data set it runs on. InputError in one line for anything wrong."""
+    if dataset is None and recipe is None:
+        raise InputError("which data set? give --dataset NAME_OR_URL (or --recipe); `mucs-ray demo` needs neither")
+    values = raw_recipe(dataset, recipe)
+    values = with_settings(values, settings)
+    if weights is not None:
+        values["weights"] = storage.absolute(weights)
+    opened = open_dataset(str(values["data"]), console)
+    chosen = build(from_card(values, opened.card))
+    if chosen.weights is not None:
+        from mucs_ray.weights import load_weights
+
+        heads = values.get("model", {}).get("num_heads")
+        config = load_weights(chosen.weights, num_heads=heads).config
+        chosen = build({**values, "model": asdict(config)})
+    return chosen, opened
+
+
+def raw_recipe(dataset: str | None, recipe: str | None) -> Values:
+    """A recipe by name or file; without one, the recipe named like the data set, or "custom"."""
+    if recipe is not None:
+        values = read_recipe(recipe)
+        return values if dataset is None else {**values, "data": data_url(dataset)}
+    assert dataset is not None
+    if dataset in recipe_names():
+        return read_recipe(dataset)
+    name = Dataset.open(dataset).card.name
+    return {**read_recipe(name if name in recipe_names() else "custom"), "data": dataset}
+
+
+def data_url(dataset: str) -> str:
+    """Where a data set named on the command line is."""
+    return str(read_recipe(dataset)["data"]) if dataset in recipe_names() else dataset
+
+
+def open_dataset(url: str, console: Console) -> Dataset:
+    """The prepared data set; the embedded one is prepared if it is not there yet."""
+    if url == read_recipe(EMBEDDED)["data"] and not storage.exists(storage.join(url, "card.json")):
+        return prepare_data(EMBEDDED, None, url, None, console=console)
+    return Dataset.open(url)
+
+
+def prepare_data(
+    name: str,
+    source: str | None,
+    out: str,
+    size: int | None,
+    *,
+    console: Console,
+    address: str | None = None,
+    verbose: bool = False,
+) -> Dataset:
+    """Prepare a data set; large sources are decoded through Ray Data."""
+    from mucs_ray.engine.preparing import executor
+
+    load_source(name)
+    console.print(f"preparing {name} at {out}", highlight=False, soft_wrap=True)
+    return prepare(name, where=source, out=out, size=size, execute=executor(address, console, verbose=verbose))
