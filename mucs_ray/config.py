@@ -121,7 +121,10 @@ def with_settings(values: Values, settings: Iterable[str]) -> Values:
 
 def from_card(values: Values, card: Card) -> Values:
     """Raw values with what the recipe left open read off the data set's card."""
-    model = {"image_size": card.size, "condition_dim": card.condition_dim, **values.get("model", {})}
+    section = values.get("model", {})
+    if not isinstance(section, Mapping):
+        return values  # `build` says what is wrong
+    model = {"image_size": card.size, "condition_dim": card.condition_dim, **section}
     return {**values, "model": model}
 
 
@@ -131,9 +134,10 @@ def build(values: Values) -> Recipe:
     try:
         return TypeAdapter(Recipe).validate_python(values)
     except ValidationError as error:
-        first = error.errors()[0]
+        first, *others = error.errors()
         where = ".".join(str(part) for part in first["loc"] if isinstance(part, str) and part.isidentifier())
-        raise InputError(f"recipe key {where}: {first['msg'].lower()}, found {first['input']!r}") from None
+        told = [each["msg"].lower() for each in (first, *others) if each["loc"][:2] == first["loc"][:2]]
+        raise InputError(f"recipe key {where}: {', or '.join(told)}; found {first['input']!r}") from None
 
 
 def refuse_unknown_keys(values: Mapping[str, Any], section: type, *, prefix: str) -> None:
@@ -169,8 +173,20 @@ def check_fits(recipe: Recipe, card: Card) -> None:
     check_network(recipe.model)
 
 
+MAY_BE_ZERO = ("registers", "condition_dim", "dropout", "condition_drop")
+PROBABILITIES = ("dropout", "condition_drop")
+
+
 def check_network(model: DiTConfig) -> None:
-    """InputError if the sizes of the network do not divide."""
+    """InputError if a size of the network makes no sense, or sizes do not divide."""
+    for key, value in asdict(model).items():
+        least = 0 if key in MAY_BE_ZERO else 1
+        if min(value if isinstance(value, tuple) else (value,)) < least:
+            raise InputError(f"model.{key} must be at least {least}, found {value}")
+        if key in PROBABILITIES and value > 1:
+            raise InputError(f"model.{key} must be at most 1, found {value}")
+    if model.kernel_size % 2 == 0:
+        raise InputError(f"model.kernel_size must be odd, found {model.kernel_size}")
     cell = model.strides[0] * model.strides[1] * model.patch_size
     if model.image_size % cell:
         raise InputError(f"model.image_size {model.image_size} is not a multiple of strides x patch_size = {cell}")

@@ -14,6 +14,7 @@ from mucs_ray.errors import MucsError
 PACKAGES = ("ray", "torch", "torchvision", "pyarrow", "numpy", "open_clip_torch", "lpips")
 LOW_MEMORY_BYTES = 4 * 2**30
 LOW_DISK_BYTES = 2 * 2**30
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - looked at, not written to
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,11 +62,10 @@ def memory() -> Iterator[Finding]:
     """Main memory, and the shared memory that Ray's object store lives in."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     yield Finding(name="memory", ok=total > LOW_MEMORY_BYTES, found=f"{total / 2**30:.1f} GiB", optional=True)
-    if Path("/dev/shm").exists():  # noqa: S108 - looked at, not written to
-        free = shutil.disk_usage("/dev/shm").free  # noqa: S108
-        yield Finding(
-            name="/dev/shm", ok=free > LOW_MEMORY_BYTES / 2, found=f"{free / 2**30:.1f} GiB free", optional=True
-        )
+    if SHARED_MEMORY.exists():
+        free = shutil.disk_usage(SHARED_MEMORY).free
+        enough = free > LOW_MEMORY_BYTES / 2
+        yield Finding(name="shm", ok=enough, found=f"{free / 2**30:.1f} GiB free", optional=True)
 
 
 def folders() -> Iterator[Finding]:

@@ -1,4 +1,4 @@
-"""What a run will cost: forwards and bytes by counting, FLOP of one forward by torch's counter, time by measuring here."""
+"""What a run will cost: forwards and bytes by counting, FLOP by torch's counter, time by measuring here."""
 
 import time
 from collections.abc import Callable

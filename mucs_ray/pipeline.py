@@ -77,7 +77,8 @@ class Pipeline:
         stage("unlearn", f"{attribute}/unlearn", knobs, "data", "pretrain", "generate", "null")
         stage("score", f"{attribute}/score", settings(recipe, "score", "seed", *chosen), "data", "pretrain", "unlearn")
         stage("attribute", attribute, settings(recipe, "rank", "seed"), "score")
-        stage("report", "report", {"layout": REPORT_LAYOUT}, "attribute", "generate", "unlearn")
+        shown = {"layout": REPORT_LAYOUT, **settings(recipe, "name")}
+        stage("report", "report", shown, "attribute", "generate", "unlearn")
         return stages
 
     def until(self, target: str) -> list[str]:

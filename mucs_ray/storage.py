@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Iterator
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -46,38 +47,43 @@ def exists(url: str) -> bool:
 def read_bytes(url: str) -> bytes:
     """The whole file; FileNotFoundError if absent."""
     fs, path = filesystem(url)
-    return fs.cat_file(path)
+    content = fs.cat_file(path)
+    assert isinstance(content, bytes)
+    return content
 
 
 def publish(url: str, content: bytes) -> str:
-    """Write `content` so that a reader sees all of it or nothing; returns its sha256. Equal content may be published again."""
+    """Write `content` so that a reader sees all of it or nothing; returns its sha256. May be repeated."""
     fs, path = filesystem(url)
     if isinstance(fs, LocalFileSystem):
-        folder, name = os.path.split(path)
-        os.makedirs(folder, exist_ok=True)
-        aside = os.path.join(folder, f".{name}.{uuid4().hex}.tmp")
-        with open(aside, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
+        final = Path(path)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        aside = final.with_name(f".{final.name}.{uuid4().hex}.tmp")
+        try:
+            with aside.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            aside.replace(final)
+        finally:
+            aside.unlink(missing_ok=True)
     else:
         fs.pipe_file(path, content)
     return sha256(content).hexdigest()
 
 
-def read_json(url: str) -> Any:
+def read_json(url: str) -> Any:  # noqa: ANN401 - any JSON value
     """A JSON document; FileNotFoundError if absent."""
     return json.loads(read_bytes(url))
 
 
-def publish_json(url: str, document: Any) -> str:
+def publish_json(url: str, document: Any) -> str:  # noqa: ANN401 - any JSON value
     """Publish a JSON document, indented and with sorted keys so that equal content is equal bytes."""
     return publish(url, (json.dumps(document, indent=1, sort_keys=True) + "\n").encode())
 
 
 def names(url: str) -> Iterator[str]:
-    """File names directly in a folder; none if it is absent. For clean-up and `status` only: readers follow manifests."""
+    """File names in a folder; none if it is absent. For planning and clean-up: readers follow manifests."""
     fs, path = filesystem(url)
     if not fs.exists(path):
         return

@@ -27,4 +27,6 @@ class Item:
 class Attributor(Protocol):
     """A method, once prepared and adapted to its items: scores a batch. Higher = more influential."""
 
-    def score(self, batch: Batch) -> Float[Tensor, "b items"]: ...
+    def score(self, batch: Batch) -> Float[Tensor, "b items"]:
+        """Influence of each image of the batch on each item."""
+        ...

@@ -1,4 +1,4 @@
-"""MUCS: mirrored unlearning (unlearn.py) and noise-consistent skew (skew.py), for all items in one pass over the images.
+"""MUCS: mirrored unlearning (unlearn.py) and noise-consistent skew (skew.py), for all items in one pass.
 
 F2 of an item differs from F1 only in the unlearned tensors, so a bank of those beside one resident network is all the
 models of a run; the losses of F1 are computed once for all items.

@@ -53,7 +53,7 @@ class LocalImages:
         return len(self.kept)
 
     def batch(self, rows: Int64[np.ndarray, " b"], stream: np.random.Generator | None = None) -> Batch:
-        """With a stream: a random crop and a random caption of each image; without: the centre and the first caption."""
+        """With a stream: a random crop and caption of each image; without: the centre and the first caption."""
         at = self.kept[rows]
         spots = None if stream is None else stream.random((3, len(at)))
         images = np.stack([self.crop(row, None if spots is None else spots[:2, i]) for i, row in enumerate(at)])

@@ -18,7 +18,6 @@ from typing import Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from jaxtyping import Float32, UInt8
@@ -154,7 +153,11 @@ class Dataset:
             if not here:
                 continue
             table = read_unit(unit, ["idx", "image", "height", "width", "label", "text"])
-            table = table.filter(pc.is_in(table["idx"], pa.array(sorted(here))))
+            table = table.filter(
+                pc.is_in(  # pyright: ignore[reportAttributeAccessIssue]
+                    table["idx"], pa.array(sorted(here))
+                )
+            )
             columns = zip(table["idx"].to_pylist(), table["label"].to_pylist(), table["text"].to_pylist(), strict=True)
             for (idx, label, text), image in zip(columns, stored_images(table), strict=True):
                 found[idx] = Row(idx=idx, image=image, label=label, text=tuple(text or ()))

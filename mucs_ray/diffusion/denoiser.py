@@ -21,7 +21,9 @@ class Denoiser(Protocol):
         noisy: Float[Tensor, "b c h w"],
         sigma: Float[Tensor, " b"],
         condition: Float[Tensor, "b d"] | None = None,
-    ) -> Float[Tensor, "b c h w"]: ...
+    ) -> Float[Tensor, "b c h w"]:
+        """The clean image expected behind the noisy one."""
+        ...
 
 
 def _per_image(values: Float[Tensor, " b"]) -> Float[Tensor, "b 1 1 1"]:
@@ -63,9 +65,9 @@ class EDMDenoiser(nn.Module):
         condition: Float[Tensor, "b d"] | None = None,
         augmented: Int[Tensor, " b"] | None = None,
     ) -> Float[Tensor, "b c h w"]:
-        """Denoised image in fp32, whatever precision the network runs in; `augmented` 1 = geometrically distorted."""
+        """The denoised image in the precision of `noisy`; `augmented` is 1 where the image was distorted."""
         raw = self.network(_per_image(c_in(sigma)) * noisy, c_noise(sigma), condition, augmented)
-        return _per_image(c_skip(sigma)) * noisy + _per_image(c_out(sigma)) * raw.float()
+        return _per_image(c_skip(sigma)) * noisy + _per_image(c_out(sigma)) * raw.to(noisy.dtype)
 
 
 def guided(denoiser: Denoiser, weight: float) -> Denoiser:

@@ -24,7 +24,7 @@ def denoising_loss(
     condition: Float[Tensor, "b d"] | None,
     augmented: Int[Tensor, " b"] | None = None,
 ) -> Float[Tensor, " b"]:
-    """mean over pixels and channels of omega (D(x + sigma eps) - x)^2; >= 0. `augmented` only where the denoiser takes it."""
+    """Mean over pixels and channels of omega (D(x + sigma eps) - x)^2, >= 0. Only an EDMDenoiser takes `augmented`."""
     noisy = image + sigma[:, None, None, None] * noise
     extra = () if augmented is None else (augmented,)
     denoised = denoiser(noisy, sigma, condition, *extra)

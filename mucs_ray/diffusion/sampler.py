@@ -1,5 +1,7 @@
 """Deterministic Heun sampling of an EDM denoiser (spec 6)."""
 
+from itertools import pairwise
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -23,11 +25,9 @@ def sample(
     def slope(x: Tensor, sigma: Tensor) -> Tensor:
         return (x - denoiser(x, sigma.expand(len(x)), condition)) / sigma
 
-    for sigma, next_sigma in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for sigma, next_sigma in pairwise(sigmas):
         here = slope(x, sigma)
         euler = x + (next_sigma - sigma) * here
-        if next_sigma > 0:
-            x = x + (next_sigma - sigma) * (here + slope(euler, next_sigma)) / 2
-        else:
-            x = euler
+        last = next_sigma == 0
+        x = euler if last else x + (next_sigma - sigma) * (here + slope(euler, next_sigma)) / 2
     return x

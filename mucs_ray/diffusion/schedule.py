@@ -23,7 +23,8 @@ def scoring_sigmas(num_noises: int, keep: float) -> Float[Tensor, " n"]:
 
     With 100 and 0.7: 142 levels, of which those from 80 down to 0.3102 are used. `keep` is in (0, 1].
     """
-    return rho_schedule(int(num_noises / keep))[:num_noises].float()
+    num_levels = int(round(num_noises / keep, 9))  # 14 / 0.56 is 24.999999999999996 in floats
+    return rho_schedule(num_levels)[:num_noises].float()
 
 
 def sampling_sigmas(num_steps: int) -> Float[Tensor, " n_plus_1"]:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import ray
+import ray.exceptions
 from ray import ObjectRef
 from ray.actor import ActorHandle
 
@@ -31,12 +32,13 @@ class Board:
 
 def new_board() -> ActorHandle:
     """A board owned by this driver."""
-    return Board.remote()
+    return Board.remote()  # pyright: ignore[reportReturnType]
 
 
 def read(board: ActorHandle) -> dict[str, Any]:
     """All values on a board."""
-    return ray.get(board.read.remote())
+    notes: Any = ray.get(board.read.remote())
+    return notes
 
 
 def own_error(error: BaseException) -> MucsError | None:

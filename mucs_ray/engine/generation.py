@@ -21,7 +21,7 @@ from mucs_ray.engine.models import Arrays, best_device, build_denoiser
 from mucs_ray.engine.progress import Bar
 from mucs_ray.engine.session import Cluster
 from mucs_ray.models.dit import DiTConfig
-from mucs_ray.store.items import PlannedItem, save_item
+from mucs_ray.store.items import PlannedItem, Role, save_item
 from mucs_ray.store.run import Stage
 
 
@@ -29,9 +29,14 @@ def plan_items(dataset: Dataset, config: GenerateConfig, seed: int) -> list[Plan
     """Test images in a seeded order: first the targets, then the controls (spec 6)."""
     idx = LocalImages(dataset, "test").idx
     order = generator(seed, "generate/conditions").permutation(len(idx))[: config.items + config.controls]
-    roles = ["target"] * config.items + ["control"] * config.controls
-    pairs = enumerate(zip(order.tolist(), roles, strict=True))
-    return [PlannedItem(number=number, row=row, idx=int(idx[row]), role=role) for number, (row, role) in pairs]
+
+    def role(number: int) -> Role:
+        return "target" if number < config.items else "control"
+
+    return [
+        PlannedItem(number=number, row=row, idx=int(idx[row]), role=role(number))
+        for number, row in enumerate(order.tolist())
+    ]
 
 
 def generate_item(

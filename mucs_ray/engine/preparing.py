@@ -26,6 +26,8 @@ def executor(address: str | None, console: Console, *, verbose: bool = False) ->
 def map_tasks(write: Callable[[Any], Any], tasks: Sequence[Any], resources: dict[str, float]) -> Iterator[Any]:
     """write(task) for each task through Ray Data; results in any order. Our own errors come as themselves."""
     import ray
+    import ray.data
+    import ray.exceptions
 
     from mucs_ray.engine.board import last_line, own_error
     from mucs_ray.errors import RunFailed

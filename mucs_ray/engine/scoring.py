@@ -15,6 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
+import ray.data
+import ray.exceptions
 from ray import ObjectRef
 
 from mucs_ray import storage
@@ -134,7 +136,11 @@ def stream(
     by_name = {unit.name: unit for unit in units}
     names = ray.data.from_items(list(by_name), override_num_blocks=len(by_name))
     rows = names.map_batches(
-        read_units, fn_args=(by_name,), batch_size=None, batch_format="pyarrow", num_cpus=READER_CPUS
+        read_units,  # pyright: ignore[reportArgumentType]
+        fn_args=(by_name,),
+        batch_size=None,
+        batch_format="pyarrow",
+        num_cpus=READER_CPUS,
     )
     receipts = rows.map_batches(
         SkewScorer,
@@ -142,7 +148,8 @@ def stream(
         batch_size=None,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(min_size=pool[0], max_size=pool[1], max_tasks_in_flight_per_actor=2),
-        **cluster.worker_options,
+        num_cpus=cluster.worker_options["num_cpus"],
+        num_gpus=cluster.worker_options["num_gpus"],
     )
     for row in receipts.iter_rows():
         yield Receipt(**row)

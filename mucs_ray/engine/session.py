@@ -64,12 +64,13 @@ def session(address: str | None = None, *, verbose: bool = False) -> Iterator[Cl
     if not verbose:
         for name in ("ray", "ray.train", "ray.tune"):
             logging.getLogger(name).setLevel(logging.ERROR)
-    quiet = {"log_to_driver": verbose, "logging_level": logging.INFO if verbose else logging.ERROR}
+    level = logging.INFO if verbose else logging.ERROR
     with nullcontext() if verbose else errors_only():
         if address == "local":
-            start_local(quiet)
+            start_local(verbose=verbose, level=level)
         else:
-            ray.init(address=address, runtime_env={"env_vars": worker_environment()}, **quiet)
+            environment = {"env_vars": worker_environment()}
+            ray.init(address=address, runtime_env=environment, log_to_driver=verbose, logging_level=level)
     try:
         resources = ray.cluster_resources()
         yield Cluster(cpus=int(resources.get("CPU", 1)), gpus=int(resources.get("GPU", 0)), nodes=len(ray.nodes()))
@@ -106,7 +107,7 @@ def quiet_data() -> None:
         logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
-def start_local(quiet: dict[str, object]) -> None:
+def start_local(*, verbose: bool, level: int) -> None:
     """A private Ray whose processes see a HOME that says "not in a cloud", so that they do not probe for one."""
     import ray
 
@@ -121,7 +122,8 @@ def start_local(quiet: dict[str, object]) -> None:
                 include_dashboard=False,
                 num_cpus=len(os.sched_getaffinity(0)),
                 runtime_env={"env_vars": environment},
-                **quiet,
+                log_to_driver=verbose,
+                logging_level=level,
             )
         finally:
             if home is None:

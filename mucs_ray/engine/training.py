@@ -12,6 +12,8 @@ from typing import Any
 from uuid import uuid4
 
 import ray
+import ray.train
+import ray.train.torch
 import torch
 from ray.actor import ActorHandle
 from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -93,7 +95,7 @@ def wrap(state: TrainState, group: Group) -> Group:
 
 
 def train_worker(task: dict[str, Any]) -> None:
-    """What Ray Train runs in each worker process. Our own errors are told, not raised: a retry would only repeat them."""
+    """What Ray Train runs in each worker. Our own errors are told, not raised: a retry would only repeat them."""
     context = ray.train.get_context()
     board: ActorHandle = task["board"]
     group = Group(rank=context.get_world_rank(), size=context.get_world_size())

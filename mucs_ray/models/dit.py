@@ -61,7 +61,8 @@ class PatchConv(nn.Conv2d):
         """`rate` is kernel and stride."""
         super().__init__(cin, cout, kernel_size=rate, stride=rate)
 
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:  # noqa: D102
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """The same as torch's own."""
         rate = self.stride[0]
         patches = x if rate == 1 else pixel_unshuffle(x, rate)
         out = self.weight.flatten(1) @ patches.flatten(2)
@@ -75,7 +76,8 @@ class PatchConvTranspose(nn.ConvTranspose2d):
         """`rate` is kernel and stride."""
         super().__init__(cin, cout, kernel_size=rate, stride=rate)
 
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:  # noqa: D102
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """The same as torch's own."""
         rate = self.stride[0]
         patches = (self.weight.flatten(1).t() @ x.flatten(2)).unflatten(2, x.shape[2:])
         return (patches if rate == 1 else pixel_shuffle(patches, rate)) + bias_of(self)

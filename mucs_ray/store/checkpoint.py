@@ -43,9 +43,10 @@ def parse(content: bytes, source: str) -> tuple[Tensors, dict[str, Any]]:
         tensors = tensors_of(content)
         length = int.from_bytes(content[:8], "little")
         header = json.loads(content[8 : 8 + length])
+        facts = json.loads(header.get("__metadata__", {}).get("mucs_ray", "{}"))
     except (SafetensorError, ValueError) as error:
         raise InputError(f"{source} is not a whole safetensors file ({error})") from None
-    return tensors, json.loads(header.get("__metadata__", {}).get("mucs_ray", "{}"))
+    return tensors, facts
 
 
 def strict_load(module: torch.nn.Module, tensors: Mapping[str, Tensor], *, source: str) -> None:

@@ -119,7 +119,7 @@ class Stage:
         keep = {*files, "plan.json", "manifest.json"}
         for name in list(storage.names(self.folder)):
             pieces = name.split(".")
-            tagged = len(pieces) == 3 and len(pieces[1]) == 8
+            tagged = len(pieces) == 3 and is_tag(pieces[1])
             if tagged and name not in keep and pieces[1] != self.fingerprint[:8]:
                 storage.remove(self.url(name))
 
@@ -143,6 +143,11 @@ class Stage:
         if sha256(content).hexdigest() != manifest["files"][file]:
             raise InputError(f"{self.url(file)} is corrupt: its sha256 differs from the manifest's; {again}")
         return content
+
+
+def is_tag(text: str) -> bool:
+    """True for what `Stage.part` puts into a file name, and not for a user's "holiday.pictures.zip"."""
+    return len(text) == 8 and set(text) <= set("0123456789abcdef")
 
 
 def jsonable(value: Any) -> Any:  # noqa: ANN401 - any JSON value

@@ -8,6 +8,7 @@ last.<tag>.safetensors    EMA weights at the end (+ .json card)
 from dataclasses import asdict
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from mucs_ray import storage
@@ -71,5 +72,8 @@ def model_config(facts: dict[str, Any], source: str) -> DiTConfig:
     """The network's shape out of a card."""
     if "model" not in facts:
         raise InputError(f"{source} has no description of its network in its header; is it a file of ours?")
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in facts["model"].items()}
-    return DiTConfig(**values)
+    try:
+        return TypeAdapter(DiTConfig).validate_python(facts["model"])
+    except ValidationError as error:
+        key = ".".join(str(part) for part in error.errors()[0]["loc"])
+        raise InputError(f"{source} describes a network of another version (model.{key})") from None

@@ -1,4 +1,4 @@
-"""Non-leaking geometric augmentation of training images (spec 2): flip, scale, rotation, anisotropic scale, translation.
+"""Non-leaking geometric augmentation of training images (spec 2): flip, scale, rotation, stretch, translation.
 
 Each distortion is applied to each image with probability p; all of them compose into one affine map per image.
 The network is told whether an image was distorted; a flip does not count.
@@ -48,7 +48,7 @@ def distortions(stream: np.random.Generator, num: int, probability: float) -> tu
 
 
 def rotation(angle: np.ndarray) -> np.ndarray:
-    """[b, 2, 2], counter-clockwise."""
+    """[b, 2, 2], from x (right) towards y (down)."""
     cos, sin = np.cos(angle), np.sin(angle)
     return np.stack([np.stack([cos, -sin], axis=1), np.stack([sin, cos], axis=1)], axis=1)
 

@@ -17,4 +17,6 @@ def frozen_copy(module: Module) -> Module:
 @torch.no_grad()
 def update_ema(average: nn.Module, live: nn.Module, decay: float) -> None:
     """average <- decay average + (1 - decay) live, in place; buffers do not change in training."""
-    torch._foreach_lerp_(list(average.parameters()), list(live.parameters()), 1 - decay)
+    torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
+        list(average.parameters()), list(live.parameters()), 1 - decay
+    )

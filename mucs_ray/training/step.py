@@ -1,13 +1,13 @@
-"""One update of pretraining, validation, and the loop around them (spec 5). No I/O: whoever drives it saves and reports.
+"""One update of pretraining, validation, and the loop around them (spec 5). No I/O: its driver saves and reports.
 
-Everything random is drawn from names that hold the update's number, for the whole batch at once; a worker then takes its
-rows. So the images, noise levels and noise of an update do not depend on the number of workers or on resuming.
+Everything random is drawn from names that hold the update's number, for the whole batch at once; a worker then takes
+its rows. So the images, noise levels and noise of an update do not depend on the number of workers or on resuming.
 Axes: b batch, c h w image, d condition.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -31,10 +31,12 @@ VALIDATION_BATCH = 128
 class TrainingImages(Protocol):
     """Random access to a split; rows count from 0 without gaps."""
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        """Number of images."""
+        ...
 
     def batch(self, rows: Int64[np.ndarray, " b"], stream: np.random.Generator | None = None) -> Batch:
-        """With a stream: a random crop and a random caption of each image; without: the centre and the first caption."""
+        """With a stream: a random crop and caption of each image; without: the centre and the first caption."""
         ...
 
 
@@ -75,7 +77,7 @@ class Group:
     size: int = 1
     wrapped: nn.Module | None = None
     """The trained denoiser wrapped for gradient averaging, if there are several workers."""
-    mean: Callable[[Tensor], Tensor] = staticmethod(lambda values: values)
+    mean: Callable[[Tensor], Tensor] = field(default=lambda values: values)
     """Average of a tensor over the workers."""
 
 

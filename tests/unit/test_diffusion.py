@@ -281,8 +281,8 @@ def test_sampler_steps_by_hand():
     here = slope(high, high)
     there = slope(high + (low - high) * here, low)
     x = high + (low - high) * (here + there) / 2
-    found = sample(Gaussian(v), torch.ones(1, 1, 1, 1, dtype=torch.float64), None, num_steps=2).item()
-    assert found == pytest.approx(x * v / (v + low**2), rel=1e-4)
+    found = sample(Gaussian(v), torch.ones(1, 1, 1, 1), None, num_steps=2).item()
+    assert found == pytest.approx(x * v / (v + low**2), rel=0.01)  # 80 - 0.002 is rounded to fp32
 
 
 def test_sampler_calls_the_network_63_times():

@@ -1,0 +1,66 @@
+"""Foreign image files as arrays, within bounds: known formats, a pixel cap read from the header, no truncated files.
+
+Axes: c h w image, uint8, RGB.
+"""
+
+import io
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
+MAX_PIXELS = 64_000_000
+
+
+class DecodeError(Exception):
+    """An image that is refused; the message is a short reason, without the file's name."""
+
+
+def decode(content: bytes, *, size: int | None, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "3 h w"]:
+    """An encoded image, its shorter side brought to `size` px (None = kept). DecodeError if it is refused.
+
+    The first frame of an animation; alpha over white; EXIF rotation is ignored, as torchvision does.
+    """
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
+            check_pixels(picture.size, max_pixels, "has")
+            return to_array(flatten(picture), size, max_pixels)
+    except DecodeError:
+        raise
+    except Image.UnidentifiedImageError:
+        raise DecodeError(f"not a readable image of a known format ({', '.join(FORMATS)})") from None
+    except Exception as error:  # Pillow's plugins raise almost any exception on foreign bytes
+        reason = (str(error).splitlines() or [""])[0][:120]
+        raise DecodeError(f"cannot be decoded: {reason or type(error).__name__}") from None
+
+
+def check_pixels(size: tuple[int, int], max_pixels: int, verb: str) -> None:
+    """DecodeError if width x height is over the cap."""
+    width, height = size
+    if width * height > max_pixels:
+        raise DecodeError(f"{verb} {width} x {height} px, more than {max_pixels} pixels")
+
+
+def flatten(picture: Image.Image) -> Image.Image:
+    """RGB; transparency over white."""
+    if picture.mode.startswith("I;16"):
+        high = np.asarray(picture) >> 8  # convert() would clip 16-bit grey to white
+        return Image.fromarray(high.astype(np.uint8)).convert("RGB")
+    if picture.has_transparency_data:
+        colours = picture.convert("RGBA")
+        white = Image.new("RGBA", picture.size, "white")
+        return Image.alpha_composite(white, colours).convert("RGB")
+    return picture.convert("RGB")
+
+
+def to_array(picture: Image.Image, size: int | None, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "3 h w"]:
+    """An RGB picture, its shorter side brought to `size` px by PIL's bilinear filter, the long side kept (spec 2)."""
+    if size is not None and min(picture.size) != size:
+        shorter = min(picture.size)
+        width, height = (size * side // shorter for side in picture.size)
+        # A strip of 1 x 60,000,000 px passes the first cap and would grow beyond any memory here.
+        check_pixels((width, height), max_pixels, "would become")
+        picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+    return np.ascontiguousarray(np.asarray(picture).transpose(2, 0, 1))

