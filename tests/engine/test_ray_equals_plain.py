@@ -1,0 +1,172 @@
+"""What goes through Ray equals, to the last bit, the plain loop over the same pure functions (fp32, CPU)."""
+
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from torch import Tensor
+
+from mucs_ray.attribution.mucs import MUCS
+from mucs_ray.data.local import LocalImages
+from mucs_ray.data.table import Dataset, read_unit
+from mucs_ray.engine import generation, scoring, unlearning
+from mucs_ray.engine.models import build_denoiser, to_arrays
+from mucs_ray.engine.session import Cluster
+from mucs_ray.engine.training import TrainJob, run_training
+from mucs_ray.pipeline import Pipeline
+from mucs_ray.steps import score_parts
+from mucs_ray.store import checkpoint
+from mucs_ray.store.items import item_file, load_item
+from mucs_ray.store.run import Stage
+from mucs_ray.training.step import Group, TrainState
+from tiny_run import open_tiny, work
+
+CPU = torch.device("cpu")
+
+
+def job_of(pipeline: Pipeline, folder: Path, removed: frozenset[int] = frozenset()) -> TrainJob:
+    """The same training, into another folder."""
+    recipe, stage = pipeline.recipe, pipeline.stages["pretrain"]
+    elsewhere = Stage(run_url=str(folder), name="pretrain", reads=stage.reads, inputs=stage.inputs)
+    return TrainJob(
+        dataset=pipeline.dataset,
+        stage=elsewhere,
+        model=recipe.model,
+        train=recipe.train,
+        seed=recipe.seed,
+        removed=removed,
+    )
+
+
+def plain_training(job: TrainJob) -> TrainState:
+    return run_training(job, Group(), CPU, lambda key, value: None)
+
+
+def tensors_of(stage: Stage, file: str) -> dict[str, Tensor]:
+    return checkpoint.load(stage.url(file))[0]
+
+
+def assert_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    assert one.keys() == other.keys()
+    for name in one:
+        assert torch.equal(one[name], other[name]), name
+
+
+def denoiser_of(pipeline: Pipeline):
+    stage = pipeline.stages["pretrain"]
+    tensors = tensors_of(stage, stage.part("last", "safetensors"))
+    return build_denoiser(pipeline.recipe.model, to_arrays(tensors), CPU)
+
+
+def test_pretraining(finished: Pipeline, tmp_path: Path):
+    stage = finished.stages["pretrain"]
+    state = plain_training(job_of(finished, tmp_path))
+    assert_equal(
+        dict(state.average.network.state_dict()), tensors_of(stage, stage.part("last", "safetensors"))
+    )
+
+
+def test_retraining_with_nothing_removed_is_pretraining(finished: Pipeline, tmp_path: Path):
+    again = plain_training(job_of(finished, tmp_path / "a", removed=frozenset()))
+    without = plain_training(job_of(finished, tmp_path / "b", removed=frozenset({3, 4})))
+    first = plain_training(job_of(finished, tmp_path / "c"))
+    assert_equal(dict(first.live.network.state_dict()), dict(again.live.network.state_dict()))
+    assert not torch.equal(first.live.network.last.proj.weight, without.live.network.last.proj.weight)
+
+
+def test_two_workers_see_the_same_batches_as_one(data: Dataset, tmp_path: Path, cluster: Cluster):
+    """DDP averages the gradients of the halves, so without dropout the weights agree but for rounding."""
+    weights = []
+    for workers in (1, 2):
+        model = {"dropout": 0.0, "condition_drop": 0.0}
+        pipeline = open_tiny(
+            data, tmp_path / str(workers), model=model, engine={"train_workers": workers}, train={"updates": 4}
+        )
+        work(pipeline, "pretrain", cluster)
+        stage = pipeline.stages["pretrain"]
+        weights.append(tensors_of(stage, stage.part("last", "safetensors")))
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(tensor, weights[1][name], rtol=1e-3, atol=1e-4, msg=lambda text, n=name: f"{n}: {text}")
+
+
+def test_generation(finished: Pipeline):
+    recipe = finished.recipe
+    denoiser, test = denoiser_of(finished), LocalImages(finished.dataset, "test")
+    for planned in generation.plan_items(finished.dataset, recipe.generate, recipe.seed):
+        item = generation.generate_item(denoiser, test, planned, recipe.generate, recipe.seed)
+        stored = load_item(finished.stages["generate"], planned.number)
+        assert torch.equal(item.image, stored.image)
+        assert item.condition is not None and stored.condition is not None
+        assert torch.equal(item.condition, stored.condition)
+
+
+def test_unlearning(finished: Pipeline, tmp_path: Path):
+    recipe, stages = finished.recipe, finished.stages
+    stage = stages["unlearn"]
+    job = unlearning.UnlearnJob(
+        dataset=finished.dataset,
+        model=recipe.model,
+        config=recipe.unlearn,
+        learning_rate=recipe.train.learning_rate / recipe.unlearn.learning_rate_divisor,
+        seed=recipe.seed,
+        bound=stages["null"].facts()["null_loss"],
+        generated=stages["generate"],
+        stage=replace(stage, run_url=str(tmp_path)),
+    )
+    denoiser = denoiser_of(finished)
+    for number in range(recipe.generate.items):
+        unlearning.unlearn_item(denoiser, load_item(stages["generate"], number), job, lambda step, loss: None)
+        file = item_file(stage, number)
+        assert_equal(tensors_of(stage, file), tensors_of(job.stage, file))
+    assert_equal(dict(denoiser.network.state_dict()), dict(denoiser_of(finished).network.state_dict()))
+
+
+@pytest.fixture(scope="module")
+def plain_method(finished: Pipeline) -> MUCS:
+    recipe, stage = finished.recipe, finished.stages["unlearn"]
+    bank = [tensors_of(stage, item_file(stage, number)) for number in range(recipe.generate.items)]
+    return MUCS(
+        denoiser_of(finished), bank, config=recipe.score, image_size=recipe.model.image_size, seed=recipe.seed
+    )
+
+
+def test_scores(finished: Pipeline, plain_method: MUCS):
+    """The plain loop takes all images as one batch; Ray took them by unit."""
+    units = finished.dataset.units("train")
+    assert len(units) == 4
+    tables = [finished.dataset.batch(read_unit(unit)) for unit in units]
+    plain = np.concatenate([plain_method.score(batch).numpy() for batch in tables])
+    idx = np.concatenate([batch.idx.numpy() for batch in tables])
+    through_ray = list(score_parts(finished))
+    assert np.array_equal(np.concatenate([table["idx"].to_numpy() for table in through_ray]), idx)
+    scores = np.concatenate([np.stack(table["score"].to_numpy()) for table in through_ray])
+    assert np.abs(scores).max() > 1e-4
+    assert np.array_equal(scores, plain)
+
+
+def test_kept_losses_give_the_scores(finished: Pipeline):
+    stage, recipe = finished.stages["score"], finished.recipe
+    unit = finished.dataset.units("train")[1]
+    table = pq.read_table(io.BytesIO(stage.checked(scoring.part_of(stage, unit))))
+    before = np.stack(table["before"].to_numpy()).astype(np.float64)
+    after = np.stack(table["after"].to_numpy()).astype(np.float64).reshape(len(table), recipe.generate.items, -1)
+    skew = ((after - before[:, None]) / (after + before[:, None] + recipe.score.epsilon)).mean(axis=2)
+    np.testing.assert_allclose(skew, np.stack(table["score"].to_numpy()), atol=2e-3)
+
+
+def test_the_same_command_again_does_nothing(finished: Pipeline, cluster: Cluster):
+    assert work(finished, "report", cluster) == []
+
+
+def test_a_changed_scoring_knob_keeps_the_unlearned_models(finished: Pipeline, data: Dataset, cluster: Cluster):
+    changed = open_tiny(data, Path(finished.run_url), score={"keep_losses": True, "noises": 3})
+    assert [short for short, state in changed.plan("report").items() if state.status != "done"] == [
+        "score",
+        "attribute",
+        "report",
+    ]
+    assert "score.noises 5 -> 3" in changed.plan("report")["score"].reason

@@ -1,0 +1,26 @@
+"""Pipelines on the tiny data set, run inside a Ray that is already there."""
+
+import io
+from pathlib import Path
+
+from rich.console import Console
+
+from mucs_ray import driver
+from mucs_ray.data.table import Dataset
+from mucs_ray.engine.session import Cluster
+from mucs_ray.pipeline import Pipeline
+from tiny import tiny_recipe
+
+
+def open_tiny(dataset: Dataset, run: Path, **changes: object) -> Pipeline:
+    """A pipeline on the tiny data set; engine.train_workers is 1 unless changed."""
+    changes = {"engine": {"train_workers": 1}, **changes}
+    return Pipeline.open(tiny_recipe(dataset.url, **changes), dataset, str(run), console=Console(file=io.StringIO()))
+
+
+def work(pipeline: Pipeline, target: str, cluster: Cluster) -> list[str]:
+    """driver.run inside the running session."""
+    todo = [short for short, state in pipeline.plan(target).items() if state.status != "done"]
+    for short in todo:
+        driver.do(pipeline, short, cluster)
+    return todo

@@ -1,0 +1,343 @@
+"""Noise-consistent skew: by hand, against a plain loop, invariant to how the data is cut, and finding a duplicate."""
+
+import copy
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import pairwise
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import rows
+from torch import Tensor
+
+from mucs_ray.attribution.base import Attributor, Item
+from mucs_ray.attribution.config import ScoreConfig, UnlearnConfig
+from mucs_ray.attribution.mucs import MUCS, swapped
+from mucs_ray.attribution.skew import noise_losses, normalized_skew
+from mucs_ray.attribution.unlearn import unlearn
+from mucs_ray.diffusion.batch import Batch
+from mucs_ray.diffusion.denoiser import EDMDenoiser
+from mucs_ray.diffusion.loss import analytic_null_loss
+from mucs_ray.diffusion.noise import NoiseSet, generator, normal
+from mucs_ray.diffusion.schedule import scoring_sigmas
+from mucs_ray.errors import RunFailed
+from mucs_ray.models.dit import DiT, DiTConfig, unlearned_names
+from mucs_ray.training.config import TrainConfig
+from mucs_ray.training.ema import frozen_copy
+from mucs_ray.training.order import batch_rows
+from mucs_ray.training.step import Group, TrainState, name_torch_stream, training
+
+MODEL = DiTConfig(
+    image_size=8, patch_size=4, width=16, depth=2, num_heads=2, registers=1, condition_channels=16, condition_dim=3,
+    kernel_size=3, dropout=0.1,
+)  # fmt: skip
+CONFIG = ScoreConfig(noises=7)
+
+
+def some_images(count: int, *, seed: int) -> Batch:
+    made = rows(count, first_idx=100, seed=seed)
+    return Batch(
+        idx=torch.tensor([row.idx for row in made]),
+        image=torch.from_numpy(np.stack([row.image for row in made])).float() / 127.5 - 1,
+        condition=torch.eye(3)[[row.label for row in made]],
+    )
+
+
+def picked(batch: Batch, at: list[int]) -> Batch:
+    return Batch(idx=batch.idx[at], image=batch.image[at], condition=batch.condition[at])
+
+
+def lively() -> EDMDenoiser:
+    """F1 whose output depends on all its inputs and parameters."""
+    denoiser = frozen_copy(EDMDenoiser(DiT(MODEL)))
+    for number, parameter in enumerate(denoiser.parameters()):
+        parameter.copy_(0.2 * normal(generator(3, f"parameter={number}"), *parameter.shape))
+    return denoiser
+
+
+def other_tensors(denoiser: EDMDenoiser, name: str, *, size: float = 0.05) -> dict[str, Tensor]:
+    """What an unlearning might have left."""
+    stream = generator(4, name)
+    own = {each: denoiser.network.get_parameter(each) for each in unlearned_names(denoiser.network)}
+    return {each: tensor + size * normal(stream, *tensor.shape) for each, tensor in own.items()}
+
+
+DENOISER = lively()
+BANK = [other_tensors(DENOISER, f"item={number}") for number in range(3)]
+IMAGES = some_images(9, seed=5)
+
+
+def method(bank: list[dict[str, Tensor]], config: ScoreConfig = CONFIG, *, seed: int = 1) -> MUCS:
+    return MUCS(DENOISER, bank, config=config, image_size=8, seed=seed)
+
+
+SCORES = method(BANK).score(IMAGES)
+
+
+# --- the formula ------------------------------------------------------------------------------------------------------
+
+
+def test_skew_by_hand():
+    """Two images, three noises; the mean goes over noises, and epsilon stands in every denominator."""
+    before = torch.tensor([[1.0, 2.0, 0.0], [0.5, 0.0, 3.0]])
+    after = torch.tensor([[3.0, 1.0, 0.0], [0.5, 4.0, 1.0]])
+    found = normalized_skew(before, after, epsilon=0.5)
+    first = (2 / 4.5 - 1 / 3.5 + 0) / 3
+    second = (0 / 1.5 + 4 / 4.5 - 2 / 4.5) / 3
+    torch.testing.assert_close(found, torch.tensor([first, second]))
+    small = normalized_skew(torch.tensor([[0.0]]), torch.tensor([[0.001]]))  # epsilon is 1e-3 unless told
+    torch.testing.assert_close(small, torch.tensor([0.5]))
+
+
+losses = st.lists(st.floats(0, 1e6, width=32), min_size=4, max_size=4)
+
+
+@given(losses, losses)
+def test_skew_is_within_one_and_changes_sign_with_the_order(first: list[float], second: list[float]):
+    before, after = torch.tensor([first], dtype=torch.float64), torch.tensor([second], dtype=torch.float64)
+    skew = normalized_skew(before, after)
+    assert (skew.abs() < 1).all()
+    assert torch.equal(normalized_skew(after, before), -skew)
+    assert torch.equal(normalized_skew(before, before), torch.zeros(1, dtype=torch.float64))
+
+
+@given(st.lists(st.floats(0, 100), min_size=1, max_size=6), st.floats(0.01, 10))
+def test_raising_every_loss_is_a_positive_influence(values: list[float], by: float):
+    before = torch.tensor([values])
+    assert normalized_skew(before, before + by).item() > 0
+    assert normalized_skew(before + by, before).item() < 0
+
+
+def test_an_unchanged_model_scores_exactly_zero():
+    own = {name: DENOISER.network.get_parameter(name).clone() for name in unlearned_names(DENOISER.network)}
+    scores = method([own, BANK[0]]).score(IMAGES)
+    assert torch.equal(scores[:, 0], torch.zeros(9))
+    assert (scores[:, 1] != 0).all()
+
+
+# --- the losses -------------------------------------------------------------------------------------------------------
+
+
+def hand_losses(denoiser: EDMDenoiser, batch: Batch, noises: NoiseSet) -> Tensor:
+    """omega (D - x)^2 in float64, one image and one noise at a time."""
+    exact = copy.deepcopy(denoiser).double()
+    table = torch.zeros(len(batch), len(noises.sigma), dtype=torch.float64)
+    for i in range(len(batch)):
+        x, condition = batch.image[i].double(), batch.condition[i : i + 1].double()
+        for j, (sigma, unit) in enumerate(zip(noises.sigma.double(), noises.unit.double(), strict=True)):
+            noisy = x + sigma * unit
+            scaled, level = noisy / (sigma**2 + 0.25).sqrt(), (sigma + 1e-6).log() / 4
+            raw = exact.network(scaled[None], level[None], condition, None)[0]
+            denoised = 0.25 / (sigma**2 + 0.25) * noisy + 0.5 * sigma / (sigma**2 + 0.25).sqrt() * raw
+            table[i, j] = ((sigma**2 + 0.25) / (0.5 * sigma) ** 2 * (denoised - x) ** 2).mean()
+    return table
+
+
+NOISES = NoiseSet.draw(2, "check", scoring_sigmas(7, 0.7), (3, 8, 8))
+
+
+@pytest.mark.parametrize("images_per_forward", [1, 4, 9, 100])
+def test_noise_losses_are_a_plain_loop_over_images_and_noises(images_per_forward: int):
+    found = noise_losses(DENOISER, IMAGES, NOISES, images_per_forward=images_per_forward)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), hand_losses(DENOISER, IMAGES, NOISES), rtol=2e-4, atol=1e-5)
+
+
+def test_every_image_meets_every_noise_with_its_own_condition():
+    """A denoiser that leaves its inputs in the answer: sigma fixes the noise, the condition the image."""
+    sigma, marks = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([10.0, 20.0, 30.0])
+    noises = NoiseSet(sigma=sigma, unit=marks[:, None, None, None].expand(3, 3, 8, 8))
+    batch = Batch(
+        idx=torch.arange(2), image=torch.tensor([0.1, 0.2])[:, None, None, None].expand(2, 3, 8, 8),
+        condition=torch.tensor([[5.0], [7.0]]),
+    )  # fmt: skip
+
+    def tell(noisy: Tensor, sigma: Tensor, condition: Tensor) -> Tensor:
+        return noisy - 100 * condition[:, :, None, None]
+
+    found = noise_losses(tell, batch, noises, images_per_forward=2)
+    weight = (sigma**2 + 0.25) / (0.5 * sigma) ** 2
+    expected = torch.stack([weight * (sigma * marks - 100 * condition) ** 2 for condition in (5.0, 7.0)])
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize(("noises", "keep", "grid"), [(100, 0.7, 142), (7, 0.7, 10), (5, 1.0, 5)])
+def test_the_grid_is_the_upper_part_of_the_schedule(noises: int, keep: float, grid: int):
+    """sigma(u) on `grid` even points, of which the first `noises` are used: from 80 down (spec 7.3)."""
+    found = method([], ScoreConfig(noises=noises, keep=keep)).noises
+    u = np.arange(noises) / (grid - 1)
+    low, high = 0.002 ** (1 / 7), 80 ** (1 / 7)
+    np.testing.assert_allclose(found.sigma.numpy(), (high + u * (low - high)) ** 7, rtol=1e-6)
+    assert found.unit.shape == (noises, 3, 8, 8)
+    if noises == 100:
+        assert found.sigma[99].item() == pytest.approx(0.3102, abs=5e-5)
+        assert int((found.sigma > 1).sum()) == 85
+
+
+def test_the_noise_is_drawn_once_a_run_from_its_name():
+    """Two scorers of a run have the same noise, whatever their bank; another seed has another."""
+    first, second, other = method([]), method(BANK), method([], seed=2)
+    assert torch.equal(first.noises.unit, second.noises.unit)
+    assert torch.equal(first.noises.unit, normal(generator(1, "score/noise"), 7, 3, 8, 8))
+    assert not torch.equal(first.noises.unit, other.noises.unit)
+
+
+def test_scores_are_the_skews_of_two_loss_tables_by_hand():
+    """l1 of F1 and l2 of each F2 on the same noise, image by item; positive where unlearning raised losses."""
+    scorer = method(BANK)
+    before = hand_losses(DENOISER, IMAGES, scorer.noises)
+    for number, tensors in enumerate(BANK):
+        changed = copy.deepcopy(DENOISER)
+        changed.network.load_state_dict(tensors, strict=False)
+        after = hand_losses(changed, IMAGES, scorer.noises)
+        expected = ((after - before) / (after + before + 1e-3)).mean(1)
+        torch.testing.assert_close(SCORES[:, number].double(), expected, rtol=1e-3, atol=1e-5)
+    assert isinstance(scorer, Attributor)
+    assert SCORES.shape == (9, 3)
+
+
+def test_epsilon_of_the_config_is_used():
+    config = replace(CONFIG, epsilon=1e3)
+    table = method(BANK, config).losses(IMAGES)
+    expected = ((table.after[1] - table.before) / (table.after[1] + table.before + 1e3)).mean(1)
+    torch.testing.assert_close(method(BANK, config).score(IMAGES)[:, 1], expected)
+
+
+# --- invariance -------------------------------------------------------------------------------------------------------
+
+cuts_and_items = st.tuples(
+    st.permutations(range(9)),
+    st.lists(st.integers(1, 8), unique=True).map(sorted),
+    st.lists(st.sampled_from([0, 1, 2]), min_size=1, max_size=3),
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(cuts_and_items)
+def test_scores_do_not_depend_on_cut_order_or_other_items_bit_for_bit(drawn: tuple[list[int], list[int], list[int]]):
+    """One image a forward, fp32: any order of images, cut anywhere, with any bank (spec 18)."""
+    order, cuts, items = drawn
+    scorer = method([BANK[number] for number in items])
+    shuffled = picked(IMAGES, order)
+    edges = [0, *cuts, 9]
+    scores = torch.cat([scorer.score(shuffled[slice(a, b)]) for a, b in pairwise(edges)])
+    assert torch.equal(scores, SCORES[order][:, items])
+
+
+@pytest.mark.parametrize("images_per_forward", [2, 5, 9])
+def test_more_images_a_forward_give_the_same_scores_to_rounding(images_per_forward: int):
+    scores = method(BANK, replace(CONFIG, images_per_forward=images_per_forward)).score(IMAGES)
+    torch.testing.assert_close(scores, SCORES, rtol=0, atol=1e-5)
+    assert torch.equal(scores.topk(4, dim=0).indices, SCORES.topk(4, dim=0).indices)
+
+
+def test_bf16_scores_are_near():
+    scores = method(BANK, replace(CONFIG, precision="bf16")).score(IMAGES)
+    assert not torch.equal(scores, SCORES)
+    torch.testing.assert_close(scores, SCORES, rtol=0, atol=0.02)
+
+
+# --- swapping, failing ------------------------------------------------------------------------------------------------
+
+
+def test_swapped_tensors_are_used_and_given_back():
+    network, before = DENOISER.network, copy.deepcopy(DENOISER.state_dict())
+    name = "dit_backbone.1.mlp.0.weight"
+    own = network.get_parameter(name).data_ptr()
+    with swapped(network, BANK[0]):
+        assert network.get_parameter(name).data_ptr() == BANK[0][name].data_ptr()
+    assert network.get_parameter(name).data_ptr() == own
+    with pytest.raises(KeyError), swapped(network, BANK[1]):
+        raise KeyError("stopped in the middle")
+    assert network.get_parameter(name).data_ptr() == own
+    assert all(torch.equal(tensor, before[key]) for key, tensor in DENOISER.state_dict().items())
+
+
+def test_a_swap_that_fails_half_way_is_undone():
+    """A tensor of another type is refused by torch after others were swapped."""
+    network = DENOISER.network
+    names = unlearned_names(network)
+    wrong = {**BANK[0], names[-1]: BANK[0][names[-1]].double().to_sparse()}
+    own = [network.get_parameter(name).data_ptr() for name in names]
+    with pytest.raises(RuntimeError), swapped(network, wrong):
+        pass
+    assert [network.get_parameter(name).data_ptr() for name in names] == own
+
+
+def test_unlearned_models_leave_no_trace_in_f1():
+    scorer = method(BANK)
+    first = scorer.losses(IMAGES)
+    assert torch.equal(scorer.losses(IMAGES).before, first.before)
+    assert first.after.shape == (3, 9, 7)
+    assert method([]).losses(IMAGES).after.shape == (0, 9, 7)
+
+
+def test_an_image_with_nan_is_named():
+    broken = replace(IMAGES, image=IMAGES.image.clone())
+    broken.image[4, 1, 2, 3] = float("nan")
+    with pytest.raises(RunFailed, match="training image idx=104 is not finite"):
+        method(BANK).score(broken)
+    name = unlearned_names(DENOISER.network)[0]
+    poisoned = {**BANK[0], name: BANK[0][name] * float("nan")}
+    with pytest.raises(RunFailed, match="training image idx=100 is not finite"):
+        method([poisoned]).score(IMAGES)
+    assert torch.equal(method(BANK).score(IMAGES), SCORES)  # the failure has not spread
+
+
+# --- the method as a whole ----------------------------------------------------------------------------------------
+
+
+class Memory:
+    """Images in memory, as training wants them."""
+
+    def __init__(self, batch: Batch) -> None:
+        self.all = batch
+
+    def __len__(self) -> int:
+        return len(self.all)
+
+    def batch(self, rows: np.ndarray, stream: np.random.Generator | None = None) -> Batch:
+        return picked(self.all, rows.tolist())
+
+
+@pytest.fixture(scope="module")
+def memorised() -> Iterator[SimpleNamespace]:
+    """F1 trained for some seconds on 60 images, few enough to be remembered."""
+    images = some_images(60, seed=11)
+    config = TrainConfig(
+        updates=600, updates_per_epoch=600, batch_size=20, learning_rate=4e-3, warmup_epochs=0, ema_decay=0.95,
+        augment=0.0, flip=False, patience=0,
+    )  # fmt: skip
+    name_torch_stream(1, "train/init")
+    state = TrainState.fresh(EDMDenoiser(DiT(replace(MODEL, width=32, dropout=0.0))), config)
+    for _ in training(state, Memory(images), Memory(images), config, seed=1, group=Group()):
+        pass
+    yield SimpleNamespace(denoiser=state.average, images=images, learning_rate=config.learning_rate)
+
+
+def test_planted_duplicates_rank_in_the_top_decile(memorised: SimpleNamespace):
+    """The generated item is a training image: that image is among the 6 of 60 that unlearning it hurts most."""
+    images: Batch = memorised.images
+    bound = analytic_null_loss(images.image.square().mean().item())
+
+    def batches(step: int) -> Batch:
+        return picked(images, batch_rows(1, "unlearn", step, num_images=60, batch_size=20).tolist())
+
+    planted = [7, 22, 51]
+    bank = []
+    for number, at in enumerate(planted):
+        what = Item(number=number, idx=1000 + at, condition=images.condition[at], image=images.image[at])
+        found = unlearn(
+            memorised.denoiser, what, batches, bound=bound, config=UnlearnConfig(max_updates=40),
+            learning_rate=memorised.learning_rate / 4, seed=1,
+        )  # fmt: skip
+        bank.append(found.tensors)
+    config = ScoreConfig(noises=20, images_per_forward=20)
+    scores = MUCS(memorised.denoiser, bank, config=config, image_size=8, seed=1).score(images)
+    places = [int((scores[:, number] > scores[at, number]).sum()) for number, at in enumerate(planted)]
+    assert max(places) < 6, places
+    assert all(scores[at, number] > 0 for number, at in enumerate(planted))

@@ -1,0 +1,105 @@
+"""Top-k: how many, the laws of merging, and what happens among equals (spec 1, 7.3)."""
+
+from random import Random
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mucs_ray.attribution.ranking import Ranking, tie_break, top_k
+from mucs_ray.errors import RunFailed
+
+K = 5
+scored = st.lists(st.sampled_from([-0.5, 0.0, 0.25, 1.0]), max_size=24)
+"""Few values, so that there are ties."""
+
+
+def empty(name: str = "rank/item=0", *, k: int = K, seed: int = 1) -> Ranking:
+    return Ranking.empty(k, seed=seed, name=name)
+
+
+def ranked(idx: list[int], score: list[float], start: Ranking | None = None) -> Ranking:
+    return (start or empty()).add(np.asarray(idx, dtype=np.int64), np.asarray(score, dtype=np.float32))
+
+
+def pairs(ranking: Ranking) -> list[tuple[int, float]]:
+    return list(zip(ranking.idx.tolist(), ranking.score.tolist(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("images", "percent", "k"),
+    [(50_000, 2.0, 1000), (118_287, 2.0, 2366), (49_900, 2.0, 998), (60, 10.0, 10), (1, 2.0, 1), (50_000, 0.5, 250)],
+)
+def test_top_k_of_the_paper(images: int, percent: float, k: int):
+    assert top_k(images, percent) == k
+
+
+def test_highest_first_by_hand():
+    found = ranked([10, 11, 12, 13, 14, 15, 16], [0.1, -0.9, 0.7, 0.3, -0.2, 0.9, 0.0])
+    assert found.idx.tolist() == [15, 12, 13, 10, 16]
+    np.testing.assert_array_equal(found.score, np.float32([0.9, 0.7, 0.3, 0.1, 0.0]))
+
+
+@settings(deadline=None)
+@given(scored, st.randoms(use_true_random=False), st.integers(0, 24), st.integers(0, 24))
+def test_merging_is_ranking_everything_whatever_the_cut_and_the_order(
+    scores: list[float], random: Random, a: int, b: int
+):
+    """Associative, commutative, with the empty ranking as the neutral one; ties included."""
+    everything = list(enumerate(scores))
+    hashes = dict(enumerate(tie_break(np.arange(len(scores)), 1, "rank/item=0").tolist()))
+    expected = sorted(everything, key=lambda pair: (-pair[1], hashes[pair[0]]))[:K]
+    random.shuffle(everything)
+    low, high = sorted((a, b))
+    first, second, third = (
+        ranked([idx for idx, _ in part], [score for _, score in part])
+        for part in (everything[:low], everything[low:high], everything[high:])
+    )
+    for merged in (
+        first.merge(second).merge(third),
+        first.merge(second.merge(third)),
+        third.merge(second).merge(first),
+        second.merge(empty()).merge(third.merge(first)),
+    ):
+        assert pairs(merged) == expected
+
+
+def test_ties_are_broken_at_random_and_not_by_idx():
+    """Of 40 equal images each comes first about equally often over 2,000 names (chi-squared, 39 degrees of freedom)."""
+    idx = np.arange(40)
+    first = [int(ranked(idx, [0.5] * 40, empty(f"item={name}", k=1)).idx[0]) for name in range(2000)]
+    counts = np.bincount(first, minlength=40)
+    chi_squared = ((counts - 50) ** 2 / 50).sum()
+    assert 13 < chi_squared < 82  # outside with probability 1e-4
+    low_before_high = np.mean(np.asarray(first) < 20)
+    assert abs(low_before_high - 0.5) < 4 * 0.5 / np.sqrt(2000)
+
+
+def test_the_order_among_ties_is_named():
+    """The same for a name and a seed, another for another item or another seed."""
+    idx, equal = list(range(100)), [0.0] * 100
+    orders = {
+        tuple(ranked(idx, equal, empty(name, seed=seed)).idx.tolist())
+        for name, seed in (("item=0", 1), ("item=1", 1), ("item=0", 2))
+    }
+    assert len(orders) == 3
+    assert tuple(ranked(idx[::-1], equal, empty("item=0")).idx.tolist()) in orders
+
+
+def test_the_hash_has_no_collisions_among_a_million():
+    """Two equal hashes would leave the order to the sort, and so to who came first."""
+    hashes = tie_break(np.arange(10**6), 1, "rank/item=0")
+    assert len(np.unique(hashes)) == 10**6
+    assert hashes.dtype == np.uint64
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_score_that_is_not_finite_is_named(value: float):
+    with pytest.raises(RunFailed, match="training image idx=31 is not finite"):
+        ranked([30, 31, 32], [0.1, value, 0.2])
+
+
+def test_fewer_images_than_k_are_all_kept():
+    assert pairs(ranked([4, 2], [0.25, 0.5])) == [(2, 0.5), (4, 0.25)]
+    assert pairs(empty()) == []

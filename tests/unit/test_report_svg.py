@@ -1,0 +1,105 @@
+import math
+import re
+from dataclasses import replace
+from html import unescape
+
+import pytest
+
+from mucs_ray.report.document import Histogram, Unlearning
+from mucs_ray.report.svg import BOTTOM, LABEL_WIDTH, LEFT, TOP, WIDTH, Frame, score_histogram, unlearning_curve
+
+EVIL = '"><script>alert("x")</script><img src=x onerror=\'y\'></title></svg>'
+
+UNLEARNING = Unlearning(
+    steps=3,
+    outcome="reached",
+    seconds=6.24,
+    null_loss=1.0,
+    target=0.95,
+    item_loss=(0.0, 0.5, 1.0),
+    train_loss=(0.1, 0.1, 0.1),
+)
+HISTOGRAM = Histogram(edges=(-0.1, 0.0, 0.1, 0.2), counts=(50, 1000, 7), top_k_score=0.15)
+
+
+def test_svg_titles_escape_foreign_text() -> None:
+    for svg in (
+        unlearning_curve(UNLEARNING, title=EVIL),
+        score_histogram(HISTOGRAM, top_k=3, title=EVIL),
+    ):
+        assert "<script" not in svg and "<img" not in svg
+        assert svg.count("</svg>") == 1
+        assert EVIL in unescape(svg)
+
+
+def test_curve_points_are_where_they_should_be() -> None:
+    svg = unlearning_curve(UNLEARNING, title="t")
+    train, item = re.findall(r'<polyline points="([^"]*)" class="(\w+)"', svg)
+    right = WIDTH - LABEL_WIDTH
+    full = 1.14  # the largest loss, 1.0, lies at 1 / 1.14 of the height
+    up = (BOTTOM - TOP) / full
+    assert (train[1], item[1]) == ("train", "item")
+    points = [tuple(map(float, point.split(","))) for point in item[0].split()]
+    expected = [(LEFT, BOTTOM), ((LEFT + right) / 2, BOTTOM - up / 2), (right, BOTTOM - up)]
+    assert points == [pytest.approx(point, abs=0.011) for point in expected]
+    assert points[0] == (44, 194) and points[1] == (161, 124.7)
+    target = re.search(r'y1="([\d.]+)" y2="([\d.]+)" class="target"', svg)
+    assert target is not None
+    assert float(target.group(1)) == float(target.group(2)) == pytest.approx(BOTTOM - 0.95 * up, abs=0.01)
+    assert "update</text>" in svg and "loss</text>" in svg
+
+
+@pytest.mark.parametrize("losses", [(), (0.3,), (0.0,), tuple(0.01 * i for i in range(500))])
+def test_curves_of_any_length(losses: tuple[float, ...]) -> None:
+    changed = replace(UNLEARNING, item_loss=losses, train_loss=losses, steps=len(losses), target=0.0, null_loss=0.0)
+    svg = unlearning_curve(changed, title="t")
+    assert "nan" not in svg and "inf" not in svg
+    assert svg.count("<circle") == (1 if losses else 0)
+
+
+def test_curve_labels_do_not_touch() -> None:
+    svg = unlearning_curve(replace(UNLEARNING, train_loss=(1.0, 1.0, 1.0)), title="t")
+    y = {text: float(at) for at, text in re.findall(r'y="([\d.]+)" class="[a-z]+">(\w+ \w+)</text>', svg)}
+    assert abs(y["generated image"] - y["training batches"]) >= 14
+
+
+def bars(svg: str) -> list[tuple[int, list[tuple[float, float, float, str]]]]:
+    """Per bin its count, and (x, width, height, style) of its one or two rectangles."""
+    found = []
+    for count, body in re.findall(r"<g><title>([\d,]+) images?,[^<]*</title>(.*?)</g>", svg):
+        rects = re.findall(r'<rect x="([\d.]+)" y="[\d.]+" width="([\d.]+)" height="([\d.]+)" class="(\w+)"', body)
+        found.append((int(count.replace(",", "")), [(float(x), float(w), float(h), c) for x, w, h, c in rects]))
+    return found
+
+
+def test_histogram_bars_sum_and_have_log_heights() -> None:
+    svg = score_histogram(HISTOGRAM, top_k=7, title="t")
+    found = bars(svg)
+    assert [count for count, _ in found] == list(HISTOGRAM.counts)
+    frame = Frame(x_range=(-0.1, 0.2), y_range=(math.log10(0.5), 3.05), right=WIDTH - 8)
+    for count, rects in found:
+        for _, _, height, _ in rects:
+            assert height == pytest.approx(BOTTOM - frame.y(math.log10(count)), abs=0.011)
+    assert [[style for *_, style in rects] for _, rects in found] == [["rest"], ["rest"], ["rest", "tail"]]
+    marker = frame.x(0.15)
+    _, (rest, tail) = found[-1]
+    assert rest[0] + rest[1] == pytest.approx(marker, abs=0.02) and tail[0] == pytest.approx(marker)
+    assert "top 7: from 0.15" in svg and "score (higher = more influential)" in svg
+
+
+@pytest.mark.parametrize("value", [0.0, 0.25, -3.0, 1e-9])
+def test_constant_scores_make_one_bar(value: float) -> None:
+    constant = Histogram(edges=(value,) * 11, counts=(0,) * 9 + (1057,), top_k_score=value)
+    found = bars(svg := score_histogram(constant, top_k=100, title="t"))
+    assert [count for count, _ in found] == [1057]
+    assert "nan" not in svg and "inf" not in svg.replace("influential", "")
+
+
+def test_empty_bins_have_no_bar() -> None:
+    svg = score_histogram(Histogram(edges=(0.0, 0.5, 1.0), counts=(0, 0), top_k_score=1.0), top_k=1, title="t")
+    assert bars(svg) == []
+
+
+def test_a_wrong_number_of_edges_is_refused() -> None:
+    with pytest.raises(ValueError, match="zip"):
+        score_histogram(replace(HISTOGRAM, counts=(1, 2)), top_k=1, title="t")

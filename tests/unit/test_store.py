@@ -1,0 +1,494 @@
+"""Promises of the run directory: whole or absent, resumed, stale for a reason, never another's part (house rules 6)."""
+
+import io
+import itertools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from tiny import tiny_dataset, tiny_recipe
+
+from mucs_ray import storage
+from mucs_ray.attribution.base import Item
+from mucs_ray.config import Recipe, build
+from mucs_ray.data.table import Dataset
+from mucs_ray.errors import InputError
+from mucs_ray.models.dit import DiT
+from mucs_ray.pipeline import ORDER, Pipeline
+from mucs_ray.store import checkpoint
+from mucs_ray.store.items import item_file, load_item, save_item, to_pixels
+from mucs_ray.store.run import Stage, open_run
+from mucs_ray.store.weights import model_config, model_facts
+from mucs_ray.weights import load_weights
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+serial = itertools.count()
+
+
+@pytest.fixture(params=["local", "memory"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return str(tmp_path) if request.param == "local" else f"memory://test-store-{next(serial)}"
+
+
+def test_a_published_file_is_read_back_with_its_digest(folder: str):
+    url = storage.join(folder, "deep", "inside", "a.bin")
+    assert not storage.exists(url)
+    assert storage.publish(url, b"first") == sha256(b"first").hexdigest()
+    assert storage.publish(url, b"second") == sha256(b"second").hexdigest()
+    assert storage.read_bytes(url) == b"second"
+    assert list(storage.names(storage.join(folder, "deep", "inside"))) == ["a.bin"]
+    storage.remove(url)
+    storage.remove(url)
+    assert not storage.exists(url)
+
+
+@pytest.mark.parametrize("dies_in", ["replace", "fsync"])
+def test_a_writer_that_dies_leaves_nothing_or_the_old_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, dies_in: str
+):
+    url = str(tmp_path / "part.bin")
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, dies_in, die)
+        storage.publish(url, b"new")
+    assert not storage.exists(url)
+    storage.publish(url, b"old")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, dies_in, die)
+        storage.publish(url, b"new")
+    assert storage.read_bytes(url) == b"old"
+    storage.publish(url, b"new")
+    assert storage.read_bytes(url) == b"new"
+
+
+def test_equal_documents_are_equal_bytes(folder: str):
+    first = storage.publish_json(storage.join(folder, "a.json"), {"b": 1, "a": [1, 2]})
+    assert first == storage.publish_json(storage.join(folder, "b.json"), {"a": [1, 2], "b": 1})
+    assert storage.read_json(storage.join(folder, "a.json")) == {"a": [1, 2], "b": 1}
+
+
+def test_a_run_directory_that_cannot_be_written_is_one_line(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"cannot be written \(.*\); choose another with --run"):
+        open_run(str(tmp_path / "file" / "run"))
+    assert open_run(str(tmp_path / "run")) == str(tmp_path / "run")
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+# --- a stage ----------------------------------------------------------------------------------------------------------
+
+
+def stage(folder: str, *, noises: int = 100, data: str = "d1") -> Stage:
+    reads = {"score.noises": noises, "model.channels": [4, 4]}
+    return Stage(run_url=folder, name="attribute/mucs/score", reads=reads, inputs={"data": data})
+
+
+def publish(at: Stage, key: str, content: bytes = b"content") -> tuple[str, str]:
+    name = at.part(key, "parquet")
+    return name, storage.publish(at.url(name), content)
+
+
+def finished(at: Stage, *keys: str) -> Stage:
+    at.begin([at.part(key, "parquet") for key in keys])
+    at.finish(dict(publish(at, key) for key in keys), {"rows": 7})
+    return at
+
+
+def told(at: Stage) -> tuple[str, str]:
+    return at.state().status, at.state().reason
+
+
+def test_a_stage_goes_from_missing_over_partial_to_done_and_stale(folder: str):
+    at = stage(folder)
+    assert told(at) == ("missing", "not run yet")
+    parts = [at.part(key, "parquet") for key in ("a", "b", "c")]
+    assert at.begin(parts) == parts
+    assert told(at) == ("partial", "0 of 3 parts")
+    digests = dict([publish(at, "b")])
+    assert told(at) == ("partial", "1 of 3 parts")
+    assert at.begin(parts) == [parts[0], parts[2]]  # the same command again: only what is missing
+    digests |= dict(publish(at, key) for key in ("a", "c"))
+    assert told(at) == ("partial", "3 of 3 parts")  # not done before the manifest
+    at.finish(digests, {"rows": 7})
+    assert told(at) == ("done", "")
+    assert at.facts() == {"rows": 7}
+    assert told(stage(folder, noises=50)) == ("stale", "score.noises 100 -> 50")
+    assert told(stage(folder, data="d2")) == ("stale", "data changed")
+    assert told(stage(folder, noises=50, data="d2")) == ("stale", "score.noises 100 -> 50, data changed")
+
+
+def test_a_setting_that_is_new_or_gone_is_named(folder: str):
+    at = finished(stage(folder), "a")
+    more = replace(at, reads={**at.reads, "score.keep": 0.7})
+    assert told(more) == ("stale", "score.keep None -> 0.7")
+    other_name = replace(at, reads={"score.noises": 100})
+    assert told(other_name) == ("stale", "model.channels [4, 4] -> None")
+
+
+def test_a_stage_begun_anew_is_partial_and_its_old_results_still_there(folder: str):
+    """Until the new settings have finished, going back to the old ones costs nothing."""
+    old = finished(stage(folder), "a")
+    new = stage(folder, noises=50)
+    assert new.begin([new.part("a", "parquet")]) == [new.part("a", "parquet")]
+    assert told(new) == ("partial", "0 of 1 parts")
+    assert told(old) == ("done", "")
+    assert old.checked(old.part("a", "parquet")) == b"content"
+
+
+def test_finishing_deletes_parts_of_other_settings_and_nothing_of_a_user(folder: str):
+    old = finished(stage(folder), "a", "b")
+    foreign = ["notes.txt", "holiday.pictures.zip", "backup.2024.tar.gz", "README", "a.12345678.parquet.bak"]
+    for name in foreign:
+        storage.publish(old.url(name), b"mine")
+    storage.publish(storage.join(old.folder, "inner", f"x.{old.fingerprint[:8]}.parquet"), b"another stage's")
+    new = finished(stage(folder, noises=50), "a")
+    there = set(storage.names(new.folder))
+    assert there == {*foreign, "inner", "plan.json", "manifest.json", new.part("a", "parquet")}
+    assert list(storage.names(storage.join(new.folder, "inner"))) == [f"x.{old.fingerprint[:8]}.parquet"]
+    assert told(new) == ("done", "")
+    assert told(old) == ("stale", "score.noises 50 -> 100")
+
+
+def test_a_late_writer_of_other_settings_changes_nothing(folder: str):
+    """A worker that outlived its driver publishes under its own tag; the finished stage does not see it."""
+    late = stage(folder)
+    late.begin([late.part("a", "parquet")])
+    done = finished(stage(folder, noises=50), "a")
+    manifest = done.manifest()
+    publish(late, "a", b"late")
+    assert (done.manifest(), told(done)) == (manifest, ("done", ""))
+    assert done.checked(done.part("a", "parquet")) == b"content"
+    assert late.part("a", "parquet") not in done.manifest()["files"]
+
+
+def test_facts_of_a_stage_that_is_not_done_are_refused(folder: str):
+    with pytest.raises(InputError, match=r"attribute/mucs/score of .* is not done; run it first"):
+        stage(folder).facts()
+    finished(stage(folder), "a")
+    with pytest.raises(InputError, match="not done"):
+        stage(folder, noises=50).facts()
+
+
+def one_line(error: pytest.ExceptionInfo[InputError]) -> str:
+    text = str(error.value)
+    assert "\n" not in text
+    return text
+
+
+def test_corruption_is_found_and_told_in_one_line(folder: str):
+    at = finished(stage(folder), "a", "b")
+    name, other = at.part("a", "parquet"), at.part("b", "parquet")
+    storage.publish(at.url(name), b"contents")
+    with pytest.raises(InputError, match="corrupt: its sha256 differs") as error:
+        at.checked(name)
+    assert at.url(name) in one_line(error)
+    storage.remove(at.url(name))
+    with pytest.raises(InputError, match="in the manifest but absent") as error:
+        at.checked(name)
+    assert "run the command again" in one_line(error)
+    with pytest.raises(InputError, match=r"has no file z\.parquet") as error:
+        at.checked("z.parquet")
+    one_line(error)
+    assert at.checked(other) == b"content"
+
+
+@pytest.mark.parametrize("document", ["plan.json", "manifest.json"])
+def test_a_torn_document_counts_as_absent(folder: str, document: str):
+    at = finished(stage(folder), "a")
+    storage.publish(at.url(document), b'{"fingerprint": "ab')
+    assert told(at) == (("done", "") if document == "plan.json" else ("partial", "1 of 1 parts"))
+
+
+def test_parts_carry_the_tag_of_their_settings():
+    first, second = stage("x"), stage("x", noises=50)
+    assert first.part("item-0001", "parquet") == f"item-0001.{first.fingerprint[:8]}.parquet"
+    assert first.part("a", "parquet") != second.part("a", "parquet")
+
+
+def test_fingerprints_depend_on_what_is_read_and_on_nothing_else():
+    base = stage("x")
+    assert base.fingerprint == stage("another/run").fingerprint
+    turned = replace(base, reads=dict(reversed(base.reads.items())))
+    assert base.fingerprint == turned.fingerprint
+    changed = [stage("x", noises=50), stage("x", data="d2"), replace(base, name="other")]
+    assert len({base.fingerprint, *(each.fingerprint for each in changed)}) == 4
+
+
+def test_fingerprints_are_the_same_in_other_processes(tmp_path: Path):
+    """A driver on another day, with other hash seeds, finds the parts of this one."""
+    program = (
+        "import sys; from mucs_ray.store.run import Stage;"
+        "print(Stage(run_url=sys.argv[1], name='attribute/mucs/score', inputs={'data': 'd1'},"
+        " reads={'model.channels': [4, 4], 'score.noises': 100}).fingerprint)"
+    )
+    for hash_seed in ("1", "2"):
+        out = subprocess.run(
+            [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True,
+            env={**os.environ, "PYTHONHASHSEED": hash_seed},
+        )  # fmt: skip
+        assert out.stdout.strip() == stage(str(tmp_path)).fingerprint
+
+
+# --- which knob makes which stage stale ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return tiny_dataset(tmp_path_factory.mktemp("data"))
+
+
+def fingerprints(recipe: Recipe, dataset: Dataset) -> dict[str, str]:
+    pipeline = Pipeline(recipe=recipe, dataset=dataset, run_url="runs/x", console=Console(file=io.StringIO()))
+    return {short: each.fingerprint for short, each in pipeline.stages.items()}
+
+
+EVERYTHING = set(ORDER)
+RANKED = {"attribute", "report"}
+SCORED = {"score"} | RANKED
+UNLEARNED = {"unlearn"} | SCORED
+GENERATED = {"generate"} | UNLEARNED
+TRAINED = {"pretrain"} | GENERATED
+BOUNDED = {"null"} | UNLEARNED
+
+STALE: dict[str, tuple[Any, set[str]]] = {
+    "name": ("another", {"report"}),
+    "data": ("elsewhere", set()),  # the content counts, not where it is
+    "seed": (2, EVERYTHING),
+    "model.image_size": (16, EVERYTHING),
+    "model.channels": ([8, 8], EVERYTHING),
+    "model.strides": ([1, 2], EVERYTHING),
+    "model.kernel_size": (5, EVERYTHING),
+    "model.patch_size": (2, EVERYTHING),
+    "model.width": (32, EVERYTHING),
+    "model.depth": (3, EVERYTHING),
+    "model.num_heads": (4, EVERYTHING),
+    "model.mlp_ratio": (2, EVERYTHING),
+    "model.registers": (2, EVERYTHING),
+    "model.condition_channels": (8, EVERYTHING),
+    "model.condition_dim": (0, EVERYTHING),
+    "model.condition_drop": (0.2, EVERYTHING),
+    "model.dropout": (0.0, EVERYTHING),
+    "train.updates": (16, TRAINED),
+    "train.updates_per_epoch": (6, TRAINED),
+    "train.batch_size": (4, TRAINED),
+    "train.learning_rate": (1e-3, TRAINED),
+    "train.warmup_epochs": (2, TRAINED),
+    "train.weight_decay": (0.1, TRAINED),
+    "train.ema_decay": (0.9, TRAINED),
+    "train.augment": (0.0, TRAINED),
+    "train.flip": (False, TRAINED),
+    "train.patience": (5, TRAINED),
+    "train.precision": ("bf16", TRAINED),
+    "train.checkpoint": ("best", GENERATED),
+    "generate.items": (3, GENERATED),
+    "generate.controls": (0, GENERATED),
+    "generate.steps": (5, GENERATED),
+    "generate.guidance": (1.0, GENERATED),
+    "unlearn.null_loss": ("analytic", BOUNDED),
+    "unlearn.null_batches": (3, BOUNDED),
+    "unlearn.ascent_weight": (0.3, UNLEARNED),
+    "unlearn.batch_size": (4, UNLEARNED),
+    "unlearn.learning_rate_divisor": (5.0, UNLEARNED),
+    "unlearn.weight_decay": (0.1, UNLEARNED),
+    "unlearn.tolerance": (0.1, UNLEARNED),
+    "unlearn.max_updates": (7, UNLEARNED),
+    "score.noises": (6, SCORED),
+    "score.keep": (0.5, SCORED),
+    "score.epsilon": (1e-2, SCORED),
+    "score.precision": ("bf16", SCORED),
+    "score.images_per_forward": (2, SCORED),
+    "score.keep_losses": (True, SCORED),
+    "rank.top_percent": (5.0, RANKED),
+    "engine.train_workers": (2, set()),
+    "engine.actors": ([1, 2], set()),
+    "engine.max_failures": (1, set()),
+}
+"""A changed value of every field of a recipe, and the stages it makes stale; `weights` has tests of its own."""
+
+
+def changed(recipe: Recipe, key: str, value: object) -> Recipe:
+    values = recipe.to_dict()
+    section, _, field = key.rpartition(".")
+    (values[section] if section else values)[field] = value
+    return build(values)
+
+
+def recipe_keys() -> Iterator[str]:
+    recipe = tiny_recipe("x")
+    for each in fields(recipe):
+        value = getattr(recipe, each.name)
+        if is_dataclass(value):
+            yield from (f"{each.name}.{inner.name}" for inner in fields(value))
+        else:
+            yield each.name
+
+
+def test_the_table_has_every_field_of_a_recipe():
+    assert {*STALE, "weights"} == set(recipe_keys())
+
+
+@pytest.mark.parametrize("key", STALE)
+def test_a_changed_field_makes_exactly_its_stages_stale(key: str, dataset: Dataset):
+    recipe = tiny_recipe(dataset.url)
+    value, expected = STALE[key]
+    other = changed(recipe, key, value)
+    assert other != recipe
+    before, after = fingerprints(recipe, dataset), fingerprints(other, dataset)
+    assert list(before) == list(ORDER)
+    assert {short for short in before if before[short] != after[short]} == expected
+
+
+def test_other_data_make_everything_stale(dataset: Dataset, tmp_path: Path):
+    recipe = tiny_recipe(dataset.url)
+    smaller = tiny_dataset(tmp_path, rows_per_unit=8)
+    before, after = fingerprints(recipe, dataset), fingerprints(recipe, smaller)
+    assert {short for short in before if before[short] != after[short]} == EVERYTHING
+
+
+def test_given_weights_count_by_content_and_end_the_influence_of_training(dataset: Dataset, tmp_path: Path):
+    paths = [tmp_path / name for name in ("a.pt", "b.pt", "c.pt")]
+    for path, content in zip(paths, (b"one", b"one", b"two"), strict=True):
+        path.write_bytes(content)
+    trained = tiny_recipe(dataset.url)
+    first, copy, other = (fingerprints(replace(trained, weights=str(path)), dataset) for path in paths)
+    without = fingerprints(trained, dataset)
+    assert {short for short in first if first[short] != without[short]} == TRAINED
+    assert first == copy
+    assert {short for short in first if first[short] != other[short]} == TRAINED
+    given = replace(trained, weights=str(paths[0]))
+    for key in (key for key in STALE if key.startswith("train.")):
+        after = fingerprints(changed(given, key, STALE[key][0]), dataset)
+        expected = UNLEARNED if key == "train.learning_rate" else set()
+        assert {short for short in first if first[short] != after[short]} == expected, key
+
+
+def test_reasons_name_the_recipe_key(dataset: Dataset, tmp_path: Path):
+    recipe = tiny_recipe(dataset.url)
+    console = Console(file=io.StringIO())
+    pipeline = Pipeline.open(recipe, dataset, str(tmp_path), console=console)
+    for each in pipeline.stages.values():
+        each.finish({}, {})
+    assert [state.status for state in pipeline.plan("report").values()] == ["done"] * 7
+    fewer = Pipeline.open(changed(recipe, "score.noises", 3), dataset, str(tmp_path), console=console)
+    plan = fewer.plan("report")
+    assert (plan["score"].status, plan["score"].reason) == ("stale", "score.noises 5 -> 3")
+    assert (plan["attribute"].status, plan["attribute"].reason) == ("stale", "score changed")
+    assert plan["unlearn"].status == "done"
+    tuples = Pipeline.open(changed(recipe, "model.channels", [8, 8]), dataset, str(tmp_path), console=console)
+    assert tuples.plan("pretrain")["pretrain"].reason == "model.channels [4, 4] -> [8, 8]"
+
+
+# --- weights and items ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def network() -> DiT:
+    return DiT(tiny_recipe("x").model)
+
+
+def saved(network: DiT, path: Path) -> str:
+    checkpoint.save(str(path), network.state_dict(), model_facts(network.config))
+    return str(path)
+
+
+def test_weights_come_back_bit_for_bit_with_their_network(network: DiT, tmp_path: Path):
+    loaded = load_weights(saved(network, tmp_path / "w.safetensors"))
+    assert loaded.config == network.config
+    assert not loaded.training
+    own = network.state_dict()
+    assert loaded.state_dict().keys() == own.keys()
+    assert all(torch.equal(tensor, own[name]) for name, tensor in loaded.state_dict().items())
+
+
+def test_a_card_beside_the_weights_tells_facts_and_digest(network: DiT, tmp_path: Path):
+    path = tmp_path / "best.safetensors"
+    checkpoint.save_with_card(str(path), network.state_dict(), {**model_facts(network.config), "step": 8})
+    card = json.loads((tmp_path / "best.json").read_text())
+    assert card["sha256"] == sha256(path.read_bytes()).hexdigest()
+    assert model_config(card, "card") == network.config
+    assert card["step"] == 8
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "text", "flipped header", "facts are not JSON"])
+def test_corrupt_weights_are_an_input_error_in_one_line(network: DiT, tmp_path: Path, damage: str):
+    path = Path(saved(network, tmp_path / "w.safetensors"))
+    content = path.read_bytes()
+    path.write_bytes(
+        {
+            "cut": content[: len(content) // 2],
+            "empty": b"",
+            "text": b"these are no weights at all",
+            "flipped header": content[:20] + bytes([content[20] ^ 0xFF]) + content[21:],
+            "facts are not JSON": content.replace(b'"mucs_ray":"{', b'"mucs_ray":"[', 1),
+        }[damage]
+    )
+    with pytest.raises(InputError, match="not a whole safetensors file") as error:
+        load_weights(str(path))
+    assert str(path) in one_line(error)
+
+
+def test_absent_weights_are_an_input_error(tmp_path: Path):
+    with pytest.raises(InputError, match="no weights at") as error:
+        load_weights(str(tmp_path / "none.safetensors"))
+    assert "--weights" in one_line(error)
+
+
+def test_weights_of_another_architecture_are_told_apart_in_one_line(network: DiT):
+    deeper = DiT(replace(network.config, depth=3, width=32))
+    with pytest.raises(InputError, match="another architecture") as error:
+        checkpoint.strict_load(network, deeper.state_dict(), source="w.safetensors")
+    text = one_line(error)
+    assert "unexpected (first dit_backbone.2." in text
+    assert "of another shape (first a_embedder" not in text  # that one has the same shape in both
+    assert text.startswith("w.safetensors")
+    before = {name: tensor.clone() for name, tensor in deeper.state_dict().items()}
+    with pytest.raises(InputError, match=r"\d+ missing \(first dit_backbone\.2\.") as error:
+        checkpoint.strict_load(deeper, network.state_dict(), source="w.safetensors")
+    one_line(error)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in deeper.state_dict().items())
+
+
+def test_a_card_that_does_not_fit_its_tensors_or_version_is_an_input_error(network: DiT, tmp_path: Path):
+    facts = model_facts(replace(network.config, depth=5))
+    checkpoint.save(str(tmp_path / "w.safetensors"), network.state_dict(), facts)
+    with pytest.raises(InputError, match="another architecture") as error:
+        load_weights(str(tmp_path / "w.safetensors"))
+    one_line(error)
+    for described in ({"widht": 3}, {"width": "wide"}, {"channels": [4, 4, 4]}):
+        with pytest.raises(InputError, match=f"another version .model.{next(iter(described))}") as error:
+            model_config({"model": described}, "w.safetensors")
+        one_line(error)
+    with pytest.raises(InputError, match="no description of its network") as error:
+        model_config({}, "w.safetensors")
+    one_line(error)
+
+
+@pytest.mark.parametrize("conditional", [True, False])
+def test_items_come_back_unclamped(folder: str, conditional: bool):
+    condition = torch.tensor([0.0, 1.0]) if conditional else None
+    item = Item(number=3, idx=71, condition=condition, image=torch.linspace(-2, 2, 48).reshape(3, 4, 4))
+    at = stage(folder)
+    digest = save_item(at, item, {"step": 1})
+    assert digest == sha256(storage.read_bytes(at.url(item_file(at, 3)))).hexdigest()
+    back = load_item(at, 3)
+    assert (back.number, back.idx) == (3, 71)
+    assert torch.equal(back.image, item.image)
+    assert (back.condition is None) if not conditional else torch.equal(back.condition, condition)
+
+
+def test_pixels_are_clamped_and_rounded():
+    values = torch.tensor([-3.0, -1.0, 0.0, 0.5, 1.0, 9.0]).reshape(1, 1, 6)
+    assert to_pixels(values)[0, 0].tolist() == [0, 0, 128, 191, 255, 255]

@@ -1,0 +1,381 @@
+"""Unlearning: the null loss, the objective, the stop rule, the bound, and what may change (spec 7.1, 7.2, 18)."""
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from tiny import rows
+from torch import Tensor, nn
+
+from mucs_ray.attribution import unlearn as unlearning
+from mucs_ray.attribution.base import Item
+from mucs_ray.attribution.config import UnlearnConfig
+from mucs_ray.attribution.unlearn import Unlearned, draw_losses, null_loss, unlearn
+from mucs_ray.diffusion.batch import Batch
+from mucs_ray.diffusion.denoiser import EDMDenoiser
+from mucs_ray.diffusion.loss import analytic_null_loss, denoising_loss
+from mucs_ray.diffusion.noise import generator, normal
+from mucs_ray.diffusion.schedule import training_sigmas
+from mucs_ray.errors import RunFailed
+from mucs_ray.models.dit import DiT, DiTConfig, unlearned_names
+
+MODEL = DiTConfig(
+    image_size=8, patch_size=4, width=16, depth=2, num_heads=2, registers=1, condition_channels=16, condition_dim=3,
+    kernel_size=3, dropout=0.1,
+)  # fmt: skip
+RATE, SEED, FAR = 1e-3, 5, 1e9
+"""With FAR as the bound no draw is clamped and the stop rule never fires."""
+
+
+def training_set() -> Batch:
+    made = rows(40, first_idx=0, seed=3)
+    return Batch(
+        idx=torch.arange(40),
+        image=torch.from_numpy(np.stack([row.image for row in made])).float() / 127.5 - 1,
+        condition=torch.eye(3)[[row.label for row in made]],
+    )
+
+
+IMAGES = training_set()
+
+
+def batches(step: int) -> Batch:
+    """Sixteen images that change with the step."""
+    return IMAGES[slice(step * 7 % 24, step * 7 % 24 + 16)]
+
+
+@pytest.fixture
+def trained() -> EDMDenoiser:
+    """F1 whose output depends on all its inputs and parameters (a fresh network puts out zero)."""
+    denoiser = EDMDenoiser(DiT(MODEL))
+    with torch.no_grad():
+        for number, parameter in enumerate(denoiser.parameters()):
+            parameter.copy_(0.2 * normal(generator(3, f"parameter={number}"), *parameter.shape))
+    return denoiser
+
+
+def item(idx: int = 60, *, number: int = 0) -> Item:
+    image = 0.5 * normal(generator(7, f"image={idx}"), 3, 8, 8)
+    return Item(number=number, idx=idx, condition=torch.tensor([0.0, 1.0, 0.0]), image=image)
+
+
+def run(denoiser: EDMDenoiser, what: Item, *, bound: float = FAR, rate: float = RATE, **changes: object) -> Unlearned:
+    config = replace(UnlearnConfig(max_updates=3), **changes)
+    return unlearn(denoiser, what, batches, bound=bound, config=config, learning_rate=rate, seed=SEED)
+
+
+def equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def own_tensors(denoiser: EDMDenoiser) -> dict[str, Tensor]:
+    """F1's tensors under the names that unlearning changes."""
+    state = denoiser.network.state_dict()
+    return {name: state[name].clone() for name in unlearned_names(denoiser.network)}
+
+
+def hand_losses(denoiser: EDMDenoiser, image: Tensor, condition: Tensor, name: str) -> Tensor:
+    """Losses at the draws of a name: first the sigmas, then the noise."""
+    stream = generator(SEED, name)
+    sigma = training_sigmas(stream, len(image))
+    return denoising_loss(denoiser, image, normal(stream, *image.shape), sigma, condition)
+
+
+def hand_objective(denoiser: EDMDenoiser, what: Item, step: int, weight: float, bound: float) -> Tensor:
+    """l_ft - lambda l_ga of a step, written once more."""
+    batch, name = batches(step), f"unlearn/item={what.idx}/step={step}"
+    descent = hand_losses(denoiser, batch.image, batch.condition, f"{name}/train").mean()
+    repeated = what.image[None].repeat(16, 1, 1, 1), what.condition[None].repeat(16, 1)
+    ascent = torch.minimum(hand_losses(denoiser, *repeated, f"{name}/item"), torch.tensor(bound)).mean()
+    return descent - weight * ascent
+
+
+# --- the objective ----------------------------------------------------------------------------------------------------
+
+
+def test_no_ascent_is_plain_fine_tuning_bit_for_bit(trained: EDMDenoiser):
+    tuned = copy.deepcopy(trained).eval().requires_grad_(False)
+    chosen = [tuned.network.get_parameter(name).requires_grad_() for name in unlearned_names(tuned.network)]
+    optimizer = torch.optim.AdamW(chosen, lr=RATE, weight_decay=0.01, fused=True)
+    for step in range(3):
+        batch = batches(step)
+        loss = hand_losses(tuned, batch.image, batch.condition, f"unlearn/item=60/step={step}/train").mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    found = run(trained, item(), ascent_weight=0.0)
+    assert equal(found.tensors, own_tensors(tuned))
+    assert not equal(found.tensors, own_tensors(trained))
+
+
+@pytest.mark.parametrize("bound", [FAR, 2.0])
+def test_first_update_descends_the_objective_by_hand(trained: EDMDenoiser, bound: float):
+    """AdamW's first step: theta (1 - lr wd) - lr g / (|g| + eps), g the gradient of l_ft - lambda l_ga."""
+    weight = 0.7
+    chosen = {name: trained.network.get_parameter(name) for name in unlearned_names(trained.network)}
+    trained.eval()
+    objective = hand_objective(trained, item(), 0, weight, bound)
+    gradients = torch.autograd.grad(objective, list(chosen.values()))
+    found = run(trained, item(), bound=bound, ascent_weight=weight, max_updates=1, tolerance=0.0)
+    assert found.updates == 1
+    for (name, before), gradient in zip(chosen.items(), gradients, strict=True):
+        moved = before.detach() * (1 - RATE * 0.01) - RATE * gradient / (gradient.abs() + 1e-8)
+        steady = gradient.abs() > 1e-5  # nearer to zero, rounding decides the sign
+        assert steady.float().mean() > 0.9
+        torch.testing.assert_close(found.tensors[name][steady], moved[steady], rtol=0, atol=2e-6, msg=name)
+
+
+def test_ascent_raises_the_loss_of_the_item_and_descent_alone_lowers_it(trained: EDMDenoiser):
+    """Measured on other draws than those that unlearning saw."""
+
+    def after(weight: float) -> float:
+        changed = copy.deepcopy(trained).eval()
+        found = run(trained, item(), ascent_weight=weight, max_updates=20)
+        changed.network.load_state_dict(found.tensors, strict=False)
+        image, condition = item().image.expand(500, -1, -1, -1), item().condition.expand(500, -1)
+        with torch.no_grad():
+            return draw_losses(changed, image, condition, seed=99, name="check").mean().item()
+
+    before = after_nothing(trained)
+    assert after(5.0) > 1.05 * before
+    assert after(0.0) < before
+
+
+def after_nothing(trained: EDMDenoiser) -> float:
+    """The item's loss under F1."""
+    image, condition = item().image.expand(500, -1, -1, -1), item().condition.expand(500, -1)
+    with torch.no_grad():
+        return draw_losses(copy.deepcopy(trained).eval(), image, condition, seed=99, name="check").mean().item()
+
+
+def test_saturated_draws_have_no_gradient(trained: EDMDenoiser):
+    """With a bound below every draw the item's loss is the bound, whatever the weights."""
+    moment = next(unlearning.measure(trained, item(), batches, bound=1e-3, config=UnlearnConfig(), seed=SEED))
+    assert moment.item_loss.item() == pytest.approx(1e-3)
+    assert moment.reached
+    moment.item_loss.backward()
+    for name in unlearned_names(trained.network):
+        assert not trained.network.get_parameter(name).grad.any(), name
+
+
+def test_only_unsaturated_draws_pull(trained: EDMDenoiser):
+    """The clamp acts on each draw before the mean, and a clamped draw has zero gradient."""
+    trained.eval().requires_grad_(True)
+    losses = hand_losses(
+        trained, item().image.expand(16, -1, -1, -1), item().condition.expand(16, -1), "unlearn/item=60/step=0/item"
+    )
+    bound = losses.median().item()
+    below = losses < bound
+    assert 0 < below.sum() < 16
+    expected = (losses * below).sum() / 16
+    moments = unlearning.measure(trained, item(), batches, bound=bound, config=UnlearnConfig(), seed=SEED)
+    moment = next(moments)
+    by_hand = (losses.detach()[below].sum() + bound * (~below).sum()) / 16
+    assert moment.item_loss.item() == pytest.approx(by_hand.item(), rel=1e-6)
+    weights = [trained.network.get_parameter(name) for name in unlearned_names(trained.network)]
+    for found, hand in zip(
+        torch.autograd.grad(moment.item_loss, weights), torch.autograd.grad(expected, weights), strict=True
+    ):
+        torch.testing.assert_close(found, hand, rtol=1e-4, atol=1e-6)
+
+
+# --- when it ends -----------------------------------------------------------------------------------------------------
+
+
+def test_stop_rule_is_tested_before_the_update(trained: EDMDenoiser):
+    """An item whose clamped loss is at 0.95 of the null loss at the start is not touched: no update, F1's tensors."""
+    start = run(trained, item(), max_updates=1).item_loss[0]
+    found = run(trained, item(), bound=0.01)
+    assert (found.outcome, found.updates, len(found.item_loss)) == ("reached", 0, 1)
+    assert equal(found.tensors, own_tensors(trained))
+    assert start > 0.01
+
+
+def test_stop_rule_compares_with_the_tolerated_share_of_the_bound(trained: EDMDenoiser):
+    """Just below and just above the clamped loss: one goes on, the other stops."""
+    bound = 2.0
+    share = run(trained, item(), bound=bound, tolerance=0.0, max_updates=1).item_loss[0] / bound
+    assert 0.1 < share < 0.999
+    stops = run(trained, item(), bound=bound, tolerance=1 - share + 1e-4)
+    goes_on = run(trained, item(), bound=bound, tolerance=1 - share - 1e-4)
+    assert (stops.outcome, stops.updates) == ("reached", 0)
+    assert goes_on.updates > 0
+
+
+def test_an_item_is_unlearned_after_some_updates(trained: EDMDenoiser):
+    """The last recorded loss is the one that fired the rule, and all before it did not."""
+    bound = 2.0
+    start = run(trained, item(), bound=bound, tolerance=0.0, max_updates=1).item_loss[0]
+    tolerance = 1 - 1.08 * start / bound
+    found = run(trained, item(), bound=bound, tolerance=tolerance, ascent_weight=20.0, max_updates=200)
+    assert found.outcome == "reached"
+    assert 0 < found.updates < 200
+    assert len(found.item_loss) == len(found.train_loss) == found.updates + 1
+    target = (1 - tolerance) * bound
+    assert [loss >= target for loss in found.item_loss] == [False] * found.updates + [True]
+
+
+@pytest.mark.parametrize("most", [1, 4])
+def test_the_bound_on_updates_is_kept_and_told(trained: EDMDenoiser, most: int):
+    told: list[tuple[int, float]] = []
+    config = UnlearnConfig(max_updates=most)
+    found = unlearn(
+        trained, item(), batches, bound=FAR, config=config, learning_rate=RATE, seed=SEED,
+        on_update=lambda step, loss: told.append((step, loss)),
+    )  # fmt: skip
+    assert (found.outcome, found.updates) == ("bound hit", most)
+    assert told == list(enumerate(found.item_loss))
+    assert len(told) == most + 1
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("whose", ["train", "item"])
+def test_a_loss_that_is_not_finite_names_the_item(
+    monkeypatch: pytest.MonkeyPatch, trained: EDMDenoiser, whose: str, value: float
+):
+    """Also an infinite draw of the item, which the clamp would turn into the bound."""
+    real = unlearning.draw_losses
+
+    def broken(*given: object, name: str, seed: int) -> Tensor:
+        losses = real(*given, name=name, seed=seed)
+        return losses + value if name.endswith(f"step=2/{whose}") else losses
+
+    monkeypatch.setattr(unlearning, "draw_losses", broken)
+    with pytest.raises(RunFailed, match=r"item 4 \(idx=61\).*not finite at update 2"):
+        run(trained, item(61, number=4))
+
+
+# --- what may change --------------------------------------------------------------------------------------------------
+
+
+def test_only_the_mlp_weights_change_and_the_model_is_lent(monkeypatch: pytest.MonkeyPatch, trained: EDMDenoiser):
+    """Frozen tensors are not even decayed; F1 is as it was, in mode, in gradients and to the last bit."""
+    copies: list[nn.Module] = []
+    real = unlearning.frozen_copy
+    monkeypatch.setattr(unlearning, "frozen_copy", lambda module: copies.append(real(module)) or copies[-1])
+    before = copy.deepcopy(trained.state_dict())
+    found = run(trained.train(), item(), weight_decay=0.5)
+    assert equal(trained.state_dict(), before)
+    assert trained.training
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in trained.parameters())
+    (changed,) = copies
+    assert not any(part.training for part in changed.modules())
+    expected = {
+        f"dit_backbone.{block}.mlp.{layer}.weight" for block in (0, 1) for layer in (0, 3)
+    } | {"y_embedder.emb_mlp.0.weight", "y_embedder.emb_mlp.3.weight"}  # fmt: skip
+    assert set(found.tensors) == expected
+    for name, tensor in changed.network.state_dict().items():
+        assert torch.equal(tensor, trained.network.state_dict()[name]) == (name not in expected), name
+    assert not any(tensor.requires_grad for tensor in found.tensors.values())
+
+
+def test_weight_decay_is_that_of_the_config(trained: EDMDenoiser):
+    """Decay alone tells two first updates apart: by lr (wd' - wd) theta."""
+    weak = run(trained, item(), weight_decay=0.0, max_updates=1).tensors
+    strong = run(trained, item(), weight_decay=50.0, max_updates=1).tensors
+    for name, theta in own_tensors(trained).items():
+        torch.testing.assert_close(strong[name], weak[name] - RATE * 50.0 * theta, rtol=0, atol=1e-6)
+
+
+def test_there_is_no_dropout_and_no_condition_drop(trained: EDMDenoiser):
+    """Eval mode on purpose: torch's global generator is neither read nor moved."""
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    first = run(trained.train(), item())
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(1)
+    assert equal(run(trained.eval(), item()).tensors, first.tensors)
+
+
+# --- the draws --------------------------------------------------------------------------------------------------------
+
+
+def test_draws_are_independent_named_and_of_the_training_distribution(
+    monkeypatch: pytest.MonkeyPatch, trained: EDMDenoiser
+):
+    """Training batch and item have sigmas and noise of their own, new at each step (spec 7.2)."""
+    seen: list[tuple[Tensor, ...]] = []
+
+    def spy(denoiser: EDMDenoiser, *given: Tensor) -> Tensor:
+        seen.append(given)
+        return denoising_loss(denoiser, *given)
+
+    monkeypatch.setattr(unlearning, "denoising_loss", spy)
+    run(trained, item(), max_updates=2)
+    assert len(seen) == 2 * 3  # before both updates and at the end
+    for number, (image, noise, sigma, condition) in enumerate(seen):
+        step, whose = number // 2, ("train", "item")[number % 2]
+        stream = generator(SEED, f"unlearn/item=60/step={step}/{whose}")
+        assert torch.equal(sigma, training_sigmas(stream, 16))
+        assert torch.equal(noise, normal(stream, 16, 3, 8, 8))
+        expected = batches(step) if whose == "train" else None
+        assert torch.equal(image, item().image.expand_as(image) if expected is None else expected.image)
+        assert torch.equal(condition, item().condition.expand(16, -1) if expected is None else expected.condition)
+    assert len({sigma for _, _, sigmas, _ in seen for sigma in sigmas.tolist()}) == 6 * 16
+
+
+def test_an_item_does_not_depend_on_other_items_or_its_number(trained: EDMDenoiser):
+    alone = run(trained, item(61))
+    run(trained, item(60))
+    again = run(trained, item(61, number=9))
+    assert equal(alone.tensors, again.tensors)
+    assert (alone.item_loss, alone.train_loss) == (again.item_loss, again.train_loss)
+    same_picture = replace(item(61), idx=62)
+    assert not equal(run(trained, same_picture).tensors, alone.tensors)  # idx names the draws
+
+
+def test_an_unconditional_model_is_unlearned_without_condition(trained: EDMDenoiser):
+    plain = EDMDenoiser(DiT(replace(MODEL, condition_dim=0)))
+    plain.load_state_dict({name: t for name, t in trained.state_dict().items() if "y_embedder" not in name})
+    without: Callable[[int], Batch] = lambda step: replace(batches(step), condition=None)  # noqa: E731
+    config = UnlearnConfig(max_updates=2)
+    found = unlearn(
+        plain, replace(item(), condition=None), without, bound=FAR, config=config, learning_rate=RATE, seed=SEED
+    )
+    assert found.updates == 2
+    assert not any(name.startswith("y_embedder") for name in found.tensors)
+
+
+# --- the null loss ----------------------------------------------------------------------------------------------------
+
+
+class Zero(nn.Module):
+    """A raw network that puts out zero."""
+
+    def forward(self, x: Tensor, *_: Tensor | None) -> Tensor:
+        return torch.zeros_like(x)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.3])
+def test_null_loss_of_a_zero_network_is_the_closed_form(scale: float):
+    """L_null(sigma) = (sigma^2 v + sd^4) / (sd^2 (sigma^2 + sd^2)), averaged over ln sigma ~ N(-1.2, 1.2^2); 1 %."""
+    data = replace(IMAGES, image=IMAGES.image * scale)
+    v = data.image.double().square().mean().item()
+    found = null_loss(EDMDenoiser(Zero()), lambda step: data, num_batches=500, seed=1)
+    z = np.linspace(-8, 8, 4001)
+    sigma, density = np.exp(-1.2 + 1.2 * z), np.exp(-(z**2) / 2)
+    closed = ((sigma**2 * v + 0.5**4) / (0.25 * (sigma**2 + 0.25)) * density).sum() / density.sum()
+    assert found == pytest.approx(closed, rel=0.01)
+    assert analytic_null_loss(v) == pytest.approx(closed, rel=1e-6)
+
+
+def test_null_loss_of_an_untrained_network_is_that_of_a_zero_network():
+    """F = 0 at initialisation, so the network does not matter, nor the mode it is lent in."""
+    fresh = EDMDenoiser(DiT(MODEL)).train()
+    found = null_loss(fresh, batches, num_batches=4, seed=1)
+    assert found == null_loss(EDMDenoiser(Zero()), batches, num_batches=4, seed=1)
+    assert fresh.training
+
+
+def test_null_loss_is_the_mean_over_named_batches():
+    """Batch after batch from "null/step=i": of two batches it is the mean of the two."""
+    zero = EDMDenoiser(Zero())
+    first = draw_losses(zero, IMAGES.image, None, seed=1, name="null/step=0").mean().item()
+    second = draw_losses(zero, IMAGES.image, None, seed=1, name="null/step=1").mean().item()
+    assert null_loss(zero, lambda step: IMAGES, num_batches=1, seed=1) == pytest.approx(first)
+    assert null_loss(zero, lambda step: IMAGES, num_batches=2, seed=1) == pytest.approx((first + second) / 2)
+    assert not math.isclose(first, second)
