@@ -1,6 +1,6 @@
 """The stages in order, as one reads the paper: pretrain, generate, unlearn, score, rank, report (spec 12).
 
-What each stage reads is listed here once; a stage's fingerprint, and so what a changed knob makes stale, follows from it.
+What each stage reads is listed here once; its fingerprint, and so what a changed knob makes stale, follows from it.
 """
 
 from collections.abc import Mapping, Sequence

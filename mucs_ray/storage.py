@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 from uuid import uuid4
 
 import fsspec
@@ -36,6 +37,14 @@ def absolute(url: str) -> str:
     """A local path made absolute, so that worker processes with another working directory find it."""
     fs, path = filesystem(url)
     return path if isinstance(fs, LocalFileSystem) else url
+
+
+def redacted(url: str) -> str:
+    """A URL without what may be secret in it: user, password, query."""
+    parts = urlsplit(url)
+    if not parts.scheme:
+        return url
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 def exists(url: str) -> bool:

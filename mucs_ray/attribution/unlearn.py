@@ -64,7 +64,7 @@ def draw_losses(
 
 @torch.no_grad()
 def null_loss(untrained: EDMDenoiser, batches: Callable[[int], Batch], *, num_batches: int, seed: int) -> float:
-    """Mean loss of an untrained network over batches of training images: the most an item can be unlearned (spec 7.1)."""
+    """Mean loss of an untrained network over batches of images: the most an item can be unlearned (spec 7.1)."""
     untrained = frozen_copy(untrained)
     means = []
     for step in range(num_batches):
@@ -85,7 +85,7 @@ def unlearn(
     seed: int,
     on_update: Callable[[int, float], None] = lambda step, loss: None,
 ) -> Unlearned:
-    """F2 for one item; `denoiser` (F1) is copied, not changed. `bound` is the null loss, `batches(step)` training images.
+    """F2 for one item; `denoiser` (F1) is copied. `bound` is the null loss, `batches(step)` training images.
 
     The test comes before the update, on the current batch: an item whose loss is high enough already is not touched.
     RunFailed if a loss is not finite.

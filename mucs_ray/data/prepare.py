@@ -67,10 +67,15 @@ def prepare(
     rejects.parquet.
     """
     out = storage.absolute(out)
-    request = {"name": name, "source": where or "", "size": str(size or "")}
+    where = storage.absolute(where) if where else None
+    source = storage.redacted(where) if where else ""
+    request = {"name": name, "source": source, "size": str(size or ""), "rows_per_unit": str(rows_per_unit)}
     if storage.exists(storage.join(out, "card.json")):
         return opened_if_same(out, request)
+    marker = storage.join(out, "preparing.json")
+    refuse_foreign_folder(out, marker, request)
     listing = load_source(name).plan(where, size)
+    storage.publish_json(marker, request)
     write = WriteShard(
         source=name,
         out=out,
@@ -87,7 +92,16 @@ def prepare(
         raise InputError(f"no training image of {where or name} can be used ({told})")
     publish_rejects(out, rejects)
     storage.publish_json(storage.join(out, "card.json"), card(listing, shards, len(rejects), request).to_json())
+    storage.remove(marker)
     return Dataset.open(out)
+
+
+def refuse_foreign_folder(out: str, marker: str, request: dict[str, str]) -> None:
+    """InputError if `out` holds anything but what an interrupted call of the same request left there."""
+    if not any(True for _ in storage.names(out)):
+        return
+    if not storage.exists(marker) or storage.read_json(marker) != request:
+        raise InputError(f"{out} is not empty and holds no data set of this request; choose another --out")
 
 
 def opened_if_same(out: str, request: dict[str, str]) -> Dataset:

@@ -133,5 +133,9 @@ def start_local(*, verbose: bool, level: int) -> None:
 
 
 def worker_environment() -> dict[str, str]:
-    """One thread a worker: there are as many workers as CPUs, and the bits of a sum depend on the number of threads."""
-    return {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    """One thread a worker: there are as many workers as CPUs, and the bits of a sum depend on the number of threads.
+
+    Our own settings (MUCS_RAY_...) go along, so that workers look for weights and caches where the user said.
+    """
+    own = {name: value for name, value in os.environ.items() if name.startswith("MUCS_RAY_")}
+    return {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", **own}

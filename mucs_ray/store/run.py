@@ -2,8 +2,8 @@
 
     <run>/recipe.json
     <run>/<stage>/plan.json       written first: what the stage reads, and the parts it will have
-    <run>/<stage>/<part>.<tag>.<suffix>   a part carries the first 8 characters of the stage's fingerprint, so that parts of
-                                  other settings, or of a late writer, are never taken for this one's
+    <run>/<stage>/<part>.<tag>.<suffix>   tag = the first 8 characters of the stage's fingerprint, so that parts of other
+                                  settings, or of a late writer, are never taken for this one's
     <run>/<stage>/manifest.json   written last: what was read, the files with digests, facts (times, counts)
 
 A stage is done when its manifest has the fingerprint it would have now; otherwise the reason is told.

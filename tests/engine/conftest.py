@@ -1,6 +1,7 @@
 """One real Ray for all tests of this folder, and one tiny run made through it."""
 
 from collections.abc import Iterator
+
 import pytest
 
 from mucs_ray.data.table import Dataset

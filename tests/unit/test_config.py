@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import TINY, tiny_recipe
 
 from mucs_ray.attribution.ranking import top_k
 from mucs_ray.config import (
@@ -21,6 +20,7 @@ from mucs_ray.config import (
 from mucs_ray.data.table import Card, Shard
 from mucs_ray.errors import InputError
 from mucs_ray.models.dit import DiT, unlearned_names
+from tiny import TINY, tiny_recipe
 
 
 def card(size: int, condition: Any, dim: int, *, train: int = 50_000, test: int = 10_000) -> Card:

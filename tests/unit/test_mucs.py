@@ -11,7 +11,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import rows
 from torch import Tensor
 
 from mucs_ray.attribution.base import Attributor, Item
@@ -30,6 +29,7 @@ from mucs_ray.training.config import TrainConfig
 from mucs_ray.training.ema import frozen_copy
 from mucs_ray.training.order import batch_rows
 from mucs_ray.training.step import Group, TrainState, name_torch_stream, training
+from tiny import rows
 
 MODEL = DiTConfig(
     image_size=8, patch_size=4, width=16, depth=2, num_heads=2, registers=1, condition_channels=16, condition_dim=3,

@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
-from tiny import tiny_dataset, tiny_recipe
 
 from mucs_ray import storage
 from mucs_ray.attribution.base import Item
@@ -29,6 +28,7 @@ from mucs_ray.store.items import item_file, load_item, save_item, to_pixels
 from mucs_ray.store.run import Stage, open_run
 from mucs_ray.store.weights import model_config, model_facts
 from mucs_ray.weights import load_weights
+from tiny import tiny_dataset, tiny_recipe
 
 # --- files ------------------------------------------------------------------------------------------------------------
 

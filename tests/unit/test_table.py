@@ -10,7 +10,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import CLASSES, rows, tiny_dataset, write_dataset
 
 from mucs_ray import storage
 from mucs_ray.data.table import (
@@ -26,6 +25,7 @@ from mucs_ray.data.table import (
     to_table,
 )
 from mucs_ray.errors import InputError
+from tiny import CLASSES, rows, tiny_dataset, write_dataset
 
 
 def saved(url: Path, made: list[Row], *, condition: str, dim: int, size: int, classes: tuple[str, ...] = ()) -> Dataset:

@@ -10,7 +10,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import rows, tiny_dataset, tiny_recipe, write_dataset
 from torch import Tensor, nn
 
 from mucs_ray.config import Recipe
@@ -39,6 +38,7 @@ from mucs_ray.training.step import (
     training,
     validation_loss,
 )
+from tiny import rows, tiny_dataset, tiny_recipe, write_dataset
 
 
 @pytest.fixture(scope="module")

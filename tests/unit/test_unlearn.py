@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tiny import rows
 from torch import Tensor, nn
 
 from mucs_ray.attribution import unlearn as unlearning
@@ -22,6 +21,7 @@ from mucs_ray.diffusion.noise import generator, normal
 from mucs_ray.diffusion.schedule import training_sigmas
 from mucs_ray.errors import RunFailed
 from mucs_ray.models.dit import DiT, DiTConfig, unlearned_names
+from tiny import rows
 
 MODEL = DiTConfig(
     image_size=8, patch_size=4, width=16, depth=2, num_heads=2, registers=1, condition_channels=16, condition_dim=3,
