@@ -78,7 +78,8 @@ class LocalImages:
         if self.card.condition == "none":
             return None
         if self.embeddings is None:
-            return torch.eye(self.card.condition_dim)[torch.from_numpy(self.labels[at].astype(np.int64))]
+            labels = torch.from_numpy(self.labels[at].astype(np.int64))
+            return torch.nn.functional.one_hot(labels, self.card.condition_dim).float()
         first, count = self.captions[at].T
         row = first if spot is None else first + (spot * count).astype(np.int64)
         table = self.embeddings.reshape(-1, self.card.condition_dim)

@@ -255,6 +255,8 @@ def conditions(table: pa.Table, card: Card) -> Float32[np.ndarray, "b d"] | None
     if card.condition == "none":
         return None
     if card.condition == "label":
-        return np.eye(card.condition_dim, dtype=np.float32)[table["label"].to_numpy()]
+        one_hot = np.zeros((len(table), card.condition_dim), dtype=np.float32)
+        one_hot[np.arange(len(table)), table["label"].to_numpy()] = 1
+        return one_hot
     first = [captions[0] for captions in table["condition"].to_pylist()]
     return np.asarray(first, dtype=np.float32)
