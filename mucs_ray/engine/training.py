@@ -7,6 +7,7 @@ published at the end of each epoch, so a lost worker, a lost driver and Ctrl-C a
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
@@ -171,7 +172,10 @@ def resources(cluster: Cluster) -> dict[str, float]:
 
 
 def remove_folder(url: str) -> None:
-    """Ray Train's own bookkeeping, made by us in this call; nothing in it is needed afterwards."""
+    """Ray Train's own bookkeeping, made by us in this call; nothing in it is needed afterwards.
+
+    Its controller may still be writing there when we are interrupted; what then stays is harmless.
+    """
     fs, path = storage.filesystem(url)
-    if fs.exists(path):
+    with suppress(OSError):
         fs.rm(path, recursive=True)

@@ -46,16 +46,16 @@ def small_demo(folder: str) -> list[str]:
     return ["demo", "--run", folder, "--json", *settings]
 
 
-def stop_when(process: subprocess.Popen[str], when: Callable[[], bool], with_signal: int) -> int:
-    """Signal a command as soon as `when` holds; its exit code."""
+def stop_when(process: subprocess.Popen[str], when: Callable[[], bool], with_signal: int) -> tuple[int, str]:
+    """Signal a command as soon as `when` holds; its exit code and what it said."""
     deadline = time.monotonic() + 300
     while not when():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.02)
     process.send_signal(with_signal)
-    process.communicate(timeout=100)
-    return process.returncode
+    _, said = process.communicate(timeout=100)
+    return process.returncode, said
 
 
 def some(folder: Path, pattern: str) -> Callable[[], bool]:
@@ -99,9 +99,12 @@ def test_interrupted_and_killed_equals_undisturbed(undisturbed: dict[str, object
     """Ctrl-C in the training, kill -9 in the scoring; then the same command ends with the same scores."""
     folder = place / "rough"
     process = start(place, *small_demo("rough"))
-    assert stop_when(process, some(folder, "pretrain/state.*.safetensors"), signal.SIGINT) == 130
+    code, said = stop_when(process, some(folder, "pretrain/state.*.safetensors"), signal.SIGINT)
+    assert code == 130, said
+    assert "the same command goes on from here" in said
     process = start(place, *small_demo("rough"))
-    assert stop_when(process, some(folder, "attribute/mucs/score/train-*.parquet"), signal.SIGKILL) == -signal.SIGKILL
+    code, said = stop_when(process, some(folder, "attribute/mucs/score/train-*.parquet"), signal.SIGKILL)
+    assert code == -signal.SIGKILL, said
     parts = set((folder / "attribute/mucs/score").glob("train-*.parquet"))
     times = {part: part.stat().st_mtime_ns for part in parts}
     code, out, err = run(place, *small_demo("rough"))

@@ -64,7 +64,7 @@ def test_a_writer_that_dies_leaves_nothing_or_the_old_file(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(os, dies_in, die)
         storage.publish(url, b"new")
-    assert not storage.exists(url)
+    assert list(tmp_path.iterdir()) == []
     storage.publish(url, b"old")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(os, dies_in, die)
@@ -154,9 +154,11 @@ def test_finishing_deletes_parts_of_other_settings_and_nothing_of_a_user(folder:
     for name in foreign:
         storage.publish(old.url(name), b"mine")
     storage.publish(storage.join(old.folder, "inner", f"x.{old.fingerprint[:8]}.parquet"), b"another stage's")
+    picture = stage(folder, noises=50).part("a", "png")  # of these settings, to look at; in no manifest
+    storage.publish(old.url(picture), b"picture")
     new = finished(stage(folder, noises=50), "a")
     there = set(storage.names(new.folder))
-    assert there == {*foreign, "inner", "plan.json", "manifest.json", new.part("a", "parquet")}
+    assert there == {*foreign, picture, "inner", "plan.json", "manifest.json", new.part("a", "parquet")}
     assert list(storage.names(storage.join(new.folder, "inner"))) == [f"x.{old.fingerprint[:8]}.parquet"]
     assert told(new) == ("done", "")
     assert told(old) == ("stale", "score.noises 50 -> 100")
