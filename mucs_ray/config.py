@@ -41,9 +41,9 @@ class EngineConfig:
 
     train_workers: Annotated[int, Ge(0)] = 0
     """Workers of Ray Train; 0 = one a GPU, or on a machine without GPUs one a CPU, at most 2."""
-    actors: tuple[int, int] = (0, 0)
+    actors: tuple[Annotated[int, Ge(0)], Annotated[int, Ge(0)]] = (0, 0)
     """Smallest and largest pool of scorers; 0 = one a GPU, or one a CPU."""
-    max_failures: int = 3
+    max_failures: Annotated[int, Ge(0)] = 3
     """Restarts of a training after a lost worker."""
 
 
@@ -179,11 +179,13 @@ PROBABILITIES = ("dropout", "condition_drop")
 
 def check_network(model: DiTConfig) -> None:
     """InputError if a size of the network makes no sense, or sizes do not divide."""
-    for key, value in asdict(model).items():
+    sizes: dict[str, Any] = asdict(model)
+    for key, value in sizes.items():
         least = 0 if key in MAY_BE_ZERO else 1
-        if min(value if isinstance(value, tuple) else (value,)) < least:
+        numbers = value if isinstance(value, tuple) else (value,)
+        if min(numbers) < least:
             raise InputError(f"model.{key} must be at least {least}, found {value}")
-        if key in PROBABILITIES and value > 1:
+        if key in PROBABILITIES and max(numbers) > 1:
             raise InputError(f"model.{key} must be at most 1, found {value}")
     if model.kernel_size % 2 == 0:
         raise InputError(f"model.kernel_size must be odd, found {model.kernel_size}")

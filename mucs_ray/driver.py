@@ -5,7 +5,7 @@ from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
-from mucs_ray import storage
+from mucs_ray import __version__, storage
 from mucs_ray.engine.session import Cluster, session
 from mucs_ray.pipeline import Pipeline
 
@@ -15,7 +15,7 @@ def run(pipeline: Pipeline, target: str) -> list[str]:
     todo = [short for short, state in pipeline.plan(target).items() if state.status != "done"]
     if not todo:
         return []
-    storage.publish_json(storage.join(pipeline.run_url, "recipe.json"), pipeline.recipe.to_dict())
+    storage.publish_json(storage.join(pipeline.run_url, "recipe.json"), pipeline.describe())
     if todo == ["report"]:
         do(pipeline, "report", None)
         return todo
@@ -33,6 +33,6 @@ def do(pipeline: Pipeline, short: str, cluster: Cluster | None) -> None:
     work: Callable[..., tuple[dict[str, str], dict[str, Any]]] = getattr(steps, short)
     files, facts = work(pipeline, cluster)
     seconds = round(time.monotonic() - started, 2)
-    versions = {name: version(name) for name in ("mucs-ray", "ray", "torch")}
+    versions = {"mucs-ray": __version__, **{name: version(name) for name in ("ray", "torch")}}
     pipeline.stages[short].finish(files, {**facts, "seconds": seconds, "versions": versions})
     pipeline.console.print(f"[green]done[/]  {short}  [dim]{seconds:.1f} s[/]", highlight=False)

@@ -44,12 +44,20 @@ class Pipeline:
     console: Console
     address: str | None = None
     verbose: bool = False
+    weights_digest: str | None = None
+    """sha256 of the recipe's `weights`, if it has any."""
 
     @classmethod
     def open(cls, recipe: Recipe, dataset: Dataset, run_url: str, **how: Any) -> "Pipeline":  # noqa: ANN401
         """Check that model, data and counts fit and that the run directory can be written. InputError if not."""
         check_fits(recipe, dataset.card)
-        return cls(recipe=recipe, dataset=dataset, run_url=open_run(run_url), **how)
+        digest = sha256(storage.read_bytes(recipe.weights)).hexdigest() if recipe.weights else None
+        run_url = open_run(run_url)
+        return cls(recipe=recipe, dataset=dataset, run_url=run_url, weights_digest=digest, **how)
+
+    def describe(self) -> dict[str, Any]:
+        """For recipe.json: enough to see where the run stands from any folder, without the weights' file."""
+        return {**self.recipe.to_dict(), "data": self.dataset.url, "weights_sha256": self.weights_digest}
 
     @cached_property
     def stages(self) -> dict[str, Stage]:
@@ -64,8 +72,7 @@ class Pipeline:
         recipe, attribute = self.recipe, f"attribute/{METHOD}"
         chosen = () if recipe.weights else ("train.checkpoint",)
         if recipe.weights:
-            digest = sha256(storage.read_bytes(recipe.weights)).hexdigest()
-            stage("pretrain", "pretrain", {"weights": digest, **settings(recipe, "model")})
+            stage("pretrain", "pretrain", {"weights": self.weights_digest, **settings(recipe, "model")})
         else:
             reads = settings(recipe, "model", "train", "seed", without=("train.checkpoint",))
             stage("pretrain", "pretrain", reads, "data")
@@ -98,5 +105,6 @@ def reopen(run_url: str, *, console: Console) -> Pipeline:
         raise InputError(
             f"no run at {run_url} (expected recipe.json there); start one with: mucs-ray attribute --run URL"
         )
-    recipe = build(values)
-    return Pipeline(recipe=recipe, dataset=Dataset.open(recipe.data), run_url=run_url, console=console)
+    digest = values.pop("weights_sha256", None)
+    recipe, dataset = build(values), Dataset.open(values["data"])
+    return Pipeline(recipe=recipe, dataset=dataset, run_url=run_url, console=console, weights_digest=digest)

@@ -44,7 +44,7 @@ def raw_recipe(dataset: str | None, recipe: str | None) -> Values:
     assert dataset is not None
     if dataset in recipe_names():
         return read_recipe(dataset)
-    name = Dataset.open(dataset).card.name
+    name = Dataset.open(dataset).card.request.get("name", "")  # the source it was prepared from
     return {**read_recipe(name if name in recipe_names() else "custom"), "data": dataset}
 
 

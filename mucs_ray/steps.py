@@ -8,6 +8,8 @@ import io
 from collections.abc import Iterator
 from dataclasses import asdict
 from hashlib import sha256
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ from ray import ObjectRef
 from mucs_ray import storage, summary
 from mucs_ray.attribution.ranking import Ranking, top_k
 from mucs_ray.config import Recipe
+from mucs_ray.data.table import open_parquet
 from mucs_ray.engine import generation, scoring, training, unlearning
 from mucs_ray.engine.board import results
 from mucs_ray.engine.models import load_arrays
@@ -157,24 +160,23 @@ def attribute(pipeline: Pipeline, cluster: Cluster) -> Output:
     k = top_k(num_images, recipe.rank.top_percent)
     rankings = [Ranking.empty(k, seed=recipe.seed, name=f"rank/item={number}") for number in range(num_items)]
     stage.begin(["scores.parquet", "topk.csv"])
-    buffer = io.BytesIO()
-    writer: pq.ParquetWriter | None = None
     low, high = np.full(num_items, np.inf), np.full(num_items, -np.inf)
-    for table in score_parts(pipeline):
-        writer = writer or pq.ParquetWriter(buffer, table.schema, compression="zstd")
-        writer.write_table(table)
-        idx, scores = table["idx"].to_numpy(), score_matrix(table)
-        low, high = np.minimum(low, scores.min(axis=0)), np.maximum(high, scores.max(axis=0))
-        rankings = [ranking.add(idx, scores[:, number]) for number, ranking in enumerate(rankings)]
-    assert writer is not None
-    writer.close()
+    with TemporaryDirectory() as folder:
+        whole = Path(folder) / "scores.parquet"
+        with pq.ParquetWriter(whole, scoring.score_schema(num_items), compression="zstd") as writer:
+            for table in score_parts(pipeline):
+                writer.write_table(table)
+                idx, scores = table["idx"].to_numpy(), score_matrix(table)
+                low, high = np.minimum(low, scores.min(axis=0)), np.maximum(high, scores.max(axis=0))
+                rankings = [ranking.add(idx, scores[:, number]) for number, ranking in enumerate(rankings)]
+        scores_digest = storage.publish_file(stage.url("scores.parquet"), whole)
     edges = [np.linspace(a, b, HISTOGRAM_BINS + 1) for a, b in zip(low, high, strict=True)]
     counts = np.zeros((num_items, HISTOGRAM_BINS), dtype=np.int64)
     for table in score_parts(pipeline):
         scores = score_matrix(table)
         counts += np.stack([np.histogram(scores[:, n], edges[n])[0] for n in range(num_items)])
     files = {
-        "scores.parquet": storage.publish(stage.url("scores.parquet"), buffer.getvalue()),
+        "scores.parquet": scores_digest,
         "topk.csv": storage.publish(stage.url("topk.csv"), topk_csv(pipeline, rankings)),
     }
     histograms = [{"edges": e.tolist(), "counts": c.tolist()} for e, c in zip(edges, counts, strict=True)]
@@ -186,7 +188,8 @@ def score_parts(pipeline: Pipeline) -> Iterator[pa.Table]:
     stage = pipeline.stages["score"]
     for unit in pipeline.dataset.units("train"):
         content = stage.checked(scoring.part_of(stage, unit))
-        yield pq.read_table(io.BytesIO(content), columns=["idx", "score"])
+        table = open_parquet(io.BytesIO(content)).read(columns=["idx", "score"])
+        yield table.cast(scoring.score_schema(pipeline.recipe.generate.items))
 
 
 def score_matrix(table: pa.Table) -> np.ndarray:

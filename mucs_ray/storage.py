@@ -6,8 +6,9 @@ URLs are `str`, never `Path` (a Path mangles "s3://").
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
-from hashlib import sha256
+from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -79,6 +80,20 @@ def publish(url: str, content: bytes) -> str:
     else:
         fs.pipe_file(path, content)
     return sha256(content).hexdigest()
+
+
+def publish_file(url: str, path: Path) -> str:
+    """Publish a local file's content without holding it in memory; returns its sha256."""
+    with path.open("rb") as file:
+        digest = file_digest(file, "sha256").hexdigest()
+    fs, target = filesystem(url)
+    if isinstance(fs, LocalFileSystem):
+        aside = Path(target).with_name(f".{Path(target).name}.{uuid4().hex}.tmp")
+        shutil.copyfile(path, aside)
+        aside.replace(target)
+    else:
+        fs.put_file(str(path), target)
+    return digest
 
 
 def read_json(url: str) -> Any:  # noqa: ANN401 - any JSON value

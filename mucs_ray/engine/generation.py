@@ -27,7 +27,7 @@ from mucs_ray.store.run import Stage
 
 def plan_items(dataset: Dataset, config: GenerateConfig, seed: int) -> list[PlannedItem]:
     """Test images in a seeded order: first the targets, then the controls (spec 6)."""
-    idx = LocalImages(dataset, "test").idx
+    idx = np.concatenate([table["idx"].to_numpy() for table in dataset.stream("test", ["idx"])])
     order = generator(seed, "generate/conditions").permutation(len(idx))[: config.items + config.controls]
 
     def role(number: int) -> Role:

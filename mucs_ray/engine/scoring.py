@@ -93,6 +93,11 @@ def part_bytes(idx: np.ndarray, scores: np.ndarray, losses: Losses | None) -> by
     return buffer.getvalue()
 
 
+def score_schema(num_items: int) -> pa.Schema:
+    """The columns that everyone reads: idx, score[items]."""
+    return pa.schema([("idx", pa.int64()), ("score", pa.list_(pa.float32(), num_items))])
+
+
 def fixed_lists(values: np.ndarray) -> pa.FixedSizeListArray:
     """A matrix as a column of fixed-size lists."""
     return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])

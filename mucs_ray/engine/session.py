@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 LOCAL_ENVIRONMENT = {
-    "RAY_AUTH_MODE": "disabled",  # one machine, loopback only; clusters use token mode (cluster/)
+    "RAY_AUTH_MODE": "disabled",  # one machine, loopback only
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # on Linux: bind to 127.0.0.1
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_USAGE_STATS_REPORT_URL": "http://127.0.0.1:9/",

@@ -2,7 +2,7 @@
 
     <run>/recipe.json
     <run>/<stage>/plan.json       written first: what the stage reads, and the parts it will have
-    <run>/<stage>/<part>.<tag>.<suffix>   tag = the first 8 characters of the stage's fingerprint, so that parts of other
+    <run>/<stage>/<part>.<tag>.<suffix>   tag: the first 8 characters of the fingerprint, so that parts of other
                                   settings, or of a late writer, are never taken for this one's
     <run>/<stage>/manifest.json   written last: what was read, the files with digests, facts (times, counts)
 
@@ -133,7 +133,7 @@ class Stage:
     def checked(self, file: str) -> bytes:
         """Content of a file of the finished stage. InputError if it is absent or differs from the manifest."""
         manifest = self.manifest()
-        again = f"delete {self.url('manifest.json')} and run the command again"
+        again = f"delete it and {self.url('manifest.json')}, and run the command again"
         if manifest is None or file not in manifest["files"]:
             raise InputError(f"{self.name} has no file {file}; {again}")
         try:

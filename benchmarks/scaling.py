@@ -1,0 +1,119 @@
+"""Does memory stay flat as the training set grows, and where does the time of scoring go?
+
+    python benchmarks/scaling.py [--factors 1 4 16] [--images 512] [--noises 8]
+
+Makes a synthetic set of `images` x factor pictures for each factor, takes an untrained emoji-sized model through the
+whole pipeline on a local Ray, and prints for the scoring stage: forwards, forwards/s, the share of worker time outside
+the network, and the peak resident memory of the driver and of the largest scorer (sampled every 50 ms; on the CPU it
+includes the object store's pages that the process maps).
+"""
+
+import argparse
+import io
+import os
+import platform
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from mucs_ray import driver, storage
+from mucs_ray.config import build, from_card, read_recipe, with_settings
+from mucs_ray.data.table import Card, Dataset, Row, Shard, schema, to_parquet, to_table
+from mucs_ray.pipeline import Pipeline
+
+SIZE, CLASSES, UNIT = 16, 10, 128
+
+
+def write(url: str, num: int) -> Dataset:
+    """`num` training and 16 test pictures of noise."""
+    rng = np.random.default_rng(0)
+    shards = []
+    for split, first, count in (("train", 0, num), ("test", num, 16)):
+        for number, start in enumerate(range(0, count, 4096)):
+            size = min(4096, count - start)
+            images = rng.integers(0, 256, (size, 3, SIZE, SIZE), dtype=np.uint8)
+            rows = [Row(idx=first + start + n, image=image, label=n % CLASSES) for n, image in enumerate(images)]
+            path = f"{split}/part-{number:05d}.parquet"
+            content = to_parquet(to_table(rows, schema(CLASSES, embedding=False)), UNIT)
+            groups = tuple(min(UNIT, size - at) for at in range(0, size, UNIT))
+            digest = storage.publish(storage.join(url, path), content)
+            shards.append(Shard(path=path, split=split, row_groups=groups, sha256=digest))  # pyright: ignore
+    card = Card(
+        name="synthetic",
+        source="noise",
+        licence="none",
+        size=SIZE,
+        condition="label",
+        condition_dim=CLASSES,
+        shards=tuple(shards),
+    )
+    storage.publish_json(storage.join(url, "card.json"), card.to_json())
+    return Dataset.open(url)
+
+
+class Memory:
+    """Peak resident memory of this process and of Ray's scorers, in MiB."""
+
+    def __init__(self) -> None:
+        self.driver = self.scorer = 0.0
+        self.over = threading.Event()
+        threading.Thread(target=self.watch, daemon=True).start()
+
+    def watch(self) -> None:
+        while not self.over.is_set():
+            self.driver = max(self.driver, resident_mib(os.getpid()))
+            for entry in Path("/proc").iterdir():
+                try:
+                    if entry.name.isdigit() and "SkewScorer" in (entry / "cmdline").read_text():
+                        self.scorer = max(self.scorer, resident_mib(int(entry.name)))
+                except OSError:
+                    continue
+            time.sleep(0.05)
+
+
+def resident_mib(pid: int) -> float:
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def measure(folder: str, num: int, noises: int) -> str:
+    """One line of the table."""
+    dataset = write(f"{folder}/data-{num}", num)
+    settings = ["train.updates=1", "generate.items=2", "unlearn.max_updates=1", f"score.noises={noises}"]
+    values = with_settings({**read_recipe("emoji"), "data": dataset.url}, [*settings, "unlearn.null_loss=1.0"])
+    recipe = build(from_card(values, dataset.card))
+    quiet = Console(file=io.StringIO())
+    pipeline = Pipeline.open(recipe, dataset, f"{folder}/run-{num}", console=quiet)
+    driver.run(pipeline, "unlearn")
+    memory = Memory()
+    driver.run(pipeline, "score")
+    memory.over.set()
+    facts = pipeline.stages["score"].facts()
+    rate, outside = facts["forwards"] / facts["wall_seconds"], facts["seconds_outside"] / facts["seconds"]
+    busy = facts["forwards"] / facts["seconds"]
+    return (
+        f"{num:>8,} {facts['forwards']:>11,} {facts['wall_seconds']:>8.1f} {rate:>11,.0f} {busy:>15,.0f}"
+        f" {outside:>9.2%} {memory.driver:>11,.0f} {memory.scorer:>11,.0f}"
+    )
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--factors", type=int, nargs="+", default=[1, 4, 16])
+    options.add_argument("--images", type=int, default=512)
+    options.add_argument("--noises", type=int, default=8)
+    chosen = options.parse_args()
+    print(f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f}")
+    print("  images    forwards   wall s  forwards/s  a busy worker's   outside  driver MiB  scorer MiB")
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["MUCS_RAY_CACHE"] = f"{folder}/cache"
+        for factor in chosen.factors:
+            print(measure(folder, factor * chosen.images, chosen.noises), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""What goes wrong in a worker reaches the user as our own one-line error, and nothing finished is lost."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from mucs_ray.data.table import Dataset
+from mucs_ray.engine.session import Cluster
+from mucs_ray.errors import InputError, RunFailed
+from mucs_ray.pipeline import Pipeline
+from mucs_ray.store import checkpoint
+from mucs_ray.store.items import item_file
+from tiny_run import open_tiny, work
+
+
+def copy_of(finished: Pipeline, data: Dataset, folder: Path, *stages: str, **changes: object) -> Pipeline:
+    """The finished run's first stages in another folder."""
+    pipeline = open_tiny(data, folder, **{"score": {"keep_losses": True}, **changes})
+    for short in stages:
+        old, new = finished.stages[short], pipeline.stages[short]
+        assert old.fingerprint == new.fingerprint
+        for file in Path(old.folder).iterdir():
+            if file.is_file():
+                target = Path(new.folder) / file.name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(file.read_bytes())
+    return pipeline
+
+
+def test_a_corrupt_checkpoint(finished: Pipeline, data: Dataset, tmp_path: Path, cluster: Cluster):
+    pipeline = copy_of(finished, data, tmp_path, "pretrain")
+    stage = pipeline.stages["pretrain"]
+    weights = Path(stage.url(stage.part("last", "safetensors")))
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(InputError, match=r"last\.\w+\.safetensors is corrupt: its sha256 differs") as caught:
+        work(pipeline, "generate", cluster)
+    assert len(str(caught.value).splitlines()) == 1
+    assert weights.exists() and stage.state().status == "done"
+
+
+def test_a_nan_is_named(finished: Pipeline, data: Dataset, tmp_path: Path, cluster: Cluster):
+    """An F2 with a NaN: scoring stops and names a training image; the unlearned models stay."""
+    pipeline = copy_of(finished, data, tmp_path, "pretrain", "generate", "null", "unlearn")
+    stage = pipeline.stages["unlearn"]
+    url = stage.url(item_file(stage, 1))
+    tensors, facts = checkpoint.load(url)
+    next(iter(tensors.values()))[0, 0] = torch.nan
+    digest = checkpoint.save(url, tensors, facts)
+    manifest = stage.manifest()
+    assert manifest is not None
+    stage.finish({**manifest["files"], item_file(stage, 1): digest}, manifest["facts"])
+    with pytest.raises(RunFailed, match=r"loss of training image idx=\d+ is not finite"):
+        work(pipeline, "score", cluster)
+    assert stage.state().status == "done" and pipeline.stages["score"].manifest() is None
+
+
+def test_too_small_a_training_set(data: Dataset, tmp_path: Path, cluster: Cluster):
+    """Told at once, not retried as a lost worker would be."""
+    pipeline = open_tiny(data, tmp_path, train={"batch_size": 64})
+    with pytest.raises(InputError, match="60 training images are fewer than one batch of 64"):
+        work(pipeline, "pretrain", cluster)
