@@ -25,6 +25,8 @@ def resolve(
     values = with_settings(values, settings)
     if weights is not None:
         values["weights"] = storage.absolute(weights)
+    if "data" not in values:
+        raise InputError('the recipe names no data set; give --dataset, or data = "URL" in the recipe')
     opened = open_dataset(str(values["data"]), console)
     chosen = build(from_card(values, opened.card))
     if chosen.weights is not None:

@@ -5,7 +5,7 @@ Every function takes the pipeline and the cluster and returns ({file name: sha25
 
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
@@ -81,7 +81,7 @@ def generate(pipeline: Pipeline, cluster: Cluster) -> Output:
     todo = set(stage.begin(names))
     with bar(pipeline.console, "generate", len(planned), "items") as shown:
         shown.start_at(len(names) - len(todo))
-        generation.generate(
+        made = generation.generate(
             recipe.model,
             weights_ref(pipeline),
             [each for each in planned if item_file(stage, each.number) in todo],
@@ -92,7 +92,7 @@ def generate(pipeline: Pipeline, cluster: Cluster) -> Output:
             cluster=cluster,
             bar=shown,
         )
-    return digests(stage, names), {"items": [asdict(each) for each in planned]}
+    return digests(stage, names, made), {"items": [asdict(each) for each in planned]}
 
 
 def null(pipeline: Pipeline, cluster: Cluster) -> Output:
@@ -127,7 +127,8 @@ def unlearn(pipeline: Pipeline, cluster: Cluster) -> Output:
         shown.start_at(len(names) - len(todo))
         ended = unlearning.unlearn_all(weights_ref(pipeline), todo, job, cluster=cluster, bar=shown)
     seconds = {facts["number"]: round(facts["seconds"], 2) for _, facts in ended}
-    return digests(stage, list(names)), {"seconds_an_item": seconds}
+    made = {item_file(stage, facts["number"]): digest for digest, facts in ended}
+    return digests(stage, list(names), made), {"seconds_an_item": seconds}
 
 
 def score(pipeline: Pipeline, cluster: Cluster) -> Output:
@@ -144,13 +145,10 @@ def score(pipeline: Pipeline, cluster: Cluster) -> Output:
     bank = [load_arrays.remote(unlearned, file) for file in files]
     with bar(pipeline.console, "score", sum(unit.rows for unit in units), "images") as shown:
         shown.start_at(sum(unit.rows for unit in units) - sum(unit.rows for unit in todo))
-        totals = (
-            scoring.score(job, weights_ref(pipeline), bank, todo, pool=recipe.engine.actors, cluster=cluster, bar=shown)
-            if todo
-            else {}
-        )
+        weights, pool = weights_ref(pipeline), recipe.engine.actors
+        totals, made = scoring.score(job, weights, bank, todo, pool=pool, cluster=cluster, bar=shown)
         totals["wall_seconds"] = shown.elapsed
-    return digests(stage, list(names)), totals
+    return digests(stage, list(names), made), totals
 
 
 def attribute(pipeline: Pipeline, cluster: Cluster) -> Output:
@@ -230,9 +228,10 @@ def report(pipeline: Pipeline, cluster: Cluster | None) -> Output:
     return {}, {"sha256": sha256(html).hexdigest()}
 
 
-def digests(stage: Stage, names: list[str]) -> dict[str, str]:
-    """sha256 of published parts. InputError if one has gone."""
+def digests(stage: Stage, names: list[str], made: Mapping[str, str] | None = None) -> dict[str, str]:
+    """sha256 of published parts: as told for those made just now, else read. InputError if one has gone."""
+    known = made or {}
     try:
-        return {name: sha256(storage.read_bytes(stage.url(name))).hexdigest() for name in names}
+        return {name: known.get(name) or sha256(storage.read_bytes(stage.url(name))).hexdigest() for name in names}
     except FileNotFoundError as error:
         raise InputError(f"{error.filename or error} vanished while the stage ran; run the command again") from None

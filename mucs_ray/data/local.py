@@ -56,7 +56,8 @@ class LocalImages:
         """With a stream: a random crop and caption of each image; without: the centre and the first caption."""
         at = self.kept[rows]
         spots = None if stream is None else stream.random((3, len(at)))
-        images = np.stack([self.crop(row, None if spots is None else spots[:2, i]) for i, row in enumerate(at)])
+        spot_of = [None] * len(at) if spots is None else list(spots[:2].T)
+        images = np.stack([self.crop(row, spot) for row, spot in zip(at.tolist(), spot_of, strict=True)])
         return Batch(
             idx=torch.from_numpy(self.idx[at]),
             image=torch.from_numpy(images).float() / 127.5 - 1,

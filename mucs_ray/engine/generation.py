@@ -21,7 +21,7 @@ from mucs_ray.engine.models import Arrays, best_device, build_denoiser
 from mucs_ray.engine.progress import Bar
 from mucs_ray.engine.session import Cluster
 from mucs_ray.models.dit import DiTConfig
-from mucs_ray.store.items import PlannedItem, Role, save_item
+from mucs_ray.store.items import PlannedItem, Role, item_file, save_item
 from mucs_ray.store.run import Stage
 
 
@@ -61,12 +61,12 @@ def generate_items(
     stage: Stage,
     done: Callable[[int], None],
 ) -> dict[str, str]:
-    """Generate and publish some items; sha256 by item number."""
+    """Generate and publish some items; sha256 by file."""
     test = LocalImages(dataset, "test")
     digests = {}
     for each in planned:
         item = generate_item(denoiser, test, each, config, seed)
-        digests[str(each.number)] = save_item(stage, item, {"role": each.role})
+        digests[item_file(stage, each.number)] = save_item(stage, item, {"role": each.role})
         done(each.number)
     return digests
 
@@ -94,8 +94,8 @@ def generate(
     stage: Stage,
     cluster: Cluster,
     bar: Bar,
-) -> None:
-    """Generate the planned items over the cluster."""
+) -> dict[str, str]:
+    """Generate the planned items over the cluster; sha256 by file."""
     board = new_board()
     arguments = {"dataset": dataset, "config": config, "seed": seed, "stage": stage}
     num_tasks = min(cluster.num_workers, len(planned))
@@ -104,6 +104,8 @@ def generate(
         task.remote(model, weights, board, list(planned[start::num_tasks]), arguments) for start in range(num_tasks)
     ]
     first = bar.done
-    for _ in results(tasks, on_wait=lambda: bar.set(first + len(read(board)))):
-        pass
+    digests: dict[str, str] = {}
+    for some in results(tasks, on_wait=lambda: bar.set(first + len(read(board)))):
+        digests |= some
     bar.set(bar.total)
+    return digests

@@ -51,6 +51,8 @@ class Receipt:
     """Told by a scorer once a unit's part is published."""
 
     unit: str
+    sha256: str
+    """Of the part."""
     rows: int
     forwards: int
     seconds: float
@@ -73,11 +75,16 @@ def score_unit(method: MUCS, job: ScoreJob, unit: Unit, table: pa.Table) -> Rece
     scores = method.scores(losses).numpy()
     in_network = time.monotonic() - in_network
     content = part_bytes(batch.idx.numpy(), scores, losses if job.config.keep_losses else None)
-    storage.publish(job.stage.url(part_of(job.stage, unit)), content)
+    digest = storage.publish(job.stage.url(part_of(job.stage, unit)), content)
     seconds = time.monotonic() - started
     forwards = len(batch) * job.config.noises * (1 + len(method.bank))
     return Receipt(
-        unit=unit.name, rows=len(batch), forwards=forwards, seconds=seconds, seconds_outside=seconds - in_network
+        unit=unit.name,
+        sha256=digest,
+        rows=len(batch),
+        forwards=forwards,
+        seconds=seconds,
+        seconds_outside=seconds - in_network,
     )
 
 
@@ -175,22 +182,28 @@ def score(
     pool: tuple[int, int],
     cluster: Cluster,
     bar: Bar,
-) -> dict[str, Any]:
-    """Stream until every unit has its part. RunFailed, naming the cause, if some cannot be had."""
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Stream until every unit has its part; (totals over the receipts, sha256 by part).
+
+    RunFailed, naming the cause, if some cannot be had.
+    """
     totals = {"rows": 0, "forwards": 0, "seconds": 0.0, "seconds_outside": 0.0}
-    todo = list(units)
-    for _ in range(MAX_PASSES):
+    digests: dict[str, str] = {}
+    names = {unit.name: part_of(job.stage, unit) for unit in units}
+    todo, passes = list(units), 0
+    while todo:
+        if passes == MAX_PASSES:
+            told = f"{len(todo)} units still have no scores after {passes} passes (first: {todo[0].name})"
+            raise RunFailed(f"{told}; run the command again")
         try:
             for receipt in stream(job, weights, bank, todo, pool_size(pool, len(todo), cluster), cluster):
+                digests[names[receipt.unit]] = receipt.sha256
                 for name in totals:
                     totals[name] += getattr(receipt, name)
                 bar.advance(receipt.rows, f"{totals['forwards'] / bar.elapsed:,.0f} forwards/s")
         except ray.exceptions.RayError as error:
             raise own_error(error) or RunFailed(f"scoring failed: {last_line(error)}") from error
         there = set(storage.names(job.stage.folder))
-        todo = [unit for unit in units if part_of(job.stage, unit) not in there]
-        if not todo:
-            return totals
-    raise RunFailed(
-        f"{len(todo)} units still have no scores after {MAX_PASSES} passes (first: {todo[0].name}); run again"
-    )
+        todo = [unit for unit in units if names[unit.name] not in there]
+        passes += 1
+    return totals, digests

@@ -8,7 +8,7 @@ Axes: b batch, c h w image, d condition.
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from mucs_ray.training.order import batch_rows
 VALIDATION_BATCH = 128
 
 
+@runtime_checkable
 class TrainingImages(Protocol):
     """Random access to a split; rows count from 0 without gaps."""
 

@@ -22,7 +22,7 @@ from mucs_ray.config import Recipe, build
 from mucs_ray.data.table import Dataset
 from mucs_ray.errors import InputError
 from mucs_ray.models.dit import DiT
-from mucs_ray.pipeline import ORDER, Pipeline
+from mucs_ray.pipeline import ORDER, Pipeline, reopen
 from mucs_ray.store import checkpoint
 from mucs_ray.store.items import item_file, load_item, save_item, to_pixels
 from mucs_ray.store.run import Stage, open_run
@@ -365,16 +365,33 @@ def test_given_weights_count_by_content_and_end_the_influence_of_training(datase
     for path, content in zip(paths, (b"one", b"one", b"two"), strict=True):
         path.write_bytes(content)
     trained = tiny_recipe(dataset.url)
-    first, copy, other = (fingerprints(replace(trained, weights=str(path)), dataset) for path in paths)
+
+    def opened(recipe: Recipe) -> dict[str, str]:
+        pipeline = Pipeline.open(recipe, dataset, str(tmp_path / "run"), console=Console(file=io.StringIO()))
+        return {short: each.fingerprint for short, each in pipeline.stages.items()}
+
+    first, copy, other = (opened(replace(trained, weights=str(path))) for path in paths)
     without = fingerprints(trained, dataset)
     assert {short for short in first if first[short] != without[short]} == TRAINED
     assert first == copy
     assert {short for short in first if first[short] != other[short]} == TRAINED
     given = replace(trained, weights=str(paths[0]))
     for key in (key for key in STALE if key.startswith("train.")):
-        after = fingerprints(changed(given, key, STALE[key][0]), dataset)
+        after = opened(changed(given, key, STALE[key][0]))
         expected = UNLEARNED if key == "train.learning_rate" else set()
         assert {short for short in first if first[short] != after[short]} == expected, key
+
+
+def test_a_run_is_reopened_without_the_file_of_its_weights(dataset: Dataset, tmp_path: Path):
+    """`status` needs the run directory and the data set only."""
+    weights, run, console = tmp_path / "w.pt", str(tmp_path / "run"), Console(file=io.StringIO())
+    weights.write_bytes(b"weights")
+    pipeline = Pipeline.open(replace(tiny_recipe(dataset.url), weights=str(weights)), dataset, run, console=console)
+    storage.publish_json(storage.join(run, "recipe.json"), pipeline.describe())
+    weights.unlink()
+    assert reopen(run, console=console).stages == pipeline.stages
+    with pytest.raises(InputError, match="no run at"):
+        reopen(str(tmp_path / "elsewhere"), console=console)
 
 
 def test_reasons_name_the_recipe_key(dataset: Dataset, tmp_path: Path):

@@ -183,10 +183,11 @@ def test_first_update_by_hand(recipe: Recipe, images: LocalImages):
 # --- augmentation -----------------------------------------------------------------------------------------------------
 
 
-class StubStream:
+class StubStream(np.random.Generator):
     """Answers instead of random numbers: `chosen` of (scale, rotation, stretch, translation) is applied."""
 
     def __init__(self, chosen: int | None, *, uniform: float = 0.0, normal: object = 0.0, tilted: bool = False) -> None:
+        super().__init__(np.random.PCG64(0))
         self.chosen, self.angle, self.z, self.tilted = chosen, uniform, normal, tilted
 
     def random(self, shape: int | tuple[int, ...]) -> np.ndarray:
