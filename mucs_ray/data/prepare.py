@@ -14,7 +14,6 @@ from mucs_ray.data.sources.registry import load_source
 from mucs_ray.data.table import Card, Dataset, Row, Shard, schema, to_parquet, to_table
 from mucs_ray.errors import InputError
 
-ROWS_PER_UNIT = 256
 Execute = Callable[[Callable[[Task], "Receipt"], Sequence[Task]], Iterator["Receipt"]]
 
 
@@ -58,10 +57,11 @@ def prepare(
     where: str | None,
     out: str,
     size: int | None,
-    rows_per_unit: int = ROWS_PER_UNIT,
+    rows_per_unit: int | None = None,
     execute: Execute = map,
 ) -> Dataset:
-    """Write the data set and open it. The same request again does nothing; `execute` maps over large sources' tasks.
+    """Write the data set and open it. The same request again does nothing; `execute` maps over large sources' tasks;
+    `rows_per_unit` None = as the source proposes.
 
     InputError if something else is prepared at `out`, or no image can be used. Images that cannot be are listed in
     rejects.parquet.
@@ -69,7 +69,7 @@ def prepare(
     out = storage.absolute(out)
     where = storage.absolute(where) if where else None
     source = storage.redacted(where) if where else ""
-    request = {"name": name, "source": source, "size": str(size or ""), "rows_per_unit": str(rows_per_unit)}
+    request = {"name": name, "source": source, "size": str(size or ""), "rows_per_unit": str(rows_per_unit or "")}
     if storage.exists(storage.join(out, "card.json")):
         return opened_if_same(out, request)
     marker = storage.join(out, "preparing.json")
@@ -81,7 +81,7 @@ def prepare(
         out=out,
         condition_dim=listing.condition_dim,
         embedding=listing.condition == "embedding",
-        rows_per_unit=rows_per_unit,
+        rows_per_unit=rows_per_unit or listing.rows_per_unit,
     )
     run = execute if listing.distributed else map
     receipts = list(run(write, listing.tasks))

@@ -42,7 +42,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         records = rng.integers(0, 256, (10_000, 3073), dtype=np.uint8)
         records[:, 0] %= 10
         (batches / name).write_bytes(records.tobytes())
-    classes = "airplane automobile bird cat deer dog frog horse ship truck".split()
+    classes = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
     (batches / "batches.meta.txt").write_text("\n".join(classes) + "\n")
     network = DiT(DiTConfig(**SMALL_MODEL))
     torch.save({"ema": network.state_dict(), "epoch": 1}, tmp_path / "cifar10.ckpt")

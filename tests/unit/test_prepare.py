@@ -49,7 +49,7 @@ def test_rejects_are_counted_and_listed(tmp_path: Path, where: str) -> None:
     rejects = pq.read_table(tmp_path / "out" / "rejects.parquet").to_pylist()
     assert [(each["idx"], each["where"]) for each in rejects] == [(1, "train/a/1.png"), (3, "train/b/3.png")]
     assert all(each["reason"] for each in rejects)
-    assert card.request == {"name": "artbench10", "source": where, "size": "4", "rows_per_unit": "256"}
+    assert card.request == {"name": "artbench10", "source": where, "size": "4", "rows_per_unit": ""}
     batch = dataset.batch(next(dataset.stream("train")))
     assert batch.image.shape == (3, 3, 4, 4) and batch.condition is not None and batch.condition.shape == (3, 2)
 

@@ -42,6 +42,8 @@ class Listing:
     condition_dim: int = 0
     classes: tuple[str, ...] = ()
     tasks: tuple[Task, ...]
+    rows_per_unit: int = 256
+    """Images in a row group: seconds of scoring on the device that the set is meant for."""
     distributed: bool = False
     """Large enough to be decoded through Ray Data; else in this process."""
 

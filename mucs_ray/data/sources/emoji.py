@@ -19,6 +19,8 @@ from mucs_ray.errors import InputError, MachineError
 
 DRAWN_PX = 64
 MAX_SIZE = 512
+ROWS_PER_UNIT = 64
+"""Some seconds of scoring for one laptop core."""
 
 
 def plan(where: str | None, size: int | None) -> Listing:
@@ -45,6 +47,7 @@ def plan(where: str | None, size: int | None) -> Listing:
         condition_dim=len(classes),
         classes=classes,
         tasks=tasks_of(splits["train"], splits["test"], extra=size),
+        rows_per_unit=ROWS_PER_UNIT,
     )
 
 
