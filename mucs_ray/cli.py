@@ -142,7 +142,7 @@ def show_answer(console: Console, document: dict[str, Any]) -> None:
     """The first places of each item, and where the rest is."""
     table = Table("item", "test idx", "most influential training images: idx (score)", box=None)
     for item in document["items"]:
-        first = "  ".join(f"{idx} ({score:+.3f})" for idx, score in item["top"][:5])
+        first = "  ".join(f"{idx} ({score:.3f})" for idx, score in item["top"][:4])
         table.add_row(str(item["item"]), str(item["idx"]), first)
     console.print(table)
     for name in ("scores", "topk", "report"):

@@ -123,7 +123,7 @@ def test_status_and_plan_need_no_ray(undisturbed: dict[str, object], place: Path
     code, out, _ = run(place, "plan", "--dataset", "emoji", "--run", "new", "--json")
     assert code == 0
     stages = {stage["stage"]: stage for stage in json.loads(out)["stages"]}
-    assert stages["score"]["forwards"] == 1715 * 24 * 9 and stages["score"]["seconds"] > 0
+    assert stages["score"]["forwards"] == 1715 * 20 * 9 and stages["score"]["seconds"] > 0
 
 
 def test_a_corrupt_shard_is_one_line_and_exit_code_2(undisturbed: dict[str, object], place: Path):
