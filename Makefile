@@ -37,7 +37,7 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports --no-cache
-	$(BIN)/deptry mucs_ray cli.py
+	$(BIN)/deptry mucs_ray
 
 format: setup
 	$(BIN)/ruff check --fix .

@@ -93,8 +93,8 @@ def measure(folder: str, num: int, noises: int) -> str:
     driver.run(pipeline, "score")
     memory.over.set()
     facts = pipeline.stages["score"].facts()
-    rate, outside = facts["forwards"] / facts["wall_seconds"], facts["seconds_outside"] / facts["seconds"]
-    busy = facts["forwards"] / facts["seconds"]
+    rate, outside = facts["forwards"] / facts["wall_seconds"], facts["worker_seconds_outside"] / facts["worker_seconds"]
+    busy = facts["forwards"] / facts["worker_seconds"]
     return (
         f"{num:>8,} {facts['forwards']:>11,} {facts['wall_seconds']:>8.1f} {rate:>11,.0f} {busy:>15,.0f}"
         f" {outside:>9.2%} {memory.driver:>11,.0f} {memory.scorer:>11,.0f}"

@@ -143,7 +143,10 @@ def run_facts(pipeline: Pipeline) -> Iterable[tuple[str, str]]:
     yield "null loss", f"{manifests['null']['null_loss']:.4f}"
     yield "noises an image", f"{recipe.score.noises}, precision {recipe.score.precision}"
     if score.get("forwards"):
-        rate, outside = score["forwards"] / score["wall_seconds"], score["seconds_outside"] / score["seconds"]
+        rate, outside = (
+            score["forwards"] / score["wall_seconds"],
+            score["worker_seconds_outside"] / score["worker_seconds"],
+        )
         yield (
             "scoring",
             f"{score['forwards']:,} forwards, {rate:,.0f}/s, {outside:.1%} of worker time outside the network",

@@ -55,8 +55,8 @@ class Receipt:
     """Of the part."""
     rows: int
     forwards: int
-    seconds: float
-    seconds_outside: float
+    worker_seconds: float
+    worker_seconds_outside: float
     """Of them not spent in the network: decoding, moving, writing."""
 
 
@@ -83,8 +83,8 @@ def score_unit(method: MUCS, job: ScoreJob, unit: Unit, table: pa.Table) -> Rece
         sha256=digest,
         rows=len(batch),
         forwards=forwards,
-        seconds=seconds,
-        seconds_outside=seconds - in_network,
+        worker_seconds=seconds,
+        worker_seconds_outside=seconds - in_network,
     )
 
 
@@ -187,7 +187,7 @@ def score(
 
     RunFailed, naming the cause, if some cannot be had.
     """
-    totals = {"rows": 0, "forwards": 0, "seconds": 0.0, "seconds_outside": 0.0}
+    totals = {"rows": 0, "forwards": 0, "worker_seconds": 0.0, "worker_seconds_outside": 0.0}
     digests: dict[str, str] = {}
     names = {unit.name: part_of(job.stage, unit) for unit in units}
     todo, passes = list(units), 0
