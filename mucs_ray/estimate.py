@@ -94,7 +94,7 @@ def estimate(pipeline: Pipeline) -> Estimate:
     if recipe.weights:
         costs = costs[1:]
     basis = (
-        f"measured on one worker of this machine: {1 / speed.forward_s:,.0f} forwards/s"
+        f"measured on one worker of this machine: {1 / speed.forward_s:,.3g} forwards/s"
         f" ({speed.forward_flop / speed.forward_s / 1e9:,.0f} GFLOP/s); divided by {workers} workers"
     )
     return Estimate(
@@ -109,7 +109,7 @@ def measure(pipeline: Pipeline) -> Speed:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # a worker has one
     denoiser = EDMDenoiser(DiT(recipe.model)).to(device)
-    num, small, side = recipe.score.noises, min(8, recipe.train.batch_size), recipe.model.image_size
+    side = recipe.model.image_size
 
     def run(count: int) -> torch.Tensor:
         image, noise = torch.zeros(2, count, 3, side, side, device=device)
@@ -118,14 +118,17 @@ def measure(pipeline: Pipeline) -> Speed:
     with torch.no_grad(), autocast(recipe.score.precision, device):
         with FlopCounterMode(display=False) as counter:
             run(1)
+        affordable = max(1, int(MEASURE_S / timed(lambda: run(1), budget_s=0)))
+        num = min(recipe.score.noises, affordable)
         forward_s = timed(lambda: run(num)) / num
+    small = min(recipe.train.batch_size, max(1, affordable // 4))
     backward_s = timed(lambda: run(small).backward()) / small
     torch.set_num_threads(threads)
     return Speed(forward_s=forward_s, backward_s=backward_s, forward_flop=counter.get_total_flops())
 
 
-def timed(work: Callable[[], object]) -> float:
-    """Seconds a call, over about MEASURE_S seconds and at least once after a first call to warm up."""
+def timed(work: Callable[[], object], *, budget_s: float = MEASURE_S) -> float:
+    """Seconds a call, over about `budget_s` seconds and at least once after a first call to warm up."""
 
     def finished() -> float:
         if torch.cuda.is_available():
@@ -134,7 +137,7 @@ def timed(work: Callable[[], object]) -> float:
 
     work()
     started, calls = finished(), 0
-    while calls == 0 or finished() - started < MEASURE_S:
+    while calls == 0 or finished() - started < budget_s:
         work()
         calls += 1
     return (finished() - started) / calls
