@@ -91,7 +91,8 @@ def main() -> None:
             )
         )
         changed = result[0].tensors
-        print(f"unlearning: 1 update and 2 x {chosen.batch} draws twice: {took:.1f} s, item loss {result[0].item_loss}")
+        told = " -> ".join(f"{loss:.4f}" for loss in result[0].item_loss)
+        print(f"unlearning, 1 update, 2 x {chosen.batch} draws before and after: {took:.1f} s, item loss {told}")
 
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             denoiser(first.image.to(DEVICE), torch.ones(1, device=DEVICE))

@@ -73,6 +73,10 @@ def terminal(*, as_json: bool = False) -> Iterator[Terminal]:
     except MucsError as error:
         Console(file=sys.stderr).print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(error.exit_code) from None
+    except OSError as error:
+        told = escape(" ".join(str(error).splitlines()) or type(error).__name__)
+        Console(file=sys.stderr).print(f"[red]error:[/] {told}", highlight=False, soft_wrap=True)
+        raise typer.Exit(3) from None
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         raise typer.Exit(130) from None

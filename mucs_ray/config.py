@@ -37,7 +37,9 @@ class GenerateConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
-    """How the work is spread; changes no score, so no finished work becomes stale."""
+    """How the work is spread. No finished work becomes stale by it: scores do not depend on it, trained weights only
+    through rounding and, with dropout, through which worker drew what.
+    """
 
     train_workers: Annotated[int, Ge(0)] = 0
     """Workers of Ray Train; 0 = one a GPU, or on a machine without GPUs one a CPU, at most 2."""
@@ -83,7 +85,7 @@ def read_recipe(name_or_file: str) -> Values:
     elif name_or_file.endswith(".toml"):
         try:
             text = storage.read_bytes(name_or_file).decode()
-        except FileNotFoundError:
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError, UnicodeDecodeError):
             raise InputError(f"no recipe file at {name_or_file}") from None
     else:
         raise InputError(f"no recipe {name_or_file!r}; known: {', '.join(recipe_names())}, or give a .toml file")

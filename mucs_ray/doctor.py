@@ -50,7 +50,9 @@ def processors() -> Iterator[Finding]:
     """CPUs this process may use, and GPUs."""
     import torch
 
-    yield Finding(name="cpus", ok=True, found=f"{len(os.sched_getaffinity(0))} usable of {os.cpu_count()}")
+    from mucs_ray.engine.session import usable_cpus
+
+    yield Finding(name="cpus", ok=True, found=f"{usable_cpus()} usable of {os.cpu_count()}")
     if torch.cuda.is_available():
         names = ", ".join(torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count()))
         yield Finding(name="gpus", ok=True, found=names)

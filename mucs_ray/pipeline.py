@@ -63,9 +63,10 @@ class Pipeline:
     def stages(self) -> dict[str, Stage]:
         """Every stage as it would be run now, by its short name."""
         stages: dict[str, Stage] = {}
+        extra = {"data": self.dataset.card.fingerprint}
 
         def stage(short: str, folder: str, reads: Mapping[str, Any], *inputs: str) -> None:
-            known = {"data": self.dataset.card.fingerprint} | {name: each.fingerprint for name, each in stages.items()}
+            known = {name: each.fingerprint for name, each in stages.items()} | extra
             picked = {name: known[name] for name in inputs}
             stages[short] = Stage(run_url=self.run_url, name=folder, reads=reads, inputs=picked)
 
@@ -77,11 +78,20 @@ class Pipeline:
             reads = settings(recipe, "model", "train", "seed", without=("train.checkpoint",))
             stage("pretrain", "pretrain", reads, "data")
         stage("generate", "generate", settings(recipe, "generate", "seed", *chosen), "data", "pretrain")
+        # the controls are generated beside the targets but nothing is made of them here
+        stage(
+            "targets",
+            "generate",
+            settings(recipe, "generate", "seed", *chosen, without=["generate.controls"]),
+            "data",
+            "pretrain",
+        )
+        extra["targets"] = stages.pop("targets").fingerprint
         null = settings(recipe, "model", "seed", "unlearn.null_loss", "unlearn.null_batches")
         stage("null", f"{attribute}/null", null, "data")
         knobs = settings(recipe, "unlearn", "train.learning_rate", "generate.items", "seed", *chosen)
         knobs = {name: value for name, value in knobs.items() if name not in null or name == "seed"}
-        stage("unlearn", f"{attribute}/unlearn", knobs, "data", "pretrain", "generate", "null")
+        stage("unlearn", f"{attribute}/unlearn", knobs, "data", "pretrain", "targets", "null")
         stage("score", f"{attribute}/score", settings(recipe, "score", "seed", *chosen), "data", "pretrain", "unlearn")
         stage("attribute", attribute, settings(recipe, "rank", "seed"), "score")
         shown = {"layout": REPORT_LAYOUT, **settings(recipe, "name")}
@@ -94,7 +104,10 @@ class Pipeline:
 
     def plan(self, target: str) -> dict[str, State]:
         """Where each needed stage stands, and why."""
-        return {short: self.stages[short].state() for short in self.until(target)}
+        states = {short: self.stages[short].state() for short in self.until(target)}
+        if target == "report" and not storage.exists(storage.join(self.run_url, "report.html")):
+            states["report"] = State(status="missing", reason="no report.html")
+        return states
 
 
 def reopen(run_url: str, *, console: Console) -> Pipeline:

@@ -47,7 +47,8 @@ def raw_recipe(dataset: str | None, recipe: str | None) -> Values:
     if dataset in recipe_names():
         return read_recipe(dataset)
     name = Dataset.open(dataset).card.request.get("name", "")  # the source it was prepared from
-    return {**read_recipe(name if name in recipe_names() else "custom"), "data": dataset}
+    own_name = dataset.rstrip("/").rsplit("/", 1)[-1]  # so that two data sets do not share a run directory
+    return {**read_recipe(name if name in recipe_names() else "custom"), "data": dataset, "name": own_name}
 
 
 def data_url(dataset: str) -> str:

@@ -158,6 +158,7 @@ def attribute(pipeline: Pipeline, cluster: Cluster) -> Output:
     k = top_k(num_images, recipe.rank.top_percent)
     rankings = [Ranking.empty(k, seed=recipe.seed, name=f"rank/item={number}") for number in range(num_items)]
     stage.begin(["scores.parquet", "topk.csv"])
+    stage.retract()
     low, high = np.full(num_items, np.inf), np.full(num_items, -np.inf)
     with TemporaryDirectory() as folder:
         whole = Path(folder) / "scores.parquet"

@@ -18,6 +18,8 @@ import fsspec
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
+from mucs_ray.errors import InputError, MachineError
+
 
 def join(url: str, *parts: str) -> str:
     """Append path parts to a URL or a local path."""
@@ -25,8 +27,13 @@ def join(url: str, *parts: str) -> str:
 
 
 def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The filesystem of a URL and the path inside it."""
-    return url_to_fs(url)
+    """The filesystem of a URL and the path inside it. MachineError if its package is missing, InputError if unknown."""
+    try:
+        return url_to_fs(url)
+    except ImportError as error:
+        raise MachineError(f"{redacted(url)}: {error}") from None
+    except ValueError as error:
+        raise InputError(f"{redacted(url)}: {error}") from None
 
 
 def is_local(url: str) -> bool:
@@ -109,6 +116,7 @@ def publish_json(url: str, document: Any) -> str:  # noqa: ANN401 - any JSON val
 def names(url: str) -> Iterator[str]:
     """File names in a folder; none if it is absent. For planning and clean-up: readers follow manifests."""
     fs, path = filesystem(url)
+    fs.invalidate_cache(path)  # object stores remember listings, and other processes write here too
     if not fs.exists(path):
         return
     for entry in fs.ls(path, detail=False):

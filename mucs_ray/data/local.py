@@ -91,6 +91,17 @@ def copy_split(dataset: Dataset, split: Split, folder: Path) -> None:
     """Stream the split into flat files beside `folder`, then publish them by one rename; a race is harmless."""
     aside = folder.with_name(f".{split}.{uuid4().hex}")
     aside.mkdir(parents=True)
+    try:
+        fill(dataset, split, aside)
+        aside.rename(folder)
+    except BaseException as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        if not (isinstance(error, OSError) and folder.exists()):  # else another process was first
+            raise
+
+
+def fill(dataset: Dataset, split: Split, aside: Path) -> None:
+    """The flat files of a split."""
     facts: dict[str, list[np.ndarray]] = {"idx": [], "sizes": [], "labels": [], "counts": []}
     with (aside / "pixels").open("wb") as pixels, (aside / "embeddings").open("wb") as embeddings:
         for table in dataset.stream(split):
@@ -108,10 +119,6 @@ def copy_split(dataset: Dataset, split: Split, folder: Path) -> None:
     np.save(aside / "labels.npy", joined["labels"])
     np.save(aside / "offsets.npy", np.cumsum(lengths) - lengths)
     np.save(aside / "captions.npy", np.stack([first_caption, joined["counts"]], axis=1).astype(np.int64))
-    try:
-        aside.rename(folder)
-    except OSError:  # another process was first
-        shutil.rmtree(aside)
 
 
 def write_embeddings(table: pa.Table, file: BinaryIO) -> Int64[np.ndarray, " b"]:

@@ -112,7 +112,7 @@ class Dataset:
         url = storage.absolute(url)
         try:
             document = storage.read_json(storage.join(url, "card.json"))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             hint = "prepare one with: mucs-ray data prepare NAME --source WHERE --out URL"
             raise InputError(f"no data set at {url} (expected card.json there); {hint}") from None
         except (ValueError, UnicodeDecodeError) as error:

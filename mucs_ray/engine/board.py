@@ -1,5 +1,6 @@
 """A notice board: workers post how far they are, the driver reads it while it waits; and waiting for tasks with it."""
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -7,8 +8,9 @@ import ray
 import ray.exceptions
 from ray import ObjectRef
 from ray.actor import ActorHandle
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from mucs_ray.errors import MucsError, RunFailed
+from mucs_ray.errors import InputError, MachineError, MucsError, RunFailed
 
 POLL_S = 0.5
 
@@ -32,7 +34,8 @@ class Board:
 
 def new_board() -> ActorHandle:
     """A board owned by this driver."""
-    return Board.remote()  # pyright: ignore[reportReturnType]
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return Board.options(scheduling_strategy=here).remote()  # pyright: ignore[reportReturnType]
 
 
 def read(board: ActorHandle) -> dict[str, Any]:
@@ -48,7 +51,14 @@ def own_error(error: BaseException) -> MucsError | None:
         if type(seen).__module__.startswith("mucs_ray"):
             return seen if isinstance(seen, MucsError) else None
         seen = getattr(seen, "cause", None) or seen.__cause__
-    return None
+    return told_error(str(error))
+
+
+def told_error(text: str) -> MucsError | None:
+    """Our own error out of a remote traceback: of what fails in an actor's constructor Ray keeps only the text."""
+    found = re.findall(r"^\S*mucs_ray\.errors\.(\w+): (.+)$", text, flags=re.MULTILINE)
+    kinds = {kind.__name__: kind for kind in (InputError, MachineError, RunFailed)}
+    return kinds[found[-1][0]](found[-1][1]) if found and found[-1][0] in kinds else None
 
 
 def results(tasks: Sequence[ObjectRef], *, on_wait: Callable[[], None] = lambda: None) -> Iterator[Any]:

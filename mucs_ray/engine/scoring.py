@@ -68,6 +68,8 @@ def part_of(stage: Stage, unit: Unit) -> str:
 def score_unit(method: MUCS, job: ScoreJob, unit: Unit, table: pa.Table) -> Receipt:
     """Score a unit and publish its part: a pure function of the unit, so a retry publishes the same bytes."""
     started = time.monotonic()
+    if len(table) != unit.rows:
+        raise RunFailed(f"unit {unit.name} came as {len(table)} rows instead of {unit.rows}")
     device = next(method.denoiser.parameters()).device
     batch = job.dataset.batch(table).to(device)
     in_network = time.monotonic()
@@ -203,7 +205,7 @@ def score(
                 bar.advance(receipt.rows, f"{totals['forwards'] / bar.elapsed:,.0f} forwards/s")
         except ray.exceptions.RayError as error:
             raise own_error(error) or RunFailed(f"scoring failed: {last_line(error)}") from error
-        there = set(storage.names(job.stage.folder))
+        there = {*storage.names(job.stage.folder), *digests}
         todo = [unit for unit in units if names[unit.name] not in there]
         passes += 1
     return totals, digests

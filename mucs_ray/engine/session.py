@@ -103,6 +103,7 @@ def quiet_data() -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    context.target_max_block_size = None  # a unit is never cut, however large its images are
     if os.environ.get("RAY_BACKEND_LOG_LEVEL") == QUIET_ENVIRONMENT["RAY_BACKEND_LOG_LEVEL"]:
         logging.getLogger("ray.data").setLevel(logging.ERROR)
 
@@ -120,7 +121,7 @@ def start_local(*, verbose: bool, level: int) -> None:
             ray.init(
                 address="local",
                 include_dashboard=False,
-                num_cpus=len(os.sched_getaffinity(0)),
+                num_cpus=usable_cpus(),
                 runtime_env={"env_vars": environment},
                 log_to_driver=verbose,
                 logging_level=level,
@@ -130,6 +131,14 @@ def start_local(*, verbose: bool, level: int) -> None:
                 del os.environ["HOME"]
             else:
                 os.environ["HOME"] = home
+
+
+def usable_cpus() -> int:
+    """CPUs this process may use, by affinity and by the quota of its container."""
+    from ray._private.utils import get_num_cpus  # reads the quota; there is no public name for it
+
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(affinity, int(get_num_cpus())))
 
 
 def worker_environment() -> dict[str, str]:

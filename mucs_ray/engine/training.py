@@ -29,12 +29,15 @@ from mucs_ray.engine.progress import Bar
 from mucs_ray.engine.session import ACTOR_CPUS, Cluster
 from mucs_ray.errors import InputError, MucsError, RunFailed
 from mucs_ray.models.dit import DiT, DiTConfig
+from mucs_ray.store import checkpoint
 from mucs_ray.store.run import Stage
 from mucs_ray.store.weights import load_state, model_facts, save_average, save_state
 from mucs_ray.training.config import TrainConfig
 from mucs_ray.training.step import Group, TrainState, name_torch_stream, training
 
 POST_INTERVAL_S = 0.5
+STARTS = 5
+"""Attempts to place the workers before giving up; Ray's own default is for ever."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +116,9 @@ def train_worker(task: dict[str, Any]) -> None:
 def workers_for(train: TrainConfig, wanted: int, cluster: Cluster) -> int:
     """The asked number of workers, or as many as there are GPUs (CPUs: at most 2) that divide the batch."""
     if wanted:
+        most = cluster.gpus or int(cluster.cpus / ACTOR_CPUS)
+        if wanted > most:
+            raise InputError(f"engine.train_workers is {wanted}, but there is room for {most} on this cluster")
         if train.batch_size % wanted:
             raise InputError(f"train.batch_size {train.batch_size} cannot be split over {wanted} workers evenly")
         return wanted
@@ -132,7 +138,11 @@ def train(job: TrainJob, cluster: Cluster, *, num_workers: int, max_failures: in
         scaling_config=ScalingConfig(
             num_workers=num_workers, use_gpu=cluster.gpus > 0, resources_per_worker=resources(cluster)
         ),
-        run_config=RunConfig(name="run", storage_path=folder, failure_config=FailureConfig(max_failures=max_failures)),
+        run_config=RunConfig(
+            name="run",
+            storage_path=folder,
+            failure_config=FailureConfig(max_failures=max_failures, controller_failure_limit=STARTS),
+        ),
     )
 
     def fit() -> None:
@@ -148,6 +158,8 @@ def train(job: TrainJob, cluster: Cluster, *, num_workers: int, max_failures: in
         while thread.is_alive():
             thread.join(POLL_S)
             notes = read(board)
+            if "error" in notes:  # of one worker: the others would wait for it
+                raise notes["error"]
             if "train" in notes:
                 step, loss = notes["train"]
                 if not started:
@@ -162,8 +174,15 @@ def train(job: TrainJob, cluster: Cluster, *, num_workers: int, max_failures: in
         raise notes["error"]
     if failure:
         raise own_error(failure[0]) or RunFailed(f"training failed: {last_line(failure[0])}") from failure[0]
-    bar.set(notes["result"]["updates"])
-    return notes["result"]
+    result = notes.get("result") or finished_facts(job.stage)
+    bar.set(result["updates"])
+    return result
+
+
+def finished_facts(stage: Stage) -> dict[str, Any]:
+    """What the last worker told, off its published state, should the note of it be lost with a node."""
+    _, facts = checkpoint.load(stage.url(stage.part("state", "safetensors")))
+    return {"updates": facts["step"], "best_loss": facts["best_loss"], "best_step": facts["best_step"]}
 
 
 def resources(cluster: Cluster) -> dict[str, float]:

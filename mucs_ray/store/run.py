@@ -71,7 +71,9 @@ class Stage:
         """done / stale (with the changed keys) / partial / missing."""
         manifest = self.manifest()
         if manifest and manifest["fingerprint"] == self.fingerprint:
-            return State(status="done")
+            gone = set(manifest["files"]) - set(storage.names(self.folder))
+            if not gone:
+                return State(status="done")
         plan = read_json_or_none(self.url("plan.json"))
         if plan and plan["fingerprint"] == self.fingerprint:
             here = set(storage.names(self.folder))
@@ -104,6 +106,12 @@ class Stage:
         storage.publish_json(self.url("plan.json"), document)
         here = set(storage.names(self.folder))
         return [part for part in parts if part not in here]
+
+    def retract(self) -> None:
+        """Before files without a tag are written over: delete a manifest that would vouch for the old ones."""
+        manifest = self.manifest()
+        if manifest and manifest["fingerprint"] != self.fingerprint:
+            storage.remove(self.url("manifest.json"))
 
     def finish(self, files: Mapping[str, str], facts: Mapping[str, Any]) -> None:
         """Publish the manifest, then delete the parts of other settings. `files` maps file name to sha256."""
@@ -159,7 +167,7 @@ def read_json_or_none(url: str) -> dict[str, Any] | None:
     """A JSON document; None if absent or torn by an interrupted writer of another tool."""
     try:
         return storage.read_json(url)
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
 
 

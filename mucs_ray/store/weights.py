@@ -52,6 +52,8 @@ def load_state(stage: Stage, state: TrainState) -> bool:
     if not storage.exists(url):
         return False
     tensors, facts = checkpoint.load(url)
+    if facts["best_step"] and not storage.exists(stage.url(stage.part("best", "safetensors"))):
+        return False  # the best weights are gone and cannot be had from the state: train again
     for prefix, module in (("live.", state.live), ("ema.", state.average)):
         own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
         checkpoint.strict_load(module.network, own, source=url)

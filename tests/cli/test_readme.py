@@ -77,4 +77,4 @@ def test_every_command_runs(home: Path):
         result = CliRunner().invoke(app, small(expanded))
         assert result.exit_code == expected, (arguments, result.output)
         assert told in result.stderr
-    assert (home / "runs/cifar10/report.html").exists() and (home / "runs/custom/report.html").exists()
+    assert (home / "runs/cifar10/report.html").exists() and (home / "runs/mine/report.html").exists()

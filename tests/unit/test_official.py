@@ -564,7 +564,7 @@ def test_absent_and_unreadable_files(tmp_path: Path):
     assert "no such file" in message("memory://official/absent.safetensors")
     (tmp_path / "folder.pt").mkdir()
     assert "cannot be read as weights (IsADirectoryError" in message(str(tmp_path / "folder.pt"))
-    assert "cannot be read as weights" in message("nosuchprotocol://bucket/weights.pt")
+    assert "Protocol not known" in message("nosuchprotocol://bucket/weights.pt")
 
 
 @pytest.mark.parametrize("name", ["weights", "weights.bin", "weights.ckpt.gz"])

@@ -296,7 +296,7 @@ STALE: dict[str, tuple[Any, set[str]]] = {
     "train.precision": ("bf16", TRAINED),
     "train.checkpoint": ("best", GENERATED),
     "generate.items": (3, GENERATED),
-    "generate.controls": (0, GENERATED),
+    "generate.controls": (0, {"generate", "report"}),
     "generate.steps": (5, GENERATED),
     "generate.guidance": (1.0, GENERATED),
     "unlearn.null_loss": ("analytic", BOUNDED),
@@ -400,6 +400,8 @@ def test_reasons_name_the_recipe_key(dataset: Dataset, tmp_path: Path):
     pipeline = Pipeline.open(recipe, dataset, str(tmp_path), console=console)
     for each in pipeline.stages.values():
         each.finish({}, {})
+    assert pipeline.plan("report")["report"].reason == "no report.html"
+    storage.publish(storage.join(pipeline.run_url, "report.html"), b"")
     assert [state.status for state in pipeline.plan("report").values()] == ["done"] * 7
     fewer = Pipeline.open(changed(recipe, "score.noises", 3), dataset, str(tmp_path), console=console)
     plan = fewer.plan("report")

@@ -464,7 +464,9 @@ def test_an_early_stop_is_remembered(recipe: Recipe, images: LocalImages, test_i
     stage = Stage(run_url=str(tmp_path), name="pretrain", reads={}, inputs={})
     state = fresh(recipe)
     train_update(state, images, recipe.train, seed=recipe.seed, group=Group())
-    state.step, state.best_loss, state.best_step = 12, 0.25, 4
+    state.step, state.best_loss, state.best_step = 4, 0.25, 4
+    save_state(stage, state, {})  # publishes the best weights too
+    state.step = 12
     save_state(stage, state, {})
     resumed = until(recipe, stage, images, test_images, None)
     assert (resumed.step, resumed.best_loss, resumed.best_step) == (12, 0.25, 4)
