@@ -197,6 +197,7 @@ def score(
         if passes == MAX_PASSES:
             told = f"{len(todo)} units still have no scores after {passes} passes (first: {todo[0].name})"
             raise RunFailed(f"{told}; run the command again")
+        failure = None
         try:
             for receipt in stream(job, weights, bank, todo, pool_size(pool, len(todo), cluster), cluster):
                 digests[names[receipt.unit]] = receipt.sha256
@@ -204,7 +205,9 @@ def score(
                     totals[name] += getattr(receipt, name)
                 bar.advance(receipt.rows, f"{totals['forwards'] / bar.elapsed:,.0f} forwards/s")
         except ray.exceptions.RayError as error:
-            raise own_error(error) or RunFailed(f"scoring failed: {last_line(error)}") from error
+            failure = own_error(error) or RunFailed(f"scoring failed: {last_line(error)}")
+        if failure is not None:  # raised out here: the traceback of `error` would keep the pool's actors alive
+            raise failure
         there = {*storage.names(job.stage.folder), *digests}
         todo = [unit for unit in units if names[unit.name] not in there]
         passes += 1
