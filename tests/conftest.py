@@ -1,9 +1,12 @@
-"""One thread per test process: the same numbers, and the same speed, on every machine."""
+"""One thread per test process: the same numbers, and the same speed, on every machine. Ray stays on loopback."""
 
 import os
 
+from mucs_ray.engine.session import LOCAL_ENVIRONMENT
+
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[variable] = "1"
+os.environ.update(LOCAL_ENVIRONMENT)  # before any test file imports Ray, which reads it then
 
 import pytest  # noqa: E402
 import torch  # noqa: E402  (OpenMP reads the variables when it starts)

@@ -31,8 +31,19 @@ def start(place: Path, *arguments: str) -> subprocess.Popen[str]:
     environment = {**os.environ, "MUCS_RAY_CACHE": str(place / "cache"), "COLUMNS": "120"}
     command = [sys.executable, "-m", "mucs_ray.cli", *arguments]
     return subprocess.Popen(
-        command, cwd=place, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=place,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=hear_ctrl_c,
     )
+
+
+def hear_ctrl_c() -> None:
+    """A shell's background jobs, and so tests started as one, ignore it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def run(place: Path, *arguments: str) -> tuple[int, str, str]:
