@@ -49,16 +49,107 @@ class Histogram:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Answer:
+    """One method's answer for one generated image; `unlearning` is None for methods that do not unlearn."""
+
+    method: str
+    ranked: tuple[RankedImage, ...]
+    unlearning: Unlearning | None
+    histogram: Histogram
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ItemSection:
-    """One generated image and its answer; `unlearning` is None for methods that do not unlearn."""
+    """One generated image and what each method says of it; most runs have one method."""
 
     number: int
     idx: int
     label: str
     image: Picture
-    ranked: tuple[RankedImage, ...]
-    unlearning: Unlearning | None
-    histogram: Histogram
+    answers: tuple[Answer, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """One entry of a table."""
+
+    text: str
+    strong: bool = False
+    """The best of its column."""
+    note: str = ""
+    """Smaller, beside or under the text: an interval, or the paper's number."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """One table; the first column heads the rows."""
+
+    key: str
+    """For file names and links, e.g. "auc"."""
+    title: str
+    note: str
+    """n, which direction is better, what the signs mean."""
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Curve:
+    """A density: `x` ascending, `y` >= 0, same length."""
+
+    label: str
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+    mean: float
+    reference: bool = False
+    """True for random removal, which the others are seen against."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Density:
+    """Similarities of regenerated images by one metric: one curve a method. Further left = changed more."""
+
+    metric: str
+    curves: tuple[Curve, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class GridCell:
+    """One regenerated image, and a few words on how similar it is to the reference."""
+
+    image: Picture
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class GridRow:
+    """One method's images, in the order of the reference row."""
+
+    label: str
+    note: str
+    """E.g. "459 of 1,715 removed"."""
+    cells: tuple[GridCell, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Grid:
+    """Reference images and, a row a method, what became of them."""
+
+    title: str
+    rows: tuple[GridRow, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Evaluation:
+    """The counterfactual test: one sentence, the tables, the distributions, the images."""
+
+    headline: str
+    remarks: tuple[str, ...]
+    """What a reader must know to judge: metrics left out, few seeds, hubs."""
+    tables: tuple[Table, ...]
+    """The first is the main one."""
+    densities: tuple[Density, ...]
+    grids: tuple[Grid, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -67,9 +158,12 @@ class Report:
 
     title: str
     subtitle: str
-    method: str
+    methods: tuple[tuple[str, str], ...]
+    """(name, one line on it) of the methods whose answers are shown."""
     top_k: int
     num_training_images: int
     facts: tuple[tuple[str, str], ...]
     stages: tuple[tuple[str, str], ...]
     items: tuple[ItemSection, ...]
+    """Empty in the report over several seeds, where each seed has a report of its own."""
+    evaluation: Evaluation | None = None

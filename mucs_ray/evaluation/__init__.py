@@ -1,0 +1,1 @@
+"""The counterfactual test: remove, retrain, regenerate, compare (spec 11)."""
