@@ -92,7 +92,7 @@ def measure(folder: str, num: int, noises: int) -> str:
     memory = Memory()
     driver.run(pipeline, "score")
     memory.over.set()
-    facts = pipeline.stages["score"].facts()
+    facts = pipeline.stages["attribute/mucs/score"].facts()
     rate, outside = facts["forwards"] / facts["wall_seconds"], facts["worker_seconds_outside"] / facts["worker_seconds"]
     busy = facts["forwards"] / facts["worker_seconds"]
     return (

@@ -6,9 +6,9 @@ Exit codes: 0 done, 1 failed (the run directory is consistent, run again), 2 bad
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
@@ -17,9 +17,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from mucs_ray import __version__
-from mucs_ray.errors import InputError, MucsError
+from mucs_ray.errors import MucsError
 
 if TYPE_CHECKING:
+    from mucs_ray.evaluation.analysis import Analysis
     from mucs_ray.pipeline import Pipeline
 
 app = typer.Typer(
@@ -39,7 +40,16 @@ WeightsOption = Annotated[str | None, typer.Option("--weights", help="Attribute 
 ItemsOption = Annotated[int | None, typer.Option("--items", help="Generated images to attribute.")]
 SeedOption = Annotated[int | None, typer.Option("--seed", help="Names every random number of the run.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="A recipe value, e.g. --set score.noises=50.")]
-MethodOption = Annotated[str, typer.Option("--method", help="See `mucs-ray methods`.")]
+MethodOption = Annotated[
+    list[str] | None, typer.Option("--method", help="Once or more, or a,b; see `mucs-ray methods` [default: mucs].")
+]
+SeedsOption = Annotated[
+    str | None, typer.Option("--seeds", help="Several runs side by side, e.g. 1..6 or 1,2,5, in RUN/seed-N.")
+]
+WeightsDirOption = Annotated[
+    str | None,
+    typer.Option("--weights-dir", help="Folder with weights of similarity metrics [default: MUCS_RAY_WEIGHTS]."),
+]
 AddressOption = Annotated[str | None, typer.Option("--address", help="A Ray cluster [default: RAY_ADDRESS, or local].")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, everything else on stderr.")]
 VerboseOption = Annotated[bool, typer.Option("--verbose", help="Show Ray's own output too.")]
@@ -84,73 +94,146 @@ def terminal(*, as_json: bool = False) -> Iterator[Terminal]:
         sys.stdout = speaking.out
 
 
-def open_pipeline(
-    speaking: Terminal,
-    *,
-    dataset: str | None,
-    recipe: str | None = None,
-    run: str | None = None,
-    weights: str | None = None,
-    items: int | None = None,
-    seed: int | None = None,
-    settings: list[str] | None = None,
-    address: str | None = None,
-    verbose: bool = False,
-) -> "Pipeline":
-    """Recipe, data set and run directory out of a command's options."""
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What the commands that run a pipeline have in common."""
+
+    dataset: str | None = None
+    recipe: str | None = None
+    run: str | None = None
+    weights: str | None = None
+    items: int | None = None
+    seed: int | None = None
+    settings: Sequence[str] = ()
+    methods: Sequence[str] | None = None
+    weights_dir: str | None = None
+    address: str | None = None
+    verbose: bool = False
+
+
+def open_pipeline(speaking: Terminal, options: Options, *, seeds: Sequence[int] | None = None) -> "list[Pipeline]":
+    """Recipe, data set and run directory out of a command's options: one run, or one a seed."""
     from mucs_ray.pipeline import Pipeline
-    from mucs_ray.resolve import resolve
+    from mucs_ray.resolve import method_names, resolve
 
-    told = [f"{key}={value}" for key, value in (("generate.items", items), ("seed", seed)) if value is not None]
-    chosen, data = resolve(
-        dataset=dataset, recipe=recipe, weights=weights, settings=[*told, *(settings or [])], console=speaking.console
+    given = {"generate.items": options.items, "seed": options.seed}
+    told = [f"{key}={value}" for key, value in given.items() if value is not None]
+    methods = method_names(options.methods)
+    recipe, data = resolve(
+        dataset=options.dataset,
+        recipe=options.recipe,
+        weights=options.weights,
+        settings=[*told, *options.settings],
+        console=speaking.console,
     )
-    url = run or f"runs/{chosen.name}"
-    return Pipeline.open(chosen, data, url, console=speaking.console, address=address, verbose=verbose)
+    url = options.run or f"runs/{recipe.name}"
+    runs = [(recipe, url)] if seeds is None else [(replace(recipe, seed=n), f"{url}/seed-{n}") for n in seeds]
+    return [
+        Pipeline.open(
+            each,
+            data,
+            where,
+            console=speaking.console,
+            methods=methods,
+            weights_dir=options.weights_dir,
+            address=options.address,
+            verbose=options.verbose,
+        )
+        for each, where in runs
+    ]
 
 
-def work(target: str, speaking: Terminal, pipeline: "Pipeline") -> None:
+def work(command: str, speaking: Terminal, pipeline: "Pipeline") -> None:
     """Print the plan, do what is missing, tell the result."""
-    plan = pipeline.plan(target)
-    show_plan(speaking.console, pipeline, target)
+    plan = pipeline.plan(command)
+    show_plan(speaking.console, pipeline, command)
+    if command == "evaluate":
+        tell_left_out(speaking.console, pipeline)
     from mucs_ray import driver
 
-    done = driver.run(pipeline, target)
+    done = [name for _, name in driver.run([pipeline], command)]
     if not done:
         speaking.console.print("nothing to do")
     document: dict[str, Any] = {
         "run": pipeline.run_url,
         "done_now": done,
-        "skipped": [s for s in plan if s not in done],
+        "skipped": [name for name in plan if name not in done],
     }
-    if target == "report":
-        from mucs_ray import summary
+    if "report" in plan:
+        from mucs_ray import comparison, summary
 
-        document |= summary.as_json(pipeline) | {"report": f"{pipeline.run_url}/report.html"}
-        show_answer(speaking.console, document)
+        analysis = comparison.analysis_of([pipeline])
+        document |= summary.as_json(pipeline, analysis) | {"report": f"{pipeline.run_url}/report.html"}
+        show_answer(speaking.console, document, analysis)
     speaking.result(document)
 
 
-def show_plan(console: Console, pipeline: "Pipeline", target: str) -> None:
+def work_on_seeds(speaking: Terminal, options: Options, seeds: Sequence[int]) -> None:
+    """The counterfactual test over several seeds."""
+    from mucs_ray import storage
+    from mucs_ray.experiment import Experiment, check_free
+
+    pipelines = open_pipeline(speaking, options, seeds=seeds)
+    url = options.run or f"runs/{pipelines[0].recipe.name}"
+    check_free(url)
+    experiment = Experiment(run_url=storage.absolute(url), pipelines=tuple(pipelines))
+    for pipeline in pipelines:
+        show_plan(speaking.console, pipeline, "evaluate")
+    tell_left_out(speaking.console, pipelines[0])
+    done = experiment.run()
+    if not done:
+        speaking.console.print("nothing to do")
+    analysis = experiment.analysis()
+    document = {**experiment.as_json(analysis), "done_now": done, "report": f"{experiment.run_url}/report.html"}
+    show_answer(speaking.console, document, analysis)
+    speaking.result(document)
+
+
+def tell_left_out(console: Console, pipeline: "Pipeline") -> None:
+    """One line about each metric that cannot be measured here."""
+    for line in pipeline.similarities[1]:
+        console.print(f"[yellow]left out:[/] {escape(line)}", highlight=False, soft_wrap=True)
+
+
+def show_plan(console: Console, pipeline: "Pipeline", command: str) -> None:
     """One line a stage: where it stands and why."""
     console.print(
         f"[bold]{escape(pipeline.recipe.name)}[/]  {escape(pipeline.run_url)}", highlight=False, soft_wrap=True
     )
-    for short, state in pipeline.plan(target).items():
+    plan = pipeline.plan(command)
+    width = max(len(name) for name in plan)
+    for name, state in plan.items():
         colour = "green" if state.status == "done" else "yellow"
         reason = "" if state.status == "done" else escape(state.reason)
-        console.print(f"  {short:<10} [{colour}]{state.status:<8}[/] [dim]{reason}[/]", highlight=False, soft_wrap=True)
+        line = f"  {name:<{width}} [{colour}]{state.status:<8}[/] [dim]{reason}[/]"
+        console.print(line, highlight=False, soft_wrap=True)
 
 
-def show_answer(console: Console, document: dict[str, Any]) -> None:
-    """The first places of each item, and where the rest is."""
-    table = Table("item", "test idx", "most influential training images: idx (score)", box=None)
-    for item in document["items"]:
-        first = "  ".join(f"{idx} ({score:.3f})" for idx, score in item["top"][:4])
-        table.add_row(str(item["item"]), str(item["idx"]), first)
-    console.print(table)
-    for name in ("scores", "topk", "report"):
-        console.print(f"{name:<7} {document[name]}", highlight=False, soft_wrap=True)
+def show_answer(console: Console, document: dict[str, Any], analysis: "Analysis | None") -> None:
+    """The first places of each item, the verdict of the counterfactual test, and where the rest is."""
+    for method, found in document.get("attributions", {}).items():
+        table = Table("item", "test idx", f"most influential training images by {method}: idx (score)", box=None)
+        for item in found["items"]:
+            first = "  ".join(f"{idx} ({score:.3f})" for idx, score in item["top"][:4])
+            table.add_row(str(item["item"]), str(item["idx"]), first)
+        console.print(table)
+        for name in ("scores", "topk"):
+            console.print(f"{name:<7} {found[name]}", highlight=False, soft_wrap=True)
+    if analysis is not None:
+        from mucs_ray.comparison import sentence
+
+        console.print(auc_table(analysis))
+        console.print(sentence(analysis), highlight=False, soft_wrap=True)
+    console.print(f"{'report':<7} {document['report']}", highlight=False, soft_wrap=True)
+
+
+def auc_table(analysis: "Analysis") -> Table:
+    """AUC against random removal by method and metric; .5 = no effect, 1 = total separation."""
+    table = Table("AUC", "removed", *analysis.metrics, box=None)
+    for method in analysis.methods:
+        values = [f"{method.metrics[metric].auc:.3f}" for metric in analysis.metrics]
+        table.add_row(method.method, f"{method.removed_share:.1%}", *values)
+    return table
 
 
 @app.callback(invoke_without_command=True)
@@ -166,17 +249,24 @@ def demo(
     run: RunOption = None,
     seed: SeedOption = None,
     settings: SetOption = None,
+    weights_dir: WeightsDirOption = None,
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """The whole main job on the embedded emoji, in minutes on a laptop; ends with a report to open in a browser."""
+    """Everything on the embedded emoji, in minutes on a laptop: train, generate, attribute, and test the answer."""
     with terminal(as_json=as_json) as speaking:
-        url = run or "runs/demo"
-        pipeline = open_pipeline(speaking, dataset="emoji", run=url, seed=seed, settings=settings, verbose=verbose)
-        work("report", speaking, pipeline)
+        options = Options(
+            dataset="emoji",
+            run=run or "runs/demo",
+            seed=seed,
+            settings=settings or (),
+            weights_dir=weights_dir,
+            verbose=verbose,
+        )
+        work("evaluate", speaking, *open_pipeline(speaking, options))
 
 
-def stage_command(name: str, target: str, summary: str) -> None:
+def stage_command(name: str, summary: str) -> None:
     """Add a command that runs the pipeline up to a stage; all of these take the same options."""
 
     @app.command(name, help=summary)
@@ -188,40 +278,71 @@ def stage_command(name: str, target: str, summary: str) -> None:
         items: ItemsOption = None,
         seed: SeedOption = None,
         settings: SetOption = None,
-        method: MethodOption = "mucs",
+        method: MethodOption = None,
+        weights_dir: WeightsDirOption = None,
         address: AddressOption = None,
         as_json: JsonOption = False,
         verbose: VerboseOption = False,
     ) -> None:
         with terminal(as_json=as_json) as speaking:
-            check_method(method)
-            pipeline = open_pipeline(
-                speaking,
+            options = Options(
                 dataset=dataset,
                 recipe=recipe,
                 run=run,
                 weights=weights,
                 items=items,
                 seed=seed,
-                settings=settings,
+                settings=settings or (),
+                methods=method,
+                weights_dir=weights_dir,
                 address=address,
                 verbose=verbose,
             )
-            work(target, speaking, pipeline)
+            work(name, speaking, *open_pipeline(speaking, options))
 
 
-stage_command("pretrain", "pretrain", "Train the diffusion model through Ray Train (or take --weights).")
-stage_command("generate", "generate", "Generate the items, after pretraining if that is missing.")
-stage_command("attribute", "report", "The main job: attribute generated items to the training set, with a report.")
-stage_command("report", "report", "Write report.html, after whatever is missing.")
+stage_command("pretrain", "Train the diffusion model through Ray Train (or take --weights).")
+stage_command("generate", "Generate the items, after pretraining if that is missing.")
+stage_command("attribute", "The main job: attribute generated items to the training set, with a report.")
+stage_command("retrain", "Train again without the images each method names, and once without random ones.")
+stage_command("regenerate", "Generate the same items again from the retrained networks.")
+stage_command("evaluate", "Compare them with the first ones: did removing those images change them more than random?")
+stage_command("report", "Write report.html, after whatever an attribution is missing.")
 
 
-def check_method(method: str) -> None:
-    """InputError for a method that there is not."""
-    from mucs_ray.attribution.registry import METHODS
+@app.command("run")
+def run_everything(
+    dataset: DatasetOption = None,
+    recipe: RecipeOption = None,
+    run: RunOption = None,
+    items: ItemsOption = None,
+    seeds: SeedsOption = None,
+    settings: SetOption = None,
+    method: MethodOption = None,
+    weights_dir: WeightsDirOption = None,
+    address: AddressOption = None,
+    as_json: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """The whole protocol, for any methods and seeds: train, attribute, retrain, regenerate, evaluate, report."""
+    with terminal(as_json=as_json) as speaking:
+        options = Options(
+            dataset=dataset,
+            recipe=recipe,
+            run=run,
+            items=items,
+            settings=settings or (),
+            methods=method,
+            weights_dir=weights_dir,
+            address=address,
+            verbose=verbose,
+        )
+        if seeds is None:
+            work("evaluate", speaking, *open_pipeline(speaking, options))
+            return
+        from mucs_ray.experiment import parse_seeds
 
-    if method not in METHODS:
-        raise InputError(f"unknown method {method!r}; known: {', '.join(METHODS)}")
+        work_on_seeds(speaking, options, parse_seeds(seeds))
 
 
 @app.command()
@@ -237,20 +358,20 @@ def plan(
 ) -> None:
     """What `attribute` would do now: stages, forwards, FLOP, bytes, and time by a short measurement on this machine."""
     with terminal(as_json=as_json) as speaking:
-        pipeline = open_pipeline(
-            speaking,
+        options = Options(
             dataset=dataset,
             recipe=recipe,
             run=run,
             weights=weights,
             items=items,
             seed=seed,
-            settings=settings,
+            settings=settings or (),
         )
+        (pipeline,) = open_pipeline(speaking, options)
         from mucs_ray.estimate import estimate
 
         estimated = estimate(pipeline)
-        show_plan(speaking.console, pipeline, "report")
+        show_plan(speaking.console, pipeline, "attribute")
         table = Table("stage", "work", "forwards", "FLOP", "written", "time here", box=None)
         for each in estimated.stages:
             table.add_row(*each.cells())
@@ -261,14 +382,21 @@ def plan(
 
 @app.command()
 def status(run: Annotated[str, typer.Option("--run", help="Run directory.")], as_json: JsonOption = False) -> None:
-    """Where a run stands, read off its directory; needs no Ray."""
+    """Where a run stands, or the runs of several seeds, read off its directory; needs no Ray."""
     with terminal(as_json=as_json) as speaking:
+        from mucs_ray.experiment import is_experiment, reopen_experiment
         from mucs_ray.pipeline import reopen
 
-        pipeline = reopen(run, console=speaking.console)
-        show_plan(speaking.console, pipeline, "report")
-        states = {short: asdict(state) for short, state in pipeline.plan("report").items()}
-        speaking.result({"run": pipeline.run_url, "stages": states})
+        several = is_experiment(run)
+        console = speaking.console
+        runs = reopen_experiment(run, console=console).pipelines if several else [reopen(run, console=console)]
+        told = []
+        for pipeline in runs:
+            command = pipeline.furthest()
+            show_plan(console, pipeline, command)
+            states = {name: asdict(state) for name, state in pipeline.plan(command).items()}
+            told.append({"run": pipeline.run_url, "stages": states})
+        speaking.result({"run": run, "seeds": told} if several else told[0])
 
 
 @app.command()

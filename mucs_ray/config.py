@@ -17,6 +17,7 @@ from mucs_ray import storage
 from mucs_ray.attribution.config import RankConfig, ScoreConfig, UnlearnConfig
 from mucs_ray.data.table import Card
 from mucs_ray.errors import InputError
+from mucs_ray.evaluation.config import EvaluateConfig, RemoveConfig
 from mucs_ray.models.dit import DiTConfig
 from mucs_ray.training.config import TrainConfig
 
@@ -65,6 +66,8 @@ class Recipe:
     unlearn: UnlearnConfig = field(default_factory=UnlearnConfig)
     score: ScoreConfig = field(default_factory=ScoreConfig)
     rank: RankConfig = field(default_factory=RankConfig)
+    remove: RemoveConfig = field(default_factory=RemoveConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
 
     def to_dict(self) -> Values:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mucs_ray.errors import MucsError
 
-PACKAGES = ("ray", "torch", "torchvision", "pyarrow", "numpy", "open_clip_torch", "lpips")
+PACKAGES = ("ray", "torch", "torchvision", "pyarrow", "numpy", "open_clip_torch", "lpips", "timm")
 LOW_MEMORY_BYTES = 4 * 2**30
 LOW_DISK_BYTES = 2 * 2**30
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - looked at, not written to
@@ -29,7 +29,7 @@ class Finding:
 
 def check(run: str | None, *, verbose: bool) -> list[Finding]:
     """All findings; none of them raises."""
-    checks: list[Callable[[], Iterator[Finding]]] = [packages, processors, memory, folders, clip_weights]
+    checks: list[Callable[[], Iterator[Finding]]] = [packages, processors, memory, folders, pretrained_weights]
     found = [finding for each in checks for finding in each()]
     if run is not None:
         found += list(run_directory(run))
@@ -86,14 +86,18 @@ def folders() -> Iterator[Finding]:
         )
 
 
-def clip_weights() -> Iterator[Finding]:
-    """The text tower that captions are embedded with; only captioned data sets need it."""
-    from mucs_ray.data.caption_embedding import find_weights
+def pretrained_weights() -> Iterator[Finding]:
+    """The networks that similarities are measured by, and captions embedded with (CLIP); all can be done without."""
+    from mucs_ray.evaluation.pretrained import find_weights
+    from mucs_ray.evaluation.similarity import METRICS
 
-    try:
-        yield Finding(name="clip", ok=True, found=str(find_weights()), optional=True)
-    except MucsError as error:
-        yield Finding(name="clip", ok=False, found=str(error), optional=True)
+    for metric in METRICS.values():
+        if metric.weights is None:
+            continue
+        try:
+            yield Finding(name=metric.name, ok=True, found=find_weights(metric.weights), optional=True)
+        except MucsError as error:
+            yield Finding(name=metric.name, ok=False, found=str(error), optional=True)
 
 
 def run_directory(run: str) -> Iterator[Finding]:

@@ -1,38 +1,85 @@
-"""Runs a pipeline's missing stages, one after the other, in one Ray session."""
+"""Runs what is missing of one or several runs, phase by phase, in one Ray session."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from importlib.metadata import version
+from itertools import groupby
 from typing import Any
 
 from mucs_ray import __version__, storage
 from mucs_ray.engine.session import Cluster, session
-from mucs_ray.pipeline import Pipeline
+from mucs_ray.errors import InputError
+from mucs_ray.pipeline import PHASES, Pipeline
+from mucs_ray.store.run import Stage
+
+Work = tuple[Pipeline, str]
+"""A run and the name of one of its stages."""
 
 
-def run(pipeline: Pipeline, target: str) -> list[str]:
-    """Do what is needed and missing; returns the stages done now. The same call resumes an interrupted one."""
-    todo = [short for short, state in pipeline.plan(target).items() if state.status != "done"]
+def run(pipelines: Sequence[Pipeline], command: str) -> list[Work]:
+    """Do what a command needs and is missing; returns the stages done now. The same call resumes an interrupted one."""
+    todo = missing(pipelines, command)
     if not todo:
         return []
-    storage.publish_json(storage.join(pipeline.run_url, "recipe.json"), pipeline.describe())
-    if todo == ["report"]:
-        do(pipeline, "report", None)
-        return todo
-    with session(pipeline.address, verbose=pipeline.verbose) as cluster:
-        for short in todo:
-            do(pipeline, short, cluster)
+    for pipeline in pipelines:
+        check_owner(pipeline)
+        storage.publish_json(storage.join(pipeline.run_url, "recipe.json"), pipeline.describe())
+    work = [each for each in todo if each[1] != "report"]
+    if work:
+        with session(pipelines[0].address, verbose=pipelines[0].verbose) as cluster:
+            do(work, cluster)
+    for pipeline, _ in (each for each in todo if each[1] == "report"):
+        write_report(pipeline)
     return todo
 
 
-def do(pipeline: Pipeline, short: str, cluster: Cluster | None) -> None:
-    """One stage, and its manifest once everything is there."""
-    from mucs_ray import steps  # imports Ray's libraries, which a finished run does not need
+def missing(pipelines: Sequence[Pipeline], command: str) -> list[Work]:
+    """What is not done, all runs' trainings side by side, then all they generate, and so on."""
+    plans = [(pipeline, pipeline.plan(command)) for pipeline in pipelines]
+    todo = [(pipeline, name) for pipeline, plan in plans for name, state in plan.items() if state.status != "done"]
+    return sorted(todo, key=lambda each: PHASES.index(phase(each)))
 
-    started = time.monotonic()
-    work: Callable[..., tuple[dict[str, str], dict[str, Any]]] = getattr(steps, short)
-    files, facts = work(pipeline, cluster)
+
+def phase(work: Work) -> str:
+    """The first folder of a stage's name."""
+    return work[1].split("/")[0]
+
+
+def check_owner(pipeline: Pipeline) -> None:
+    """InputError if the directory holds the runs of several seeds: a run of its own would not be seen there."""
+    if storage.exists(storage.join(pipeline.run_url, "experiment.json")):
+        raise InputError(f"{pipeline.run_url} holds the runs of several seeds; give one of them, or another --run")
+
+
+def do(work: Sequence[Work], cluster: Cluster) -> None:
+    """These stages, each with its manifest once everything is there."""
+    from mucs_ray import steps  # imports Ray's libraries, which a finished run does not need
+    from mucs_ray.steps import trainings
+
+    for _, group in groupby(work, key=phase):
+        together = list(group)
+        started = time.monotonic()
+        if side_by_side := [each for each in together if trainings.is_training(*each)]:
+            for pipeline, name, output in trainings.train(side_by_side, cluster):
+                finish(pipeline, pipeline.stage(name), output, started)
+        for pipeline, name in together:
+            if not trainings.is_training(pipeline, name):
+                started = time.monotonic()
+                finish(pipeline, pipeline.stage(name), steps.work(pipeline, name, cluster), started)
+
+
+def finish(pipeline: Pipeline, stage: Stage, output: tuple[dict[str, str], dict[str, Any]], started: float) -> None:
+    """Publish the manifest, and say so. The seconds of trainings that ran side by side are counted from their start."""
+    files, facts = output
     seconds = round(time.monotonic() - started, 2)
     versions = {"mucs-ray": __version__, **{name: version(name) for name in ("ray", "torch")}}
-    pipeline.stages[short].finish(files, {**facts, "seconds": seconds, "versions": versions})
-    pipeline.console.print(f"[green]done[/]  {short}  [dim]{seconds:.1f} s[/]", highlight=False)
+    stage.finish(files, {"seconds": seconds, **facts, "versions": versions})
+    pipeline.console.print(f"[green]done[/]  {stage.name}  [dim]{seconds:.1f} s[/]", highlight=False, soft_wrap=True)
+
+
+def write_report(pipeline: Pipeline) -> None:
+    """report.html, and beside it the numbers."""
+    from mucs_ray import summary
+
+    started = time.monotonic()
+    finish(pipeline, pipeline.report(), summary.write(pipeline), started)

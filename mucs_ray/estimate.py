@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mucs_ray.diffusion.denoiser import EDMDenoiser
 from mucs_ray.diffusion.loss import denoising_loss
+from mucs_ray.engine.session import usable_cpus
 from mucs_ray.models.dit import DiT, unlearned_names
 from mucs_ray.pipeline import Pipeline
 from mucs_ray.training.step import autocast
@@ -17,6 +18,7 @@ from mucs_ray.training.step import autocast
 EXPECTED_UPDATES = 109
 """Unlearning updates an item, as the paper observed on COCO; the true number is known only afterwards."""
 MEASURE_S = 1.5
+UNLEARN, SCORE = "attribute/mucs/unlearn", "attribute/mucs/score"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,9 +65,9 @@ class Speed:
 def estimate(pipeline: Pipeline) -> Estimate:
     """Count the work of every stage that is not done, and measure one worker for a few seconds."""
     recipe, card = pipeline.recipe, pipeline.dataset.card
-    states = pipeline.plan("report")
+    states = pipeline.plan("attribute")
     speed = measure(pipeline)
-    workers = torch.cuda.device_count() or torch.multiprocessing.cpu_count()
+    workers = torch.cuda.device_count() or usable_cpus()
     network = DiT(recipe.model)
     parameters = {name: parameter.numel() for name, parameter in network.named_parameters()}
     every, changed = 4 * sum(parameters.values()), 4 * sum(parameters[name] for name in unlearned_names(network))
@@ -88,8 +90,8 @@ def estimate(pipeline: Pipeline) -> Estimate:
     costs = [
         stage("pretrain", f"{recipe.train.updates:,} updates (at most)", 0, 5 * every, backwards=images),
         stage("generate", f"{samples} items", samples * evaluations, samples * pixels),
-        stage("unlearn", f"{num_items} items x ~{EXPECTED_UPDATES} updates", 0, num_items * changed, backwards=draws),
-        stage("score", f"{num_train:,} images x {recipe.score.noises} noises", pairs, 4 * num_train * num_items + kept),
+        stage(UNLEARN, f"{num_items} items x ~{EXPECTED_UPDATES} updates", 0, num_items * changed, backwards=draws),
+        stage(SCORE, f"{num_train:,} images x {recipe.score.noises} noises", pairs, 4 * num_train * num_items + kept),
     ]
     if recipe.weights:
         costs = costs[1:]

@@ -1,9 +1,12 @@
-"""The stages in order, as one reads the paper: pretrain, generate, unlearn, score, rank, report (spec 12).
+"""The stages in order, as one reads the paper (spec 12).
+
+    pretrain -> generate -> attribute(method) -> retrain(method) -> regenerate(method) -> evaluate(method) -> report
 
 What each stage reads is listed here once; its fingerprint, and so what a changed knob makes stale, follows from it.
+A stage's name is its folder in the run directory.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
@@ -12,16 +15,23 @@ from typing import Any
 from rich.console import Console
 
 from mucs_ray import storage
+from mucs_ray.attribution.registry import METHODS, REFERENCE
 from mucs_ray.config import Recipe, build, check_fits
 from mucs_ray.data.table import Dataset
-from mucs_ray.errors import InputError
+from mucs_ray.errors import InputError, MucsError
+from mucs_ray.evaluation.similarity import ReadyMetric, ready_metrics
+from mucs_ray.store.items import item_name
 from mucs_ray.store.run import Stage, State, open_run, read_json_or_none
 
-METHOD = "mucs"
-REPORT_LAYOUT = 1
+REPORT_LAYOUT = 2
 """Raise when the report changes, so that reports are made again."""
-ORDER = ("pretrain", "generate", "null", "unlearn", "score", "attribute", "report")
-"""Short names of the stages; the last of an attribution, which ranks, carries its name."""
+PHASES = ("pretrain", "generate", "attribute", "retrain", "regenerate", "evaluate", "report")
+"""First folders of the stages' names, in order."""
+TARGETS = "targets"
+UNRELATED = "unrelated"
+"""Not a method: the similarities of different generated images, as a level to compare with."""
+GENERATED = {TARGETS: "generate"}
+"""What attributions read of the generated images: those to be attributed, without the controls."""
 
 
 def settings(recipe: Recipe, *keys: str, without: Sequence[str] = ()) -> dict[str, Any]:
@@ -36,12 +46,16 @@ def settings(recipe: Recipe, *keys: str, without: Sequence[str] = ()) -> dict[st
 
 @dataclass(frozen=True, kw_only=True)
 class Pipeline:
-    """One run: a recipe, a data set and a run directory."""
+    """One run: a recipe with its seed, a data set, a run directory, and the methods that are compared in it."""
 
     recipe: Recipe
     dataset: Dataset
     run_url: str
     console: Console
+    methods: tuple[str, ...] = ("mucs",)
+    """Besides the reference, random removal, which every counterfactual test has."""
+    weights_dir: str | None = None
+    """Where the weights of similarity metrics are looked for first."""
     address: str | None = None
     verbose: bool = False
     weights_digest: str | None = None
@@ -57,56 +71,144 @@ class Pipeline:
 
     def describe(self) -> dict[str, Any]:
         """For recipe.json: enough to see where the run stands from any folder, without the weights' file."""
-        return {**self.recipe.to_dict(), "data": self.dataset.url, "weights_sha256": self.weights_digest}
+        told = {"weights_sha256": self.weights_digest, "methods": self.methods, "weights_dir": self.weights_dir}
+        return {**self.recipe.to_dict(), "data": self.dataset.url, **told}
+
+    @cached_property
+    def compared(self) -> tuple[str, ...]:
+        """The methods of the counterfactual test, the reference first."""
+        return tuple(dict.fromkeys((REFERENCE, *self.methods)))
+
+    @cached_property
+    def similarities(self) -> tuple[list[ReadyMetric], list[str]]:
+        """The metrics that can be measured here, and a line about each that cannot."""
+        return ready_metrics(self.recipe.evaluate.metrics, self.weights_dir)
 
     @cached_property
     def stages(self) -> dict[str, Stage]:
-        """Every stage as it would be run now, by its short name."""
+        """Every stage but the report as it would be run now, in order, by its name."""
         stages: dict[str, Stage] = {}
         extra = {"data": self.dataset.card.fingerprint}
 
-        def stage(short: str, folder: str, reads: Mapping[str, Any], *inputs: str) -> None:
-            known = {name: each.fingerprint for name, each in stages.items()} | extra
-            picked = {name: known[name] for name in inputs}
-            stages[short] = Stage(run_url=self.run_url, name=folder, reads=reads, inputs=picked)
+        def stage(name: str, reads: Mapping[str, Any], *inputs: str) -> None:
+            known = {each: one.fingerprint for each, one in stages.items()} | extra
+            picked = {each: known[each] for each in inputs}
+            stages[name] = Stage(run_url=self.run_url, name=name, reads=reads, inputs=picked)
 
-        recipe, attribute = self.recipe, f"attribute/{METHOD}"
+        recipe = self.recipe
         chosen = () if recipe.weights else ("train.checkpoint",)
+        trained = settings(recipe, "model", "train", "seed", without=("train.checkpoint",))
         if recipe.weights:
-            stage("pretrain", "pretrain", {"weights": self.weights_digest, **settings(recipe, "model")})
+            stage("pretrain", {"weights": self.weights_digest, **settings(recipe, "model")})
         else:
-            reads = settings(recipe, "model", "train", "seed", without=("train.checkpoint",))
-            stage("pretrain", "pretrain", reads, "data")
-        stage("generate", "generate", settings(recipe, "generate", "seed", *chosen), "data", "pretrain")
-        # the controls are generated beside the targets but nothing is made of them here
-        stage(
-            "targets",
-            "generate",
-            settings(recipe, "generate", "seed", *chosen, without=["generate.controls"]),
-            "data",
-            "pretrain",
-        )
-        extra["targets"] = stages.pop("targets").fingerprint
-        null = settings(recipe, "model", "seed", "unlearn.null_loss", "unlearn.null_batches")
-        stage("null", f"{attribute}/null", null, "data")
-        knobs = settings(recipe, "unlearn", "train.learning_rate", "generate.items", "seed", *chosen)
-        knobs = {name: value for name, value in knobs.items() if name not in null or name == "seed"}
-        stage("unlearn", f"{attribute}/unlearn", knobs, "data", "pretrain", "targets", "null")
-        stage("score", f"{attribute}/score", settings(recipe, "score", "seed", *chosen), "data", "pretrain", "unlearn")
-        stage("attribute", attribute, settings(recipe, "rank", "seed"), "score")
-        shown = {"layout": REPORT_LAYOUT, **settings(recipe, "name")}
-        stage("report", "report", shown, "attribute", "generate", "unlearn")
+            stage("pretrain", trained, "data")
+        made = settings(recipe, "generate", "seed", *chosen)
+        stage("generate", made, "data", "pretrain")
+        # the controls are generated beside the targets, but no attribution depends on them
+        targets = {name: value for name, value in made.items() if name != "generate.controls"}
+        stage(TARGETS, targets, "data", "pretrain")
+        for method in METHODS:
+            if method == "mucs":
+                null = settings(recipe, "model", "seed", "unlearn.null_loss", "unlearn.null_batches")
+                stage("attribute/mucs/null", null, "data")
+                knobs = settings(recipe, "unlearn", "train.learning_rate", "generate.items", "seed", *chosen)
+                knobs = {name: value for name, value in knobs.items() if name not in null or name == "seed"}
+                stage("attribute/mucs/unlearn", knobs, "data", "pretrain", TARGETS, "attribute/mucs/null")
+                knobs = settings(recipe, "score", "seed", *chosen)
+                stage("attribute/mucs/score", knobs, "data", "pretrain", "attribute/mucs/unlearn")
+                stage("attribute/mucs", settings(recipe, "rank", "seed"), "attribute/mucs/score")
+            else:
+                stage(f"attribute/{method}", settings(recipe, "rank", "seed", "generate.items"), "data", TARGETS)
+        stages.pop(TARGETS)
+        for method in METHODS:
+            retrained = self.retrained(method)
+            for name in retrained:
+                stage(name, {**trained, **settings(recipe, "remove")}, "data", f"attribute/{method}")
+            stage(f"regenerate/{method}", made, "data", "generate", *retrained)
         return stages
 
-    def until(self, target: str) -> list[str]:
-        """Short names of the stages that a target needs, in order."""
-        return list(ORDER[: ORDER.index(target) + 1])
+    @cached_property
+    def evaluations(self) -> dict[str, Stage]:
+        """The stages that compare images. MachineError if a metric was asked for by name and its weights are absent."""
+        reads = {f"metric.{each.name}": each.digest for each in self.similarities[0]}
+        pairs = {method: ("generate", f"regenerate/{method}") for method in METHODS} | {UNRELATED: ("generate",)}
+        return {
+            name: Stage(
+                run_url=self.run_url,
+                name=name,
+                reads=reads,
+                inputs={each: self.stages[each].fingerprint for each in inputs},
+            )
+            for name, inputs in ((f"evaluate/{key}", inputs) for key, inputs in pairs.items())
+        }
 
-    def plan(self, target: str) -> dict[str, State]:
-        """Where each needed stage stands, and why."""
-        states = {short: self.stages[short].state() for short in self.until(target)}
-        if target == "report" and not storage.exists(storage.join(self.run_url, "report.html")):
-            states["report"] = State(status="missing", reason="no report.html")
+    def report(self, planned: Collection[str] = ()) -> Stage:
+        """The report of this run: it shows whatever is done, or will be by then."""
+        made = ("generate", *(f"attribute/{method}" for method in METHODS), *self.evaluated)
+        shown = [name for name in made if name in planned or self.stage(name).state().status == "done"]
+        reads = {"layout": REPORT_LAYOUT, **settings(self.recipe, "name")}
+        inputs = {name: self.stage(name).fingerprint for name in shown}
+        return Stage(run_url=self.run_url, name="report", reads=reads, inputs=inputs)
+
+    @property
+    def evaluated(self) -> dict[str, Stage]:
+        """The stages that compare images, if the metrics' weights are here."""
+        try:
+            return self.evaluations
+        except MucsError:
+            return {}
+
+    def stage(self, name: str) -> Stage:
+        """A stage by its name; the report as of what is done now."""
+        if name == "report":
+            return self.report()
+        return self.evaluations[name] if name.startswith("evaluate/") else self.stages[name]
+
+    def retrained(self, method: str) -> list[str]:
+        """The trainings without a method's images: one, or one an item."""
+        if self.recipe.remove.mode != "per-item":
+            return [f"retrain/{method}"]
+        return [f"retrain/{method}/{item_name(number)}" for number in range(self.recipe.generate.items)]
+
+    def goal(self, command: str) -> list[str]:
+        """The stages a command is for."""
+        if command in ("retrain", "regenerate", "evaluate") and self.recipe.weights:
+            raise InputError(
+                f"{command} needs a model trained in this run, to train it again without some images; leave --weights"
+                " out, or use attribute"
+            )
+        match command:
+            case "pretrain" | "generate":
+                return [command]
+            case "attribute":
+                return [*(f"attribute/{method}" for method in self.methods), "report"]
+            case "retrain":
+                return [name for method in self.compared for name in self.retrained(method)]
+            case "regenerate":
+                return [f"regenerate/{method}" for method in self.compared]
+            case _:
+                compared = [f"evaluate/{method}" for method in (*self.compared, UNRELATED)]
+                return [*(f"attribute/{method}" for method in self.methods), *compared, "report"]
+
+    def furthest(self) -> str:
+        """The furthest of the commands that this run's directory shows to have been given."""
+        folders = set(storage.names(self.run_url))
+        return next((each for each in ("evaluate", "regenerate", "retrain") if each in folders), "attribute")
+
+    def plan(self, command: str) -> dict[str, State]:
+        """Where each stage stands that a command needs, in order, and why."""
+        needed: set[str] = set()
+        waiting = [name for name in self.goal(command) if name != "report"]
+        while waiting:
+            name = waiting.pop()
+            needed.add(name)
+            waiting += [GENERATED.get(each, each) for each in self.stage(name).inputs if each != "data"]
+        order = [*self.stages, *(self.evaluations if command == "evaluate" else ())]
+        states = {name: self.stage(name).state() for name in order if name in needed}
+        if "report" in self.goal(command):
+            states["report"] = self.report(planned=list(states)).state()
+            if not storage.exists(storage.join(self.run_url, "report.html")):
+                states["report"] = State(status="missing", reason="no report.html")
         return states
 
 
@@ -118,6 +220,15 @@ def reopen(run_url: str, *, console: Console) -> Pipeline:
         raise InputError(
             f"no run at {run_url} (expected recipe.json there); start one with: mucs-ray attribute --run URL"
         )
-    digest = values.pop("weights_sha256", None)
+    digest, weights_dir = values.pop("weights_sha256", None), values.pop("weights_dir", None)
+    methods = tuple(values.pop("methods", ("mucs",)))
     recipe, dataset = build(values), Dataset.open(values["data"])
-    return Pipeline(recipe=recipe, dataset=dataset, run_url=run_url, console=console, weights_digest=digest)
+    return Pipeline(
+        recipe=recipe,
+        dataset=dataset,
+        run_url=run_url,
+        console=console,
+        methods=methods,
+        weights_dir=weights_dir,
+        weights_digest=digest,
+    )

@@ -1,62 +1,104 @@
-"""From a finished run's files to its report."""
+"""From a finished run's files to its report: report.html, and report/ with the numbers as JSON, CSV and LaTeX."""
 
-import csv
-import io
+import json
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from hashlib import sha256
 from typing import Any
 
-from mucs_ray import storage
+from mucs_ray import comparison, storage
+from mucs_ray.attribution.registry import METHODS, REFERENCE
+from mucs_ray.comparison import is_done
 from mucs_ray.data.table import Row
+from mucs_ray.evaluation.analysis import Analysis
 from mucs_ray.pipeline import Pipeline
-from mucs_ray.report.document import Histogram, ItemSection, RankedImage, Report, Unlearning
+from mucs_ray.report.document import Answer, Histogram, ItemSection, RankedImage, Report, Unlearning
+from mucs_ray.report.export import to_csv, to_latex
 from mucs_ray.report.html import render
 from mucs_ray.store import checkpoint
 from mucs_ray.store.items import item_file, load_item, to_pixels
+from mucs_ray.store.run import Stage
+from mucs_ray.store.topk import read_topk
 
 SHOWN = 16
 """Training images shown an item."""
 
 
-def html(pipeline: Pipeline) -> str:
-    """The report of a run whose attribution is done."""
-    return render(document(pipeline))
+def write(pipeline: Pipeline) -> tuple[dict[str, str], dict[str, Any]]:
+    """Publish the report of a run whose attribution is done; the files' sha256, and that of report.html as a fact."""
+    analysis = comparison.analysis_of([pipeline])
+    report, numbers = document(pipeline, analysis), as_json(pipeline, analysis)
+    return publish(pipeline.report(), pipeline.run_url, report, numbers, analysis)
 
 
-def document(pipeline: Pipeline) -> Report:
+def publish(
+    stage: Stage, run_url: str, report: Report, numbers: dict[str, Any], analysis: Analysis | None
+) -> tuple[dict[str, str], dict[str, Any]]:
+    """report.html into the run directory itself, the rest into the stage's folder."""
+    files = {"report.json": json.dumps(numbers, indent=1)}
+    if analysis is not None and report.evaluation is not None:
+        files |= {"results.csv": to_csv(analysis), "tables.tex": to_latex(report.evaluation.tables)}
+    stage.begin(list(files))
+    stage.retract()
+    html = render(report).encode()
+    storage.publish(storage.join(run_url, "report.html"), html)
+    digests = {name: storage.publish(stage.url(name), text.encode()) for name, text in files.items()}
+    return digests, {"sha256": sha256(html).hexdigest()}
+
+
+def shown_methods(pipeline: Pipeline) -> list[str]:
+    """Methods whose answers are shown: all that are done, but for random, unless it is all there is."""
+    done = [method for method in METHODS if is_done(pipeline.stages[f"attribute/{method}"])]
+    return [method for method in done if method != REFERENCE] or done
+
+
+def method_lines(pipeline: Pipeline) -> tuple[tuple[str, str], ...]:
+    """Name and one line of the methods shown."""
+    return tuple((METHODS[method].label, METHODS[method].summary) for method in shown_methods(pipeline))
+
+
+def document(pipeline: Pipeline, analysis: Analysis | None) -> Report:
     """Everything the report shows."""
-    facts = pipeline.stages["attribute"].facts()
-    top = read_topk(pipeline)
-    shown = {int(row["idx"]) for rows in top.values() for row in rows[:SHOWN]}
-    pictures = pipeline.dataset.find(shown, "train")
-    planned = pipeline.stages["generate"].facts()["items"]
-    lent = pipeline.dataset.find({each["idx"] for each in planned}, "test")
-    sections = [
-        section(pipeline, number, top[number], facts["histograms"][number], pictures, lent[planned[number]["idx"]])
-        for number in range(pipeline.recipe.generate.items)
-    ]
+    methods = shown_methods(pipeline)
+    facts = pipeline.stages[f"attribute/{methods[0]}"].facts()
+    sections = item_sections(pipeline, methods)
     return Report(
         title=f"{pipeline.recipe.name}, seed {pipeline.recipe.seed}",
         subtitle=f"{len(sections)} generated images attributed to {facts['num_images']:,} training images",
-        method="MUCS: mirrored unlearning, noise-consistent skew",
+        methods=method_lines(pipeline),
         top_k=facts["k"],
         num_training_images=facts["num_images"],
         facts=tuple(run_facts(pipeline)),
         stages=tuple(stage_times(pipeline)),
         items=tuple(sections),
+        evaluation=None if analysis is None else comparison.section([pipeline], analysis),
     )
 
 
-def section(
-    pipeline: Pipeline,
-    number: int,
-    rows: list[dict[str, str]],
-    histogram: dict[str, Any],
-    pictures: dict[int, Row],
-    lent: Row,
-) -> ItemSection:
-    """One item: its picture, its top training images, how it was unlearned."""
-    item = load_item(pipeline.stages["generate"], number)
+def item_sections(pipeline: Pipeline, methods: Sequence[str]) -> list[ItemSection]:
+    """One generated image each, with every method's answer."""
+    tops = {method: read_topk(pipeline.stages[f"attribute/{method}"]) for method in methods}
+    shown = {int(row["idx"]) for top in tops.values() for rows in top.values() for row in rows[:SHOWN]}
+    pictures = pipeline.dataset.find(shown, "train")
+    planned = pipeline.stages["generate"].facts()["items"]
+    lent = pipeline.dataset.find({each["idx"] for each in planned}, "test")
+    sections = []
+    for number in range(pipeline.recipe.generate.items):
+        item = load_item(pipeline.stages["generate"], number)
+        answers = [answer(pipeline, method, number, top[number], pictures) for method, top in tops.items()]
+        label = condition_name(pipeline, lent[planned[number]["idx"]])
+        sections.append(
+            ItemSection(number=number, idx=item.idx, label=label, image=to_pixels(item.image), answers=tuple(answers))
+        )
+    return sections
+
+
+def answer(
+    pipeline: Pipeline, method: str, number: int, rows: list[dict[str, str]], pictures: dict[int, Row]
+) -> Answer:
+    """One method's top training images of an item, how it was unlearned, and all its scores."""
+    histogram = pipeline.stages[f"attribute/{method}"].facts()["histograms"][number]
     ranked = [
         RankedImage(
             rank=int(row["rank"]),
@@ -68,13 +110,10 @@ def section(
         )
         for row in rows[:SHOWN]
     ]
-    return ItemSection(
-        number=number,
-        idx=item.idx,
-        label=condition_name(pipeline, lent),
-        image=to_pixels(item.image),
+    return Answer(
+        method=METHODS[method].label,
         ranked=tuple(ranked),
-        unlearning=unlearning(pipeline, number),
+        unlearning=unlearning(pipeline, number) if method == "mucs" else None,
         histogram=Histogram(
             edges=tuple(histogram["edges"]),
             counts=tuple(histogram["counts"]),
@@ -95,7 +134,7 @@ def condition_name(pipeline: Pipeline, lent: Row) -> str:
 
 def unlearning(pipeline: Pipeline, number: int) -> Unlearning:
     """The trace stored beside an item's tensors."""
-    stage = pipeline.stages["unlearn"]
+    stage = pipeline.stages["attribute/mucs/unlearn"]
     _, facts = checkpoint.load(stage.url(item_file(stage, number)))
     seconds = stage.facts()["seconds_an_item"].get(str(number), 0.0)
     return Unlearning(
@@ -109,65 +148,71 @@ def unlearning(pipeline: Pipeline, number: int) -> Unlearning:
     )
 
 
-def read_topk(pipeline: Pipeline) -> dict[int, list[dict[str, str]]]:
-    """The rows of topk.csv by item, best first."""
-    rows: dict[int, list[dict[str, str]]] = {}
-    for row in csv.DictReader(io.StringIO(pipeline.stages["attribute"].checked("topk.csv").decode())):
-        rows.setdefault(int(row["item"]), []).append(row)
-    return rows
-
-
 def run_facts(pipeline: Pipeline) -> Iterable[tuple[str, str]]:
     """Name and value of what a reader needs to judge or repeat the run."""
     recipe, card = pipeline.recipe, pipeline.dataset.card
-    manifests = {
-        short: pipeline.stages[short].facts() for short in ("pretrain", "generate", "null", "unlearn", "score")
-    }
-    model, score = recipe.model, manifests["score"]
+    model, trained = recipe.model, pipeline.stages["pretrain"].facts()
+    counts = {split: f"{card.num_images(split):,} {split}" for split in ("train", "test")}
     yield "recipe", f"{recipe.name}, seed {recipe.seed}"
-    yield (
-        "data set",
-        f"{card.name}: {card.num_images('train'):,} train, {card.num_images('test'):,} test, {card.size} px",
-    )
+    yield "data set", f"{card.name}: {counts['train']}, {counts['test']}, {card.size} px"
     yield "licence of the images", card.licence
     yield (
         "model",
         f"DiT-EDM, width {model.width}, depth {model.depth}, patch {model.patch_size}, {model.num_heads} heads",
     )
     if recipe.weights:
-        yield "weights", storage.join("", recipe.weights.rsplit("/", 1)[-1]).lstrip("/")
+        yield "weights", recipe.weights.rsplit("/", 1)[-1]
     else:
-        trained = manifests["pretrain"]
         yield "training", f"{trained['updates']:,} updates of {recipe.train.batch_size}, {trained['workers']} workers"
         yield "validation loss", f"{trained['best_loss']:.4f} (best, after {trained['best_step']:,} updates)"
-    yield "null loss", f"{manifests['null']['null_loss']:.4f}"
-    yield "noises an image", f"{recipe.score.noises}, precision {recipe.score.precision}"
-    if score.get("forwards"):
-        rate, outside = (
-            score["forwards"] / score["wall_seconds"],
-            score["worker_seconds_outside"] / score["worker_seconds"],
-        )
-        yield (
-            "scoring",
-            f"{score['forwards']:,} forwards, {rate:,.0f}/s, {outside:.1%} of worker time outside the network",
-        )
-    versions = {**manifests["score"]["versions"], "python": platform.python_version()}
+    if is_done(pipeline.stages["attribute/mucs"]):
+        yield from mucs_facts(pipeline)
+    versions = {**pipeline.stages["generate"].facts()["versions"], "python": platform.python_version()}
     yield "versions", ", ".join(f"{name} {value}" for name, value in versions.items())
-    yield "fingerprint", pipeline.stages["attribute"].fingerprint[:16]
+    yield "fingerprint", pipeline.report().fingerprint[:16]
+
+
+def mucs_facts(pipeline: Pipeline) -> Iterable[tuple[str, str]]:
+    """What was particular to MUCS."""
+    stages, score = pipeline.stages, pipeline.recipe.score
+    measured = stages["attribute/mucs/score"].facts()
+    yield "null loss", f"{stages['attribute/mucs/null'].facts()['null_loss']:.4f}"
+    yield "noises an image", f"{score.noises}, precision {score.precision}"
+    if measured.get("forwards"):
+        rate = measured["forwards"] / measured["wall_seconds"]
+        outside = measured["worker_seconds_outside"] / measured["worker_seconds"]
+        yield "scoring", f"{measured['forwards']:,} forwards, {rate:,.0f}/s, {outside:.1%} outside the network"
 
 
 def stage_times(pipeline: Pipeline) -> Iterable[tuple[str, str]]:
-    """Stage and wall time, in order."""
-    for short in ("pretrain", "generate", "null", "unlearn", "score", "attribute"):
-        yield short, f"{pipeline.stages[short].facts()['seconds']:.1f} s"
+    """Stage and wall time, in order, of all that is done."""
+    for name, seconds in seconds_by_stage(pipeline):
+        yield name, f"{seconds:.1f} s"
 
 
-def as_json(pipeline: Pipeline) -> dict[str, Any]:
-    """The answer for programs: per item the top images, and where the files are."""
-    top = read_topk(pipeline)
+def seconds_by_stage(pipeline: Pipeline) -> Iterable[tuple[str, float]]:
+    """Of all stages that are done, in order."""
+    for name, stage in (pipeline.stages | pipeline.evaluated).items():
+        if is_done(stage):
+            yield name, stage.facts()["seconds"]
+
+
+def as_json(pipeline: Pipeline, analysis: Analysis | None) -> dict[str, Any]:
+    """The answer for programs: by method the top images of each item and where the files are; and all statistics."""
+    return {
+        "run": pipeline.run_url,
+        "recipe": pipeline.recipe.name,
+        "seed": pipeline.recipe.seed,
+        "attributions": {method: attribution(pipeline, method) for method in shown_methods(pipeline)},
+        "evaluation": None if analysis is None else asdict(analysis),
+    }
+
+
+def attribution(pipeline: Pipeline, method: str) -> dict[str, Any]:
+    """One method's answer."""
+    stage = pipeline.stages[f"attribute/{method}"]
     items = [
         {"item": number, "idx": int(rows[0]["item_idx"]), "top": [[int(r["idx"]), float(r["score"])] for r in rows]}
-        for number, rows in top.items()
+        for number, rows in read_topk(stage).items()
     ]
-    folder = pipeline.stages["attribute"].folder
-    return {"run": pipeline.run_url, "scores": f"{folder}/scores.parquet", "topk": f"{folder}/topk.csv", "items": items}
+    return {"scores": stage.url("scores.parquet"), "topk": stage.url("topk.csv"), "items": items}

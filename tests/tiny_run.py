@@ -19,8 +19,13 @@ def open_tiny(dataset: Dataset, run: Path, **changes: object) -> Pipeline:
 
 
 def work(pipeline: Pipeline, target: str, cluster: Cluster) -> list[str]:
-    """driver.run inside the running session."""
-    todo = [short for short, state in pipeline.plan(target).items() if state.status != "done"]
-    for short in todo:
-        driver.do(pipeline, short, cluster)
-    return todo
+    """driver.run inside the running session, up to a command's goal or to a part of MUCS's attribution."""
+    part = target.startswith("attribute/")
+    todo = driver.missing([pipeline], "attribute" if part else target)
+    names = [name for _, name in todo]
+    if target in names:
+        todo = todo[: names.index(target) + 1]
+    driver.do([each for each in todo if each[1] != "report"], cluster)
+    if todo and todo[-1][1] == "report":
+        driver.write_report(pipeline)
+    return [name for _, name in todo]

@@ -3,57 +3,35 @@
 Nothing is ever fetched. Axes: n captions, t tokens, d = 768.
 """
 
-import os
-import pickle
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from jaxtyping import Float32, Int
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from mucs_ray.errors import InputError, MachineError
+from mucs_ray.errors import MachineError
+from mucs_ray.evaluation import pretrained
+from mucs_ray.evaluation.encoders import CLIP_ARCHITECTURE, CLIP_DIM
+from mucs_ray.evaluation.pretrained import CLIP_WEIGHTS, read_weights
 
 if TYPE_CHECKING:  # imported where it is used: open_clip takes seconds, and most data sets have no captions
     from open_clip.transformer import TextTransformer
 
-ARCHITECTURE = "ViT-L-14"
-HUB_REPOSITORY = "laion/CLIP-ViT-L-14-laion2B-s32B-b82K"
-HUB_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-VARIABLE = "MUCS_RAY_CLIP_WEIGHTS"
-SUFFIXES = (".safetensors", ".bin", ".pt")
-DIM = 768
+VARIABLE = CLIP_WEIGHTS.variable
+DIM = CLIP_DIM
 BATCH = 64
 
 
 def find_weights() -> str:
-    """The file of weights: the one MUCS_RAY_CLIP_WEIGHTS names, else the hub cache's. MachineError if there is none."""
-    from huggingface_hub import constants, try_to_load_from_cache
-
-    cache = constants.HF_HUB_CACHE
-    obtain = f"hf download {HUB_REPOSITORY} {HUB_FILES[0]}"
-    named = os.environ.get(VARIABLE)
-    if named:
-        if not Path(named).is_file():
-            raise MachineError(
-                f"{VARIABLE} names {named}, which is no file here; expected the weights of open_clip {ARCHITECTURE}"
-                f" laion2b_s32b_b82k ({', '.join(SUFFIXES)}); to get them, with internet: {obtain}"
-            )
-        return named
-    for name in HUB_FILES:
-        path = try_to_load_from_cache(HUB_REPOSITORY, name, cache_dir=cache)
-        if isinstance(path, str):
-            return path
-    raise MachineError(
-        f"captions are embedded by open_clip {ARCHITECTURE} laion2b_s32b_b82k, whose weights are not here: expected"
-        f" {HUB_FILES[0]} of {HUB_REPOSITORY} in the hub cache {cache}, or the file that {VARIABLE} names"
-        f" ({', '.join(SUFFIXES)}); to get it, with internet: {obtain}"
-    )
+    """The file that has the text tower (and the image tower); MachineError if there is none."""
+    try:
+        return pretrained.find_weights(CLIP_WEIGHTS)
+    except MachineError as error:
+        raise MachineError(f"captions are embedded by CLIP: {error}") from None
 
 
 def embed(captions: Sequence[str]) -> Float32[np.ndarray, "n d"]:
@@ -100,7 +78,7 @@ def tokenizer():  # noqa: ANN201 (open_clip's type is not exported)
     """ViT-L-14's tokenizer, which is part of open_clip."""
     from open_clip import get_tokenizer
 
-    return get_tokenizer(ARCHITECTURE)
+    return get_tokenizer(CLIP_ARCHITECTURE)
 
 
 @lru_cache(maxsize=1)
@@ -110,14 +88,8 @@ def load_tower(path: str) -> "TextTransformer":
     InputError if the file is of another architecture or broken.
     """
     with torch.device("meta"):
-        wanted = {name: tuple(value.shape) for name, value in new_tower().state_dict().items()}
-    found = read_tensors(path, set(wanted))
-    for name, shape in wanted.items():
-        there = tuple(found[name].shape) if name in found else "absent"
-        if there != shape:
-            raise InputError(
-                f"{path} is not open_clip {ARCHITECTURE} laion2b_s32b_b82k: {name} is {there}, expected {shape}"
-            )
+        shapes = {name: tuple(value.shape) for name, value in new_tower().state_dict().items()}
+    found = read_weights(path, shapes, network=CLIP_WEIGHTS.network)
     tower = new_tower()
     tower.load_state_dict(found)
     return tower.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -128,28 +100,6 @@ def new_tower() -> "TextTransformer":
     from open_clip import get_model_config
     from open_clip.transformer import TextTransformer
 
-    config = get_model_config(ARCHITECTURE)
+    config = get_model_config(CLIP_ARCHITECTURE)
     assert config is not None and config["embed_dim"] == DIM
     return TextTransformer(output_dim=DIM, **config["text_cfg"]).eval().requires_grad_(False)
-
-
-def read_tensors(path: str, names: set[str]) -> dict[str, Tensor]:
-    """Those of the named tensors that a file holds; the image tower's are left where they are."""
-    try:
-        if path.endswith(".safetensors"):
-            with safe_open(path, framework="pt") as file:
-                return {name: file.get_tensor(name) for name in names.intersection(file.keys())}
-        if not path.endswith(SUFFIXES):
-            raise InputError(f"{path}: weights are read from {', '.join(SUFFIXES)} files")
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise MachineError(f"the CLIP weights {path} are gone") from None
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"the CLIP weights {path} cannot be read ({reason})") from None
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = {name.removeprefix("module."): value for name, value in content["state_dict"].items()}
-    tensors = content if isinstance(content, dict) else {}
-    return {name: tensors[name] for name in names if isinstance(tensors.get(name), Tensor)}

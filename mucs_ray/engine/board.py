@@ -2,7 +2,10 @@
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
+from uuid import uuid4
 
 import ray
 import ray.exceptions
@@ -16,32 +19,57 @@ POLL_S = 0.5
 
 
 @ray.remote(num_cpus=0)
-class Board:
-    """Latest value under each key."""
+class Notes:
+    """The latest value under each key, on any number of boards: one process a session."""
 
     def __init__(self) -> None:
         """Empty."""
-        self.notes: dict[str, Any] = {}
+        self.boards: dict[str, dict[str, Any]] = {}
+
+    def post(self, board: str, key: str, value: Any) -> None:  # noqa: ANN401 - any picklable value
+        """Replace the value under a key."""
+        self.boards.setdefault(board, {})[key] = value
+
+    def read(self, board: str) -> dict[str, Any]:
+        """All values on a board."""
+        return self.boards.get(board, {})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Board:
+    """One board; goes to workers as it is."""
+
+    notes: ActorHandle
+    name: str
 
     def post(self, key: str, value: Any) -> None:  # noqa: ANN401 - any picklable value
-        """Replace the value under a key."""
-        self.notes[key] = value
+        """Replace the value under a key, some time soon."""
+        self.notes.post.remote(self.name, key, value)
+
+    def post_now(self, key: str, value: Any) -> None:  # noqa: ANN401 - any picklable value
+        """Replace the value under a key, and come back when it is there."""
+        ray.get(self.notes.post.remote(self.name, key, value))
 
     def read(self) -> dict[str, Any]:
-        """All values."""
-        return self.notes
+        """All values on the board."""
+        found: Any = ray.get(self.notes.read.remote(self.name))
+        return found
 
 
-def new_board() -> ActorHandle:
-    """A board owned by this driver."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return Board.options(scheduling_strategy=here).remote()  # pyright: ignore[reportReturnType]
+def this_node() -> NodeAffinitySchedulingStrategy:
+    """The driver's node: what is there is lost only with the driver."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
-def read(board: ActorHandle) -> dict[str, Any]:
-    """All values on a board."""
-    notes: Any = ray.get(board.read.remote())
-    return notes
+def new_board() -> Board:
+    """An empty board owned by this driver."""
+    return Board(notes=session_notes(ray.get_runtime_context().get_job_id()), name=uuid4().hex)
+
+
+@lru_cache(maxsize=1)
+def session_notes(job: str) -> ActorHandle:
+    """The actor that holds all boards of this Ray job."""
+    return Notes.options(scheduling_strategy=this_node()).remote()  # pyright: ignore[reportReturnType]
 
 
 def own_error(error: BaseException) -> MucsError | None:
@@ -64,14 +92,18 @@ def told_error(text: str) -> MucsError | None:
 def results(tasks: Sequence[ObjectRef], *, on_wait: Callable[[], None] = lambda: None) -> Iterator[Any]:
     """Results in the order they are ready; our own errors come as themselves, others as RunFailed."""
     waiting = list(tasks)
-    while waiting:
-        ready, waiting = ray.wait(waiting, num_returns=1, timeout=POLL_S)
-        on_wait()
-        for task in ready:
-            try:
-                yield ray.get(task)
-            except ray.exceptions.RayError as error:
-                raise own_error(error) or RunFailed(f"a task failed: {last_line(error)}") from error
+    try:
+        while waiting:
+            ready, waiting = ray.wait(waiting, num_returns=1, timeout=POLL_S)
+            on_wait()
+            for task in ready:
+                try:
+                    yield ray.get(task)
+                except ray.exceptions.RayError as error:
+                    raise own_error(error) or RunFailed(f"a task failed: {last_line(error)}") from error
+    finally:
+        for task in waiting:  # of no use any more
+            ray.cancel(task, force=True)
 
 
 def last_line(error: BaseException) -> str:

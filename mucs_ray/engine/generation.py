@@ -1,13 +1,12 @@
 """Generating the items: Ray tasks, each with some of them. An item depends on its own named noise only (spec 6)."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import ray
 import torch
 from ray import ObjectRef
-from ray.actor import ActorHandle
 
 from mucs_ray.attribution.base import Item
 from mucs_ray.config import GenerateConfig
@@ -16,7 +15,7 @@ from mucs_ray.data.table import Dataset
 from mucs_ray.diffusion.denoiser import EDMDenoiser, guided
 from mucs_ray.diffusion.noise import generator, normal
 from mucs_ray.diffusion.sampler import sample
-from mucs_ray.engine.board import new_board, read, results
+from mucs_ray.engine.board import Board, new_board, results
 from mucs_ray.engine.models import Arrays, best_device, build_denoiser
 from mucs_ray.engine.progress import Bar
 from mucs_ray.engine.session import Cluster
@@ -52,60 +51,52 @@ def generate_item(
     return Item(number=planned.number, idx=planned.idx, condition=own_condition, image=image[0].cpu())
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerateJob:
+    """Everything a worker needs but the weights; small and picklable."""
+
+    dataset: Dataset
+    model: DiTConfig
+    config: GenerateConfig
+    seed: int
+    stage: Stage
+
+
 def generate_items(
-    denoiser: EDMDenoiser,
-    dataset: Dataset,
-    planned: Sequence[PlannedItem],
-    config: GenerateConfig,
-    seed: int,
-    stage: Stage,
-    done: Callable[[int], None],
+    denoiser: EDMDenoiser, planned: Sequence[PlannedItem], job: GenerateJob, done: Callable[[int], None]
 ) -> dict[str, str]:
     """Generate and publish some items; sha256 by file."""
-    test = LocalImages(dataset, "test")
+    test = LocalImages(job.dataset, "test")
     digests = {}
     for each in planned:
-        item = generate_item(denoiser, test, each, config, seed)
-        digests[item_file(stage, each.number)] = save_item(stage, item, {"role": each.role})
+        item = generate_item(denoiser, test, each, job.config, job.seed)
+        digests[item_file(job.stage, each.number)] = save_item(job.stage, item, {"role": each.role})
         done(each.number)
     return digests
 
 
 @ray.remote
-def generate_task(
-    model: DiTConfig, weights: Arrays, board: ActorHandle, planned: list[PlannedItem], arguments: dict[str, Any]
-) -> dict[str, str]:
+def generate_task(weights: Arrays, planned: list[PlannedItem], job: GenerateJob, board: Board) -> dict[str, str]:
     """generate_items in a worker."""
     with torch.inference_mode():
-        denoiser = build_denoiser(model, weights, best_device())
-        return generate_items(
-            denoiser, planned=planned, done=lambda number: board.post.remote(str(number), True), **arguments
-        )
+        denoiser = build_denoiser(job.model, weights, best_device())
+        return generate_items(denoiser, planned, job, lambda number: board.post(str(number), True))
 
 
 def generate(
-    model: DiTConfig,
-    weights: ObjectRef,
-    planned: Sequence[PlannedItem],
-    *,
-    dataset: Dataset,
-    config: GenerateConfig,
-    seed: int,
-    stage: Stage,
-    cluster: Cluster,
-    bar: Bar,
+    job: GenerateJob, groups: Sequence[tuple[ObjectRef, Sequence[PlannedItem]]], *, cluster: Cluster, bar: Bar
 ) -> dict[str, str]:
-    """Generate the planned items over the cluster; sha256 by file."""
+    """Generate items over the cluster, each group of them with weights of its own; sha256 by file."""
     board = new_board()
-    arguments = {"dataset": dataset, "config": config, "seed": seed, "stage": stage}
-    num_tasks = min(cluster.num_workers, len(planned))
     task = generate_task.options(**cluster.worker_options)
-    tasks = [
-        task.remote(model, weights, board, list(planned[start::num_tasks]), arguments) for start in range(num_tasks)
-    ]
+    tasks = []
+    for weights, planned in groups:
+        num_tasks = min(max(1, cluster.num_workers // len(groups)), len(planned))
+        shares = [list(planned[start::num_tasks]) for start in range(num_tasks)]
+        tasks += [task.remote(weights, share, job, board) for share in shares]
     first = bar.done
     digests: dict[str, str] = {}
-    for some in results(tasks, on_wait=lambda: bar.set(first + len(read(board)))):
+    for some in results(tasks, on_wait=lambda: bar.set(first + len(board.read()))):
         digests |= some
     bar.set(bar.total)
     return digests

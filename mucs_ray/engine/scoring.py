@@ -23,7 +23,7 @@ from mucs_ray import storage
 from mucs_ray.attribution.config import ScoreConfig
 from mucs_ray.attribution.mucs import MUCS, Losses
 from mucs_ray.data.table import Dataset, Unit, read_unit
-from mucs_ray.engine.board import last_line, own_error
+from mucs_ray.engine.board import Board, last_line, new_board, own_error
 from mucs_ray.engine.models import best_device, build_denoiser, to_tensors
 from mucs_ray.engine.progress import Bar
 from mucs_ray.engine.session import READER_CPUS, Cluster, quiet_data
@@ -115,8 +115,17 @@ def fixed_lists(values: np.ndarray) -> pa.FixedSizeListArray:
 class SkewScorer:
     """Resident in a worker: the method with all its models."""
 
-    def __init__(self, job: ScoreJob, weights: ObjectRef, bank: Sequence[ObjectRef], units: dict[str, Unit]) -> None:
-        """Fetches the weights once a node and moves them to the device."""
+    def __init__(
+        self,
+        job: ScoreJob,
+        weights: ObjectRef,
+        bank: Sequence[ObjectRef],
+        units: dict[str, Unit],
+        board: Board,
+    ) -> None:
+        """Signs on, so that it can be ended; fetches the weights once a node and moves them to the device."""
+        context = ray.get_runtime_context()
+        board.post(context.get_actor_id(), context.current_actor)
         device = best_device()
         self.job, self.units = job, units
         denoiser = build_denoiser(job.model, ray.get(weights), device)
@@ -147,6 +156,7 @@ def stream(
 ) -> Iterator[Receipt]:
     """One pass over the given units; receipts in the order they come."""
     quiet_data()
+    board = new_board()
     by_name = {unit.name: unit for unit in units}
     names = ray.data.from_items(list(by_name), override_num_blocks=len(by_name))
     rows = names.map_batches(
@@ -158,15 +168,21 @@ def stream(
     )
     receipts = rows.map_batches(
         SkewScorer,
-        fn_constructor_args=(job, weights, list(bank), by_name),
+        fn_constructor_args=(job, weights, list(bank), by_name, board),
         batch_size=None,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(min_size=pool[0], max_size=pool[1], max_tasks_in_flight_per_actor=2),
         num_cpus=cluster.worker_options["num_cpus"],
         num_gpus=cluster.worker_options["num_gpus"],
     )
-    for row in receipts.iter_rows():
-        yield Receipt(**row)
+    try:
+        for row in receipts.iter_rows():
+            yield Receipt(**row)
+    finally:
+        # Ray Data ends its pool when nothing refers to it any more, which after a failure may be never; the trainings
+        # that follow could then not be placed
+        for scorer in board.read().values():
+            ray.kill(scorer)
 
 
 def pool_size(wanted: tuple[int, int], num_units: int, cluster: Cluster) -> tuple[int, int]:

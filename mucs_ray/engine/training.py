@@ -4,19 +4,18 @@
 published at the end of each epoch, so a lost worker, a lost driver and Ctrl-C all resume in the same way.
 """
 
-import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
 import ray
+import ray.exceptions
 import ray.train
 import ray.train.torch
 import torch
-from ray.actor import ActorHandle
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
@@ -24,7 +23,7 @@ from mucs_ray import storage
 from mucs_ray.data.local import LocalImages
 from mucs_ray.data.table import Dataset
 from mucs_ray.diffusion.denoiser import EDMDenoiser
-from mucs_ray.engine.board import POLL_S, last_line, new_board, own_error, read
+from mucs_ray.engine.board import POLL_S, Board, last_line, new_board, own_error, this_node
 from mucs_ray.engine.progress import Bar
 from mucs_ray.engine.session import ACTOR_CPUS, Cluster
 from mucs_ray.errors import InputError, MucsError, RunFailed
@@ -51,6 +50,14 @@ class TrainJob:
     seed: int
     removed: frozenset[int] = frozenset()
     """Training images to leave out (retraining)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainRun:
+    """A job and how many workers share it."""
+
+    job: TrainJob
+    num_workers: int
 
 
 def run_training(job: TrainJob, group: Group, device: torch.device, post: Callable[[str, Any], None]) -> TrainState:
@@ -101,24 +108,26 @@ def wrap(state: TrainState, group: Group) -> Group:
 def train_worker(task: dict[str, Any]) -> None:
     """What Ray Train runs in each worker. Our own errors are told, not raised: a retry would only repeat them."""
     context = ray.train.get_context()
-    board: ActorHandle = task["board"]
+    board: Board = task["board"]
     group = Group(rank=context.get_world_rank(), size=context.get_world_size())
     device = ray.train.torch.get_device()
     if device.type == "cuda":
         torch.set_float32_matmul_precision("medium")  # spec 5; on CPUs this would mean bf16
     try:
-        run_training(task["job"], group, device, lambda key, value: board.post.remote(key, value))
+        run_training(task["job"], group, device, lambda key, value: board.post(key, value))
     except MucsError as error:
-        ray.get(board.post.remote("error", error))
+        board.post_now("error", error)
     ray.train.report({})
 
 
 def workers_for(train: TrainConfig, wanted: int, cluster: Cluster) -> int:
     """The asked number of workers, or as many as there are GPUs (CPUs: at most 2) that divide the batch."""
     if wanted:
-        most = cluster.gpus or int(cluster.cpus / ACTOR_CPUS)
-        if wanted > most:
-            raise InputError(f"engine.train_workers is {wanted}, but there is room for {most} on this cluster")
+        if wanted > most_workers(cluster):
+            raise InputError(
+                f"{wanted} training workers are wanted (by engine.train_workers, or as many as pretrained), but there"
+                f" is room for {most_workers(cluster)} on this cluster"
+            )
         if train.batch_size % wanted:
             raise InputError(f"train.batch_size {train.batch_size} cannot be split over {wanted} workers evenly")
         return wanted
@@ -126,17 +135,19 @@ def workers_for(train: TrainConfig, wanted: int, cluster: Cluster) -> int:
     return max(num for num in range(1, most + 1) if train.batch_size % num == 0)
 
 
-def train(job: TrainJob, cluster: Cluster, *, num_workers: int, max_failures: int, bar: Bar) -> dict[str, Any]:
-    """Train to the end through Ray Train and return its facts; the weights are in the stage's folder."""
-    board = new_board()
-    failure: list[BaseException] = []
-    # a name of its own each time: Ray would silently resume an old run of the same name, and the state is ours
-    folder = storage.join(job.stage.folder, f"ray-train-{uuid4().hex[:8]}")
+def most_workers(cluster: Cluster) -> int:
+    """Training workers that can be placed at once."""
+    return cluster.gpus or int(cluster.cpus / ACTOR_CPUS)
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def fit(run: TrainRun, board: Board, folder: str, max_failures: int, use_gpu: bool) -> None:
+    """Ray Train in a process of its own: in a thread of the driver it could not be ended before Ray is."""
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config={"job": job, "board": board},
+        train_loop_config={"job": run.job, "board": board},
         scaling_config=ScalingConfig(
-            num_workers=num_workers, use_gpu=cluster.gpus > 0, resources_per_worker=resources(cluster)
+            num_workers=run.num_workers, use_gpu=use_gpu, resources_per_worker=resources(use_gpu)
         ),
         run_config=RunConfig(
             name="run",
@@ -144,39 +155,92 @@ def train(job: TrainJob, cluster: Cluster, *, num_workers: int, max_failures: in
             failure_config=FailureConfig(max_failures=max_failures, controller_failure_limit=STARTS),
         ),
     )
+    trainer.fit()
 
-    def fit() -> None:
+
+class Training:
+    """One Ray Train run; `poll` it until it has `ended`, and `stop` it in any case."""
+
+    def __init__(self, run: TrainRun, cluster: Cluster, max_failures: int) -> None:
+        """Starts it."""
+        self.job, self.board = run.job, new_board()
+        self.step, self.first, self.note = 0, 0, ""
+        self.began: float | None = None
+        # a name of its own each time: Ray would silently resume an old run of the same name, and the state is ours
+        self.folder = storage.join(run.job.stage.folder, f"ray-train-{uuid4().hex[:8]}")
+        here = fit.options(scheduling_strategy=this_node())
+        self.task = here.remote(run, self.board, self.folder, max_failures, cluster.gpus > 0)
+
+    @property
+    def ended(self) -> bool:
+        """Whether Ray Train has come back."""
+        return bool(ray.wait([self.task], timeout=0)[0])
+
+    def poll(self) -> dict[str, Any]:
+        """Read the board. Raises what a worker of ours reported: the others would wait for it."""
+        notes = self.board.read()
+        if "error" in notes:
+            raise notes["error"]
+        if "train" in notes:
+            self.step, loss = notes["train"]
+            if self.began is None:
+                self.first, self.began = self.step, time.monotonic()
+            validation = f", validation {notes['validation'][1]:.4f}" if "validation" in notes else ""
+            self.note = f"loss {loss:.4f}{validation}"
+        return notes
+
+    def result(self) -> dict[str, Any]:
+        """Facts of a training that has ended; the weights are in its stage's folder. RunFailed if it failed."""
+        notes = self.poll()
         try:
-            trainer.fit()
-        except Exception as error:
-            failure.append(error)
+            ray.get(self.task)
+        except ray.exceptions.RayError as error:
+            raise own_error(error) or RunFailed(f"training failed: {last_line(error)}") from error
+        facts = notes.get("result") or finished_facts(self.job.stage)
+        self.step = facts["updates"]
+        seconds = time.monotonic() - self.began if self.began is not None else 0.0
+        rate = (self.step - self.first) * self.job.train.batch_size / seconds if seconds else 0.0
+        return {**facts, "images_per_second": round(rate, 1)}
 
-    thread = threading.Thread(target=fit, daemon=True)
-    thread.start()
-    started = False
+    def stop(self) -> None:
+        """End what is left of it: its process, with that the workers, and Ray Train's own files."""
+        ray.cancel(self.task, force=True)
+        remove_folder(self.folder)
+
+
+def train_all(
+    runs: Sequence[TrainRun], cluster: Cluster, *, max_failures: int, bar: Bar
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Train all of these, as many at once as there is room for; yields (number, facts) as each is done."""
+    waiting, running, ended = list(range(len(runs))), dict[int, Training](), dict[int, Training]()
     try:
-        while thread.is_alive():
-            thread.join(POLL_S)
-            notes = read(board)
-            if "error" in notes:  # of one worker: the others would wait for it
-                raise notes["error"]
-            if "train" in notes:
-                step, loss = notes["train"]
-                if not started:
-                    bar.start_at(step)
-                    started = True
-                validation = f", validation {notes['validation'][1]:.4f}" if "validation" in notes else ""
-                bar.set(step, f"loss {loss:.4f}{validation}")
-        notes = read(board)
+        while waiting or running:
+            taken = sum(runs[number].num_workers for number in running)
+            while waiting and (not running or taken + runs[waiting[0]].num_workers <= most_workers(cluster)):
+                number = waiting.pop(0)
+                running[number] = Training(runs[number], cluster, max_failures)
+                taken += runs[number].num_workers
+            time.sleep(POLL_S)
+            for number, training in list(running.items()):
+                training.poll()
+                if training.ended:
+                    facts = training.result()
+                    ended[number] = running.pop(number)
+                    training.stop()
+                    yield number, facts
+            show(bar, [*ended.values(), *running.values()])
     finally:
-        remove_folder(folder)
-    if "error" in notes:
-        raise notes["error"]
-    if failure:
-        raise own_error(failure[0]) or RunFailed(f"training failed: {last_line(failure[0])}") from failure[0]
-    result = notes.get("result") or finished_facts(job.stage)
-    bar.set(result["updates"])
-    return result
+        for training in running.values():
+            training.stop()
+
+
+def show(bar: Bar, trainings: Sequence[Training]) -> None:
+    """The progress of all trainings in one bar."""
+    bar.first = sum(training.first for training in trainings)
+    bar.set(
+        sum(training.step for training in trainings),
+        "; ".join(each.note for each in trainings if each.step < each.job.train.updates),
+    )
 
 
 def finished_facts(stage: Stage) -> dict[str, Any]:
@@ -185,9 +249,9 @@ def finished_facts(stage: Stage) -> dict[str, Any]:
     return {"updates": facts["step"], "best_loss": facts["best_loss"], "best_step": facts["best_step"]}
 
 
-def resources(cluster: Cluster) -> dict[str, float]:
+def resources(use_gpu: bool) -> dict[str, float]:
     """Of one training worker."""
-    return {"CPU": ACTOR_CPUS, **({"GPU": 1.0} if cluster.gpus else {})}
+    return {"CPU": ACTOR_CPUS, **({"GPU": 1.0} if use_gpu else {})}
 
 
 def remove_folder(url: str) -> None:

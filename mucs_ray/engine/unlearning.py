@@ -8,7 +8,6 @@ from typing import Any
 import ray
 import torch
 from ray import ObjectRef
-from ray.actor import ActorHandle
 
 from mucs_ray.attribution.base import Item
 from mucs_ray.attribution.config import UnlearnConfig
@@ -18,7 +17,7 @@ from mucs_ray.data.table import Dataset
 from mucs_ray.diffusion.batch import Batch
 from mucs_ray.diffusion.denoiser import EDMDenoiser
 from mucs_ray.diffusion.loss import analytic_null_loss
-from mucs_ray.engine.board import new_board, read, results
+from mucs_ray.engine.board import Board, new_board, results
 from mucs_ray.engine.models import Arrays, best_device, build_denoiser
 from mucs_ray.engine.progress import Bar
 from mucs_ray.engine.session import Cluster
@@ -92,11 +91,11 @@ def unlearn_item(
 
 
 @ray.remote
-def unlearn_task(weights: Arrays, number: int, job: UnlearnJob, board: ActorHandle) -> tuple[str, dict[str, Any]]:
+def unlearn_task(weights: Arrays, number: int, job: UnlearnJob, board: Board) -> tuple[str, dict[str, Any]]:
     """unlearn_item in a worker."""
     denoiser = build_denoiser(job.model, weights, best_device())
     item = load_item(job.generated, number)
-    return unlearn_item(denoiser, item, job, lambda step, loss: board.post.remote(str(number), (step, loss)))
+    return unlearn_item(denoiser, item, job, lambda step, loss: board.post(str(number), (step, loss)))
 
 
 def unlearn_all(
@@ -108,7 +107,7 @@ def unlearn_all(
     tasks = [task.remote(weights, number, job, board) for number in numbers]
 
     def show() -> None:
-        notes = read(board).values()
+        notes = board.read().values()
         if notes:
             bar.set(bar.done, f"{sum(step for step, _ in notes)} updates, {len(notes)} begun")
 

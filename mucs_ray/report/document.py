@@ -74,6 +74,7 @@ class Cell:
     """One entry of a table."""
 
     text: str
+    """Marks of significance (* † ‡) behind a number hang outside its column."""
     strong: bool = False
     """The best of its column."""
     note: str = ""
@@ -82,7 +83,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """One table; the first column heads the rows."""
+    """One table; the first column heads the rows, and every row has one cell a column."""
 
     key: str
     """For file names and links, e.g. "auc"."""
@@ -98,6 +99,7 @@ class Curve:
     """A density: `x` ascending, `y` >= 0, same length."""
 
     label: str
+    """Decides the colour, which is the same in all figures."""
     x: tuple[float, ...]
     y: tuple[float, ...]
     mean: float
@@ -115,7 +117,7 @@ class Density:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class GridCell:
-    """One regenerated image, and a few words on how similar it is to the reference."""
+    """One regenerated image, and a few words on how similar it is to the reference, or which one it is."""
 
     image: Picture
     note: str = ""
@@ -137,6 +139,7 @@ class Grid:
 
     title: str
     rows: tuple[GridRow, ...]
+    """The first is the reference; a column is one generated image."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -1,20 +1,23 @@
 """Renders a report as one self-contained HTML page without JavaScript."""
 
-import base64
-import io
 import math
+import operator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from PIL import Image
 
-from mucs_ray.report.document import ItemSection, Picture, Report, Unlearning
+from mucs_ray.report.density import curve_styles, density_plot, swatch
+from mucs_ray.report.document import Answer, Grid, GridCell, GridRow, ItemSection, Report, Table, Unlearning
+from mucs_ray.report.pictures import Gallery, sharpness, thumbnail
 from mucs_ray.report.svg import score_histogram, unlearning_curve
 
-PIXELATED_BELOW = 128
-MAX_THUMBNAIL = 128
 NBSP = "\u00a0"
+GRID_COLUMNS = 10
+"""Pictures side by side at most, where a page or a sheet of paper is wide enough."""
+NUMBER = re.compile(r"[\s(]*[<>≤≥≈~±+\-\u2212]*\s*\.?\d")
+MARKS = "*†‡"
 
 
 def render(report: Report) -> str:
@@ -26,50 +29,48 @@ def render(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    decimals = _score_decimals(report)
-    environment.filters["png"] = png_data_uri
-    environment.filters["thumbnail"] = _thumbnail
-    environment.filters["score"] = lambda score: _signed(f"{score:.{decimals}f}")
+    environment.filters["thumbnail"] = thumbnail
+    environment.filters["sharpness"] = sharpness
     environment.filters["number"] = lambda number: f"{number:,}"
     return environment.get_template("template.html.j2").render(
         report=report,
-        unlearns=any(item.unlearning is not None for item in report.items),
+        gallery=Gallery(),
+        several=len(report.methods) > 1 or any(len(item.answers) > 1 for item in report.items),
+        unlearns=any(answer.unlearning is not None for item in report.items for answer in item.answers),
+        stopped=lambda item: any(_stopped(answer) for answer in item.answers),
+        score=_score_writers(report.items),
         curve=_curve,
         histogram=_histogram,
         outcome=_outcome,
         columns=_columns,
         bar=_bar_percent,
-        sharp=lambda image: "sharp" if max(image.shape[1:]) < PIXELATED_BELOW else "smooth",
+        curve_styles=curve_styles,
+        density_plot=density_plot,
+        swatch=swatch,
+        bands=_bands,
+        numeric=_numeric_columns,
+        marks=_marks,
     )
 
 
-def png_data_uri(image: Picture) -> str:
-    """The picture at its own size as a lossless PNG data URI."""
-    buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(np.moveaxis(image, 0, -1))).save(buffer, format="png", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+def _stopped(answer: Answer) -> bool:
+    return answer.unlearning is not None and answer.unlearning.outcome == "bound hit"
 
 
-def _thumbnail(image: Picture) -> Picture:
-    """The picture itself, or for large pictures a copy small enough to be in the page twice."""
-    if max(image.shape[1:]) <= MAX_THUMBNAIL:
-        return image
-    small = Image.fromarray(np.ascontiguousarray(np.moveaxis(image, 0, -1)))
-    small.thumbnail((MAX_THUMBNAIL, MAX_THUMBNAIL))
-    return np.moveaxis(np.asarray(small), -1, 0)
+def _subject(item: ItemSection, answer: Answer) -> str:
+    subject = f"{item.number}: {item.label}" if item.label else str(item.number)
+    return f"{subject} ({answer.method})" if len(item.answers) > 1 else subject
 
 
-def _curve(item: ItemSection) -> str:
-    if item.unlearning is None:
+def _curve(item: ItemSection, answer: Answer) -> str:
+    if answer.unlearning is None:
         return ""
-    subject = f"{item.number}: {item.label}" if item.label else str(item.number)
-    return unlearning_curve(item.unlearning, title=f"Loss while unlearning generated image {subject}")
+    return unlearning_curve(answer.unlearning, title=f"Loss while unlearning generated image {_subject(item, answer)}")
 
 
-def _histogram(item: ItemSection, report: Report) -> str:
-    subject = f"{item.number}: {item.label}" if item.label else str(item.number)
-    title = f"Scores of all training images for generated image {subject}"
-    return score_histogram(item.histogram, top_k=report.top_k, title=title)
+def _histogram(item: ItemSection, answer: Answer, report: Report) -> str:
+    title = f"Scores of all training images for generated image {_subject(item, answer)}"
+    return score_histogram(answer.histogram, top_k=report.top_k, title=title)
 
 
 def _outcome(unlearning: Unlearning) -> str:
@@ -97,24 +98,64 @@ def _duration(seconds: float) -> str:
     return f"{hours}{NBSP}h {minutes}{NBSP}min" if hours else f"{minutes}{NBSP}min {rest}{NBSP}s"
 
 
+def _score_writers(items: Iterable[ItemSection]) -> dict[str, Callable[[float], str]]:
+    """By method, how its scores are written: the scales of two methods may have nothing in common."""
+    highest: dict[str, list[float]] = {}
+    for answer in (answer for item in items for answer in item.answers):
+        of_method = highest.setdefault(answer.method, [])
+        if answer.ranked:
+            of_method.append(max(abs(ranked.score) for ranked in answer.ranked))
+    return {method: _score_writer(scores) for method, scores in highest.items()}
+
+
+def _score_writer(highest: Iterable[float]) -> Callable[[float], str]:
+    """Four significant digits for the highest score of the item with the smallest ones; 4 to 6 decimals near 1."""
+    magnitudes = [math.floor(math.log10(score)) for score in highest if score > 0] or [0]
+    if min(magnitudes) < -5 or max(magnitudes) > 5:
+        return lambda score: f"{score:.2e}".replace("-", "\u2212")
+    fewest = min(max(4 - max(magnitudes), 0), 4)
+    decimals = min(max(3 - min(magnitudes), fewest), 6)
+    return lambda score: _signed(f"{score:.{decimals}f}")
+
+
 def _signed(number: str) -> str:
     """A true minus sign, and none before a zero."""
     return number.replace("-", "\u2212") if number.strip("-0.") else number.lstrip("-")
 
 
-def _score_decimals(report: Report) -> int:
-    """Four significant digits for the highest score of the item with the smallest ones; 4 to 6 decimals."""
-    highest = [max(abs(ranked.score) for ranked in item.ranked) for item in report.items if item.ranked]
-    smallest = min((score for score in highest if score > 0), default=1.0)
-    return min(max(3 - math.floor(math.log10(smallest)), 4), 6)
-
-
-def _columns(item: ItemSection) -> int:
+def _columns(answer: Answer) -> int:
     """Full rows where possible: eight small columns for 8 or 16 pictures, else six."""
-    return 8 if item.ranked and len(item.ranked) % 8 == 0 else 6
+    return 8 if answer.ranked and len(answer.ranked) % 8 == 0 else 6
 
 
-def _bar_percent(score: float, item: ItemSection) -> str:
+def _bar_percent(score: float, answer: Answer) -> str:
     """The length of the bar under a picture, relative to the highest score."""
-    highest = max(ranked.score for ranked in item.ranked)
+    highest = max(ranked.score for ranked in answer.ranked)
     return f"{100 * min(max(score / highest, 0.0), 1.0):.1f}" if highest > 0 else "0"
+
+
+def _bands(grid: Grid) -> Iterator[tuple[int, list[tuple[GridRow, list[GridCell | None]]]]]:
+    """The grid cut into bands of equally many columns: (number of the first image, rows).
+
+    None fills the last band, and rows that are too short: an image never leaves its column.
+    """
+    num_images = max((len(row.cells) for row in grid.rows), default=0)
+    num_bands = math.ceil(num_images / GRID_COLUMNS)
+    width = math.ceil(num_images / num_bands) if num_bands else 0
+    for first in range(0, num_images, width or 1):
+        filled = [(row, [*row.cells[first : first + width], *[None] * width][:width]) for row in grid.rows]
+        yield first + 1, filled
+
+
+def _numeric_columns(table: Table) -> list[bool]:
+    """Which columns hold numbers, and perhaps a dash or "n/a"; the first one, which heads the rows, never does."""
+    texts = [[row[at].text for row in table.rows] for at in range(len(table.columns))]
+    numbers = [[bool(NUMBER.match(text)) for text in column] for column in texts]
+    short = [[len(text) <= len("n/a") for text in column] for column in texts]
+    return [at > 0 and any(numbers[at]) and all(map(operator.or_, numbers[at], short[at])) for at in range(len(texts))]
+
+
+def _marks(text: str) -> tuple[str, str]:
+    """A number and the marks of significance behind it, which must not move it out of its column."""
+    number = text.rstrip(MARKS)
+    return number, text[len(number) :]

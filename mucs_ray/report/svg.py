@@ -1,4 +1,4 @@
-"""The two plots of a report as inline SVG; colours and type come from the page's style sheet."""
+"""The plots of one answer as inline SVG; colours and type come from the page's style sheet."""
 
 import math
 from collections.abc import Sequence
@@ -21,18 +21,21 @@ class Frame:
     x_range: tuple[float, float]
     y_range: tuple[float, float]
     right: float
+    left: float = LEFT
+    top: float = TOP
+    bottom: float = BOTTOM
 
     def x(self, value: float) -> float:
         """The horizontal position of a value; the middle if the range is a single value."""
         low, high = self.x_range
         share = (value - low) / (high - low) if high > low else 0.5
-        return round(LEFT + share * (self.right - LEFT), 2)
+        return round(self.left + share * (self.right - self.left), 2)
 
     def y(self, value: float) -> float:
         """The vertical position of a value; larger values lie higher, which is a smaller y."""
         low, high = self.y_range
         share = (value - low) / (high - low) if high > low else 0.5
-        return round(BOTTOM - share * (BOTTOM - TOP), 2)
+        return round(self.bottom - share * (self.bottom - self.top), 2)
 
 
 def unlearning_curve(unlearning: Unlearning, *, title: str) -> str:
@@ -45,20 +48,20 @@ def unlearning_curve(unlearning: Unlearning, *, title: str) -> str:
     end = "hit" if unlearning.outcome == "bound hit" else "reached"
     target_y = frame.y(unlearning.target)
     parts = [
-        *_y_axis(frame, [(value, text) for value, text in _ticks(low, top, 4)], "loss"),
-        *_x_axis(frame, _ticks(1, updates, 5, whole=True), "update"),
-        _tag("line", x1=LEFT, x2=frame.right, y1=target_y, y2=target_y, class_="target"),
-        _tag("text", f"target {unlearning.target:.3g}", x=LEFT + 6, y=target_y - 6, class_="quiet"),
+        *_y_axis(frame, [(value, text) for value, text in round_ticks(low, top, 4)], "loss"),
+        *_x_axis(frame, round_ticks(1, updates, 5, whole=True), "update"),
+        tag("line", x1=LEFT, x2=frame.right, y1=target_y, y2=target_y, class_="target"),
+        tag("text", f"target {unlearning.target:.3g}", x=LEFT + 6, y=target_y - 6, class_="quiet"),
         _line(frame, train, "train"),
         _line(frame, item, "item"),
     ]
     ends = [frame.y(series[-1]) for series in (item, train) if series]
     labels = [("generated image", "accent")] * bool(item) + [("training batches", "quiet")] * bool(train)
     for position, (text, style) in zip(_spread(ends), labels, strict=True):
-        parts.append(_tag("text", text, x=frame.right + 9, y=round(position + 4, 2), class_=style))
+        parts.append(tag("text", text, x=frame.right + 9, y=round(position + 4, 2), class_=style))
     if item:
-        parts.append(_tag("circle", cx=frame.x(len(item)), cy=frame.y(item[-1]), r=3.5, class_=f"end {end}"))
-    return _svg(title, parts)
+        parts.append(tag("circle", cx=frame.x(len(item)), cy=frame.y(item[-1]), r=3.5, class_=f"end {end}"))
+    return drawing(title, parts)
 
 
 def score_histogram(histogram: Histogram, *, top_k: int, title: str) -> str:
@@ -74,7 +77,7 @@ def score_histogram(histogram: Histogram, *, top_k: int, title: str) -> str:
     frame = Frame(x_range=(low, high), y_range=(EMPTY_LOG_COUNT, log_top + 0.05), right=WIDTH - 8)
     y_ticks = [(float(power), _count(10**power)) for power in range(int(log_top) + 1)]
     middle = (low + high) / 2
-    x_ticks = [(middle, f"{middle:.4g}")] if constant else _ticks(low, high, 5)
+    x_ticks = [(middle, f"{middle:.4g}")] if constant else round_ticks(low, high, 5)
     marker = frame.x(histogram.top_k_score)
     parts = [*_y_axis(frame, y_ticks, "training images, log scale")]
     for left, right, count in zip(edges[:-1], edges[1:], counts, strict=True):
@@ -84,8 +87,8 @@ def score_histogram(histogram: Histogram, *, top_k: int, title: str) -> str:
     rightmost = marker > (LEFT + frame.right) / 2
     parts += [
         *_x_axis(frame, x_ticks, "score (higher = more influential)"),
-        _tag("line", x1=marker, x2=marker, y1=TOP - 14, y2=BOTTOM, class_="marker"),
-        _tag(
+        tag("line", x1=marker, x2=marker, y1=TOP - 14, y2=BOTTOM, class_="marker"),
+        tag(
             "text",
             f"top {top_k:,}: from {histogram.top_k_score:.3g}".replace("-", "\u2212"),
             x=marker - 6 if rightmost else marker + 6,
@@ -94,7 +97,7 @@ def score_histogram(histogram: Histogram, *, top_k: int, title: str) -> str:
             text_anchor="end" if rightmost else "start",
         ),
     ]
-    return _svg(title, parts)
+    return drawing(title, parts)
 
 
 def _bar(frame: Frame, span: tuple[float, float], count: int, marker: float, scores: str) -> str:
@@ -102,38 +105,38 @@ def _bar(frame: Frame, span: tuple[float, float], count: int, marker: float, sco
     x0, x1, y = frame.x(span[0]), frame.x(span[1]), frame.y(math.log10(count))
     x1 = max(x1 - 0.75, x0 + 0.75)
     rects = [
-        _tag("rect", x=start, y=y, width=round(stop - start, 2), height=round(BOTTOM - y, 2), class_=style)
+        tag("rect", x=start, y=y, width=round(stop - start, 2), height=round(BOTTOM - y, 2), class_=style)
         for start, stop, style in ((x0, min(x1, marker), "rest"), (max(x0, marker), x1, "tail"))
         if stop > start
     ]
     images = "1 image" if count == 1 else f"{count:,} images"
-    return f"<g>{_tag('title', f'{images}, score {scores}')}{''.join(rects)}</g>"
+    return f"<g>{tag('title', f'{images}, score {scores}')}{''.join(rects)}</g>"
 
 
 def _line(frame: Frame, values: Sequence[float], style: str) -> str:
     points = " ".join(f"{frame.x(update):g},{frame.y(value):g}" for update, value in enumerate(values, start=1))
-    return _tag("polyline", points=points, class_=style)
+    return tag("polyline", points=points, class_=style)
 
 
 def _y_axis(frame: Frame, ticks: Sequence[tuple[float, str]], label: str) -> list[str]:
-    parts = [_tag("text", label, x=0, y=11, class_="axis")]
+    parts = [tag("text", label, x=0, y=11, class_="axis")]
     for value, text in ticks:
         y = frame.y(value)
-        parts.append(_tag("line", x1=LEFT, x2=frame.right, y1=y, y2=y, class_="grid"))
-        parts.append(_tag("text", text, x=LEFT - 8, y=round(y + 4, 2), class_="tick", text_anchor="end"))
+        parts.append(tag("line", x1=LEFT, x2=frame.right, y1=y, y2=y, class_="grid"))
+        parts.append(tag("text", text, x=LEFT - 8, y=round(y + 4, 2), class_="tick", text_anchor="end"))
     return parts
 
 
 def _x_axis(frame: Frame, ticks: Sequence[tuple[float, str]], label: str) -> list[str]:
-    parts = [_tag("line", x1=LEFT, x2=frame.right, y1=BOTTOM, y2=BOTTOM, class_="base")]
+    parts = [tag("line", x1=LEFT, x2=frame.right, y1=BOTTOM, y2=BOTTOM, class_="base")]
     for value, text in ticks:
-        parts.append(_tag("line", x1=frame.x(value), x2=frame.x(value), y1=BOTTOM, y2=BOTTOM + 4, class_="base"))
-        parts.append(_tag("text", text, x=frame.x(value), y=BOTTOM + 18, class_="tick", text_anchor="middle"))
+        parts.append(tag("line", x1=frame.x(value), x2=frame.x(value), y1=BOTTOM, y2=BOTTOM + 4, class_="base"))
+        parts.append(tag("text", text, x=frame.x(value), y=BOTTOM + 18, class_="tick", text_anchor="middle"))
     middle = (LEFT + frame.right) / 2
-    return [*parts, _tag("text", label, x=middle, y=HEIGHT - 4, class_="axis", text_anchor="middle")]
+    return [*parts, tag("text", label, x=middle, y=HEIGHT - 4, class_="axis", text_anchor="middle")]
 
 
-def _ticks(low: float, high: float, about: int, *, whole: bool = False) -> list[tuple[float, str]]:
+def round_ticks(low: float, high: float, about: int, *, whole: bool = False) -> list[tuple[float, str]]:
     """Round numbers within [low, high], roughly `about` of them, with one number of decimals."""
     if high <= low:
         return [(low, f"{low:.4g}")]
@@ -165,12 +168,13 @@ def _spread(positions: Sequence[float]) -> list[float]:
     return [above, below] if positions[0] <= positions[1] else [below, above]
 
 
-def _svg(title: str, parts: Sequence[str]) -> str:
-    head = f'<svg class="plot" role="img" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}">'
-    return f"{head}{_tag('title', title)}{''.join(parts)}</svg>"
+def drawing(title: str, parts: Sequence[str], *, width: int = WIDTH, height: int = HEIGHT) -> str:
+    """One figure whose `title` is read aloud and shown on hovering."""
+    head = f'<svg class="plot" role="img" viewBox="0 0 {width} {height}" width="{width}" height="{height}">'
+    return f"{head}{tag('title', title)}{''.join(parts)}</svg>"
 
 
-def _tag(name: str, text: str = "", /, **attributes: object) -> str:
+def tag(name: str, text: str = "", /, **attributes: object) -> str:
     """One element; text and attribute values are escaped, `class_` is class and `_` in names is `-`."""
     pairs = "".join(f' {key.rstrip("_").replace("_", "-")}="{escape(str(value))}"' for key, value in attributes.items())
     return f"<{name}{pairs}>{escape(text)}</{name}>" if text else f"<{name}{pairs}/>"

@@ -29,9 +29,14 @@ class PlannedItem:
     role: Role
 
 
+def item_name(number: int) -> str:
+    """How an item is called in file and folder names."""
+    return f"item-{number:04d}"
+
+
 def item_file(stage: Stage, number: int) -> str:
     """Name of an item's part."""
-    return stage.part(f"item-{number:04d}", "safetensors")
+    return stage.part(item_name(number), "safetensors")
 
 
 def to_pixels(image: Float[Tensor, "c h w"]) -> UInt8[np.ndarray, "c h w"]:
@@ -48,7 +53,7 @@ def to_png(pixels: UInt8[np.ndarray, "c h w"]) -> bytes:
 
 def save_item(stage: Stage, item: Item, facts: dict[str, Any]) -> str:
     """Publish the PNG, then the tensors; returns the tensors' sha256."""
-    storage.publish(stage.url(stage.part(f"item-{item.number:04d}", "png")), to_png(to_pixels(item.image)))
+    storage.publish(stage.url(stage.part(item_name(item.number), "png")), to_png(to_pixels(item.image)))
     tensors = {"image": item.image}
     if item.condition is not None:
         tensors["condition"] = item.condition

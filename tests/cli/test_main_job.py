@@ -134,7 +134,7 @@ def test_status_and_plan_need_no_ray(undisturbed: dict[str, object], place: Path
     code, out, _ = run(place, "plan", "--dataset", "emoji", "--run", "new", "--json")
     assert code == 0
     stages = {stage["stage"]: stage for stage in json.loads(out)["stages"]}
-    assert stages["score"]["forwards"] == 1715 * 20 * 9 and stages["score"]["seconds"] > 0
+    assert stages["attribute/mucs/score"]["forwards"] == 1715 * 20 * 9 and stages["attribute/mucs/score"]["seconds"] > 0
 
 
 def test_a_corrupt_shard_is_one_line_and_exit_code_2(undisturbed: dict[str, object], place: Path):
@@ -148,5 +148,5 @@ def test_a_corrupt_shard_is_one_line_and_exit_code_2(undisturbed: dict[str, obje
         code, out, err = run(environment, *small_demo("corrupt"))
     finally:
         shard.write_bytes(whole)
-    assert code == 2 and out == ""
+    assert code == 2 and out == "", err
     assert "is corrupt" in err and "part-00000.parquet" in err and "Traceback" not in err

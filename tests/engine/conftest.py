@@ -33,5 +33,5 @@ def data(tmp_path_factory: pytest.TempPathFactory, own_cache: None) -> Dataset:
 def finished(data: Dataset, tmp_path_factory: pytest.TempPathFactory, cluster: Cluster) -> Pipeline:
     """The whole main job through Ray, with the loss table kept."""
     pipeline = open_tiny(data, tmp_path_factory.mktemp("run"), score={"keep_losses": True})
-    work(pipeline, "report", cluster)
+    work(pipeline, "attribute", cluster)
     return pipeline

@@ -43,8 +43,10 @@ def test_a_corrupt_checkpoint(finished: Pipeline, data: Dataset, tmp_path: Path,
 
 def test_a_nan_is_named(finished: Pipeline, data: Dataset, tmp_path: Path, cluster: Cluster):
     """An F2 with a NaN: scoring stops and names a training image; the unlearned models stay."""
-    pipeline = copy_of(finished, data, tmp_path, "pretrain", "generate", "null", "unlearn")
-    stage = pipeline.stages["unlearn"]
+    pipeline = copy_of(
+        finished, data, tmp_path, "pretrain", "generate", "attribute/mucs/null", "attribute/mucs/unlearn"
+    )
+    stage = pipeline.stages["attribute/mucs/unlearn"]
     url = stage.url(item_file(stage, 1))
     tensors, facts = checkpoint.load(url)
     next(iter(tensors.values()))[0, 0] = torch.nan
@@ -53,8 +55,8 @@ def test_a_nan_is_named(finished: Pipeline, data: Dataset, tmp_path: Path, clust
     assert manifest is not None
     stage.finish({**manifest["files"], item_file(stage, 1): digest}, manifest["facts"])
     with pytest.raises(RunFailed, match=r"loss of training image idx=\d+ is not finite"):
-        work(pipeline, "score", cluster)
-    assert stage.state().status == "done" and pipeline.stages["score"].manifest() is None
+        work(pipeline, "attribute/mucs/score", cluster)
+    assert stage.state().status == "done" and pipeline.stages["attribute/mucs/score"].manifest() is None
 
 
 def test_too_small_a_training_set(data: Dataset, tmp_path: Path, cluster: Cluster):

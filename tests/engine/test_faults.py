@@ -16,7 +16,7 @@ from mucs_ray import storage
 from mucs_ray.data.table import Dataset
 from mucs_ray.engine.session import Cluster
 from mucs_ray.pipeline import Pipeline
-from mucs_ray.steps import score_parts
+from mucs_ray.steps.ranking import score_parts
 from mucs_ray.store import checkpoint
 from tiny_run import open_tiny, work
 
@@ -95,8 +95,8 @@ def test_a_killed_training_worker(undisturbed: Pipeline, data: Dataset, tmp_path
 def test_a_killed_scorer(undisturbed: Pipeline, data: Dataset, tmp_path: Path, cluster: Cluster):
     """One score for each (item, image), and the same ones."""
     pipeline = open_tiny(data, tmp_path, **SLOW)
-    work(pipeline, "unlearn", cluster)
-    with killing("SkewScorer", lambda: parts_there(pipeline, "score", "train-") > 0) as killed:
+    work(pipeline, "attribute/mucs/unlearn", cluster)
+    with killing("SkewScorer", lambda: parts_there(pipeline, "attribute/mucs/score", "train-") > 0) as killed:
         work(pipeline, "attribute", cluster)
     assert killed
     (idx, scores), (calm_idx, calm) = all_scores(pipeline), all_scores(undisturbed)
@@ -107,11 +107,11 @@ def test_a_killed_scorer(undisturbed: Pipeline, data: Dataset, tmp_path: Path, c
 def test_lost_parts_are_scored_again_by_a_larger_pool(undisturbed: Pipeline, data: Dataset, cluster: Cluster):
     """With another number of workers the parts come out the same, so the ranking made of them stays valid."""
     pipeline = open_tiny(data, Path(undisturbed.run_url), **SLOW, engine={"actors": [2, 2], "train_workers": 1})
-    stage = pipeline.stages["score"]
+    stage = pipeline.stages["attribute/mucs/score"]
     idx, calm = all_scores(pipeline)
     manifest = stage.manifest()
     for name in ["manifest.json", *list(manifest["files"])[1:3]]:
         storage.remove(stage.url(name))
-    assert work(pipeline, "attribute", cluster) == ["score"]
+    assert work(pipeline, "attribute", cluster) == ["attribute/mucs/score"]
     assert stage.manifest()["files"] == manifest["files"]
     assert np.array_equal(all_scores(pipeline)[1], calm) and np.array_equal(all_scores(pipeline)[0], idx)

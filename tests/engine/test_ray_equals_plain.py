@@ -18,7 +18,7 @@ from mucs_ray.engine.models import build_denoiser, to_arrays
 from mucs_ray.engine.session import Cluster
 from mucs_ray.engine.training import TrainJob, run_training
 from mucs_ray.pipeline import Pipeline
-from mucs_ray.steps import score_parts
+from mucs_ray.steps.ranking import score_parts
 from mucs_ray.store import checkpoint
 from mucs_ray.store.items import item_file, load_item
 from mucs_ray.store.run import Stage
@@ -101,14 +101,14 @@ def test_generation(finished: Pipeline):
 
 def test_unlearning(finished: Pipeline, tmp_path: Path):
     recipe, stages = finished.recipe, finished.stages
-    stage = stages["unlearn"]
+    stage = stages["attribute/mucs/unlearn"]
     job = unlearning.UnlearnJob(
         dataset=finished.dataset,
         model=recipe.model,
         config=recipe.unlearn,
         learning_rate=recipe.train.learning_rate / recipe.unlearn.learning_rate_divisor,
         seed=recipe.seed,
-        bound=stages["null"].facts()["null_loss"],
+        bound=stages["attribute/mucs/null"].facts()["null_loss"],
         generated=stages["generate"],
         stage=replace(stage, run_url=str(tmp_path)),
     )
@@ -122,7 +122,7 @@ def test_unlearning(finished: Pipeline, tmp_path: Path):
 
 @pytest.fixture(scope="module")
 def plain_method(finished: Pipeline) -> MUCS:
-    recipe, stage = finished.recipe, finished.stages["unlearn"]
+    recipe, stage = finished.recipe, finished.stages["attribute/mucs/unlearn"]
     bank = [tensors_of(stage, item_file(stage, number)) for number in range(recipe.generate.items)]
     return MUCS(denoiser_of(finished), bank, config=recipe.score, image_size=recipe.model.image_size, seed=recipe.seed)
 
@@ -142,7 +142,7 @@ def test_scores(finished: Pipeline, plain_method: MUCS):
 
 
 def test_kept_losses_give_the_scores(finished: Pipeline):
-    stage, recipe = finished.stages["score"], finished.recipe
+    stage, recipe = finished.stages["attribute/mucs/score"], finished.recipe
     unit = finished.dataset.units("train")[1]
     table = pq.read_table(io.BytesIO(stage.checked(scoring.part_of(stage, unit))))
     before = np.stack(table["before"].to_numpy()).astype(np.float64)
@@ -157,9 +157,9 @@ def test_the_same_command_again_does_nothing(finished: Pipeline, cluster: Cluste
 
 def test_a_changed_scoring_knob_keeps_the_unlearned_models(finished: Pipeline, data: Dataset, cluster: Cluster):
     changed = open_tiny(data, Path(finished.run_url), score={"keep_losses": True, "noises": 3})
-    assert [short for short, state in changed.plan("report").items() if state.status != "done"] == [
-        "score",
-        "attribute",
+    assert [short for short, state in changed.plan("attribute").items() if state.status != "done"] == [
+        "attribute/mucs/score",
+        "attribute/mucs",
         "report",
     ]
-    assert "score.noises 5 -> 3" in changed.plan("report")["score"].reason
+    assert "score.noises 5 -> 3" in changed.plan("attribute")["attribute/mucs/score"].reason

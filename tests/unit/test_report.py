@@ -8,56 +8,22 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from PIL import Image
-
-from mucs_ray.report.document import Histogram, ItemSection, Picture, RankedImage, Report, Unlearning
-from mucs_ray.report.html import render
-
-EVIL = '"><script>alert("x")</script><img src=http://evil.example/x onerror=\'y\'>{{ 7*7 }}</title></svg>'
-
-UNLEARNING = Unlearning(
-    steps=3,
-    outcome="reached",
-    seconds=6.24,
-    null_loss=1.0,
-    target=0.95,
-    item_loss=(0.0, 0.5, 1.0),
-    train_loss=(0.1, 0.1, 0.1),
+from report_samples import (
+    DENSITY,
+    EVIL,
+    TABLE,
+    UNLEARNING,
+    answer,
+    evaluation,
+    evil_evaluation,
+    grid,
+    picture,
+    report,
+    section,
 )
-HISTOGRAM = Histogram(edges=(-0.1, 0.0, 0.1, 0.2), counts=(50, 1000, 7), top_k_score=0.15)
 
-
-def picture(seed: int, height: int = 16, width: int = 16) -> Picture:
-    return np.random.default_rng(seed).integers(0, 256, (3, height, width), dtype=np.uint8)
-
-
-def ranked_image(rank: int, label: str, text: str, image: Picture) -> RankedImage:
-    return RankedImage(rank=rank, idx=40 + rank, score=0.5 / rank - 0.07, label=label, text=text, image=image)
-
-
-def section(number: int = 1, *, ranked: int = 12, label: str = "red apple", text: str = "an apple") -> ItemSection:
-    return ItemSection(
-        number=number,
-        idx=700 + number,
-        label=label,
-        image=picture(1000 + number),
-        ranked=tuple(ranked_image(rank, label, text, picture(100 * number + rank)) for rank in range(1, ranked + 1)),
-        unlearning=UNLEARNING,
-        histogram=HISTOGRAM,
-    )
-
-
-def report(*items: ItemSection, **changes: object) -> Report:
-    whole = Report(
-        title="a run",
-        subtitle="one line on it",
-        method="unlearning",
-        top_k=100,
-        num_training_images=1057,
-        facts=(("recipe", "tiny"), ("images/s", "8,410")),
-        stages=(("train", "4 min"),),
-        items=items or (section(),),
-    )
-    return replace(whole, **changes)  # pyright: ignore[reportArgumentType]
+from mucs_ray.report.document import Cell, Histogram, ItemSection, Picture, RankedImage
+from mucs_ray.report.html import render
 
 
 class Page(HTMLParser):

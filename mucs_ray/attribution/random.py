@@ -1,0 +1,12 @@
+"""Random: the reference every other method is seen against; scores U(0, 1), independent for each (item, image)."""
+
+import numpy as np
+from jaxtyping import Float, Int64
+
+from mucs_ray.attribution.ranking import tie_break
+
+
+def random_scores(idx: Int64[np.ndarray, " b"], *, seed: int, num_items: int) -> Float[np.ndarray, "b items"]:
+    """float32 in [0, 1), a hash of (seed, item, idx): the same whatever the order images come in (spec 9.1)."""
+    columns = [tie_break(idx, seed, f"random/item={number}") >> np.uint64(40) for number in range(num_items)]
+    return (np.stack(columns, axis=1) / 2**24).astype(np.float32)

@@ -1,0 +1,145 @@
+"""From finished counterfactual tests, of one seed or several, to the numbers and the section of the report."""
+
+import io
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from mucs_ray.attribution.registry import METHODS, REFERENCE
+from mucs_ray.data.table import open_parquet
+from mucs_ray.evaluation.analysis import Analysis, analyse
+from mucs_ray.evaluation.outcome import Outcome, Unrelated
+from mucs_ray.pipeline import UNRELATED, Pipeline
+from mucs_ray.report.document import Evaluation, Grid, GridCell, GridRow
+from mucs_ray.report.published import published
+from mucs_ray.report.tables import densities, headline, remarks, tables
+from mucs_ray.store.items import load_item, to_pixels
+from mucs_ray.store.run import Stage
+from mucs_ray.store.topk import top_lists
+
+SHOWN_UNDER_IMAGES = ("ssim", "lpips")
+
+
+def evaluated_methods(pipelines: Sequence[Pipeline]) -> list[str]:
+    """Methods whose counterfactual test is done in every one of these runs; empty without the reference."""
+    done = [
+        method
+        for method in METHODS
+        if all(f"evaluate/{method}" in p.evaluated and is_done(p.stage(f"evaluate/{method}")) for p in pipelines)
+    ]
+    return done if REFERENCE in done else []
+
+
+def is_done(stage: Stage) -> bool:
+    """Whether a stage's manifest stands."""
+    return stage.state().status == "done"
+
+
+def outcomes(pipelines: Sequence[Pipeline], methods: Iterable[str]) -> list[Outcome]:
+    """What was measured, a seed and method each."""
+    return [outcome(pipeline, method) for method in methods for pipeline in pipelines]
+
+
+def outcome(pipeline: Pipeline, method: str) -> Outcome:
+    """One method in one seed."""
+    table = similarities(pipeline.stage(f"evaluate/{method}"))
+    retrained = [pipeline.stages[name].facts()["removed"] for name in pipeline.retrained(method)]
+    return Outcome(
+        seed=pipeline.recipe.seed,
+        method=method,
+        num_images=pipeline.dataset.card.num_images("train"),
+        removed=round(sum(retrained) / len(retrained)),
+        top=np.stack(top_lists(pipeline.stages[f"attribute/{method}"])),
+        similarity=by_metric(table, "target"),
+        controls=by_metric(table, "control"),
+        seconds_an_item=attribution_seconds(pipeline, method) / pipeline.recipe.generate.items,
+    )
+
+
+def unrelated(pipelines: Sequence[Pipeline]) -> list[Unrelated]:
+    """The reference level of each seed."""
+    return [
+        Unrelated(
+            seed=pipeline.recipe.seed,
+            similarity=by_metric(similarities(pipeline.stage(f"evaluate/{UNRELATED}")), UNRELATED),
+        )
+        for pipeline in pipelines
+    ]
+
+
+def similarities(stage: Stage) -> pa.Table:
+    """item, other, role, metric, similarity."""
+    return open_parquet(io.BytesIO(stage.checked(stage.part("similarity", "parquet")))).read()
+
+
+def by_metric(table: pa.Table, role: str) -> dict[str, np.ndarray]:
+    """Similarities of items in this role, in order of the item."""
+    found: dict[str, list[float]] = {metric: [] for metric in table["metric"].unique().to_pylist()}
+    for row in table.to_pylist():
+        if row["role"] == role:
+            found[row["metric"]].append(row["similarity"])
+    return {metric: np.asarray(values, dtype=np.float64) for metric, values in found.items()}
+
+
+def attribution_seconds(pipeline: Pipeline, method: str) -> float:
+    """Wall time of all parts of an attribution."""
+    folder = f"attribute/{method}"
+    parts = [stage for name, stage in pipeline.stages.items() if name == folder or name.startswith(f"{folder}/")]
+    return sum(stage.facts()["seconds"] for stage in parts)
+
+
+def analysis_of(pipelines: Sequence[Pipeline]) -> Analysis | None:
+    """All statistics; None if the counterfactual test is not done."""
+    methods = evaluated_methods(pipelines)
+    if not methods:
+        return None
+    return analyse(outcomes(pipelines, methods), unrelated(pipelines), reference=REFERENCE)
+
+
+def sentence(analysis: Analysis) -> str:
+    """The verdict in words."""
+    return headline(analysis, method_labels=labels(analysis))
+
+
+def labels(analysis: Analysis) -> dict[str, str]:
+    """How the methods are called in tables."""
+    return {each.method: METHODS[each.method].label for each in analysis.methods}
+
+
+def section(pipelines: Sequence[Pipeline], analysis: Analysis) -> Evaluation:
+    """The report's part on the counterfactual test."""
+    found = outcomes(pipelines, [each.method for each in analysis.methods])
+    named = labels(analysis)
+    left_out = pipelines[0].similarities[1]
+    return Evaluation(
+        headline=sentence(analysis),
+        remarks=(*remarks(analysis, method_labels=named), *left_out),
+        tables=tables(analysis, published=published(pipelines[0].recipe.name), method_labels=named),
+        densities=densities(found, method_labels=named),
+        grids=tuple(grid(pipeline, [o for o in found if o.seed == pipeline.recipe.seed]) for pipeline in pipelines),
+    )
+
+
+def grid(pipeline: Pipeline, found: Sequence[Outcome]) -> Grid:
+    """The targets of one seed, and what each method's removal made of them."""
+    numbers = range(pipeline.recipe.generate.items)
+    before = pipeline.stages["generate"]
+    rows = [GridRow(label="Generated", note="", cells=tuple(GridCell(image=picture(before, n)) for n in numbers))]
+    for each in found:
+        after = pipeline.stages[f"regenerate/{each.method}"]
+        cells = tuple(GridCell(image=picture(after, n), note=note(each, n)) for n in numbers)
+        removed = f"without {each.removed:,} of {each.num_images:,}"
+        rows.append(GridRow(label=METHODS[each.method].label, note=removed, cells=cells))
+    return Grid(title=f"Seed {pipeline.recipe.seed}", rows=tuple(rows))
+
+
+def picture(stage: Stage, number: int) -> np.ndarray:
+    """A generated image as 8-bit pixels."""
+    return to_pixels(load_item(stage, number).image)
+
+
+def note(found: Outcome, number: int) -> str:
+    """The first of the similarities, for the place under a picture."""
+    metric = next((name for name in SHOWN_UNDER_IMAGES if name in found.similarity), None)
+    return "" if metric is None else f"{metric.upper()} {found.similarity[metric][number]:.2f}"

@@ -1,0 +1,53 @@
+"""Comparing generated images: one Ray task a metric, which loads its network once."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import ray
+import torch
+from jaxtyping import Float
+
+from mucs_ray.engine.board import results
+from mucs_ray.engine.models import best_device
+from mucs_ray.engine.progress import Bar
+from mucs_ray.engine.session import Cluster
+from mucs_ray.evaluation.similarity import ReadyMetric
+from mucs_ray.store.items import load_item
+from mucs_ray.store.run import Stage
+
+Picture = tuple[Stage, int]
+"""A stage that holds images, and the number of one."""
+
+
+def images(pictures: Sequence[Picture]) -> Float[torch.Tensor, "n 3 h w"]:
+    """Generated images in [0, 1], clamped (spec 6, 11.1)."""
+    stacked = torch.stack([load_item(stage, number).image for stage, number in pictures])
+    return (stacked * 0.5 + 0.5).clamp(0, 1)
+
+
+def measure(metric: ReadyMetric, pairs: Sequence[tuple[Picture, Picture]]) -> Float[np.ndarray, " n"]:
+    """Similarity of each pair; higher = more similar."""
+    device = best_device()
+    similarity = metric.load(device)
+    reference, other = (images(side).to(device) for side in zip(*pairs, strict=True))
+    return similarity(reference, other).cpu().numpy()
+
+
+@ray.remote
+def measure_task(metric: ReadyMetric, pairs: Sequence[tuple[Picture, Picture]]) -> tuple[str, np.ndarray]:
+    """measure in a worker, with the metric's name."""
+    return metric.name, measure(metric, pairs)
+
+
+def compare(
+    metrics: Sequence[ReadyMetric], pairs: Sequence[tuple[Picture, Picture]], *, cluster: Cluster, bar: Bar
+) -> dict[str, np.ndarray]:
+    """By metric, the similarity of each pair."""
+    if not pairs:
+        return {metric.name: np.zeros(0, np.float32) for metric in metrics}
+    task = measure_task.options(**cluster.worker_options)
+    found: dict[str, np.ndarray] = {}
+    for name, values in results([task.remote(metric, pairs) for metric in metrics]):
+        found[name] = values
+        bar.advance(1)
+    return {metric.name: found[metric.name] for metric in metrics}

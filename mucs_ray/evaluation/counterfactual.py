@@ -1,0 +1,47 @@
+"""Which training images are removed before retraining (spec 11, 11.3).
+
+Axes: m targets, k top images.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Int64
+
+from mucs_ray.errors import InputError
+
+UNRELATED_SHIFTS = 10
+"""Each target is also compared with this many of the next ones: the level of unrelated images (spec 11.2)."""
+
+
+def union(ranked: Sequence[Int64[np.ndarray, " k"]]) -> frozenset[int]:
+    """Everything that is in any item's list."""
+    return frozenset(int(idx) for each in ranked for idx in each)
+
+
+def expected_union(num_images: int, k: int, num_items: int) -> int:
+    """How many different images m independent random lists of k have on average: N (1 - (1 - k/N)^m)."""
+    return round(num_images * (1 - (1 - k / num_images) ** num_items))
+
+
+def drawn_in_turn(ranked: Sequence[Int64[np.ndarray, " k"]], size: int) -> frozenset[int]:
+    """First every item's rank 1, then every item's rank 2, ..., until there are `size` different images.
+
+    A list of `size` places or more is always long enough. InputError if the lists are used up before.
+    """
+    removed: set[int] = set()
+    for place in range(max((len(each) for each in ranked), default=0)):
+        for each in ranked:
+            if len(removed) == size:
+                return frozenset(removed)
+            if place < len(each):
+                removed.add(int(each[place]))
+    if len(removed) < size:
+        raise InputError(f"remove.size is {size}, but there are only {len(removed)} training images to remove")
+    return frozenset(removed)
+
+
+def unrelated_pairs(num_items: int) -> list[tuple[int, int]]:
+    """(i, i + shift) around the circle: pairs of different targets."""
+    shifts = range(1, min(UNRELATED_SHIFTS, num_items - 1) + 1)
+    return [(number, (number + shift) % num_items) for shift in shifts for number in range(num_items)]

@@ -1,0 +1,154 @@
+"""Several seeds of one recipe: a run directory for each seed, and one report over all of them.
+
+<run>/experiment.json   which seeds
+<run>/seed-1/ ...       complete run directories
+<run>/report.html       the counterfactual test, the items of all seeds pooled
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.console import Console
+
+from mucs_ray import comparison, storage, summary
+from mucs_ray.driver import finish, missing, run
+from mucs_ray.errors import InputError
+from mucs_ray.evaluation.analysis import Analysis
+from mucs_ray.pipeline import REPORT_LAYOUT, Pipeline, reopen
+from mucs_ray.report.document import Report
+from mucs_ray.store.run import Stage, State, read_json_or_none
+
+EXPERIMENT = "experiment.json"
+MOST_SEEDS = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """The runs of several seeds; they differ in the seed only."""
+
+    run_url: str
+    pipelines: tuple[Pipeline, ...]
+
+    @property
+    def seeds(self) -> list[int]:
+        """In the order given."""
+        return [pipeline.recipe.seed for pipeline in self.pipelines]
+
+    def report(self) -> Stage:
+        """The report over all seeds."""
+        first = self.pipelines[0]
+        compared = [f"evaluate/{method}" for method in (*first.compared, "unrelated")]
+        inputs = {
+            f"{folder(pipeline.recipe.seed)}/{name}": pipeline.stage(name).fingerprint
+            for pipeline in self.pipelines
+            for name in compared
+        }
+        reads = {"layout": REPORT_LAYOUT, "seeds": self.seeds, "methods": list(first.compared)}
+        return Stage(run_url=self.run_url, name="report", reads=reads, inputs=inputs)
+
+    def report_state(self) -> State:
+        """Where the report over all seeds stands."""
+        if not storage.exists(storage.join(self.run_url, "report.html")):
+            return State(status="missing", reason="no report.html")
+        return self.report().state()
+
+    def run(self) -> list[str]:
+        """Do what is missing, of all seeds side by side; returns the stages done now."""
+        storage.publish_json(storage.join(self.run_url, EXPERIMENT), {"seeds": self.seeds})
+        done = [f"{folder(pipeline.recipe.seed)}/{name}" for pipeline, name in run(self.pipelines, "evaluate")]
+        if self.report_state().status != "done":
+            started = time.monotonic()
+            finish(self.pipelines[0], self.report(), self.write(), started)
+            done.append("report")
+        return done
+
+    def is_done(self) -> bool:
+        """Whether nothing is missing."""
+        return not missing(self.pipelines, "evaluate") and self.report_state().status == "done"
+
+    def analysis(self) -> Analysis:
+        """The statistics over all seeds, once everything is done."""
+        found = comparison.analysis_of(self.pipelines)
+        assert found is not None
+        return found
+
+    def write(self) -> tuple[dict[str, str], dict[str, Any]]:
+        """Publish the report over all seeds."""
+        analysis = self.analysis()
+        return summary.publish(self.report(), self.run_url, self.document(analysis), self.as_json(analysis), analysis)
+
+    def document(self, analysis: Analysis) -> Report:
+        """The counterfactual test; what made each image is in the reports of the seeds."""
+        first = self.pipelines[0]
+        facts = dict(summary.run_facts(first))
+        facts |= {"recipe": f"{first.recipe.name}, seeds {', '.join(str(seed) for seed in self.seeds)}"}
+        facts |= {"reports of the seeds": ", ".join(f"{folder(seed)}/report.html" for seed in self.seeds)}
+        return Report(
+            title=f"{first.recipe.name}, {len(self.seeds)} seeds",
+            subtitle=f"{analysis.num_items} generated images, {analysis.num_images:,} training images",
+            methods=summary.method_lines(first),
+            top_k=analysis.top_k,
+            num_training_images=analysis.num_images,
+            facts=tuple((name, value) for name, value in facts.items() if name not in ("validation loss", "scoring")),
+            stages=tuple(self.stage_times()),
+            items=(),
+            evaluation=comparison.section(self.pipelines, analysis),
+        )
+
+    def stage_times(self) -> list[tuple[str, str]]:
+        """Wall time of each stage, summed over the seeds."""
+        times: dict[str, float] = {}
+        for pipeline in self.pipelines:
+            for name, seconds in summary.seconds_by_stage(pipeline):
+                times[name] = times.get(name, 0.0) + seconds
+        return [(name, f"{seconds:.1f} s") for name, seconds in times.items()]
+
+    def as_json(self, analysis: Analysis) -> dict[str, Any]:
+        """For programs."""
+        runs = {str(pipeline.recipe.seed): pipeline.run_url for pipeline in self.pipelines}
+        return {"run": self.run_url, "seeds": self.seeds, "runs": runs, "evaluation": asdict(analysis)}
+
+
+def folder(seed: int) -> str:
+    """Of one seed's run."""
+    return f"seed-{seed}"
+
+
+def parse_seeds(text: str) -> list[int]:
+    """ "1..3" and "1,2,5" as numbers. InputError for anything else."""
+    seeds: list[int] = []
+    for part in text.split(","):
+        first, dots, last = part.partition("..")
+        try:
+            seeds += list(range(int(first), int(last) + 1)) if dots else [int(first)]
+        except ValueError:
+            raise InputError(f"--seeds {text!r}: expected numbers, e.g. 1..6 or 1,2,5") from None
+    if not seeds or len(set(seeds)) < len(seeds) or len(seeds) > MOST_SEEDS or min(seeds) < 0:
+        raise InputError(f"--seeds {text!r}: expected different numbers from 0 up, e.g. 1..6 or 1,2,5")
+    return seeds
+
+
+def is_experiment(run_url: str) -> bool:
+    """Whether a directory holds the runs of several seeds."""
+    return storage.exists(storage.join(storage.absolute(run_url), EXPERIMENT))
+
+
+def check_free(run_url: str) -> None:
+    """InputError if a directory already is a run of its own."""
+    if storage.exists(storage.join(storage.absolute(run_url), "recipe.json")):
+        raise InputError(f"{run_url} holds a run of one seed; give --seeds another --run")
+
+
+def reopen_experiment(run_url: str, *, console: Console) -> Experiment:
+    """As its directory describes it; the seeds that have begun."""
+    run_url = storage.absolute(run_url)
+    described = read_json_or_none(storage.join(run_url, EXPERIMENT)) or {"seeds": []}
+    begun: Sequence[int] = [
+        seed for seed in described["seeds"] if storage.exists(storage.join(run_url, folder(seed), "recipe.json"))
+    ]
+    if not begun:
+        raise InputError(f"no run of {run_url} has begun; run `mucs-ray run` with its --seeds again")
+    runs = tuple(reopen(storage.join(run_url, folder(seed)), console=console) for seed in begun)
+    return Experiment(run_url=run_url, pipelines=runs)

@@ -1,0 +1,148 @@
+"""The same numbers for other programs: CSV in long format, and LaTeX tables (JSON: `asdict` of the analysis)."""
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from mucs_ray.evaluation.analysis import Analysis, Comparison, MethodAnalysis
+from mucs_ray.report.document import Cell, Table
+from mucs_ray.report.wording import SEPARATOR
+
+COLUMNS = ("method", "metric", "statistic", "value", "low", "high", "n", "seeds", "removed")
+UNRELATED = "(unrelated images)"
+"""In the place of a method; no method can be called so."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """One number; low and high are a 95 % interval, n is of what the number was computed from."""
+
+    metric: str = ""
+    statistic: str
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    n: int
+
+
+def to_csv(analysis: Analysis) -> str:
+    """One line a number, at full precision; numbers that are not defined are left out.
+
+    `low` and `high`: over seeds for an AUC, over items for a difference, over pairs for an overlap; shares are in
+    [0, 1], differences and overlaps in percent; `removed` is the mean over the seeds.
+    """
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(COLUMNS)
+    num_seeds = len(analysis.seeds)
+    for method in analysis.methods:
+        removed = sum(method.removed) / num_seeds
+        for line in _lines(analysis, method):
+            if line.value is not None:
+                numbers = (line.value, line.low, line.high, line.n, num_seeds, removed)
+                rows.writerow((method.method, line.metric, line.statistic, *numbers))
+    for metric, level in analysis.unrelated.items():
+        rows.writerow((UNRELATED, metric, "similarity", level.mean, None, None, level.n, num_seeds, None))
+    return text.getvalue()
+
+
+def _lines(analysis: Analysis, method: MethodAnalysis) -> Iterator[Line]:
+    for metric, found in method.metrics.items():
+        yield from _comparison(metric, found)
+    for metric, control in method.controls.items():
+        yield Line(metric=metric, statistic="control_auc", value=control.auc, n=control.n)
+        yield Line(metric=metric, statistic="control_p", value=control.p, n=control.n)
+    n, overlap = analysis.num_items, method.within_overlap
+    low, high = method.mean_auc_interval or (None, None)
+    yield Line(statistic="mean_auc", value=method.mean_auc, low=low, high=high, n=n)
+    yield _plus_minus("", "mean_difference", method.mean_difference, method.mean_difference_half_width, n)
+    yield Line(statistic="removed_share", value=method.removed_share, n=len(analysis.seeds))
+    yield Line(statistic="seconds_an_item", value=method.seconds_an_item, n=n)
+    if overlap is not None:
+        yield _plus_minus("", "overlap_within", overlap.mean, overlap.half_width, overlap.pairs)
+    yield Line(statistic="overlap_within_same_seed", value=method.within_overlap_same_seed, n=n)
+    for pair in analysis.between:
+        if pair.a == method.method:
+            yield Line(statistic=f"overlap_with_{pair.b}", value=pair.percent, n=pair.n)
+
+
+def _comparison(metric: str, found: Comparison) -> Iterator[Line]:
+    low, high = found.auc_interval or (None, None)
+    yield Line(metric=metric, statistic="auc", value=found.auc, low=low, high=high, n=found.n)
+    yield _plus_minus(metric, "difference", found.difference, found.difference_half_width, found.n)
+    others = {"similarity": found.mean, "u": found.u, "p": found.p, "wilcoxon_p": found.wilcoxon_p}
+    for statistic, value in (others | {"hit_rate": found.hit_rate}).items():
+        yield Line(metric=metric, statistic=statistic, value=value, n=found.n)
+
+
+def _plus_minus(metric: str, statistic: str, mean: float | None, half_width: float | None, n: int) -> Line:
+    if mean is None or half_width is None:
+        return Line(metric=metric, statistic=statistic, value=mean, n=n)
+    return Line(metric=metric, statistic=statistic, value=mean, low=mean - half_width, high=mean + half_width, n=n)
+
+
+_SIGNS = str.maketrans(
+    {
+        "\\": r"\textbackslash{}",
+        "{": r"\{",
+        "}": r"\}",
+        "$": r"\$",
+        "&": r"\&",
+        "#": r"\#",
+        "%": r"\%",
+        "_": r"\_",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "<": "$<$",
+        ">": "$>$",
+        "|": r"\textbar{}",
+        "[": "{[}",  # else it is the optional argument of the \\ before it
+        "]": "{]}",
+        "\u00a0": "~",
+        "\u2212": "$-$",
+        "±": r"$\pm$",
+        "μ": r"$\mu$",
+        "·": r"$\cdot$",
+        "–": "--",
+        "≤": r"$\leq$",
+        "≥": r"$\geq$",
+    }
+)
+
+
+def to_latex(tables: Sequence[Table]) -> str:
+    """One `table` environment each, to be read with \\input; the notes of a cell stand under its number."""
+    head = "% Written by mucs-ray; needs \\usepackage{booktabs}.\n"
+    return head + "".join(f"\n{_environment(table)}" for table in tables)
+
+
+def _environment(table: Table) -> str:
+    rows = "".join(f"    {' & '.join(map(_cell, row))} \\\\\n" for row in table.rows)
+    return (
+        "\\begin{table}[htbp]\n"
+        "  \\centering\n"
+        f"  \\caption{{{_escaped(table.title)} {_escaped(table.note)}}}\n"
+        f"  \\label{{tab:{table.key}}}\n"
+        f"  \\begin{{tabular}}{{l{'r' * (len(table.columns) - 1)}}}\n"
+        "    \\toprule\n"
+        f"    {' & '.join(map(_escaped, table.columns))} \\\\\n"
+        "    \\midrule\n"
+        f"{rows}"
+        "    \\bottomrule\n"
+        "  \\end{tabular}\n"
+        "\\end{table}\n"
+    )
+
+
+def _cell(cell: Cell) -> str:
+    text = f"\\textbf{{{_escaped(cell.text)}}}" if cell.strong else _escaped(cell.text)
+    if not cell.note:
+        return text
+    small = (f"\\scriptsize {_escaped(part)}" for part in cell.note.split(SEPARATOR))
+    lines = " \\\\ ".join((text, *small))
+    return f"\\shortstack[r]{{{lines}}}"
+
+
+def _escaped(text: str) -> str:
+    return text.translate(_SIGNS)

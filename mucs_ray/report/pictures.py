@@ -1,0 +1,51 @@
+"""The pictures of a page: each different one is in the file once, however often it is shown."""
+
+import base64
+import io
+from collections.abc import Iterator
+
+import numpy as np
+from PIL import Image
+
+from mucs_ray.report.document import Picture
+
+PIXELATED_BELOW = 128
+MAX_THUMBNAIL = 128
+
+
+class Gallery:
+    """Collects the pictures that a page shows by name, for the sheet at its end that defines them."""
+
+    def __init__(self) -> None:
+        self._names: dict[tuple[tuple[int, ...], bytes], str] = {}
+
+    def name(self, image: Picture) -> str:
+        """The id under which the sheet defines this picture; equal pictures have one id."""
+        return self._names.setdefault((image.shape, image.tobytes()), f"picture-{len(self._names) + 1}")
+
+    def sheet(self) -> Iterator[tuple[str, int, int, str]]:
+        """(id, width, height, data URI) of each picture named so far."""
+        for (shape, pixels), name in self._names.items():
+            image = np.frombuffer(pixels, dtype=np.uint8).reshape(shape)
+            yield name, shape[2], shape[1], png_data_uri(image)
+
+
+def png_data_uri(image: Picture) -> str:
+    """The picture at its own size as a lossless PNG data URI."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(np.moveaxis(image, 0, -1))).save(buffer, format="png", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def thumbnail(image: Picture) -> Picture:
+    """The picture itself, or for large pictures a copy small enough to be in the page as well."""
+    if max(image.shape[1:]) <= MAX_THUMBNAIL:
+        return image
+    small = Image.fromarray(np.ascontiguousarray(np.moveaxis(image, 0, -1)))
+    small.thumbnail((MAX_THUMBNAIL, MAX_THUMBNAIL))
+    return np.moveaxis(np.asarray(small), -1, 0)
+
+
+def sharpness(image: Picture) -> str:
+    """Small pictures keep their pixels when enlarged."""
+    return "sharp" if max(image.shape[1:]) < PIXELATED_BELOW else "smooth"

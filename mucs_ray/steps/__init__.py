@@ -1,0 +1,30 @@
+"""What each stage of the pipeline does: from the earlier stages' files to its own files and facts.
+
+Every step returns ({file name: sha256}, facts) for the stage's manifest.
+"""
+
+from mucs_ray.engine.session import Cluster
+from mucs_ray.pipeline import Pipeline
+from mucs_ray.steps import counterfactual, model, mucs, ranking
+from mucs_ray.steps.files import Output
+
+
+def work(pipeline: Pipeline, name: str, cluster: Cluster) -> Output:
+    """One stage by its name. Trainings are left to `mucs_ray.steps.trainings`, which runs several at once."""
+    match name.split("/"):
+        case ["pretrain"]:
+            return model.import_weights(pipeline)
+        case ["generate"]:
+            return model.generate(pipeline, cluster)
+        case ["attribute", "mucs", part]:
+            return {"null": mucs.null, "unlearn": mucs.unlearn, "score": mucs.score}[part](pipeline, cluster)
+        case ["attribute", method]:
+            return ranking.rank(pipeline, method)
+        case ["regenerate", method]:
+            return counterfactual.regenerate(pipeline, method, cluster)
+        case ["evaluate", "unrelated"]:
+            return counterfactual.unrelated(pipeline, cluster)
+        case ["evaluate", method]:
+            return counterfactual.evaluate(pipeline, method, cluster)
+        case _:
+            raise AssertionError(f"no step for stage {name}")
