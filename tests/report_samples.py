@@ -1,6 +1,13 @@
-"""A small report of each kind, and strings that want out of their place in it."""
+"""Small reports, a string that wants out of its place in them, and how to read the pages made of them."""
+
+import base64
+import io
+import re
+from html import unescape
+from html.parser import HTMLParser
 
 import numpy as np
+from PIL import Image
 
 from mucs_ray.report.document import (
     Answer,
@@ -59,7 +66,9 @@ def ranked_image(rank: int, label: str, text: str, image: Picture) -> RankedImag
     return RankedImage(rank=rank, idx=40 + rank, score=0.5 / rank - 0.07, label=label, text=text, image=image)
 
 
-def answer(seed: int = 100, *, method: str = "MUCS", ranked: int = 12, label: str = "red apple", text: str = "an apple"):
+def answer(
+    seed: int = 100, *, method: str = "MUCS", ranked: int = 12, label: str = "red apple", text: str = "an apple"
+) -> Answer:
     return Answer(
         method=method,
         ranked=tuple(ranked_image(rank, label, text, picture(seed + rank)) for rank in range(1, ranked + 1)),
@@ -81,9 +90,7 @@ def section(
         idx=700 + number,
         label=label,
         image=picture(1000 + number),
-        answers=tuple(
-            answer(100 * number, method=method, ranked=ranked, label=label, text=text) for method in methods
-        ),
+        answers=tuple(answer(100 * number, method=method, ranked=ranked, label=label, text=text) for method in methods),
     )
 
 
@@ -127,7 +134,9 @@ def report(*items: ItemSection, **changes: object) -> Report:
 def evil_evaluation() -> Evaluation:
     cell = Cell(text=EVIL, strong=True, note=EVIL)
     table = Table(key=EVIL, title=EVIL, note=EVIL, columns=(EVIL, EVIL), rows=((cell, cell), (cell, cell)))
-    curves = tuple(Curve(label=EVIL + tail, x=(0.0, 1.0), y=(1.0, 2.0), mean=0.5, reference=not tail) for tail in ("", "."))
+    curves = tuple(
+        Curve(label=EVIL + tail, x=(0.0, 1.0), y=(1.0, 2.0), mean=0.5, reference=not tail) for tail in ("", ".")
+    )
     row = GridRow(label=EVIL, note=EVIL, cells=(GridCell(image=picture(1), note=EVIL),))
     return Evaluation(
         headline=EVIL,
@@ -136,3 +145,46 @@ def evil_evaluation() -> Evaluation:
         densities=(Density(metric=EVIL, curves=curves),),
         grids=(Grid(title=EVIL, rows=(row, row)),),
     )
+
+
+class Page(HTMLParser):
+    """All start tags with attributes, and the text outside style sheets."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+
+def defined(html: str) -> dict[str, Picture]:
+    """The pictures of the sheet at the end, by name."""
+    sheet = re.findall(
+        r'<symbol id="([^"]+)" viewBox="0 0 (\d+) (\d+)"><image width="(\d+)" height="(\d+)" '
+        r'href="data:image/png;base64,([^"]+)"/></symbol>',
+        html,
+    )
+    found = {}
+    for name, *sizes, uri in sheet:
+        image = Image.open(io.BytesIO(base64.b64decode(unescape(uri))))
+        assert image.mode == "RGB"
+        assert sizes == [str(length) for length in image.size] * 2
+        found[name] = np.moveaxis(np.asarray(image), -1, 0)
+    assert len(found) == len(sheet) == html.count("<image ")
+    return found
+
+
+def pictures(html: str) -> list[Picture]:
+    """The pictures in the order in which they are shown."""
+    sheet = defined(html)
+    return [sheet[name] for name in re.findall(r'<use href="#([^"]+)"/>', html)]
+
+
+def holds(found: list[Picture], wanted: Picture) -> bool:
+    return any(image.shape == wanted.shape and bool((image == wanted).all()) for image in found)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
@@ -124,8 +125,7 @@ class SkewScorer:
         board: Board,
     ) -> None:
         """Signs on, so that it can be ended; fetches the weights once a node and moves them to the device."""
-        context = ray.get_runtime_context()
-        board.post(context.get_actor_id(), context.current_actor)
+        board.post(uuid4().hex, ray.get_runtime_context().current_actor)
         device = best_device()
         self.job, self.units = job, units
         denoiser = build_denoiser(job.model, ray.get(weights), device)

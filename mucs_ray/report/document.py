@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 
 Picture = NDArray[np.uint8]
 Outcome = Literal["reached", "bound hit"]
+NOTE_SEPARATOR = " · "
+"""Between the parts of a cell's note."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -78,7 +80,7 @@ class Cell:
     strong: bool = False
     """The best of its column."""
     note: str = ""
-    """Smaller, beside or under the text: an interval, or the paper's number."""
+    """Smaller, under the text: an interval, the paper's number; parts between NOTE_SEPARATOR have a line each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

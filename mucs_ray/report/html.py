@@ -1,7 +1,6 @@
 """Renders a report as one self-contained HTML page without JavaScript."""
 
 import math
-import operator
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -9,7 +8,17 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from mucs_ray.report.density import curve_styles, density_plot, swatch
-from mucs_ray.report.document import Answer, Grid, GridCell, GridRow, ItemSection, Report, Table, Unlearning
+from mucs_ray.report.document import (
+    NOTE_SEPARATOR,
+    Answer,
+    Grid,
+    GridCell,
+    GridRow,
+    ItemSection,
+    Report,
+    Table,
+    Unlearning,
+)
 from mucs_ray.report.pictures import Gallery, sharpness, thumbnail
 from mucs_ray.report.svg import score_histogram, unlearning_curve
 
@@ -17,6 +26,7 @@ NBSP = "\u00a0"
 GRID_COLUMNS = 10
 """Pictures side by side at most, where a page or a sheet of paper is wide enough."""
 NUMBER = re.compile(r"[\s(]*[<>≤≥≈~±+\-\u2212]*\s*\.?\d")
+GAPS = ("", "-", "–", "—", "n/a")
 MARKS = "*†‡"
 
 
@@ -50,6 +60,7 @@ def render(report: Report) -> str:
         bands=_bands,
         numeric=_numeric_columns,
         marks=_marks,
+        parts=lambda note: note.split(NOTE_SEPARATOR) if note else (),
     )
 
 
@@ -148,11 +159,9 @@ def _bands(grid: Grid) -> Iterator[tuple[int, list[tuple[GridRow, list[GridCell 
 
 
 def _numeric_columns(table: Table) -> list[bool]:
-    """Which columns hold numbers, and perhaps a dash or "n/a"; the first one, which heads the rows, never does."""
-    texts = [[row[at].text for row in table.rows] for at in range(len(table.columns))]
-    numbers = [[bool(NUMBER.match(text)) for text in column] for column in texts]
-    short = [[len(text) <= len("n/a") for text in column] for column in texts]
-    return [at > 0 and any(numbers[at]) and all(map(operator.or_, numbers[at], short[at])) for at in range(len(texts))]
+    """Which columns hold numbers, and perhaps gaps; the first one, which heads the rows, never does."""
+    columns = [[row[at].text for row in table.rows if row[at].text not in GAPS] for at in range(len(table.columns))]
+    return [at > 0 and bool(texts) and all(map(NUMBER.match, texts)) for at, texts in enumerate(columns)]
 
 
 def _marks(text: str) -> tuple[str, str]:

@@ -3,6 +3,7 @@
 import base64
 import io
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import numpy as np
 from PIL import Image
@@ -13,11 +14,11 @@ PIXELATED_BELOW = 128
 MAX_THUMBNAIL = 128
 
 
+@dataclass(frozen=True, slots=True)
 class Gallery:
     """Collects the pictures that a page shows by name, for the sheet at its end that defines them."""
 
-    def __init__(self) -> None:
-        self._names: dict[tuple[tuple[int, ...], bytes], str] = {}
+    _names: dict[tuple[tuple[int, ...], bytes], str] = field(default_factory=dict)
 
     def name(self, image: Picture) -> str:
         """The id under which the sheet defines this picture; equal pictures have one id."""

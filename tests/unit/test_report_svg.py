@@ -4,12 +4,12 @@ from dataclasses import replace
 from html import unescape
 
 import pytest
-from report_samples import DENSITY, EVIL, HISTOGRAM, UNLEARNING
 
 from mucs_ray.report import density
 from mucs_ray.report.density import curve_styles, density_plot
 from mucs_ray.report.document import Curve, Density, Histogram
 from mucs_ray.report.svg import BOTTOM, LABEL_WIDTH, LEFT, TOP, WIDTH, Frame, score_histogram, unlearning_curve
+from report_samples import DENSITY, EVIL, HISTOGRAM, UNLEARNING
 
 
 def test_svg_titles_escape_foreign_text() -> None:
@@ -17,7 +17,9 @@ def test_svg_titles_escape_foreign_text() -> None:
         unlearning_curve(UNLEARNING, title=EVIL),
         score_histogram(HISTOGRAM, top_k=3, title=EVIL),
         density_plot(replace(DENSITY, metric=EVIL), curve_styles([DENSITY])),
-        density_plot(evil := Density(metric="m", curves=(replace(DENSITY.curves[0], label=EVIL),)), curve_styles([evil])),
+        density_plot(
+            evil := Density(metric="m", curves=(replace(DENSITY.curves[0], label=EVIL),)), curve_styles([evil])
+        ),
     ):
         assert "<script" not in svg and "<img" not in svg
         assert svg.count("</svg>") == 1
