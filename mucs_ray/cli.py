@@ -190,9 +190,11 @@ def work_on_seeds(speaking: Terminal, options: Options, seeds: Sequence[int]) ->
 
 
 def tell_left_out(console: Console, pipeline: "Pipeline") -> None:
-    """One line about each metric that cannot be measured here."""
-    for line in pipeline.similarities[1]:
-        console.print(f"[yellow]left out:[/] {escape(line)}", highlight=False, soft_wrap=True)
+    """One line on the metrics that cannot be measured here."""
+    from mucs_ray.comparison import left_out
+
+    for line in left_out([pipeline]):
+        console.print(f"[yellow]{escape(line)}[/]", highlight=False, soft_wrap=True)
 
 
 def show_plan(console: Console, pipeline: "Pipeline", command: str) -> None:

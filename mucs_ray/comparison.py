@@ -107,14 +107,24 @@ def labels(analysis: Analysis) -> dict[str, str]:
     return {each.method: METHODS[each.method].label for each in analysis.methods}
 
 
+def left_out(pipelines: Sequence[Pipeline]) -> list[str]:
+    """One sentence on the metrics whose weights are absent, if there are any."""
+    names = list(pipelines[0].similarities[1])
+    if not names:
+        return []
+    return [
+        f"Left out, because their weights are not on this machine: {', '.join(names)}. `mucs-ray doctor` says which"
+        " files are expected where."
+    ]
+
+
 def section(pipelines: Sequence[Pipeline], analysis: Analysis) -> Evaluation:
     """The report's part on the counterfactual test."""
     found = outcomes(pipelines, [each.method for each in analysis.methods])
     named = labels(analysis)
-    left_out = pipelines[0].similarities[1]
     return Evaluation(
         headline=sentence(analysis),
-        remarks=(*remarks(analysis, method_labels=named), *left_out),
+        remarks=(*remarks(analysis, method_labels=named), *left_out(pipelines)),
         tables=tables(analysis, published=published(pipelines[0].recipe.name), method_labels=named),
         densities=densities(found, method_labels=named),
         grids=tuple(grid(pipeline, [o for o in found if o.seed == pipeline.recipe.seed]) for pipeline in pipelines),

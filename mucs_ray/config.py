@@ -44,6 +44,8 @@ class EngineConfig:
 
     train_workers: Annotated[int, Ge(0)] = 0
     """Workers of Ray Train; 0 = one a GPU, or on a machine without GPUs one a CPU, at most 2."""
+    trainings: Annotated[int, Ge(0)] = 0
+    """Trainings side by side at most; 0 = as many as there is room for."""
     actors: tuple[Annotated[int, Ge(0)], Annotated[int, Ge(0)]] = (0, 0)
     """Smallest and largest pool of scorers; 0 = one a GPU, or one a CPU."""
     max_failures: Annotated[int, Ge(0)] = 3

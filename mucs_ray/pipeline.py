@@ -80,8 +80,8 @@ class Pipeline:
         return tuple(dict.fromkeys((REFERENCE, *self.methods)))
 
     @cached_property
-    def similarities(self) -> tuple[list[ReadyMetric], list[str]]:
-        """The metrics that can be measured here, and a line about each that cannot."""
+    def similarities(self) -> tuple[list[ReadyMetric], dict[str, str]]:
+        """The metrics that can be measured here, and by name a line on each that cannot."""
         return ready_metrics(self.recipe.evaluate.metrics, self.weights_dir)
 
     @cached_property
@@ -136,10 +136,10 @@ class Pipeline:
             name: Stage(
                 run_url=self.run_url,
                 name=name,
-                reads=reads,
+                reads=reads if key != UNRELATED else {**reads, **settings(self.recipe, "evaluate.unrelated")},
                 inputs={each: self.stages[each].fingerprint for each in inputs},
             )
-            for name, inputs in ((f"evaluate/{key}", inputs) for key, inputs in pairs.items())
+            for key, name, inputs in ((key, f"evaluate/{key}", inputs) for key, inputs in pairs.items())
         }
 
     def report(self, planned: Collection[str] = ()) -> Stage:

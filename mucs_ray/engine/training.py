@@ -20,6 +20,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from mucs_ray import storage
+from mucs_ray.config import EngineConfig
 from mucs_ray.data.local import LocalImages
 from mucs_ray.data.table import Dataset
 from mucs_ray.diffusion.denoiser import EDMDenoiser
@@ -209,17 +210,15 @@ class Training:
 
 
 def train_all(
-    runs: Sequence[TrainRun], cluster: Cluster, *, max_failures: int, bar: Bar
+    runs: Sequence[TrainRun], cluster: Cluster, config: EngineConfig, *, bar: Bar
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Train all of these, as many at once as there is room for; yields (number, facts) as each is done."""
     waiting, running, ended = list(range(len(runs))), dict[int, Training](), dict[int, Training]()
     try:
         while waiting or running:
-            taken = sum(runs[number].num_workers for number in running)
-            while waiting and (not running or taken + runs[waiting[0]].num_workers <= most_workers(cluster)):
+            while waiting and has_room(runs[waiting[0]], [runs[number] for number in running], cluster, config):
                 number = waiting.pop(0)
-                running[number] = Training(runs[number], cluster, max_failures)
-                taken += runs[number].num_workers
+                running[number] = Training(runs[number], cluster, config.max_failures)
             time.sleep(POLL_S)
             for number, training in list(running.items()):
                 training.poll()
@@ -232,6 +231,13 @@ def train_all(
     finally:
         for training in running.values():
             training.stop()
+
+
+def has_room(run: TrainRun, running: Sequence[TrainRun], cluster: Cluster, config: EngineConfig) -> bool:
+    """Whether one more training can be placed beside those that are running."""
+    taken = sum(each.num_workers for each in running)
+    few_enough = config.trainings == 0 or len(running) < config.trainings
+    return not running or (few_enough and taken + run.num_workers <= most_workers(cluster))
 
 
 def show(bar: Bar, trainings: Sequence[Training]) -> None:

@@ -25,3 +25,5 @@ class EvaluateConfig:
 
     metrics: tuple[str, ...] = ()
     """Similarities by name; none named: ssim, sscd, lpips, clip, dino, mse, without those whose weights are absent."""
+    unrelated: Annotated[int, Ge(0)] = 10
+    """For the reference level each target is also compared with this many of the next ones."""

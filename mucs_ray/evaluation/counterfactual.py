@@ -10,9 +10,6 @@ from jaxtyping import Int64
 
 from mucs_ray.errors import InputError
 
-UNRELATED_SHIFTS = 10
-"""Each target is also compared with this many of the next ones: the level of unrelated images (spec 11.2)."""
-
 
 def union(ranked: Sequence[Int64[np.ndarray, " k"]]) -> frozenset[int]:
     """Everything that is in any item's list."""
@@ -41,7 +38,7 @@ def drawn_in_turn(ranked: Sequence[Int64[np.ndarray, " k"]], size: int) -> froze
     return frozenset(removed)
 
 
-def unrelated_pairs(num_items: int) -> list[tuple[int, int]]:
-    """(i, i + shift) around the circle: pairs of different targets."""
-    shifts = range(1, min(UNRELATED_SHIFTS, num_items - 1) + 1)
+def unrelated_pairs(num_items: int, num_shifts: int) -> list[tuple[int, int]]:
+    """(i, i + shift) around the circle: pairs of different targets (spec 11.2, reference level)."""
+    shifts = range(1, min(num_shifts, num_items - 1) + 1)
     return [(number, (number + shift) % num_items) for shift in shifts for number in range(num_items)]

@@ -162,8 +162,8 @@ class ReadyMetric:
         return similarity
 
 
-def ready_metrics(names: Sequence[str], weights_dir: str | None) -> tuple[list[ReadyMetric], list[str]]:
-    """The metrics asked for; with no names the default ones whose weights are here, and a line for each other one.
+def ready_metrics(names: Sequence[str], weights_dir: str | None) -> tuple[list[ReadyMetric], dict[str, str]]:
+    """The metrics asked for; with no names the default ones whose weights are here, and by name a line on each other.
 
     InputError for an unknown name, MachineError for weights that are not here: the line says where which file goes.
     """
@@ -171,14 +171,14 @@ def ready_metrics(names: Sequence[str], weights_dir: str | None) -> tuple[list[R
     if unknown:
         raise InputError(f"unknown metric {', '.join(unknown)}; there are {', '.join(METRICS)}")
     weights_folder(weights_dir)
-    ready, left_out = [], []
+    ready, left_out = [], {}
     for name in dict.fromkeys(names or DEFAULT):
         try:
             ready.append(_ready(METRICS[name], weights_dir))
         except MachineError as error:
             if names:
                 raise
-            left_out.append(str(error))
+            left_out[name] = str(error)
     return ready, left_out
 
 

@@ -26,6 +26,9 @@ NBSP = "\u00a0"
 GRID_COLUMNS = 10
 """Pictures side by side at most, where a page or a sheet of paper is wide enough."""
 NUMBER = re.compile(r"[\s(]*[<>≤≥≈~±+\-\u2212]*\s*\.?\d")
+HALF_PAGE_CHARACTERS = 74
+"""What fits into a table that has another one at its side, at the size of the style sheet."""
+BETWEEN_COLUMNS_CHARACTERS = 6
 GAPS = ("", "-", "–", "—", "n/a")
 MARKS = "*†‡"
 
@@ -59,6 +62,7 @@ def render(report: Report) -> str:
         swatch=swatch,
         bands=_bands,
         numeric=_numeric_columns,
+        wide=_is_wide,
         marks=_marks,
         parts=lambda note: note.split(NOTE_SEPARATOR) if note else (),
     )
@@ -162,6 +166,14 @@ def _numeric_columns(table: Table) -> list[bool]:
     """Which columns hold numbers, and perhaps gaps; the first one, which heads the rows, never does."""
     columns = [[row[at].text for row in table.rows if row[at].text not in GAPS] for at in range(len(table.columns))]
     return [at > 0 and bool(texts) and all(map(NUMBER.match, texts)) for at, texts in enumerate(columns)]
+
+
+def _is_wide(table: Table) -> bool:
+    """Whether a table needs the whole width of the page."""
+    rows = [[(cell.text, *cell.note.split(NOTE_SEPARATOR)) for cell in row] for row in table.rows]
+    entries = [[head, *(text for row in rows for text in row[at])] for at, head in enumerate(table.columns)]
+    longest = [max(map(len, column)) for column in entries]
+    return sum(longest) + BETWEEN_COLUMNS_CHARACTERS * (len(longest) - 1) > HALF_PAGE_CHARACTERS
 
 
 def _marks(text: str) -> tuple[str, str]:

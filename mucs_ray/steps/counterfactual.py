@@ -70,8 +70,9 @@ def evaluate(pipeline: Pipeline, method: str, cluster: Cluster) -> Output:
 
 def unrelated(pipeline: Pipeline, cluster: Cluster) -> Output:
     """How similar different targets are: the level at which nothing of an image is left."""
-    stage = pipeline.stages["generate"]
-    pairs = [((stage, one), (stage, other)) for one, other in unrelated_pairs(pipeline.recipe.generate.items)]
+    stage, recipe = pipeline.stages["generate"], pipeline.recipe
+    numbers = unrelated_pairs(recipe.generate.items, recipe.evaluate.unrelated)
+    pairs = [((stage, one), (stage, other)) for one, other in numbers]
     return compared(pipeline, "unrelated", pairs, ["unrelated"] * len(pairs), cluster)
 
 

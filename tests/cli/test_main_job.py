@@ -80,18 +80,46 @@ def undisturbed(place: Path) -> dict[str, object]:
     return json.loads(out)
 
 
+STAGES = [
+    "pretrain", "generate", "attribute/random", "attribute/mucs/null", "attribute/mucs/unlearn", "attribute/mucs/score",
+    "attribute/mucs", "retrain/random", "retrain/mucs", "regenerate/random", "regenerate/mucs", "evaluate/random",
+    "evaluate/mucs", "evaluate/unrelated", "report",
+]  # fmt: skip
+
+
+def answer(document: dict[str, object]) -> dict[str, object]:
+    return document["attributions"]["mucs"]
+
+
 def test_stdout_is_one_json_document(undisturbed: dict[str, object], place: Path):
-    assert undisturbed["done_now"] == ["pretrain", "generate", "null", "unlearn", "score", "attribute", "report"]
-    assert [len(item["top"]) for item in undisturbed["items"]] == [34, 34]
-    table = pq.read_table(str(undisturbed["scores"]))
+    assert sorted(undisturbed["done_now"]) == sorted(STAGES) and undisturbed["skipped"] == []
+    assert [len(item["top"]) for item in answer(undisturbed)["items"]] == [34, 34]
+    table = pq.read_table(str(answer(undisturbed)["scores"]))
     assert len(table) == len(set(table["idx"].to_pylist())) and table.column_names == ["idx", "score"]
+    evaluation = undisturbed["evaluation"]
+    assert evaluation["metrics"] == ["ssim", "mse"] and evaluation["num_items"] == 2
+    assert [found["method"] for found in evaluation["methods"]] == ["random", "mucs"]
 
 
 def test_topk_csv_is_the_top_of_scores(undisturbed: dict[str, object]):
-    table = pq.read_table(str(undisturbed["scores"])).to_pydict()
-    for number, item in enumerate(undisturbed["items"]):
+    table = pq.read_table(str(answer(undisturbed)["scores"])).to_pydict()
+    for number, item in enumerate(answer(undisturbed)["items"]):
         best = sorted((row[number] for row in table["score"]), reverse=True)[:34]
         assert [score for _, score in item["top"]] == pytest.approx(best, abs=1e-6)
+
+
+def test_what_was_removed_is_the_union_of_the_top_lists(undisturbed: dict[str, object], place: Path):
+    (file,) = (place / "calm/retrain/mucs").glob("removed.*.csv")
+    removed = {int(line) for line in file.read_text().splitlines()[1:]}
+    assert removed == {idx for item in answer(undisturbed)["items"] for idx, _ in item["top"]}
+    assert undisturbed["evaluation"]["methods"][1]["removed"] == [len(removed)]
+
+
+def test_the_numbers_lie_beside_the_report(undisturbed: dict[str, object], place: Path):
+    numbers = json.loads((place / "calm/report/report.json").read_text())
+    assert numbers["evaluation"] == undisturbed["evaluation"]
+    assert "mucs,ssim,auc" in (place / "calm/report/results.csv").read_text()
+    assert "\\begin{tabular}" in (place / "calm/report/tables.tex").read_text()
 
 
 def test_report_is_one_file_without_links(undisturbed: dict[str, object]):
@@ -103,11 +131,14 @@ def test_report_is_one_file_without_links(undisturbed: dict[str, object]):
 def test_again_does_nothing(undisturbed: dict[str, object], place: Path):
     code, out, _ = run(place, *small_demo("calm"))
     again = json.loads(out)
-    assert code == 0 and again["done_now"] == [] and again["items"] == undisturbed["items"]
+    assert code == 0 and again["done_now"] == [] and again["evaluation"] == undisturbed["evaluation"]
 
 
 def test_interrupted_and_killed_equals_undisturbed(undisturbed: dict[str, object], place: Path):
-    """Ctrl-C in the training, kill -9 in the scoring; then the same command ends with the same scores."""
+    """Ctrl-C in the training, kill -9 in the scoring and between two retrainings; the same command goes on each time.
+
+    It ends with the same scores and the same similarities, and nothing that was finished has been done again.
+    """
     folder = place / "rough"
     process = start(place, *small_demo("rough"))
     code, said = stop_when(process, some(folder, "pretrain/state.*.safetensors"), signal.SIGINT)
@@ -116,15 +147,25 @@ def test_interrupted_and_killed_equals_undisturbed(undisturbed: dict[str, object
     process = start(place, *small_demo("rough"))
     code, said = stop_when(process, some(folder, "attribute/mucs/score/train-*.parquet"), signal.SIGKILL)
     assert code == -signal.SIGKILL, said
-    parts = set((folder / "attribute/mucs/score").glob("train-*.parquet"))
-    times = {part: part.stat().st_mtime_ns for part in parts}
+    process = start(place, *small_demo("rough"), "--set", "engine.trainings=1")
+    code, said = stop_when(process, some(folder, "retrain/*/manifest.json"), signal.SIGKILL)
+    assert code == -signal.SIGKILL, said
+    kept = [*folder.glob("attribute/mucs/score/train-*.parquet"), *folder.glob("retrain/random/*.safetensors")]
+    times = {part: part.stat().st_mtime_ns for part in kept}
+    assert times and not (folder / "retrain/mucs/manifest.json").exists()
     code, out, err = run(place, *small_demo("rough"))
     assert code == 0, err
     resumed = json.loads(out)
-    assert "pretrain" in resumed["skipped"] and "score" in resumed["done_now"]
-    assert {part: part.stat().st_mtime_ns for part in parts} == times
-    calm = Path(str(undisturbed["scores"])).read_bytes()
-    assert Path(str(resumed["scores"])).read_bytes() == calm
+    assert {"pretrain", "attribute/mucs/score", "retrain/random"} <= set(resumed["skipped"])
+    assert "retrain/mucs" in resumed["done_now"]
+    assert {part: part.stat().st_mtime_ns for part in times} == times
+    calm = Path(str(answer(undisturbed)["scores"])).read_bytes()
+    assert Path(str(answer(resumed)["scores"])).read_bytes() == calm
+    assert similarities(folder) == similarities(place / "calm")
+
+
+def similarities(folder: Path) -> list[bytes]:
+    return [part.read_bytes() for part in sorted(folder.glob("evaluate/*/similarity.*.parquet"))]
 
 
 def test_status_and_plan_need_no_ray(undisturbed: dict[str, object], place: Path):

@@ -11,6 +11,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from mucs_ray.cli import app
+from mucs_ray.data.sources import cifar10
 from mucs_ray.models.dit import DiT, DiTConfig
 
 README = Path(__file__).parents[2] / "README.md"
@@ -19,6 +20,8 @@ SMALL = {
     "generate.items": 1, "generate.controls": 0, "generate.steps": 2, "unlearn.null_loss": 1.0,
     "unlearn.max_updates": 1, "unlearn.batch_size": 8, "score.noises": 1, "score.images_per_forward": 64,
 }  # fmt: skip
+RECORDS = 400
+"""In a stand-in for a batch of CIFAR-10, instead of 10,000."""
 SMALL_MODEL = {"width": 64, "depth": 1, "num_heads": 1, "registers": 1, "condition_channels": 16}
 
 
@@ -35,11 +38,12 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("MUCS_RAY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(cifar10, "PER_BATCH", RECORDS)
     rng = np.random.default_rng(0)
     batches = tmp_path / "cifar-10-batches-bin"
     batches.mkdir()
     for name in ("data_batch_1.bin", "test_batch.bin"):
-        records = rng.integers(0, 256, (10_000, 3073), dtype=np.uint8)
+        records = rng.integers(0, 256, (RECORDS, 3073), dtype=np.uint8)
         records[:, 0] %= 10
         (batches / name).write_bytes(records.tobytes())
     classes = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -56,7 +60,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def small(arguments: list[str]) -> list[str]:
     """The command with the settings of SMALL added; weights bring their own model."""
-    if arguments[0] not in ("attribute", "demo", "pretrain", "generate", "report"):
+    if arguments[0] not in ("attribute", "demo", "pretrain", "generate", "report", "run", "evaluate"):
         return arguments
     settings = {**SMALL, **({} if "--weights" in arguments else {f"model.{k}": v for k, v in SMALL_MODEL.items()})}
     return [*arguments, *(part for key, value in settings.items() for part in ("--set", f"{key}={value}"))]

@@ -130,7 +130,7 @@ def test_captions_and_similarity_take_the_same_clip(bare_machine: Path, monkeypa
 def test_a_clip_variable_that_names_no_file_only_costs_that_metric(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MUCS_RAY_CLIP_WEIGHTS", "/nowhere/clip.pt")
     _, left_out = ready_metrics([], None)
-    assert left_out[2].startswith("clip: MUCS_RAY_CLIP_WEIGHTS names /nowhere/clip.pt, which is no file here")
+    assert left_out["clip"].startswith("clip: MUCS_RAY_CLIP_WEIGHTS names /nowhere/clip.pt, which is no file here")
 
 
 @pytest.mark.parametrize("weights", ALL, ids=lambda weights: weights.network)

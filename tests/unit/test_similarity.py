@@ -251,11 +251,12 @@ def test_the_registry():
 def test_without_names_what_has_no_weights_is_left_out_and_told(bare_machine: Path):
     metrics, left_out = ready_metrics([], None)
     assert [metric.name for metric in metrics] == ["ssim", "mse"]
-    assert [line.split(":")[0] for line in left_out] == [name for name in DEFAULT if name not in ("ssim", "mse")]
-    for line in left_out:
+    assert list(left_out) == [name for name in DEFAULT if name not in ("ssim", "mse")]
+    for name, line in left_out.items():
+        assert line.startswith(f"{name}: ")
         assert "\n" not in line and "MUCS_RAY_WEIGHTS" in line and str(bare_machine) in line
         assert "curl -fL" in line or "hf download" in line
-    assert "vgg16-397923af.pth" in left_out[1] and "vgg16_features_fp16.safetensors" in left_out[1]
+    assert "vgg16-397923af.pth" in left_out["lpips"] and "vgg16_features_fp16.safetensors" in left_out["lpips"]
 
 
 def test_a_metric_asked_for_must_have_its_weights():
@@ -284,7 +285,7 @@ def test_a_ready_metric_goes_to_a_worker(by: str, tmp_path: Path, monkeypatch: p
     if by == "variable":
         monkeypatch.setenv("MUCS_RAY_WEIGHTS", str(tmp_path))
     metrics, left_out = ready_metrics(["mse", "lpips-squeeze", "mse"], str(tmp_path) if by == "folder" else None)
-    assert pickle.loads(pickle.dumps(metrics)) == metrics and left_out == []
+    assert pickle.loads(pickle.dumps(metrics)) == metrics and left_out == {}
     assert metrics == [ReadyMetric(name="mse", path=None, digest=""), ready("lpips-squeeze", path)]
     with pytest.raises(InputError, match=r"not torchvision SqueezeNet 1\.1: features\.0\.bias is absent"):
         metrics[1].load(CPU)

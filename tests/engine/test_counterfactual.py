@@ -1,0 +1,146 @@
+"""Retraining, regeneration and comparison through Ray equal the plain loop; modes of removal; planted duplicates."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mucs_ray.comparison import outcome
+from mucs_ray.data.local import LocalImages
+from mucs_ray.data.table import Dataset
+from mucs_ray.diffusion.noise import generator, normal
+from mucs_ray.diffusion.sampler import sample
+from mucs_ray.engine import generation
+from mucs_ray.engine.session import Cluster
+from mucs_ray.engine.training import TrainJob, run_training
+from mucs_ray.errors import InputError
+from mucs_ray.evaluation.counterfactual import expected_union, union
+from mucs_ray.pipeline import Pipeline
+from mucs_ray.store import checkpoint
+from mucs_ray.store.items import load_item
+from mucs_ray.store.run import Stage
+from mucs_ray.store.topk import top_lists
+from mucs_ray.training.step import Group
+from tiny import rows, tiny_recipe, write_dataset
+from tiny_run import open_tiny, work
+
+CPU = torch.device("cpu")
+MSE = {"evaluate": {"metrics": ["mse"]}}
+"""The tiny images are too small for SSIM."""
+
+
+@pytest.fixture(scope="module")
+def evaluated(data: Dataset, tmp_path_factory: pytest.TempPathFactory, cluster: Cluster) -> Pipeline:
+    pipeline = open_tiny(data, tmp_path_factory.mktemp("counterfactual"), **MSE)
+    work(pipeline, "evaluate", cluster)
+    return pipeline
+
+
+def retrained_plainly(pipeline: Pipeline, folder: Path, removed: frozenset[int]):
+    recipe = pipeline.recipe
+    stage = Stage(run_url=str(folder), name="retrain/x", reads={}, inputs={})
+    job = TrainJob(
+        dataset=pipeline.dataset, stage=stage, model=recipe.model, train=recipe.train, seed=recipe.seed, removed=removed
+    )
+    return run_training(job, Group(), CPU, lambda key, value: None).average
+
+
+@pytest.mark.parametrize("method", ["random", "mucs"])
+def test_the_whole_test_equals_the_plain_loop(evaluated: Pipeline, method: str, tmp_path: Path):
+    recipe, stages = evaluated.recipe, evaluated.stages
+    removed = union(top_lists(stages[f"attribute/{method}"]))
+    denoiser = retrained_plainly(evaluated, tmp_path, removed)
+    stage = stages[f"retrain/{method}"]
+    tensors, _ = checkpoint.load(stage.url(stage.part("last", "safetensors")))
+    assert all(torch.equal(tensors[name], value) for name, value in denoiser.network.state_dict().items())
+
+    test, expected = LocalImages(evaluated.dataset, "test"), {"target": [], "control": []}
+    for planned in generation.plan_items(evaluated.dataset, recipe.generate, recipe.seed):
+        with torch.inference_mode():
+            again = generation.generate_item(denoiser, test, planned, recipe.generate, recipe.seed)
+        stored = load_item(stages[f"regenerate/{method}"], planned.number)
+        assert torch.equal(stored.image, again.image)
+        before = load_item(stages["generate"], planned.number).image
+        pixels = [(image.clamp(-1, 1) + 1) / 2 for image in (before, again.image)]
+        expected[planned.role].append(-(pixels[0] - pixels[1]).square().mean().item())
+
+    found = outcome(evaluated, method)
+    assert (found.removed, found.num_images) == (len(removed), 60)
+    np.testing.assert_allclose(found.similarity["mse"], expected["target"], rtol=1e-5)
+    np.testing.assert_allclose(found.controls["mse"], expected["control"], rtol=1e-5)
+
+
+def test_matched_removal_takes_as_many_for_every_method(data: Dataset, tmp_path: Path, cluster: Cluster):
+    pipeline = open_tiny(data, tmp_path, remove={"mode": "matched"}, **MSE)
+    work(pipeline, "retrain", cluster)
+    counts = {method: pipeline.stages[f"retrain/{method}"].facts()["removed"] for method in ("random", "mucs")}
+    assert set(counts.values()) == {expected_union(60, 10, 2)}
+
+
+def test_each_item_by_itself(data: Dataset, tmp_path: Path, cluster: Cluster):
+    """A training an item, without its own list only; controls are not generated again."""
+    pipeline = open_tiny(data, tmp_path, remove={"mode": "per-item"}, train={"updates": 4}, **MSE)
+    work(pipeline, "evaluate", cluster)
+    lists = top_lists(pipeline.stages["attribute/mucs"])
+    for number, top in enumerate(lists):
+        stage = pipeline.stages[f"retrain/mucs/item-{number:04d}"]
+        written = Path(stage.url(stage.part("removed", "csv"))).read_text().split()[1:]
+        assert {int(idx) for idx in written} == set(top.tolist()) and stage.facts()["removed"] == len(top)
+    found = outcome(pipeline, "mucs")
+    assert found.removed == len(lists[0]) and len(found.similarity["mse"]) == 2 and len(found.controls["mse"]) == 0
+    images = [load_item(pipeline.stages["regenerate/mucs"], number).image for number in range(2)]
+    denoiser = retrained_plainly(pipeline, tmp_path / "plain", frozenset(lists[1].tolist()))
+    test = LocalImages(pipeline.dataset, "test")
+    planned = generation.plan_items(pipeline.dataset, pipeline.recipe.generate, pipeline.recipe.seed)[1]
+    with torch.inference_mode():
+        again = generation.generate_item(denoiser, test, planned, pipeline.recipe.generate, pipeline.recipe.seed)
+    assert torch.equal(again.image, images[1])
+
+
+def test_too_few_images_left(data: Dataset, tmp_path: Path, cluster: Cluster):
+    pipeline = open_tiny(data, tmp_path, rank={"top_percent": 90.0}, train={"updates": 4}, **MSE)
+    message = r"retrain/random would remove \d+ of 60 training images, and a batch takes 8; lower rank\.top_percent"
+    with pytest.raises(InputError, match=message):
+        work(pipeline, "retrain", cluster)
+    assert pipeline.stages["attribute/mucs"].state().status == "done"
+
+
+def test_removing_planted_duplicates_changes_an_image_more_than_random_removal(tmp_path: Path):
+    """Of the third class most images are near-duplicates of one pattern, which its noise is then turned into."""
+    train = rows(60, first_idx=0, seed=1)
+    pattern = np.zeros((3, 8, 8), dtype=np.uint8)
+    pattern[:, ::2, :] = 255
+    rng = np.random.default_rng(4)
+    planted = [row.idx for row in train if row.label == 2][:14]
+    for number in planted:
+        noise = rng.integers(0, 20, pattern.shape, dtype=np.uint8)
+        train[number] = type(train[number])(
+            idx=number, image=np.abs(pattern.astype(np.int16) - noise).astype(np.uint8), label=2, text=("stripes",)
+        )
+    dataset = write_dataset(str(tmp_path / "data"), train, rows(12, first_idx=60, seed=2))
+    changes = {
+        "updates": 1500, "updates_per_epoch": 1500, "batch_size": 16, "ema_decay": 0.98, "warmup_epochs": 0,
+        "augment": 0.0, "flip": False, "learning_rate": 3e-3,
+    }  # fmt: skip
+    pipeline = Pipeline.open(
+        tiny_recipe(dataset.url, train=changes, model={"width": 48, "dropout": 0.0, "condition_drop": 0.0}),
+        dataset,
+        str(tmp_path / "run"),
+        console=None,
+    )
+    condition = torch.eye(3)[2:]
+
+    def image_without(removed: list[int]) -> torch.Tensor:
+        denoiser = retrained_plainly(pipeline, tmp_path / f"without-{len(removed)}-{sum(removed)}", frozenset(removed))
+        noise = normal(generator(7, "planted"), 1, 3, 8, 8)
+        with torch.inference_mode():
+            return sample(denoiser, noise, condition, num_steps=12)[0].clamp(-1, 1)
+
+    whole = image_without([])
+    stripes = torch.from_numpy(pattern.astype(np.float32) / 127.5 - 1)
+    assert (whole - stripes).square().mean() < 0.1
+    others = rng.permutation([row.idx for row in train])[: len(planted)].tolist()
+    by_random = (whole - image_without(others)).square().mean()
+    by_planted = (whole - image_without(planted)).square().mean()
+    assert by_planted > 5 * by_random
