@@ -120,7 +120,7 @@ def test_removing_planted_duplicates_changes_an_image_more_than_random_removal(t
         )
     dataset = write_dataset(str(tmp_path / "data"), train, rows(12, first_idx=60, seed=2))
     changes = {
-        "updates": 1500, "updates_per_epoch": 1500, "batch_size": 16, "ema_decay": 0.98, "warmup_epochs": 0,
+        "updates": 900, "updates_per_epoch": 900, "batch_size": 16, "ema_decay": 0.98, "warmup_epochs": 0,
         "augment": 0.0, "flip": False, "learning_rate": 3e-3,
     }  # fmt: skip
     pipeline = Pipeline.open(
@@ -139,7 +139,7 @@ def test_removing_planted_duplicates_changes_an_image_more_than_random_removal(t
 
     whole = image_without([])
     stripes = torch.from_numpy(pattern.astype(np.float32) / 127.5 - 1)
-    assert (whole - stripes).square().mean() < 0.1
+    assert (whole - stripes).square().mean() < 0.3  # any other picture of the class: above 1
     others = rng.permutation([row.idx for row in train])[: len(planted)].tolist()
     by_random = (whole - image_without(others)).square().mean()
     by_planted = (whole - image_without(planted)).square().mean()

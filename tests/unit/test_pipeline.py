@@ -1,0 +1,160 @@
+"""What each command needs, and what a changed setting makes stale."""
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from mucs_ray.data.table import Dataset
+from mucs_ray.errors import InputError, MachineError
+from mucs_ray.experiment import Experiment, parse_seeds
+from mucs_ray.pipeline import Pipeline, reopen
+from mucs_ray.resolve import method_names
+from mucs_ray.store.run import Stage
+from tiny import tiny_dataset, tiny_recipe
+
+MUCS = ["attribute/mucs/null", "attribute/mucs/unlearn", "attribute/mucs/score", "attribute/mucs"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return tiny_dataset(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No weights of similarity metrics anywhere."""
+    for name in ("MUCS_RAY_WEIGHTS", "MUCS_RAY_CLIP_WEIGHTS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+
+
+def opened(data: Dataset, folder: Path, *, methods: tuple[str, ...] = ("mucs",), **changes: object) -> Pipeline:
+    recipe = tiny_recipe(data.url, **{"evaluate": {"metrics": ["mse"]}, **changes})
+    return Pipeline.open(recipe, data, str(folder), console=Console(file=io.StringIO()), methods=methods)
+
+
+def finish(pipeline: Pipeline, *names: str) -> None:
+    """As if these stages had been done."""
+    for name in names:
+        pipeline.stage(name).finish({}, {})
+
+
+def changed(pipeline: Pipeline, other: Pipeline) -> list[str]:
+    """Stages that the second has to do again if the first is done."""
+    every = [*pipeline.stages, *pipeline.evaluations]
+    return [name for name in every if pipeline.stage(name).fingerprint != other.stage(name).fingerprint]
+
+
+def test_what_each_command_needs(data: Dataset, tmp_path: Path):
+    pipeline = opened(data, tmp_path)
+    assert list(pipeline.plan("pretrain")) == ["pretrain"]
+    assert list(pipeline.plan("generate")) == ["pretrain", "generate"]
+    assert list(pipeline.plan("attribute")) == ["pretrain", "generate", *MUCS, "report"]
+    first = ["pretrain", "generate", "attribute/random", *MUCS]
+    retrained = ["retrain/random", "retrain/mucs"]
+    assert sorted(pipeline.plan("retrain")) == sorted([*first, *retrained])
+    regenerated = ["regenerate/random", "regenerate/mucs"]
+    assert sorted(pipeline.plan("regenerate")) == sorted([*first, *retrained, *regenerated])
+    compared = ["evaluate/random", "evaluate/mucs", "evaluate/unrelated", "report"]
+    assert sorted(pipeline.plan("evaluate")) == sorted([*first, *retrained, *regenerated, *compared])
+
+
+def test_every_stage_comes_after_what_it_reads(data: Dataset, tmp_path: Path):
+    order = list(opened(data, tmp_path).plan("evaluate"))
+    for place, name in enumerate(order[:-1]):
+        needs = [each for each in opened(data, tmp_path).stage(name).inputs if each not in ("data", "targets")]
+        assert set(needs) <= set(order[:place])
+
+
+def test_the_reference_alone_needs_no_unlearning(data: Dataset, tmp_path: Path):
+    plan = opened(data, tmp_path, methods=("random",)).plan("evaluate")
+    assert not set(MUCS) & set(plan) and "evaluate/random" in plan
+
+
+def test_each_item_is_a_training_of_its_own(data: Dataset, tmp_path: Path):
+    plan = opened(data, tmp_path, remove={"mode": "per-item"}).plan("retrain")
+    assert [name for name in plan if name.startswith("retrain/mucs")] == [
+        "retrain/mucs/item-0000", "retrain/mucs/item-0001",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "first", "kept"),
+    [
+        ({"remove": {"mode": "matched"}}, "retrain/random", ["attribute/mucs", "attribute/random", "generate"]),
+        ({"rank": {"top_percent": 5.0}}, "attribute/random", ["attribute/mucs/score", "generate"]),
+        ({"score": {"noises": 4}}, "attribute/mucs/score", ["attribute/random", "retrain/random", "pretrain"]),
+        ({"generate": {"controls": 2}}, "generate", ["attribute/mucs", "attribute/random", "retrain/mucs"]),
+        ({"evaluate": {"metrics": ["mse"], "unrelated": 1}}, "evaluate/unrelated", ["evaluate/mucs"]),
+        ({"train": {"updates": 16}}, "pretrain", ["attribute/mucs/null"]),
+        ({"engine": {"trainings": 1}}, None, ["pretrain", "retrain/mucs", "evaluate/mucs"]),
+    ],
+)
+def test_what_a_setting_makes_stale(data: Dataset, tmp_path: Path, change: dict, first: str | None, kept: list[str]):
+    stale = changed(opened(data, tmp_path), opened(data, tmp_path, **change))
+    assert stale[:1] == ([first] if first else []) and not set(kept) & set(stale)
+
+
+def test_the_report_shows_what_is_done_whoever_asks(data: Dataset, tmp_path: Path):
+    """An attribution asked for again after the counterfactual test does not take the test out of the report."""
+    pipeline = opened(data, tmp_path)
+    alone = pipeline.report(planned=["generate", "attribute/mucs"]).fingerprint
+    finish(pipeline, *pipeline.plan("evaluate"))
+    (tmp_path / "report.html").write_text("")
+    assert pipeline.report().fingerprint != alone
+    for command in ("evaluate", "attribute", "report"):
+        assert pipeline.plan(command)["report"].status == "done"
+
+
+def test_imported_weights_cannot_be_retrained(data: Dataset, tmp_path: Path):
+    pipeline = Pipeline(
+        recipe=tiny_recipe(data.url, weights="x.ckpt"), dataset=data, run_url=str(tmp_path), console=Console()
+    )
+    for command in ("retrain", "regenerate", "evaluate"):
+        with pytest.raises(InputError, match=f"{command} needs a model trained in this run"):
+            pipeline.goal(command)
+
+
+def test_absent_weights_cost_only_the_evaluation(data: Dataset, tmp_path: Path, bare: None):
+    pipeline = opened(data, tmp_path, evaluate={"metrics": ["sscd"]})
+    assert pipeline.plan("attribute")["report"].status == "missing"
+    with pytest.raises(MachineError, match=r"^sscd: the weights of SSCD"):
+        pipeline.plan("evaluate")
+
+
+def test_status_finds_the_same_stages(data: Dataset, tmp_path: Path):
+    from mucs_ray import storage
+
+    pipeline = opened(data, tmp_path, methods=("mucs",))
+    storage.publish_json(storage.join(pipeline.run_url, "recipe.json"), pipeline.describe())
+    again = reopen(str(tmp_path), console=Console())
+    assert changed(pipeline, again) == [] and again.methods == ("mucs",)
+    assert again.furthest() == "attribute"
+    finish(pipeline, "retrain/random")
+    assert again.furthest() == "retrain"
+
+
+def test_seeds():
+    assert parse_seeds("1..3") == [1, 2, 3] and parse_seeds("4") == [4] and parse_seeds("1,5..6") == [1, 5, 6]
+    for wrong in ("", "a", "3..1", "1,1", "-1", "1..99999"):
+        with pytest.raises(InputError, match="--seeds"):
+            parse_seeds(wrong)
+
+
+def test_the_report_over_seeds_depends_on_each(data: Dataset, tmp_path: Path):
+    def experiment(*seeds: int) -> Stage:
+        runs = [opened(data, tmp_path / f"seed-{seed}", seed=seed) for seed in seeds]
+        return Experiment(run_url=str(tmp_path), pipelines=tuple(runs)).report()
+
+    one, both = experiment(1), experiment(1, 2)
+    assert both.fingerprint not in (one.fingerprint, experiment(1, 3).fingerprint)
+    assert both.fingerprint == experiment(1, 2).fingerprint
+    assert set(one.inputs) < set(both.inputs)
+
+
+def test_methods_by_name():
+    assert method_names(None) == ("mucs",) and method_names(["mucs,random"]) == ("random", "mucs")
+    with pytest.raises(InputError, match="unknown method 'magic'; known: random, mucs"):
+        method_names(["mucs,magic"])
