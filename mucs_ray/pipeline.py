@@ -120,7 +120,7 @@ class Pipeline:
             else:
                 stage(f"attribute/{method}", settings(recipe, "rank", "seed", "generate.items"), "data", TARGETS)
         stages.pop(TARGETS)
-        for method in METHODS:
+        for method in METHODS if recipe.weights is None else ():
             retrained = self.retrained(method)
             for name in retrained:
                 stage(name, {**trained, **settings(recipe, "remove")}, "data", f"attribute/{method}")
@@ -130,6 +130,8 @@ class Pipeline:
     @cached_property
     def evaluations(self) -> dict[str, Stage]:
         """The stages that compare images. MachineError if a metric was asked for by name and its weights are absent."""
+        if self.recipe.weights:
+            return {}
         reads = {f"metric.{each.name}": each.digest for each in self.similarities[0]}
         pairs = {method: ("generate", f"regenerate/{method}") for method in METHODS} | {UNRELATED: ("generate",)}
         return {
@@ -180,7 +182,7 @@ class Pipeline:
         match command:
             case "pretrain" | "generate":
                 return [command]
-            case "attribute":
+            case "attribute" | "report":
                 return [*(f"attribute/{method}" for method in self.methods), "report"]
             case "retrain":
                 return [name for method in self.compared for name in self.retrained(method)]

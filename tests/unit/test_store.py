@@ -22,7 +22,7 @@ from mucs_ray.config import Recipe, build
 from mucs_ray.data.table import Dataset
 from mucs_ray.errors import InputError
 from mucs_ray.models.dit import DiT
-from mucs_ray.pipeline import ORDER, Pipeline, reopen
+from mucs_ray.pipeline import Pipeline, reopen
 from mucs_ray.store import checkpoint
 from mucs_ray.store.items import item_file, load_item, save_item, to_pixels
 from mucs_ray.store.run import Stage, open_run
@@ -252,18 +252,31 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return tiny_dataset(tmp_path_factory.mktemp("data"))
 
 
+def every_stage(pipeline: Pipeline) -> dict[str, str]:
+    every = pipeline.stages | pipeline.evaluations
+    report = pipeline.report(planned=list(every))
+    return {name: each.fingerprint for name, each in every.items()} | {"report": report.fingerprint}
+
+
 def fingerprints(recipe: Recipe, dataset: Dataset) -> dict[str, str]:
-    pipeline = Pipeline(recipe=recipe, dataset=dataset, run_url="runs/x", console=Console(file=io.StringIO()))
-    return {short: each.fingerprint for short, each in pipeline.stages.items()}
+    return every_stage(Pipeline(recipe=recipe, dataset=dataset, run_url="runs/x", console=Console(file=io.StringIO())))
 
 
-EVERYTHING = set(ORDER)
-RANKED = {"attribute", "report"}
-SCORED = {"score"} | RANKED
-UNLEARNED = {"unlearn"} | SCORED
-GENERATED = {"generate"} | UNLEARNED
+def following(method: str) -> set[str]:
+    """What follows from a method's ranking, or from the way of removing."""
+    return {f"retrain/{method}", f"regenerate/{method}", f"evaluate/{method}", "report"}
+
+
+REMOVED = following("random") | following("mucs")
+REGENERATED = REMOVED - {"retrain/random", "retrain/mucs"}
+COMPARED = {"evaluate/random", "evaluate/mucs", "evaluate/unrelated", "report"}
+RANKED = {"attribute/mucs"} | following("mucs")
+SCORED = {"attribute/mucs/score"} | RANKED
+UNLEARNED = {"attribute/mucs/unlearn"} | SCORED
+GENERATED = {"generate", "attribute/random"} | UNLEARNED | REMOVED | COMPARED
 TRAINED = {"pretrain"} | GENERATED
-BOUNDED = {"null"} | UNLEARNED
+BOUNDED = {"attribute/mucs/null"} | UNLEARNED
+EVERYTHING = TRAINED | BOUNDED
 
 STALE: dict[str, tuple[Any, set[str]]] = {
     "name": ("another", {"report"}),
@@ -296,7 +309,7 @@ STALE: dict[str, tuple[Any, set[str]]] = {
     "train.precision": ("bf16", TRAINED),
     "train.checkpoint": ("best", GENERATED),
     "generate.items": (3, GENERATED),
-    "generate.controls": (0, {"generate", "report"}),
+    "generate.controls": (0, {"generate", "evaluate/unrelated"} | REGENERATED),
     "generate.steps": (5, GENERATED),
     "generate.guidance": (1.0, GENERATED),
     "unlearn.null_loss": ("analytic", BOUNDED),
@@ -313,8 +326,13 @@ STALE: dict[str, tuple[Any, set[str]]] = {
     "score.precision": ("bf16", SCORED),
     "score.images_per_forward": (2, SCORED),
     "score.keep_losses": (True, SCORED),
-    "rank.top_percent": (5.0, RANKED),
+    "rank.top_percent": (5.0, RANKED | {"attribute/random"} | following("random")),
+    "remove.mode": ("matched", REMOVED),
+    "remove.size": (9, REMOVED),
+    "evaluate.metrics": (["mse"], COMPARED),
+    "evaluate.unrelated": (1, {"evaluate/unrelated", "report"}),
     "engine.train_workers": (2, set()),
+    "engine.trainings": (1, set()),
     "engine.actors": ([1, 2], set()),
     "engine.max_failures": (1, set()),
 }
@@ -349,7 +367,7 @@ def test_a_changed_field_makes_exactly_its_stages_stale(key: str, dataset: Datas
     other = changed(recipe, key, value)
     assert other != recipe
     before, after = fingerprints(recipe, dataset), fingerprints(other, dataset)
-    assert list(before) == list(ORDER)
+    assert set(before) == EVERYTHING
     assert {short for short in before if before[short] != after[short]} == expected
 
 
@@ -368,17 +386,18 @@ def test_given_weights_count_by_content_and_end_the_influence_of_training(datase
 
     def opened(recipe: Recipe) -> dict[str, str]:
         pipeline = Pipeline.open(recipe, dataset, str(tmp_path / "run"), console=Console(file=io.StringIO()))
-        return {short: each.fingerprint for short, each in pipeline.stages.items()}
+        return every_stage(pipeline)
 
     first, copy, other = (opened(replace(trained, weights=str(path))) for path in paths)
     without = fingerprints(trained, dataset)
-    assert {short for short in first if first[short] != without[short]} == TRAINED
+    attributed = TRAINED - REMOVED - COMPARED | {"report"}  # and there is no training to be done again
+    assert {short for short in first if first[short] != without[short]} == attributed
     assert first == copy
-    assert {short for short in first if first[short] != other[short]} == TRAINED
+    assert {short for short in first if first[short] != other[short]} == attributed
     given = replace(trained, weights=str(paths[0]))
     for key in (key for key in STALE if key.startswith("train.")):
         after = opened(changed(given, key, STALE[key][0]))
-        expected = UNLEARNED if key == "train.learning_rate" else set()
+        expected = UNLEARNED & attributed if key == "train.learning_rate" else set()
         assert {short for short in first if first[short] != after[short]} == expected, key
 
 
@@ -400,14 +419,16 @@ def test_reasons_name_the_recipe_key(dataset: Dataset, tmp_path: Path):
     pipeline = Pipeline.open(recipe, dataset, str(tmp_path), console=console)
     for each in pipeline.stages.values():
         each.finish({}, {})
+    pipeline.report().finish({}, {})
     assert pipeline.plan("report")["report"].reason == "no report.html"
     storage.publish(storage.join(pipeline.run_url, "report.html"), b"")
     assert [state.status for state in pipeline.plan("report").values()] == ["done"] * 7
     fewer = Pipeline.open(changed(recipe, "score.noises", 3), dataset, str(tmp_path), console=console)
     plan = fewer.plan("report")
-    assert (plan["score"].status, plan["score"].reason) == ("stale", "score.noises 5 -> 3")
-    assert (plan["attribute"].status, plan["attribute"].reason) == ("stale", "score changed")
-    assert plan["unlearn"].status == "done"
+    scored, ranked = plan["attribute/mucs/score"], plan["attribute/mucs"]
+    assert (scored.status, scored.reason) == ("stale", "score.noises 5 -> 3")
+    assert (ranked.status, ranked.reason) == ("stale", "attribute/mucs/score changed")
+    assert plan["attribute/mucs/unlearn"].status == "done"
     tuples = Pipeline.open(changed(recipe, "model.channels", [8, 8]), dataset, str(tmp_path), console=console)
     assert tuples.plan("pretrain")["pretrain"].reason == "model.channels [4, 4] -> [8, 8]"
 
