@@ -108,14 +108,15 @@ def labels(analysis: Analysis) -> dict[str, str]:
 
 
 def left_out(pipelines: Sequence[Pipeline]) -> list[str]:
-    """One sentence on the metrics whose weights are absent, if there are any."""
-    names = list(pipelines[0].similarities[1])
-    if not names:
-        return []
-    return [
-        f"Left out, because their weights are not on this machine: {', '.join(names)}. `mucs-ray doctor` says which"
-        " files are expected where."
-    ]
+    """Sentences on the metrics that cannot be measured here, if there are any."""
+    lines = dict(pipelines[0].similarities[1])
+    told = [f"Left out: {lines.pop('ssim')}."] if "ssim" in lines else []
+    if lines:
+        told.append(
+            f"Left out, because their weights are not on this machine: {', '.join(lines)}. `mucs-ray doctor` says which"
+            " files are expected where."
+        )
+    return told
 
 
 def section(pipelines: Sequence[Pipeline], analysis: Analysis) -> Evaluation:

@@ -16,7 +16,7 @@ from mucs_ray import comparison, storage, summary
 from mucs_ray.driver import finish, missing, run
 from mucs_ray.errors import InputError
 from mucs_ray.evaluation.analysis import Analysis
-from mucs_ray.pipeline import REPORT_LAYOUT, Pipeline, reopen
+from mucs_ray.pipeline import REPORT_LAYOUT, UNRELATED, Pipeline, reopen, settings
 from mucs_ray.report.document import Report
 from mucs_ray.store.run import Stage, State, read_json_or_none
 
@@ -39,13 +39,14 @@ class Experiment:
     def report(self) -> Stage:
         """The report over all seeds."""
         first = self.pipelines[0]
-        compared = [f"evaluate/{method}" for method in (*first.compared, "unrelated")]
+        methods = dict.fromkeys((*first.compared, *comparison.evaluated_methods(self.pipelines)))
+        compared = [f"evaluate/{method}" for method in (*methods, UNRELATED)]
         inputs = {
             f"{folder(pipeline.recipe.seed)}/{name}": pipeline.stage(name).fingerprint
             for pipeline in self.pipelines
             for name in compared
         }
-        reads = {"layout": REPORT_LAYOUT, "seeds": self.seeds, "methods": list(first.compared)}
+        reads = {"layout": REPORT_LAYOUT, "seeds": self.seeds, **settings(first.recipe, "name")}
         return Stage(run_url=self.run_url, name="report", reads=reads, inputs=inputs)
 
     def report_state(self) -> State:
@@ -82,7 +83,8 @@ class Experiment:
     def document(self, analysis: Analysis) -> Report:
         """The counterfactual test; what made each image is in the reports of the seeds."""
         first = self.pipelines[0]
-        facts = dict(summary.run_facts(first))
+        own = ("training", "validation loss", "null loss", "scoring", "fingerprint")
+        facts = {name: value for name, value in summary.run_facts(first) if name not in own}
         facts |= {"recipe": f"{first.recipe.name}, seeds {', '.join(str(seed) for seed in self.seeds)}"}
         facts |= {"reports of the seeds": ", ".join(f"{folder(seed)}/report.html" for seed in self.seeds)}
         return Report(
@@ -91,7 +93,7 @@ class Experiment:
             methods=summary.method_lines(first),
             top_k=analysis.top_k,
             num_training_images=analysis.num_images,
-            facts=tuple((name, value) for name, value in facts.items() if name not in ("validation loss", "scoring")),
+            facts=tuple(facts.items()),
             stages=tuple(self.stage_times()),
             items=(),
             evaluation=comparison.section(self.pipelines, analysis),

@@ -19,7 +19,7 @@ from mucs_ray.attribution.registry import METHODS, REFERENCE
 from mucs_ray.config import Recipe, build, check_fits
 from mucs_ray.data.table import Dataset
 from mucs_ray.errors import InputError, MucsError
-from mucs_ray.evaluation.similarity import ReadyMetric, ready_metrics
+from mucs_ray.evaluation.similarity import SSIM_LEAST_PX, ReadyMetric, ready_metrics
 from mucs_ray.store.items import item_name
 from mucs_ray.store.run import Stage, State, open_run, read_json_or_none
 
@@ -82,7 +82,14 @@ class Pipeline:
     @cached_property
     def similarities(self) -> tuple[list[ReadyMetric], dict[str, str]]:
         """The metrics that can be measured here, and by name a line on each that cannot."""
-        return ready_metrics(self.recipe.evaluate.metrics, self.weights_dir)
+        asked = self.recipe.evaluate.metrics
+        ready, left_out = ready_metrics(asked, self.weights_dir)
+        if self.dataset.card.size < SSIM_LEAST_PX and any(metric.name == "ssim" for metric in ready):
+            told = f"SSIM needs images of {SSIM_LEAST_PX} px or more, and these have {self.dataset.card.size}"
+            if "ssim" in asked:
+                raise InputError(f"{told}; name other metrics in evaluate.metrics")
+            ready, left_out = [metric for metric in ready if metric.name != "ssim"], {**left_out, "ssim": told}
+        return ready, left_out
 
     @cached_property
     def stages(self) -> dict[str, Stage]:
@@ -120,10 +127,11 @@ class Pipeline:
             else:
                 stage(f"attribute/{method}", settings(recipe, "rank", "seed", "generate.items"), "data", TARGETS)
         stages.pop(TARGETS)
+        removal = settings(recipe, "remove", without=() if recipe.remove.mode == "matched" else ("remove.size",))
         for method in METHODS if recipe.weights is None else ():
             retrained = self.retrained(method)
             for name in retrained:
-                stage(name, {**trained, **settings(recipe, "remove")}, "data", f"attribute/{method}")
+                stage(name, {**trained, **removal}, "data", f"attribute/{method}")
             stage(f"regenerate/{method}", made, "data", "generate", *retrained)
         return stages
 
@@ -195,7 +203,8 @@ class Pipeline:
     def furthest(self) -> str:
         """The furthest of the commands that this run's directory shows to have been given."""
         folders = set(storage.names(self.run_url))
-        return next((each for each in ("evaluate", "regenerate", "retrain") if each in folders), "attribute")
+        later = ("evaluate", "regenerate", "retrain") if self.evaluated else ("regenerate", "retrain")
+        return next((each for each in later if each in folders), "attribute")
 
     def plan(self, command: str) -> dict[str, State]:
         """Where each stage stands that a command needs, in order, and why."""

@@ -34,6 +34,7 @@ Similarity = Callable[[Float[Tensor, "n 3 h w"], Float[Tensor, "n 3 h w"]], Floa
 
 SSIM_SIGMA = 1.5
 SSIM_WINDOW_PX = 11
+SSIM_LEAST_PX = SSIM_WINDOW_PX + 1
 SSIM_C1 = 0.01**2
 SSIM_C2 = 0.03**2
 
@@ -49,11 +50,9 @@ def ssim(first: Float[Tensor, "n 3 h w"], second: Float[Tensor, "n 3 h w"]) -> F
     To pad by reflection and crop the 5-pixel border afterwards, as the paper's code does, is the same. In fp64: a
     variance is a difference of nearly equal numbers, and fp32 is up to 3e-4 off where both images are flat.
     """
-    if min(first.shape[-2:]) <= SSIM_WINDOW_PX:
+    if min(first.shape[-2:]) < SSIM_LEAST_PX:
         height, width = first.shape[-2:]
-        raise InputError(
-            f"SSIM needs images of at least {SSIM_WINDOW_PX + 1} x {SSIM_WINDOW_PX + 1}, found {height} x {width}"
-        )
+        raise InputError(f"SSIM needs images of at least {SSIM_LEAST_PX} x {SSIM_LEAST_PX}, found {height} x {width}")
     x, y = first.double(), second.double()
     mean_x, mean_y = blurred(x), blurred(y)
     variance_x, variance_y = blurred(x * x) - mean_x**2, blurred(y * y) - mean_y**2

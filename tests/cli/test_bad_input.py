@@ -152,3 +152,43 @@ def test_prepare_over_something_else(tmp_path: Path, data: Dataset):
 def test_unknown_option_is_a_usage_error():
     result = CliRunner().invoke(app, ["attribute", "--no-such-option"])
     assert result.exit_code == 2
+
+
+@pytest.fixture
+def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No weights of similarity metrics anywhere."""
+    for name in ("MUCS_RAY_WEIGHTS", "MUCS_RAY_CLIP_WEIGHTS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+
+
+def test_similarity_metrics(recipe: str, tmp_path: Path, bare: None):
+    """One that is asked for by name must be there; before anything is trained."""
+    command = ("evaluate", "--recipe", recipe, "--run", str(tmp_path / "run"))
+    assert "unknown metric fid; there are ssim" in refused(*command, "--set", 'evaluate.metrics=["fid"]')
+    line = refused(*command, "--set", 'evaluate.metrics=["mse", "sscd"]', code=3)
+    assert "sscd_disc_mixup.torchscript.pt" in line and "--weights-dir" in line
+    assert "SSIM needs images of 12 px" in refused(*command, "--set", 'evaluate.metrics=["ssim"]')
+    assert "nowhere" in refused(*command, "--weights-dir", str(tmp_path / "nowhere"), code=3)
+    assert not (tmp_path / "run" / "pretrain").exists()
+
+
+def test_imported_weights_have_no_counterfactual(recipe: str, tmp_path: Path):
+    config = tiny_recipe("x").model
+    path = str(tmp_path / "weights.safetensors")
+    checkpoint.save(path, DiT(config).state_dict(), model_facts(config))
+    line = refused("evaluate", "--recipe", recipe, "--weights", path, "--run", str(tmp_path / "run"))
+    assert "evaluate needs a model trained in this run" in line
+
+
+def test_seeds(recipe: str, tmp_path: Path):
+    command = ("run", "--recipe", recipe, "--run", str(tmp_path / "run"))
+    assert "--seeds 'one'" in refused(*command, "--seeds", "one")
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.json").write_text("{}")
+    assert "holds a run of one seed" in refused(*command, "--seeds", "1..2")
+    (tmp_path / "run" / "recipe.json").unlink()
+    (tmp_path / "run" / "experiment.json").write_text('{"seeds": [1, 2]}')
+    assert "holds the runs of several seeds" in refused(*command, "--set", 'evaluate.metrics=["mse"]')
+    assert "has begun" in refused("status", "--run", str(tmp_path / "run"))
