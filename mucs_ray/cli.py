@@ -26,9 +26,10 @@ if TYPE_CHECKING:
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # it would take "[default: ...]" for markup
     help="Which training images made this generated image? Training data attribution for diffusion models, on Ray.",
 )
-data_app = typer.Typer(no_args_is_help=True, help="Prepare and look at training sets.")
+data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Prepare and look at training sets.")
 app.add_typer(data_app, name="data")
 
 DatasetOption = Annotated[
@@ -36,6 +37,8 @@ DatasetOption = Annotated[
 ]
 RecipeOption = Annotated[str | None, typer.Option("--recipe", help="A recipe's name or a TOML file.")]
 RunOption = Annotated[str | None, typer.Option("--run", help="Run directory, any fsspec URL [default: runs/RECIPE].")]
+DemoRunOption = Annotated[str | None, typer.Option("--run", help="Run directory, any fsspec URL [default: runs/demo].")]
+CheckRunOption = Annotated[str | None, typer.Option("--run", help="A run directory to check too, any fsspec URL.")]
 WeightsOption = Annotated[str | None, typer.Option("--weights", help="Attribute with these weights; do not train.")]
 ItemsOption = Annotated[int | None, typer.Option("--items", help="Generated images to attribute.")]
 SeedOption = Annotated[int | None, typer.Option("--seed", help="Names every random number of the run.")]
@@ -113,6 +116,7 @@ class Options:
 
 def open_pipeline(speaking: Terminal, options: Options, *, seeds: Sequence[int] | None = None) -> "list[Pipeline]":
     """Recipe, data set and run directory out of a command's options: one run, or one a seed."""
+    from mucs_ray.experiment import check_owner, folder
     from mucs_ray.pipeline import Pipeline
     from mucs_ray.resolve import method_names, resolve
 
@@ -127,7 +131,8 @@ def open_pipeline(speaking: Terminal, options: Options, *, seeds: Sequence[int] 
         console=speaking.console,
     )
     url = options.run or f"runs/{recipe.name}"
-    runs = [(recipe, url)] if seeds is None else [(replace(recipe, seed=n), f"{url}/seed-{n}") for n in seeds]
+    check_owner(url, several=seeds is not None)
+    runs = [(recipe, url)] if seeds is None else [(replace(recipe, seed=n), f"{url}/{folder(n)}") for n in seeds]
     return [
         Pipeline.open(
             each,
@@ -170,13 +175,11 @@ def work(command: str, speaking: Terminal, pipeline: "Pipeline") -> None:
 
 def work_on_seeds(speaking: Terminal, options: Options, seeds: Sequence[int]) -> None:
     """The counterfactual test over several seeds."""
-    from mucs_ray import storage
-    from mucs_ray.experiment import Experiment, check_free
+    from mucs_ray.experiment import Experiment
 
     pipelines = open_pipeline(speaking, options, seeds=seeds)
-    url = options.run or f"runs/{pipelines[0].recipe.name}"
-    check_free(url)
-    experiment = Experiment(run_url=storage.absolute(url), pipelines=tuple(pipelines))
+    url = pipelines[0].run_url.rpartition("/")[0]
+    experiment = Experiment(run_url=url, pipelines=tuple(pipelines))
     for pipeline in pipelines:
         show_plan(speaking.console, pipeline, "evaluate")
     tell_left_out(speaking.console, pipelines[0])
@@ -248,7 +251,7 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 
 @app.command()
 def demo(
-    run: RunOption = None,
+    run: DemoRunOption = None,
     seed: SeedOption = None,
     settings: SetOption = None,
     weights_dir: WeightsDirOption = None,
@@ -394,7 +397,7 @@ def status(run: Annotated[str, typer.Option("--run", help="Run directory.")], as
         runs = reopen_experiment(run, console=console).pipelines if several else [reopen(run, console=console)]
         told = []
         for pipeline in runs:
-            command = pipeline.furthest()
+            command = "evaluate" if several else pipeline.furthest()
             show_plan(console, pipeline, command)
             states = {name: asdict(state) for name, state in pipeline.plan(command).items()}
             told.append({"run": pipeline.run_url, "stages": states})
@@ -402,7 +405,7 @@ def status(run: Annotated[str, typer.Option("--run", help="Run directory.")], as
 
 
 @app.command()
-def doctor(run: RunOption = None, as_json: JsonOption = False, verbose: VerboseOption = False) -> None:
+def doctor(run: CheckRunOption = None, as_json: JsonOption = False, verbose: VerboseOption = False) -> None:
     """Check this machine: packages, processors, memory, Ray, folders, optional weights."""
     with terminal(as_json=as_json) as speaking:
         from mucs_ray.doctor import check

@@ -12,7 +12,7 @@ from mucs_ray.evaluation.analysis import Analysis, analyse
 from mucs_ray.evaluation.outcome import Outcome, Unrelated
 from mucs_ray.pipeline import UNRELATED, Pipeline
 from mucs_ray.report.document import Evaluation, Grid, GridCell, GridRow
-from mucs_ray.report.published import published
+from mucs_ray.report.published import Published, published
 from mucs_ray.report.tables import densities, headline, remarks, tables
 from mucs_ray.store.items import load_item, to_pixels
 from mucs_ray.store.run import Stage
@@ -43,13 +43,14 @@ def outcomes(pipelines: Sequence[Pipeline], methods: Iterable[str]) -> list[Outc
 
 def outcome(pipeline: Pipeline, method: str) -> Outcome:
     """One method in one seed."""
-    table = similarities(pipeline.stage(f"evaluate/{method}"))
-    retrained = [pipeline.stages[name].facts()["removed"] for name in pipeline.retrained(method)]
+    stage = pipeline.stage(f"evaluate/{method}")
+    table = similarities(stage)
     return Outcome(
         seed=pipeline.recipe.seed,
         method=method,
         num_images=pipeline.dataset.card.num_images("train"),
-        removed=round(sum(retrained) / len(retrained)),
+        mode=pipeline.recipe.remove.mode,
+        removed=stage.facts()["removed"],
         top=np.stack(top_lists(pipeline.stages[f"attribute/{method}"])),
         similarity=by_metric(table, "target"),
         controls=by_metric(table, "control"),
@@ -65,6 +66,7 @@ def unrelated(pipelines: Sequence[Pipeline]) -> list[Unrelated]:
             similarity=by_metric(similarities(pipeline.stage(f"evaluate/{UNRELATED}")), UNRELATED),
         )
         for pipeline in pipelines
+        if is_done(pipeline.stage(f"evaluate/{UNRELATED}"))
     ]
 
 
@@ -107,6 +109,12 @@ def labels(analysis: Analysis) -> dict[str, str]:
     return {each.method: METHODS[each.method].label for each in analysis.methods}
 
 
+def paper_numbers(pipeline: Pipeline) -> Published | None:
+    """Of the paper, for the paper's data sets under the paper's protocol."""
+    from_paper = pipeline.dataset.card.request.get("name") == pipeline.recipe.name
+    return published(pipeline.recipe.name) if from_paper and pipeline.recipe.remove.mode == "union" else None
+
+
 def left_out(pipelines: Sequence[Pipeline]) -> list[str]:
     """Sentences on the metrics that cannot be measured here, if there are any."""
     lines = dict(pipelines[0].similarities[1])
@@ -126,7 +134,7 @@ def section(pipelines: Sequence[Pipeline], analysis: Analysis) -> Evaluation:
     return Evaluation(
         headline=sentence(analysis),
         remarks=(*remarks(analysis, method_labels=named), *left_out(pipelines)),
-        tables=tables(analysis, published=published(pipelines[0].recipe.name), method_labels=named),
+        tables=tables(analysis, published=paper_numbers(pipelines[0]), method_labels=named),
         densities=densities(found, method_labels=named),
         grids=tuple(grid(pipeline, [o for o in found if o.seed == pipeline.recipe.seed]) for pipeline in pipelines),
     )

@@ -8,7 +8,6 @@ from typing import Any
 
 from mucs_ray import __version__, storage
 from mucs_ray.engine.session import Cluster, session
-from mucs_ray.errors import InputError
 from mucs_ray.pipeline import PHASES, Pipeline
 from mucs_ray.store.run import Stage
 
@@ -22,7 +21,6 @@ def run(pipelines: Sequence[Pipeline], command: str) -> list[Work]:
     if not todo:
         return []
     for pipeline in pipelines:
-        check_owner(pipeline)
         storage.publish_json(storage.join(pipeline.run_url, "recipe.json"), pipeline.describe())
     work = [each for each in todo if each[1] != "report"]
     if work:
@@ -45,12 +43,6 @@ def phase(work: Work) -> str:
     return work[1].split("/")[0]
 
 
-def check_owner(pipeline: Pipeline) -> None:
-    """InputError if the directory holds the runs of several seeds: a run of its own would not be seen there."""
-    if storage.exists(storage.join(pipeline.run_url, "experiment.json")):
-        raise InputError(f"{pipeline.run_url} holds the runs of several seeds; give one of them, or another --run")
-
-
 def do(work: Sequence[Work], cluster: Cluster) -> None:
     """These stages, each with its manifest once everything is there."""
     from mucs_ray import steps  # imports Ray's libraries, which a finished run does not need
@@ -69,12 +61,13 @@ def do(work: Sequence[Work], cluster: Cluster) -> None:
 
 
 def finish(pipeline: Pipeline, stage: Stage, output: tuple[dict[str, str], dict[str, Any]], started: float) -> None:
-    """Publish the manifest, and say so. The seconds of trainings that ran side by side are counted from their start."""
+    """Publish the manifest, and say so. A training tells its own seconds: others ran beside it."""
     files, facts = output
-    seconds = round(time.monotonic() - started, 2)
+    facts = {"seconds": round(time.monotonic() - started, 2), **facts}
     versions = {"mucs-ray": __version__, **{name: version(name) for name in ("ray", "torch")}}
-    stage.finish(files, {"seconds": seconds, **facts, "versions": versions})
-    pipeline.console.print(f"[green]done[/]  {stage.name}  [dim]{seconds:.1f} s[/]", highlight=False, soft_wrap=True)
+    stage.finish(files, {**facts, "versions": versions})
+    told = f"[green]done[/]  {stage.name}  [dim]{facts['seconds']:.1f} s[/]"
+    pipeline.console.print(told, highlight=False, soft_wrap=True)
 
 
 def write_report(pipeline: Pipeline) -> None:

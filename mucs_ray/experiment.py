@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from mucs_ray import comparison, storage, summary
-from mucs_ray.driver import finish, missing, run
+from mucs_ray.driver import finish, run
 from mucs_ray.errors import InputError
 from mucs_ray.evaluation.analysis import Analysis
 from mucs_ray.pipeline import REPORT_LAYOUT, UNRELATED, Pipeline, reopen, settings
@@ -57,17 +57,15 @@ class Experiment:
 
     def run(self) -> list[str]:
         """Do what is missing, of all seeds side by side; returns the stages done now."""
-        storage.publish_json(storage.join(self.run_url, EXPERIMENT), {"seeds": self.seeds})
+        url = storage.join(self.run_url, EXPERIMENT)
+        known = (read_json_or_none(url) or {"seeds": []})["seeds"]
+        storage.publish_json(url, {"seeds": sorted({*known, *self.seeds})})
         done = [f"{folder(pipeline.recipe.seed)}/{name}" for pipeline, name in run(self.pipelines, "evaluate")]
         if self.report_state().status != "done":
             started = time.monotonic()
             finish(self.pipelines[0], self.report(), self.write(), started)
             done.append("report")
         return done
-
-    def is_done(self) -> bool:
-        """Whether nothing is missing."""
-        return not missing(self.pipelines, "evaluate") and self.report_state().status == "done"
 
     def analysis(self) -> Analysis:
         """The statistics over all seeds, once everything is done."""
@@ -124,9 +122,10 @@ def parse_seeds(text: str) -> list[int]:
     for part in text.split(","):
         first, dots, last = part.partition("..")
         try:
-            seeds += list(range(int(first), int(last) + 1)) if dots else [int(first)]
+            some = range(int(first), int(last if dots else first) + 1)
         except ValueError:
             raise InputError(f"--seeds {text!r}: expected numbers, e.g. 1..6 or 1,2,5") from None
+        seeds += some[: MOST_SEEDS + 1]
     if not seeds or len(set(seeds)) < len(seeds) or len(seeds) > MOST_SEEDS or min(seeds) < 0:
         raise InputError(f"--seeds {text!r}: expected different numbers from 0 up, e.g. 1..6 or 1,2,5")
     return seeds
@@ -137,10 +136,12 @@ def is_experiment(run_url: str) -> bool:
     return storage.exists(storage.join(storage.absolute(run_url), EXPERIMENT))
 
 
-def check_free(run_url: str) -> None:
-    """InputError if a directory already is a run of its own."""
-    if storage.exists(storage.join(storage.absolute(run_url), "recipe.json")):
+def check_owner(run_url: str, *, several: bool) -> None:
+    """InputError if a directory is that of one seed and should be of several, or the other way round."""
+    if several and storage.exists(storage.join(storage.absolute(run_url), "recipe.json")):
         raise InputError(f"{run_url} holds a run of one seed; give --seeds another --run")
+    if not several and is_experiment(run_url):
+        raise InputError(f"{run_url} holds the runs of several seeds; give one of them, or another --run")
 
 
 def reopen_experiment(run_url: str, *, console: Console) -> Experiment:

@@ -6,7 +6,7 @@ What each stage reads is listed here once; its fingerprint, and so what a change
 A stage's name is its folder in the run directory.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
@@ -44,6 +44,27 @@ def settings(recipe: Recipe, *keys: str, without: Sequence[str] = ()) -> dict[st
     return {name: value for name, value in chosen.items() if name not in without}
 
 
+def attribution(
+    recipe: Recipe, method: str, chosen: Sequence[str]
+) -> Iterator[tuple[str, dict[str, Any], tuple[str, ...]]]:
+    """The stages of a method's attribution: name, what it reads of the recipe, inputs; the last one ranks.
+
+    `chosen`: which of the trained weights are used.
+    """
+    folder = f"attribute/{method}"
+    if method != "mucs":
+        yield folder, settings(recipe, "rank", "seed", "generate.items"), ("data", TARGETS)
+        return
+    null = settings(recipe, "model", "seed", "unlearn.null_loss", "unlearn.null_batches")
+    yield f"{folder}/null", null, ("data",)
+    knobs = settings(recipe, "unlearn", "train.learning_rate", "generate.items", "seed", *chosen)
+    knobs = {name: value for name, value in knobs.items() if name not in null or name == "seed"}
+    yield f"{folder}/unlearn", knobs, ("data", "pretrain", TARGETS, f"{folder}/null")
+    knobs = settings(recipe, "score", "seed", *chosen)
+    yield f"{folder}/score", knobs, ("data", "pretrain", f"{folder}/unlearn")
+    yield folder, settings(recipe, "rank", "seed"), (f"{folder}/score",)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Pipeline:
     """One run: a recipe with its seed, a data set, a run directory, and the methods that are compared in it."""
@@ -62,12 +83,27 @@ class Pipeline:
     """sha256 of the recipe's `weights`, if it has any."""
 
     @classmethod
-    def open(cls, recipe: Recipe, dataset: Dataset, run_url: str, **how: Any) -> "Pipeline":  # noqa: ANN401
+    def open(
+        cls,
+        recipe: Recipe,
+        dataset: Dataset,
+        run_url: str,
+        *,
+        weights_dir: str | None = None,
+        **how: Any,  # noqa: ANN401
+    ) -> "Pipeline":
         """Check that model, data and counts fit and that the run directory can be written. InputError if not."""
         check_fits(recipe, dataset.card)
         digest = sha256(storage.read_bytes(recipe.weights)).hexdigest() if recipe.weights else None
         run_url = open_run(run_url)
-        return cls(recipe=recipe, dataset=dataset, run_url=run_url, weights_digest=digest, **how)
+        if weights_dir is None:  # as in the command before, or a report would lose what was measured with them
+            known = read_json_or_none(storage.join(run_url, "recipe.json")) or {}
+            weights_dir = known.get("weights_dir")
+        else:
+            weights_dir = storage.absolute(weights_dir)
+        return cls(
+            recipe=recipe, dataset=dataset, run_url=run_url, weights_dir=weights_dir, weights_digest=digest, **how
+        )
 
     def describe(self) -> dict[str, Any]:
         """For recipe.json: enough to see where the run stands from any folder, without the weights' file."""
@@ -115,17 +151,8 @@ class Pipeline:
         targets = {name: value for name, value in made.items() if name != "generate.controls"}
         stage(TARGETS, targets, "data", "pretrain")
         for method in METHODS:
-            if method == "mucs":
-                null = settings(recipe, "model", "seed", "unlearn.null_loss", "unlearn.null_batches")
-                stage("attribute/mucs/null", null, "data")
-                knobs = settings(recipe, "unlearn", "train.learning_rate", "generate.items", "seed", *chosen)
-                knobs = {name: value for name, value in knobs.items() if name not in null or name == "seed"}
-                stage("attribute/mucs/unlearn", knobs, "data", "pretrain", TARGETS, "attribute/mucs/null")
-                knobs = settings(recipe, "score", "seed", *chosen)
-                stage("attribute/mucs/score", knobs, "data", "pretrain", "attribute/mucs/unlearn")
-                stage("attribute/mucs", settings(recipe, "rank", "seed"), "attribute/mucs/score")
-            else:
-                stage(f"attribute/{method}", settings(recipe, "rank", "seed", "generate.items"), "data", TARGETS)
+            for name, knobs, inputs in attribution(recipe, method, chosen):
+                stage(name, knobs, *inputs)
         stages.pop(TARGETS)
         removal = settings(recipe, "remove", without=() if recipe.remove.mode == "matched" else ("remove.size",))
         for method in METHODS if recipe.weights is None else ():
@@ -203,8 +230,7 @@ class Pipeline:
     def furthest(self) -> str:
         """The furthest of the commands that this run's directory shows to have been given."""
         folders = set(storage.names(self.run_url))
-        later = ("evaluate", "regenerate", "retrain") if self.evaluated else ("regenerate", "retrain")
-        return next((each for each in later if each in folders), "attribute")
+        return next((each for each in ("evaluate", "regenerate", "retrain") if each in folders), "attribute")
 
     def plan(self, command: str) -> dict[str, State]:
         """Where each stage stands that a command needs, in order, and why."""

@@ -46,6 +46,8 @@ def method_names(asked: Sequence[str] | None) -> tuple[str, ...]:
     for name in names:
         if name not in METHODS:
             raise InputError(f"unknown method {name!r}; known: {', '.join(METHODS)}")
+    if not names:
+        raise InputError(f"--method names no method; known: {', '.join(METHODS)}")
     return tuple(name for name in METHODS if name in names)
 
 

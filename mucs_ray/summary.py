@@ -43,6 +43,8 @@ def publish(
     stage.retract()
     html = render(report).encode()
     storage.publish(storage.join(run_url, "report.html"), html)
+    for name in {"results.csv", "tables.tex"} - set(files):  # of a report that had an evaluation
+        storage.remove(stage.url(name))
     digests = {name: storage.publish(stage.url(name), text.encode()) for name, text in files.items()}
     return digests, {"sha256": sha256(html).hexdigest()}
 
@@ -165,6 +167,8 @@ def run_facts(pipeline: Pipeline) -> Iterable[tuple[str, str]]:
     else:
         yield "training", f"{trained['updates']:,} updates of {recipe.train.batch_size}, {trained['workers']} workers"
         yield "validation loss", f"{trained['best_loss']:.4f} (best, after {trained['best_step']:,} updates)"
+    if any(is_done(stage) for stage in pipeline.evaluated.values()):
+        yield "removed", f"{recipe.remove.mode}: top {recipe.rank.top_percent:g} % an image"
     if is_done(pipeline.stages["attribute/mucs"]):
         yield from mucs_facts(pipeline)
     versions = {**pipeline.stages["generate"].facts()["versions"], "python": platform.python_version()}

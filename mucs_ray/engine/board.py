@@ -13,6 +13,7 @@ from ray import ObjectRef
 from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from mucs_ray.engine.session import Cluster
 from mucs_ray.errors import InputError, MachineError, MucsError, RunFailed
 
 POLL_S = 0.5
@@ -25,14 +26,21 @@ class Notes:
     def __init__(self) -> None:
         """Empty."""
         self.boards: dict[str, dict[str, Any]] = {}
+        self.closed: set[str] = set()
 
     def post(self, board: str, key: str, value: Any) -> None:  # noqa: ANN401 - any picklable value
         """Replace the value under a key."""
-        self.boards.setdefault(board, {})[key] = value
+        if board not in self.closed:
+            self.boards.setdefault(board, {})[key] = value
 
     def read(self, board: str) -> dict[str, Any]:
         """All values on a board."""
         return self.boards.get(board, {})
+
+    def close(self, board: str) -> dict[str, Any]:
+        """Its last values; what is posted later is dropped."""
+        self.closed.add(board)
+        return self.boards.pop(board, {})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +63,11 @@ class Board:
         found: Any = ray.get(self.notes.read.remote(self.name))
         return found
 
+    def close(self) -> dict[str, Any]:
+        """Its last values; what is posted later is dropped."""
+        found: Any = ray.get(self.notes.close.remote(self.name))
+        return found
+
 
 def this_node() -> NodeAffinitySchedulingStrategy:
     """The driver's node: what is there is lost only with the driver."""
@@ -63,12 +76,13 @@ def this_node() -> NodeAffinitySchedulingStrategy:
 
 def new_board() -> Board:
     """An empty board owned by this driver."""
-    return Board(notes=session_notes(ray.get_runtime_context().get_job_id()), name=uuid4().hex)
+    context = ray.get_runtime_context()
+    return Board(notes=session_notes(context.get_job_id(), context.get_node_id()), name=uuid4().hex)
 
 
 @lru_cache(maxsize=1)
-def session_notes(job: str) -> ActorHandle:
-    """The actor that holds all boards of this Ray job."""
+def session_notes(job: str, node: str) -> ActorHandle:
+    """The actor that holds all boards of this session; every Ray that is started has a node of its own."""
     return Notes.options(scheduling_strategy=this_node()).remote()  # pyright: ignore[reportReturnType]
 
 
@@ -87,6 +101,12 @@ def told_error(text: str) -> MucsError | None:
     found = re.findall(r"^\S*mucs_ray\.errors\.(\w+): (.+)$", text, flags=re.MULTILINE)
     kinds = {kind.__name__: kind for kind in (InputError, MachineError, RunFailed)}
     return kinds[found[-1][0]](found[-1][1]) if found and found[-1][0] in kinds else None
+
+
+def as_task(function: Callable[..., Any], cluster: Cluster) -> Any:  # noqa: ANN401 - Ray's types do not tell
+    """A Ray task with the resources of one worker. On a GPU Ray ends its process with it, which frees the memory."""
+    options: Any = cluster.worker_options
+    return ray.remote(**options)(function)
 
 
 def results(tasks: Sequence[ObjectRef], *, on_wait: Callable[[], None] = lambda: None) -> Iterator[Any]:

@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 
 import numpy as np
-import ray
 import torch
 from jaxtyping import Float
 
-from mucs_ray.engine.board import results
+from mucs_ray.engine.board import as_task, results
 from mucs_ray.engine.models import best_device
 from mucs_ray.engine.progress import Bar
 from mucs_ray.engine.session import Cluster
@@ -33,7 +32,6 @@ def measure(metric: ReadyMetric, pairs: Sequence[tuple[Picture, Picture]]) -> Fl
     return similarity(reference, other).cpu().numpy()
 
 
-@ray.remote
 def measure_task(metric: ReadyMetric, pairs: Sequence[tuple[Picture, Picture]]) -> tuple[str, np.ndarray]:
     """measure in a worker, with the metric's name."""
     return metric.name, measure(metric, pairs)
@@ -45,7 +43,7 @@ def compare(
     """By metric, the similarity of each pair."""
     if not pairs:
         return {metric.name: np.zeros(0, np.float32) for metric in metrics}
-    task = measure_task.options(**cluster.worker_options)
+    task = as_task(measure_task, cluster)
     found: dict[str, np.ndarray] = {}
     for name, values in results([task.remote(metric, pairs) for metric in metrics]):
         found[name] = values

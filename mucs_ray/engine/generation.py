@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import ray
 import torch
 from ray import ObjectRef
 
@@ -15,7 +14,7 @@ from mucs_ray.data.table import Dataset
 from mucs_ray.diffusion.denoiser import EDMDenoiser, guided
 from mucs_ray.diffusion.noise import generator, normal
 from mucs_ray.diffusion.sampler import sample
-from mucs_ray.engine.board import Board, new_board, results
+from mucs_ray.engine.board import Board, as_task, new_board, results
 from mucs_ray.engine.models import Arrays, best_device, build_denoiser
 from mucs_ray.engine.progress import Bar
 from mucs_ray.engine.session import Cluster
@@ -75,7 +74,6 @@ def generate_items(
     return digests
 
 
-@ray.remote
 def generate_task(weights: Arrays, planned: list[PlannedItem], job: GenerateJob, board: Board) -> dict[str, str]:
     """generate_items in a worker."""
     with torch.inference_mode():
@@ -88,7 +86,7 @@ def generate(
 ) -> dict[str, str]:
     """Generate items over the cluster, each group of them with weights of its own; sha256 by file."""
     board = new_board()
-    task = generate_task.options(**cluster.worker_options)
+    task = as_task(generate_task, cluster)
     tasks = []
     for weights, planned in groups:
         num_tasks = min(max(1, cluster.num_workers // len(groups)), len(planned))

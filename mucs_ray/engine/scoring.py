@@ -181,7 +181,7 @@ def stream(
     finally:
         # Ray Data ends its pool when nothing refers to it any more, which after a failure may be never; the trainings
         # that follow could then not be placed
-        for scorer in board.read().values():
+        for scorer in board.close().values():
             ray.kill(scorer)
 
 

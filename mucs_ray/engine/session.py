@@ -24,6 +24,7 @@ QUIET_ENVIRONMENT = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_COLOR_PREFIX": "0",
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
+    "RAY_worker_maximum_startup_concurrency": "8",  # or raylet warns of the few processes that two trainings have
 }
 ACTOR_CPUS, READER_CPUS = 0.9, 0.1
 """Of each CPU a worker leaves a tenth to the readers that feed it: if it took all, Ray Data would wait for ever."""
@@ -36,6 +37,8 @@ class Cluster:
     cpus: int
     gpus: int
     nodes: int
+    slots: int
+    """Training workers that can be placed at once: one a GPU, or on each node as many as fit on its CPUs."""
 
     @property
     def num_workers(self) -> int:
@@ -73,7 +76,10 @@ def session(address: str | None = None, *, verbose: bool = False) -> Iterator[Cl
             ray.init(address=address, runtime_env=environment, log_to_driver=verbose, logging_level=level)
     try:
         resources = ray.cluster_resources()
-        yield Cluster(cpus=int(resources.get("CPU", 1)), gpus=int(resources.get("GPU", 0)), nodes=len(ray.nodes()))
+        cpus, gpus = int(resources.get("CPU", 1)), int(resources.get("GPU", 0))
+        alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        slots = gpus or sum(int(node.get("CPU", 0) / ACTOR_CPUS) for node in alive)
+        yield Cluster(cpus=cpus, gpus=gpus, nodes=len(alive), slots=slots)
     finally:
         ray.shutdown()
 

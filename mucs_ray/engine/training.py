@@ -121,24 +121,22 @@ def train_worker(task: dict[str, Any]) -> None:
     ray.train.report({})
 
 
-def workers_for(train: TrainConfig, wanted: int, cluster: Cluster) -> int:
-    """The asked number of workers, or as many as there are GPUs (CPUs: at most 2) that divide the batch."""
+def workers_for(train: TrainConfig, wanted: int, cluster: Cluster, *, trainings: int = 1) -> int:
+    """The asked number of workers, or a share of the GPUs (CPUs: at most 2) that divides the batch.
+
+    The share is that of one of several `trainings` that are to run side by side. InputError if there is no room.
+    """
     if wanted:
-        if wanted > most_workers(cluster):
+        if wanted > cluster.slots:
             raise InputError(
-                f"{wanted} training workers are wanted (by engine.train_workers, or as many as pretrained), but there"
-                f" is room for {most_workers(cluster)} on this cluster"
+                f"{wanted} training workers are wanted (engine.train_workers, else as many as pretrained), but there is"
+                f" room for {cluster.slots} on this cluster; set engine.train_workers"
             )
         if train.batch_size % wanted:
             raise InputError(f"train.batch_size {train.batch_size} cannot be split over {wanted} workers evenly")
         return wanted
-    most = cluster.gpus or min(2, cluster.cpus)
+    most = max(1, cluster.gpus // trainings) if cluster.gpus else min(2, cluster.cpus)
     return max(num for num in range(1, most + 1) if train.batch_size % num == 0)
-
-
-def most_workers(cluster: Cluster) -> int:
-    """Training workers that can be placed at once."""
-    return cluster.gpus or int(cluster.cpus / ACTOR_CPUS)
 
 
 @ray.remote(num_cpus=0, max_retries=0)
@@ -166,6 +164,7 @@ class Training:
         """Starts it."""
         self.job, self.board = run.job, new_board()
         self.step, self.first, self.note = 0, 0, ""
+        self.started = time.monotonic()
         self.began: float | None = None
         # a name of its own each time: Ray would silently resume an old run of the same name, and the state is ours
         self.folder = storage.join(run.job.stage.folder, f"ray-train-{uuid4().hex[:8]}")
@@ -201,7 +200,7 @@ class Training:
         self.step = facts["updates"]
         seconds = time.monotonic() - self.began if self.began is not None else 0.0
         rate = (self.step - self.first) * self.job.train.batch_size / seconds if seconds else 0.0
-        return {**facts, "images_per_second": round(rate, 1)}
+        return {**facts, "images_per_second": round(rate, 1), "seconds": round(time.monotonic() - self.started, 2)}
 
     def stop(self) -> None:
         """End what is left of it: its process, with that the workers, and Ray Train's own files."""
@@ -212,22 +211,36 @@ class Training:
 def train_all(
     runs: Sequence[TrainRun], cluster: Cluster, config: EngineConfig, *, bar: Bar
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Train all of these, as many at once as there is room for; yields (number, facts) as each is done."""
+    """Train all of these, as many at once as there is room for; yields (number, facts) as each is done.
+
+    If one fails, those that run beside it are finished, no other is begun, and then its error is raised.
+    """
     waiting, running, ended = list(range(len(runs))), dict[int, Training](), dict[int, Training]()
+    failure: MucsError | None = None
     try:
-        while waiting or running:
-            while waiting and has_room(runs[waiting[0]], [runs[number] for number in running], cluster, config):
+        while running or (waiting and failure is None):
+            while (
+                waiting
+                and failure is None
+                and has_room(runs[waiting[0]], [runs[number] for number in running], cluster, config)
+            ):
                 number = waiting.pop(0)
                 running[number] = Training(runs[number], cluster, config.max_failures)
             time.sleep(POLL_S)
             for number, training in list(running.items()):
-                training.poll()
-                if training.ended:
-                    facts = training.result()
+                try:
+                    training.poll()
+                    facts = training.result() if training.ended else None
+                except MucsError as error:
+                    failure, facts = failure or error, None
+                    running.pop(number).stop()
+                if facts is not None:
                     ended[number] = running.pop(number)
                     training.stop()
                     yield number, facts
             show(bar, [*ended.values(), *running.values()])
+        if failure is not None:
+            raise failure
     finally:
         for training in running.values():
             training.stop()
@@ -237,7 +250,7 @@ def has_room(run: TrainRun, running: Sequence[TrainRun], cluster: Cluster, confi
     """Whether one more training can be placed beside those that are running."""
     taken = sum(each.num_workers for each in running)
     few_enough = config.trainings == 0 or len(running) < config.trainings
-    return not running or (few_enough and taken + run.num_workers <= most_workers(cluster))
+    return not running or (few_enough and taken + run.num_workers <= cluster.slots)
 
 
 def show(bar: Bar, trainings: Sequence[Training]) -> None:

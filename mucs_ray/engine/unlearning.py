@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import ray
 import torch
 from ray import ObjectRef
 
@@ -17,7 +16,7 @@ from mucs_ray.data.table import Dataset
 from mucs_ray.diffusion.batch import Batch
 from mucs_ray.diffusion.denoiser import EDMDenoiser
 from mucs_ray.diffusion.loss import analytic_null_loss
-from mucs_ray.engine.board import Board, new_board, results
+from mucs_ray.engine.board import Board, as_task, new_board, results
 from mucs_ray.engine.models import Arrays, best_device, build_denoiser
 from mucs_ray.engine.progress import Bar
 from mucs_ray.engine.session import Cluster
@@ -90,7 +89,6 @@ def unlearn_item(
     return digest, {**facts, "seconds": time.monotonic() - started}
 
 
-@ray.remote
 def unlearn_task(weights: Arrays, number: int, job: UnlearnJob, board: Board) -> tuple[str, dict[str, Any]]:
     """unlearn_item in a worker."""
     denoiser = build_denoiser(job.model, weights, best_device())
@@ -103,7 +101,7 @@ def unlearn_all(
 ) -> list[tuple[str, dict[str, Any]]]:
     """Unlearn items over the cluster, one task an item; (sha256, facts) of each in the order they end."""
     board = new_board()
-    task = unlearn_task.options(**cluster.worker_options)
+    task = as_task(unlearn_task, cluster)
     tasks = [task.remote(weights, number, job, board) for number in numbers]
 
     def show() -> None:
@@ -136,7 +134,6 @@ def computed_null_loss(dataset: Dataset) -> float:
     return analytic_null_loss(total / count)
 
 
-@ray.remote
 def null_loss_task(dataset: Dataset, model: DiTConfig, config: UnlearnConfig, seed: int) -> float:
     """The null loss as the recipe asks for it."""
     if config.null_loss == "analytic":

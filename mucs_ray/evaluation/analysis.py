@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 
 from mucs_ray.evaluation import statistics
+from mucs_ray.evaluation.config import Mode
 from mucs_ray.evaluation.outcome import Outcome, Unrelated
 
 PAPER_METRICS = ("ssim", "sscd", "lpips", "clip")
@@ -127,6 +128,8 @@ class Analysis:
     """Over all seeds."""
     reference: str
     """The method that the others are held against."""
+    mode: Mode
+    """How images were removed."""
     metrics: tuple[str, ...]
     mean_metrics: tuple[str, ...]
     """Those of the paper's four that are there."""
@@ -167,6 +170,7 @@ def analyse(outcomes: Sequence[Outcome], unrelated: Sequence[Unrelated], *, refe
         top_k=random[0].top.shape[1],
         num_items=sum(len(outcome.top) for outcome in random),
         reference=reference,
+        mode=random[0].mode,
         metrics=metrics,
         mean_metrics=mean_metrics,
         mean_label=_mean_label(mean_metrics),

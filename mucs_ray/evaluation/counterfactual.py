@@ -39,6 +39,6 @@ def drawn_in_turn(ranked: Sequence[Int64[np.ndarray, " k"]], size: int) -> froze
 
 
 def unrelated_pairs(num_items: int, num_shifts: int) -> list[tuple[int, int]]:
-    """(i, i + shift) around the circle: pairs of different targets (spec 11.2, reference level)."""
-    shifts = range(1, min(num_shifts, num_items - 1) + 1)
+    """(i, i + shift) around the circle (spec 11.2, reference level), at most half way: then pairs come again."""
+    shifts = range(1, min(num_shifts, num_items // 2) + 1)
     return [(number, (number + shift) % num_items) for shift in shifts for number in range(num_items)]

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int64
 
+from mucs_ray.evaluation.config import Mode
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Outcome:
@@ -16,6 +18,8 @@ class Outcome:
 
     seed: int
     method: str
+    mode: Mode = "union"
+    """How images were removed; in "per-item" each target has a retraining of its own."""
     num_images: int
     """Training images there are."""
     removed: int

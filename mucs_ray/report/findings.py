@@ -8,8 +8,15 @@ from mucs_ray.report.wording import NBSP, count, label, metric_name, percent, pr
 CLEAR = 0.05
 MUCH_LESS = 0.8
 """Of random's removed share: the paper's DINO (26 against 33 %) is just below, its MUCS (31 %) is above."""
+FEW_ITEMS = 5
 FEW_SEEDS = 6
 """The paper's number; an interval from fewer seeds rests on too few different draws."""
+
+MODES = {
+    "union": "",
+    "matched": "Matched removal: from every method's ranked lists as many images were removed.",
+    "per-item": "Each image was tested by a retraining of its own, without its own top images only.",
+}
 
 
 def headline(analysis: Analysis, *, method_labels: Mapping[str, str]) -> str:
@@ -30,14 +37,16 @@ def _sentence(analysis: Analysis, method_labels: Mapping[str, str]) -> str:
     found = best.metrics[metric]
     among = f" (the best of {len(analysis.compared)} methods)" if len(analysis.compared) > 1 else ""
     name = label(best.method, method_labels)
-    removed = f"Removing the {count(best.removed)} training images that {name}{among} ranks highest"
+    each = " for each of them" if analysis.mode == "per-item" else ""
+    removed = f"Removing the {count(best.removed)} training images that {name}{among} ranks highest{each}"
     against = f"removing {count(random.removed)} random ones"
     numbers = f"AUC {found.auc:.2f} by {metric_name(metric)} ({_evidence(analysis, found)})"
     if (found.p or 0.0) <= CLEAR:
         return f"{removed} changed the generated images more than {against}: {numbers}."
     if found.auc > 0.5:
         return f"{removed} made no clear difference compared with {against}: {numbers}."
-    less = "they even changed less" if (found.p or 0.0) >= 1 - CLEAR else "no clear difference"
+    enough = found.n >= FEW_ITEMS  # with fewer, the p of the other side is not 1 - p
+    less = "they even changed less" if enough and (found.p or 0.0) >= 1 - CLEAR else "no clear difference"
     return f"{removed} did not change the generated images more than {against}: {less}, {numbers}."
 
 
@@ -56,7 +65,7 @@ def _evidence(analysis: Analysis, found: Comparison) -> str:
 
 def remarks(analysis: Analysis, *, method_labels: Mapping[str, str]) -> tuple[str, ...]:
     """Few seeds, several methods, and methods that removed much less than random did (spec 11.3)."""
-    found = [_seeds_remark(len(analysis.seeds))]
+    found = [MODES[analysis.mode], _seeds_remark(len(analysis.seeds))]
     if len(analysis.compared) > 1:
         tests = len(analysis.compared) * len(analysis.metrics)
         found.append(f"The p-values of {tests} tests are given as they are, not corrected for their number.")
@@ -67,8 +76,8 @@ def remarks(analysis: Analysis, *, method_labels: Mapping[str, str]) -> tuple[st
 def _seeds_remark(num: int) -> str:
     if num == 1:
         return (
-            "One seed: all images come from one pair of retrained models, so p tells only whether the result holds for "
-            "other images, not whether it holds for another training run; no interval over seeds can be given."
+            "One seed: p tells only whether the result holds for other images, not whether it holds for another "
+            "training run; no interval over seeds can be given."
         )
     if num < FEW_SEEDS:
         return f"Only {num} seeds: the intervals over seeds are rough; the paper has {FEW_SEEDS}."

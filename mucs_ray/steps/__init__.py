@@ -4,7 +4,7 @@ Every step returns ({file name: sha256}, facts) for the stage's manifest.
 """
 
 from mucs_ray.engine.session import Cluster
-from mucs_ray.pipeline import Pipeline
+from mucs_ray.pipeline import UNRELATED, Pipeline
 from mucs_ray.steps import counterfactual, model, mucs, ranking
 from mucs_ray.steps.files import Output
 
@@ -22,9 +22,8 @@ def work(pipeline: Pipeline, name: str, cluster: Cluster) -> Output:
             return ranking.rank(pipeline, method)
         case ["regenerate", method]:
             return counterfactual.regenerate(pipeline, method, cluster)
-        case ["evaluate", "unrelated"]:
-            return counterfactual.unrelated(pipeline, cluster)
-        case ["evaluate", method]:
-            return counterfactual.evaluate(pipeline, method, cluster)
+        case ["evaluate", key]:
+            compare = counterfactual.unrelated if key == UNRELATED else counterfactual.evaluate
+            return compare(pipeline, key, cluster)
         case _:
             raise AssertionError(f"no step for stage {name}")

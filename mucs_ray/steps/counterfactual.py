@@ -65,15 +65,17 @@ def evaluate(pipeline: Pipeline, method: str, cluster: Cluster) -> Output:
     planned = regenerated_items(pipeline)
     before, after = pipeline.stages["generate"], pipeline.stages[f"regenerate/{method}"]
     pairs = [((before, each.number), (after, each.number)) for each in planned]
-    return compared(pipeline, method, pairs, [each.role for each in planned], cluster)
+    counts = [pipeline.stages[name].facts()["removed"] for name in pipeline.retrained(method)]
+    files, facts = compared(pipeline, method, pairs, [each.role for each in planned], cluster)
+    return files, {**facts, "removed": round(sum(counts) / len(counts))}
 
 
-def unrelated(pipeline: Pipeline, cluster: Cluster) -> Output:
+def unrelated(pipeline: Pipeline, key: str, cluster: Cluster) -> Output:
     """How similar different targets are: the level at which nothing of an image is left."""
     stage, recipe = pipeline.stages["generate"], pipeline.recipe
     numbers = unrelated_pairs(recipe.generate.items, recipe.evaluate.unrelated)
     pairs = [((stage, one), (stage, other)) for one, other in numbers]
-    return compared(pipeline, "unrelated", pairs, ["unrelated"] * len(pairs), cluster)
+    return compared(pipeline, key, pairs, [key] * len(pairs), cluster)
 
 
 def compared(

@@ -1,7 +1,7 @@
 """The parts of MUCS's attribution, but for the ranking: null loss, unlearning, scoring."""
 
 from mucs_ray.engine import scoring, unlearning
-from mucs_ray.engine.board import results
+from mucs_ray.engine.board import as_task, results
 from mucs_ray.engine.models import load_arrays
 from mucs_ray.engine.progress import bar
 from mucs_ray.engine.session import Cluster
@@ -15,7 +15,7 @@ def null(pipeline: Pipeline, cluster: Cluster) -> Output:
     config = pipeline.recipe.unlearn
     if isinstance(config.null_loss, float):
         return {}, {"null_loss": config.null_loss}
-    task = unlearning.null_loss_task.options(**cluster.worker_options)
+    task = as_task(unlearning.null_loss_task, cluster)
     arguments = (pipeline.dataset, pipeline.recipe.model, config, pipeline.recipe.seed)
     (value,) = results([task.remote(*arguments)])
     return {}, {"null_loss": value}

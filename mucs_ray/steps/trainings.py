@@ -21,7 +21,7 @@ def is_training(pipeline: Pipeline, name: str) -> bool:
 
 def train(todo: Sequence[tuple[Pipeline, str]], cluster: Cluster) -> Iterator[tuple[Pipeline, str, Output]]:
     """Train all of these, and tell each as soon as it is done."""
-    runs = [prepared(pipeline, name, cluster) for pipeline, name in todo]
+    runs = [prepared(pipeline, name, cluster, trainings=len(todo)) for pipeline, name in todo]
     first, title = todo[0][0], todo[0][1].split("/")[0]
     updates = sum(pipeline.recipe.train.updates for pipeline, _ in todo)
     engine = first.recipe.engine
@@ -32,9 +32,11 @@ def train(todo: Sequence[tuple[Pipeline, str]], cluster: Cluster) -> Iterator[tu
             if name.startswith("retrain/"):
                 told |= {"removed": len(run.job.removed)}
             yield pipeline, name, (digests(run.job.stage, parts(pipeline, name)), told)
+            if name.startswith("retrain/"):  # the manifest stands: nothing resumes from the state any more
+                storage.remove(run.job.stage.url(run.job.stage.part("state", "safetensors")))
 
 
-def prepared(pipeline: Pipeline, name: str, cluster: Cluster) -> training.TrainRun:
+def prepared(pipeline: Pipeline, name: str, cluster: Cluster, *, trainings: int) -> training.TrainRun:
     """What a training needs; what it leaves out is written down first."""
     recipe, stage = pipeline.recipe, pipeline.stages[name]
     removed: frozenset[int] = frozenset()
@@ -42,7 +44,7 @@ def prepared(pipeline: Pipeline, name: str, cluster: Cluster) -> training.TrainR
     if name.startswith("retrain/"):
         removed = removed_images(pipeline, name)
         # the same cut of batches over workers as in pretraining, so that nothing differs but the images
-        num_workers = pipeline.stages["pretrain"].facts()["workers"]
+        num_workers = num_workers or pipeline.stages["pretrain"].facts()["workers"]
     stage.begin(parts(pipeline, name))
     if name.startswith("retrain/"):
         storage.publish(stage.url(stage.part("removed", "csv")), removed_csv(removed))
@@ -54,7 +56,8 @@ def prepared(pipeline: Pipeline, name: str, cluster: Cluster) -> training.TrainR
         seed=recipe.seed,
         removed=removed,
     )
-    return training.TrainRun(job=job, num_workers=training.workers_for(recipe.train, num_workers, cluster))
+    workers = training.workers_for(recipe.train, num_workers, cluster, trainings=trainings)
+    return training.TrainRun(job=job, num_workers=workers)
 
 
 def parts(pipeline: Pipeline, name: str) -> list[str]:

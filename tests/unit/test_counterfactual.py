@@ -82,5 +82,5 @@ def test_random_scores_do_not_depend_on_the_order_or_the_cut(order: list[int], c
 def test_unrelated_pairs_are_ten_rolls():
     pairs = unrelated_pairs(20, 10)
     assert len(set(pairs)) == 200 and all((other - one) % 20 in range(1, 11) for one, other in pairs)
-    assert unrelated_pairs(3, 10) == [(0, 1), (1, 2), (2, 0), (0, 2), (1, 0), (2, 1)]
+    assert unrelated_pairs(3, 10) == [(0, 1), (1, 2), (2, 0)]
     assert unrelated_pairs(1, 10) == []

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from mucs_ray import storage
 from mucs_ray.data.table import Dataset
 from mucs_ray.errors import InputError, MachineError
 from mucs_ray.experiment import Experiment, parse_seeds
@@ -30,9 +31,18 @@ def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
 
 
-def opened(data: Dataset, folder: Path, *, methods: tuple[str, ...] = ("mucs",), **changes: object) -> Pipeline:
+def opened(
+    data: Dataset,
+    folder: Path,
+    *,
+    methods: tuple[str, ...] = ("mucs",),
+    weights_dir: str | None = None,
+    **changes: object,
+) -> Pipeline:
     recipe = tiny_recipe(data.url, **{"evaluate": {"metrics": ["mse"]}, **changes})
-    return Pipeline.open(recipe, data, str(folder), console=Console(file=io.StringIO()), methods=methods)
+    return Pipeline.open(
+        recipe, data, str(folder), console=Console(file=io.StringIO()), methods=methods, weights_dir=weights_dir
+    )
 
 
 def finish(pipeline: Pipeline, *names: str) -> None:
@@ -84,6 +94,7 @@ def test_each_item_is_a_training_of_its_own(data: Dataset, tmp_path: Path):
     ("change", "first", "kept"),
     [
         ({"remove": {"mode": "matched"}}, "retrain/random", ["attribute/mucs", "attribute/random", "generate"]),
+        ({"remove": {"mode": "matched", "size": 9}}, "retrain/random", ["attribute/mucs"]),
         ({"rank": {"top_percent": 5.0}}, "attribute/random", ["attribute/mucs/score", "generate"]),
         ({"score": {"noises": 4}}, "attribute/mucs/score", ["attribute/random", "retrain/random", "pretrain"]),
         ({"generate": {"controls": 2}}, "generate", ["attribute/mucs", "attribute/random", "retrain/mucs"]),
@@ -95,6 +106,32 @@ def test_each_item_is_a_training_of_its_own(data: Dataset, tmp_path: Path):
 def test_what_a_setting_makes_stale(data: Dataset, tmp_path: Path, change: dict, first: str | None, kept: list[str]):
     stale = changed(opened(data, tmp_path), opened(data, tmp_path, **change))
     assert stale[:1] == ([first] if first else []) and not set(kept) & set(stale)
+
+
+def test_other_weights_make_only_the_comparison_stale(data: Dataset, tmp_path: Path):
+    recipe = {"evaluate": {"metrics": ["mse", "lpips-squeeze"]}}
+    runs = []
+    for content in (b"one", b"another"):
+        folder = tmp_path / content.decode()
+        folder.mkdir()
+        (folder / "squeezenet1_1.safetensors").write_bytes(content)
+        runs.append(opened(data, tmp_path / "run", weights_dir=str(folder), **recipe))
+    stale = changed(*runs)
+    assert stale == ["evaluate/random", "evaluate/mucs", "evaluate/unrelated"]
+
+
+def test_the_weights_folder_is_remembered_from_any_folder(
+    data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A later command that does not name it would else lose what was measured with it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "weights").mkdir()
+    first = opened(data, tmp_path / "run", weights_dir="weights")
+    storage.publish_json(storage.join(first.run_url, "recipe.json"), first.describe())
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert opened(data, tmp_path / "run").weights_dir == str(tmp_path / "weights") == first.weights_dir
+    assert reopen(str(tmp_path / "run"), console=Console()).weights_dir == first.weights_dir
 
 
 def test_the_report_shows_what_is_done_whoever_asks(data: Dataset, tmp_path: Path):
@@ -125,8 +162,6 @@ def test_absent_weights_cost_only_the_evaluation(data: Dataset, tmp_path: Path, 
 
 
 def test_status_finds_the_same_stages(data: Dataset, tmp_path: Path):
-    from mucs_ray import storage
-
     pipeline = opened(data, tmp_path, methods=("mucs",))
     storage.publish_json(storage.join(pipeline.run_url, "recipe.json"), pipeline.describe())
     again = reopen(str(tmp_path), console=Console())
@@ -158,3 +193,5 @@ def test_methods_by_name():
     assert method_names(None) == ("mucs",) and method_names(["mucs,random"]) == ("random", "mucs")
     with pytest.raises(InputError, match="unknown method 'magic'; known: random, mucs"):
         method_names(["mucs,magic"])
+    with pytest.raises(InputError, match="names no method"):
+        method_names([" ,"])

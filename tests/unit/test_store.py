@@ -252,6 +252,15 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return tiny_dataset(tmp_path_factory.mktemp("data"))
 
 
+@pytest.fixture(autouse=True)
+def no_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Of similarity metrics, wherever the user has some."""
+    monkeypatch.delenv("MUCS_RAY_WEIGHTS", raising=False)
+    monkeypatch.delenv("MUCS_RAY_CLIP_WEIGHTS", raising=False)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+
+
 def every_stage(pipeline: Pipeline) -> dict[str, str]:
     every = pipeline.stages | pipeline.evaluations
     report = pipeline.report(planned=list(every))
@@ -328,8 +337,8 @@ STALE: dict[str, tuple[Any, set[str]]] = {
     "score.keep_losses": (True, SCORED),
     "rank.top_percent": (5.0, RANKED | {"attribute/random"} | following("random")),
     "remove.mode": ("matched", REMOVED),
-    "remove.size": (9, REMOVED),
-    "evaluate.metrics": (["mse"], COMPARED),
+    "remove.size": (9, set()),  # read in mode "matched" only
+    "evaluate.metrics": (["mse"], set()),  # all there is for 8 px and without weights
     "evaluate.unrelated": (1, {"evaluate/unrelated", "report"}),
     "engine.train_workers": (2, set()),
     "engine.trainings": (1, set()),
