@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 LOCAL_ENVIRONMENT = {
     "RAY_AUTH_MODE": "disabled",  # one machine, loopback only
@@ -24,7 +25,6 @@ QUIET_ENVIRONMENT = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_COLOR_PREFIX": "0",
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
-    "RAY_worker_maximum_startup_concurrency": "8",  # or raylet warns of the few processes that two trainings have
 }
 ACTOR_CPUS, READER_CPUS = 0.9, 0.1
 """Of each CPU a worker leaves a tenth to the readers that feed it: if it took all, Ray Data would wait for ever."""
@@ -67,6 +67,7 @@ def session(address: str | None = None, *, verbose: bool = False) -> Iterator[Cl
     if not verbose:
         for name in ("ray", "ray.train", "ray.tune"):
             logging.getLogger(name).setLevel(logging.ERROR)
+        drop_warnings_of_many_processes()
     level = logging.INFO if verbose else logging.ERROR
     with nullcontext() if verbose else errors_only():
         if address == "local":
@@ -100,6 +101,19 @@ def errors_only() -> Iterator[None]:
         finally:
             os.dup2(kept, 2)
             os.close(kept)
+
+
+def drop_warnings_of_many_processes() -> None:
+    """Raylet warns of 8 processes on 2 CPUs, which two trainings at once have; there is no switch for that line."""
+    from ray._private import worker
+
+    show = worker.print_to_stdstream
+
+    def show_others(data: dict[str, Any], *arguments: Any, **options: Any) -> None:  # noqa: ANN401 - as Ray's own
+        if not any("worker processes have been started" in line for line in data.get("lines", ())):
+            show(data, *arguments, **options)
+
+    worker.print_to_stdstream = show_others
 
 
 def quiet_data() -> None:

@@ -50,6 +50,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (batches / "batches.meta.txt").write_text("\n".join(classes) + "\n")
     network = DiT(DiTConfig(**SMALL_MODEL))
     torch.save({"ema": network.state_dict(), "epoch": 1}, tmp_path / "cifar10.ckpt")
+    (tmp_path / "weights").mkdir()  # of similarity metrics: none, so those are left out
     for name in ("cat", "dog"):
         (tmp_path / "pictures" / name).mkdir(parents=True)
         for number in range(20):
@@ -82,3 +83,4 @@ def test_every_command_runs(home: Path):
         assert result.exit_code == expected, (arguments, result.output)
         assert told in result.stderr
     assert (home / "runs/cifar10/report.html").exists() and (home / "runs/mine/report.html").exists()
+    assert {path.name for path in (home / "runs/emoji").iterdir()} >= {"report.html", "report", "seed-1", "seed-3"}

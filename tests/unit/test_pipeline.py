@@ -40,9 +40,8 @@ def opened(
     **changes: object,
 ) -> Pipeline:
     recipe = tiny_recipe(data.url, **{"evaluate": {"metrics": ["mse"]}, **changes})
-    return Pipeline.open(
-        recipe, data, str(folder), console=Console(file=io.StringIO()), methods=methods, weights_dir=weights_dir
-    )
+    console = Console(file=io.StringIO())
+    return Pipeline.open(recipe, data, str(folder), console=console, methods=methods, weights_dir=weights_dir)
 
 
 def finish(pipeline: Pipeline, *names: str) -> None:
