@@ -36,6 +36,7 @@ from mucs_ray.training.config import TrainConfig
 from mucs_ray.training.step import Group, TrainState, name_torch_stream, training
 
 POST_INTERVAL_S = 0.5
+PATIENCE_S = 10.0
 STARTS = 5
 """Attempts to place the workers before giving up; Ray's own default is for ever."""
 
@@ -202,8 +203,12 @@ class Training:
         rate = (self.step - self.first) * self.job.train.batch_size / seconds if seconds else 0.0
         return {**facts, "images_per_second": round(rate, 1), "seconds": round(time.monotonic() - self.started, 2)}
 
-    def stop(self) -> None:
-        """End what is left of it: its process, with that the workers, and Ray Train's own files."""
+    def stop(self, patience_s: float = 0.0) -> None:
+        """End what is left of it: its process, with that the workers, and Ray Train's own files.
+
+        Ray Train gives its CPUs back when it ends by itself, but not surely when it is killed: it is waited for a while.
+        """
+        ray.wait([self.task], timeout=patience_s)
         ray.cancel(self.task, force=True)
         remove_folder(self.folder)
 
@@ -233,7 +238,7 @@ def train_all(
                     facts = training.result() if training.ended else None
                 except MucsError as error:
                     failure, facts = failure or error, None
-                    running.pop(number).stop()
+                    running.pop(number).stop(patience_s=PATIENCE_S)
                 if facts is not None:
                     ended[number] = running.pop(number)
                     training.stop()
