@@ -206,7 +206,7 @@ class Training:
     def stop(self, patience_s: float = 0.0) -> None:
         """End what is left of it: its process, with that the workers, and Ray Train's own files.
 
-        Ray Train gives its CPUs back when it ends by itself, but not surely when it is killed: it is waited for a while.
+        Ray Train gives its CPUs back when it ends by itself, but not surely when it is killed: so it is waited for.
         """
         ray.wait([self.task], timeout=patience_s)
         ray.cancel(self.task, force=True)
