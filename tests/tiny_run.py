@@ -12,10 +12,11 @@ from mucs_ray.pipeline import Pipeline
 from tiny import tiny_recipe
 
 
-def open_tiny(dataset: Dataset, run: Path, **changes: object) -> Pipeline:
+def open_tiny(dataset: Dataset, run: Path, *, methods: tuple[str, ...] = ("mucs",), **changes: object) -> Pipeline:
     """A pipeline on the tiny data set; engine.train_workers is 1 unless changed."""
     changes = {"engine": {"train_workers": 1}, **changes}
-    return Pipeline.open(tiny_recipe(dataset.url, **changes), dataset, str(run), console=Console(file=io.StringIO()))
+    console = Console(file=io.StringIO())
+    return Pipeline.open(tiny_recipe(dataset.url, **changes), dataset, str(run), console=console, methods=methods)
 
 
 def work(pipeline: Pipeline, target: str, cluster: Cluster) -> list[str]:

@@ -74,7 +74,7 @@ def test_there_are_commands():
 
 def test_every_command_runs(home: Path):
     for arguments in commands():
-        expanded = [argument.replace("~", str(home)).replace("1..3", "1..2") for argument in arguments]
+        expanded = [argument.replace("~", str(home)).replace("1..3", "1..1") for argument in arguments]
         if "coco" in arguments:  # nobody can prepare it without CLIP's weights; its options are checked all the same
             expected, told = 2, "no data set at"
         else:
@@ -83,4 +83,4 @@ def test_every_command_runs(home: Path):
         assert result.exit_code == expected, (arguments, result.output)
         assert told in result.stderr
     assert (home / "runs/cifar10/report.html").exists() and (home / "runs/mine/report.html").exists()
-    assert {path.name for path in (home / "runs/emoji").iterdir()} >= {"report.html", "report", "seed-1", "seed-2"}
+    assert {path.name for path in (home / "runs/emoji").iterdir()} >= {"report.html", "report", "seed-1"}

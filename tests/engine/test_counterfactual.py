@@ -17,6 +17,7 @@ from mucs_ray.engine.training import TrainJob, run_training
 from mucs_ray.errors import InputError
 from mucs_ray.evaluation.counterfactual import expected_union, union
 from mucs_ray.pipeline import Pipeline
+from mucs_ray.steps.removal import removed_images
 from mucs_ray.store import checkpoint
 from mucs_ray.store.items import load_item
 from mucs_ray.store.run import Stage
@@ -71,25 +72,34 @@ def test_the_whole_test_equals_the_plain_loop(evaluated: Pipeline, method: str, 
     np.testing.assert_allclose(found.controls["mse"], expected["control"], rtol=1e-5)
 
 
-def test_matched_removal_takes_as_many_for_every_method(data: Dataset, tmp_path: Path, cluster: Cluster):
-    pipeline = open_tiny(data, tmp_path, remove={"mode": "matched"}, **MSE)
-    work(pipeline, "retrain", cluster)
-    counts = {method: pipeline.stages[f"retrain/{method}"].facts()["removed"] for method in ("random", "mucs")}
-    assert set(counts.values()) == {expected_union(60, 10, 2)}
+def matched(evaluated: Pipeline, data: Dataset, size: int) -> Pipeline:
+    """The same run, asked to remove another way."""
+    return open_tiny(data, Path(evaluated.run_url), remove={"mode": "matched", "size": size}, **MSE)
+
+
+def test_matched_removal_takes_as_many_for_every_method(evaluated: Pipeline, data: Dataset):
+    for size, expected in ((0, expected_union(60, 10, 2)), (33, 33)):
+        pipeline = matched(evaluated, data, size)
+        removed = {method: removed_images(pipeline, f"retrain/{method}") for method in ("random", "mucs")}
+        assert [len(each) for each in removed.values()] == [expected, expected]
+        assert removed["random"] != removed["mucs"]
+    tops = top_lists(evaluated.stages["attribute/mucs"])
+    assert removed["mucs"] > union(tops)
 
 
 def test_each_item_by_itself(data: Dataset, tmp_path: Path, cluster: Cluster):
     """A training an item, without its own list only; controls are not generated again."""
-    pipeline = open_tiny(data, tmp_path, remove={"mode": "per-item"}, train={"updates": 4}, **MSE)
+    changes = {"remove": {"mode": "per-item"}, "train": {"updates": 4}, **MSE}
+    pipeline = open_tiny(data, tmp_path, methods=("random",), **changes)
     work(pipeline, "evaluate", cluster)
-    lists = top_lists(pipeline.stages["attribute/mucs"])
+    lists = top_lists(pipeline.stages["attribute/random"])
     for number, top in enumerate(lists):
-        stage = pipeline.stages[f"retrain/mucs/item-{number:04d}"]
+        stage = pipeline.stages[f"retrain/random/item-{number:04d}"]
         written = Path(stage.url(stage.part("removed", "csv"))).read_text().split()[1:]
         assert {int(idx) for idx in written} == set(top.tolist()) and stage.facts()["removed"] == len(top)
-    found = outcome(pipeline, "mucs")
+    found = outcome(pipeline, "random")
     assert found.removed == len(lists[0]) and len(found.similarity["mse"]) == 2 and len(found.controls["mse"]) == 0
-    images = [load_item(pipeline.stages["regenerate/mucs"], number).image for number in range(2)]
+    images = [load_item(pipeline.stages["regenerate/random"], number).image for number in range(2)]
     denoiser = retrained_plainly(pipeline, tmp_path / "plain", frozenset(lists[1].tolist()))
     test = LocalImages(pipeline.dataset, "test")
     planned = generation.plan_items(pipeline.dataset, pipeline.recipe.generate, pipeline.recipe.seed)[1]
@@ -98,12 +108,10 @@ def test_each_item_by_itself(data: Dataset, tmp_path: Path, cluster: Cluster):
     assert torch.equal(again.image, images[1])
 
 
-def test_too_few_images_left(data: Dataset, tmp_path: Path, cluster: Cluster):
-    pipeline = open_tiny(data, tmp_path, rank={"top_percent": 90.0}, train={"updates": 4}, **MSE)
-    message = r"retrain/random would remove \d+ of 60 training images, and a batch takes 8; lower rank\.top_percent"
+def test_too_few_images_left(evaluated: Pipeline, data: Dataset):
+    message = r"retrain/mucs would remove 55 of 60 training images, and a batch takes 8; lower rank\.top_percent"
     with pytest.raises(InputError, match=message):
-        work(pipeline, "retrain", cluster)
-    assert pipeline.stages["attribute/mucs"].state().status == "done"
+        removed_images(matched(evaluated, data, 55), "retrain/mucs")
 
 
 def test_removing_planted_duplicates_changes_an_image_more_than_random_removal(tmp_path: Path):
