@@ -144,7 +144,11 @@ def grid(pipeline: Pipeline, found: Sequence[Outcome]) -> Grid:
     """The targets of one seed, and what each method's removal made of them."""
     numbers = range(pipeline.recipe.generate.items)
     before = pipeline.stages["generate"]
-    rows = [GridRow(label="Generated", note="", cells=tuple(GridCell(image=picture(before, n)) for n in numbers))]
+    rows = [
+        GridRow(
+            label="Generated", note="", cells=tuple(GridCell(image=picture(before, n), note=str(n)) for n in numbers)
+        )
+    ]
     for each in found:
         after = pipeline.stages[f"regenerate/{each.method}"]
         cells = tuple(GridCell(image=picture(after, n), note=note(each, n)) for n in numbers)
