@@ -6,7 +6,7 @@ Exit codes: 0 done, 1 failed (the run directory is consistent, run again), 2 bad
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
@@ -22,6 +22,7 @@ from mucs_ray.errors import MucsError
 if TYPE_CHECKING:
     from mucs_ray.evaluation.analysis import Analysis
     from mucs_ray.pipeline import Pipeline
+    from mucs_ray.store.run import State
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -151,7 +152,7 @@ def open_pipeline(speaking: Terminal, options: Options, *, seeds: Sequence[int] 
 def work(command: str, speaking: Terminal, pipeline: "Pipeline") -> None:
     """Print the plan, do what is missing, tell the result."""
     plan = pipeline.plan(command)
-    show_plan(speaking.console, pipeline, command)
+    show_plan(speaking.console, pipeline, plan)
     if command == "evaluate":
         tell_left_out(speaking.console, pipeline)
     from mucs_ray import driver
@@ -181,12 +182,12 @@ def work_on_seeds(speaking: Terminal, options: Options, seeds: Sequence[int]) ->
     url = pipelines[0].run_url.rpartition("/")[0]
     experiment = Experiment(run_url=url, pipelines=tuple(pipelines))
     for pipeline in pipelines:
-        show_plan(speaking.console, pipeline, "evaluate")
+        show_plan(speaking.console, pipeline, pipeline.plan("evaluate"))
     tell_left_out(speaking.console, pipelines[0])
     done = experiment.run()
     if not done:
         speaking.console.print("nothing to do")
-    analysis = experiment.analysis()
+    analysis = experiment.analysis
     document = {**experiment.as_json(analysis), "done_now": done, "report": f"{experiment.run_url}/report.html"}
     show_answer(speaking.console, document, analysis)
     speaking.result(document)
@@ -200,12 +201,11 @@ def tell_left_out(console: Console, pipeline: "Pipeline") -> None:
         console.print(f"[yellow]{escape(line)}[/]", highlight=False, soft_wrap=True)
 
 
-def show_plan(console: Console, pipeline: "Pipeline", command: str) -> None:
+def show_plan(console: Console, pipeline: "Pipeline", plan: "Mapping[str, State]") -> None:
     """One line a stage: where it stands and why."""
     console.print(
         f"[bold]{escape(pipeline.recipe.name)}[/]  {escape(pipeline.run_url)}", highlight=False, soft_wrap=True
     )
-    plan = pipeline.plan(command)
     width = max(len(name) for name in plan)
     for name, state in plan.items():
         colour = "green" if state.status == "done" else "yellow"
@@ -376,7 +376,7 @@ def plan(
         from mucs_ray.estimate import estimate
 
         estimated = estimate(pipeline)
-        show_plan(speaking.console, pipeline, "attribute")
+        show_plan(speaking.console, pipeline, pipeline.plan("attribute"))
         table = Table("stage", "work", "forwards", "FLOP", "written", "time here", box=None)
         for each in estimated.stages:
             table.add_row(*each.cells())
@@ -398,8 +398,9 @@ def status(run: Annotated[str, typer.Option("--run", help="Run directory.")], as
         told = []
         for pipeline in runs:
             command = "evaluate" if several else pipeline.furthest()
-            show_plan(console, pipeline, command)
-            states = {name: asdict(state) for name, state in pipeline.plan(command).items()}
+            plan = pipeline.plan(command)
+            show_plan(console, pipeline, plan)
+            states = {name: asdict(state) for name, state in plan.items()}
             told.append({"run": pipeline.run_url, "stages": states})
         speaking.result({"run": run, "seeds": told} if several else told[0])
 

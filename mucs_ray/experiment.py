@@ -8,6 +8,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 from rich.console import Console
@@ -67,6 +68,7 @@ class Experiment:
             done.append("report")
         return done
 
+    @cached_property
     def analysis(self) -> Analysis:
         """The statistics over all seeds, once everything is done."""
         found = comparison.analysis_of(self.pipelines)
@@ -75,7 +77,7 @@ class Experiment:
 
     def write(self) -> tuple[dict[str, str], dict[str, Any]]:
         """Publish the report over all seeds."""
-        analysis = self.analysis()
+        analysis = self.analysis
         return summary.publish(self.report(), self.run_url, self.document(analysis), self.as_json(analysis), analysis)
 
     def document(self, analysis: Analysis) -> Report:

@@ -6,8 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from mucs_ray.evaluation.analysis import Analysis, Comparison, MethodAnalysis
-from mucs_ray.report.document import Cell, Table
-from mucs_ray.report.wording import SEPARATOR
+from mucs_ray.report.document import NOTE_SEPARATOR, Cell, Table
 
 COLUMNS = ("method", "metric", "statistic", "value", "low", "high", "n", "seeds", "removed")
 UNRELATED = "(unrelated images)"
@@ -139,7 +138,7 @@ def _cell(cell: Cell) -> str:
     text = f"\\textbf{{{_escaped(cell.text)}}}" if cell.strong else _escaped(cell.text)
     if not cell.note:
         return text
-    small = (f"\\scriptsize {_escaped(part)}" for part in cell.note.split(SEPARATOR))
+    small = (f"\\scriptsize {_escaped(part)}" for part in cell.note.split(NOTE_SEPARATOR))
     lines = " \\\\ ".join((text, *small))
     return f"\\shortstack[r]{{{lines}}}"
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from mucs_ray.evaluation.analysis import Analysis
+from mucs_ray.report.document import NOTE_SEPARATOR
 
 NBSP = "\u00a0"
 MINUS = "\u2212"
@@ -17,7 +18,6 @@ METRICS = {
     "lpips-squeeze": "LPIPS (SqueezeNet)",
 }
 SMALLEST_P = 0.001
-SEPARATOR = " · "
 
 
 def metric_name(metric: str) -> str:
@@ -94,7 +94,7 @@ def listed(names: Sequence[str]) -> str:
 
 def small_print(*parts: str) -> str:
     """The parts there are, for the note of a cell."""
-    return SEPARATOR.join(part for part in parts if part)
+    return NOTE_SEPARATOR.join(part for part in parts if part)
 
 
 def note(*sentences: str) -> str:

@@ -5,16 +5,18 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from ray import ObjectRef
 
 from mucs_ray import storage
-from mucs_ray.engine import evaluation, generation
+from mucs_ray.engine import evaluation
 from mucs_ray.engine.progress import bar
 from mucs_ray.engine.session import Cluster
 from mucs_ray.errors import RunFailed
 from mucs_ray.evaluation.counterfactual import unrelated_pairs
 from mucs_ray.pipeline import Pipeline
-from mucs_ray.steps.files import Output, digests, weights_ref
-from mucs_ray.store.items import PlannedItem, item_file
+from mucs_ray.steps.files import Output, weights_ref
+from mucs_ray.steps.model import generate_items
+from mucs_ray.store.items import PlannedItem
 
 SIMILARITY = pa.schema(
     {
@@ -41,23 +43,14 @@ def regenerated_items(pipeline: Pipeline) -> list[PlannedItem]:
 
 def regenerate(pipeline: Pipeline, method: str, cluster: Cluster) -> Output:
     """The same items, conditions and noise from the retrained network, or each target from its own."""
-    recipe, stage = pipeline.recipe, pipeline.stages[f"regenerate/{method}"]
-    planned = regenerated_items(pipeline)
-    names = [item_file(stage, each.number) for each in planned]
-    todo = set(stage.begin(names))
-    missing = [each for each in planned if item_file(stage, each.number) in todo]
     retrained = pipeline.retrained(method)
-    if recipe.remove.mode == "per-item":
-        groups = [(weights_ref(pipeline, retrained[each.number]), [each]) for each in missing]
-    else:
-        groups = [(weights_ref(pipeline, retrained[0]), missing)]
-    job = generation.GenerateJob(
-        dataset=pipeline.dataset, model=recipe.model, config=recipe.generate, seed=recipe.seed, stage=stage
-    )
-    with bar(pipeline.console, f"regenerate {method}", len(planned), "items") as shown:
-        shown.start_at(len(names) - len(todo))
-        made = generation.generate(job, groups, cluster=cluster, bar=shown)
-    return digests(stage, names, made), {}
+
+    def grouped(todo: list[PlannedItem]) -> list[tuple[ObjectRef, list[PlannedItem]]]:
+        if pipeline.recipe.remove.mode == "per-item":
+            return [(weights_ref(pipeline, retrained[each.number]), [each]) for each in todo]
+        return [(weights_ref(pipeline, retrained[0]), todo)]
+
+    return generate_items(pipeline, f"regenerate/{method}", regenerated_items(pipeline), grouped, cluster), {}
 
 
 def evaluate(pipeline: Pipeline, method: str, cluster: Cluster) -> Output:

@@ -1,6 +1,9 @@
 """The model and its images: F1 from elsewhere, and the items it generates. Trainings: `mucs_ray.steps.trainings`."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+
+from ray import ObjectRef
 
 from mucs_ray.engine import generation
 from mucs_ray.engine.progress import bar
@@ -8,7 +11,7 @@ from mucs_ray.engine.session import Cluster
 from mucs_ray.pipeline import Pipeline
 from mucs_ray.steps.files import Output, digests, weights_ref
 from mucs_ray.store import checkpoint
-from mucs_ray.store.items import item_file
+from mucs_ray.store.items import PlannedItem, item_file
 from mucs_ray.store.weights import model_facts
 from mucs_ray.weights import load_weights
 
@@ -26,15 +29,28 @@ def import_weights(pipeline: Pipeline) -> Output:
 
 def generate(pipeline: Pipeline, cluster: Cluster) -> Output:
     """Generate targets and controls; what an earlier call has generated is kept."""
-    recipe, stage = pipeline.recipe, pipeline.stages["generate"]
+    recipe = pipeline.recipe
     planned = generation.plan_items(pipeline.dataset, recipe.generate, recipe.seed)
+    files = generate_items(pipeline, "generate", planned, lambda todo: [(weights_ref(pipeline), todo)], cluster)
+    return files, {"items": [asdict(each) for each in planned]}
+
+
+def generate_items(
+    pipeline: Pipeline,
+    name: str,
+    planned: Sequence[PlannedItem],
+    grouped: Callable[[list[PlannedItem]], list[tuple[ObjectRef, list[PlannedItem]]]],
+    cluster: Cluster,
+) -> dict[str, str]:
+    """The missing items of a stage, each of the `grouped` ones with its weights; sha256 by file, of all items."""
+    recipe, stage = pipeline.recipe, pipeline.stages[name]
     names = [item_file(stage, each.number) for each in planned]
     todo = set(stage.begin(names))
-    missing = [each for each in planned if item_file(stage, each.number) in todo]
     job = generation.GenerateJob(
         dataset=pipeline.dataset, model=recipe.model, config=recipe.generate, seed=recipe.seed, stage=stage
     )
-    with bar(pipeline.console, "generate", len(planned), "items") as shown:
+    missing = [each for each in planned if item_file(stage, each.number) in todo]
+    with bar(pipeline.console, name.replace("/", " "), len(planned), "items") as shown:
         shown.start_at(len(names) - len(todo))
-        made = generation.generate(job, [(weights_ref(pipeline), missing)], cluster=cluster, bar=shown)
-    return digests(stage, names, made), {"items": [asdict(each) for each in planned]}
+        made = generation.generate(job, grouped(missing), cluster=cluster, bar=shown)
+    return digests(stage, names, made)
