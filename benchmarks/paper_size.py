@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mucs_ray.attribution.base import Item
 from mucs_ray.attribution.config import ScoreConfig
-from mucs_ray.attribution.mucs import MUCS
+from mucs_ray.attribution.loss_change import LossChange
 from mucs_ray.attribution.unlearn import unlearn
 from mucs_ray.config import build, read_recipe
 from mucs_ray.data.local import LocalImages
@@ -101,9 +101,9 @@ def main() -> None:
         scores = {}
         for precision in ("fp32", "bf16"):
             score = ScoreConfig(noises=chosen.noises, precision=precision)
-            method = MUCS(denoiser, [changed], config=score, image_size=32, seed=1)
+            method = LossChange(denoiser, [changed], config=score, image_size=32, seed=1)
             method.losses(block[:1])
-            took = seconds(lambda: scores.update({precision: method.score(block)}))  # noqa: B023
+            took = seconds(lambda: scores.update({precision: method.skew(method.losses(block))}))  # noqa: B023
             forwards = chosen.images * chosen.noises * 2
             rate = flop * forwards / took / 1e9
             print(f"scoring {precision}: {forwards} forwards, {took / forwards:.3f} s a forward, {rate:,.0f} GFLOP/s")

@@ -68,7 +68,7 @@ class Memory:
             self.driver = max(self.driver, resident_mib(os.getpid()))
             for entry in Path("/proc").iterdir():
                 try:
-                    if entry.name.isdigit() and "SkewScorer" in (entry / "cmdline").read_text():
+                    if entry.name.isdigit() and "MapBatches(Scorer)" in (entry / "cmdline").read_text():
                         self.scorer = max(self.scorer, resident_mib(int(entry.name)))
                 except OSError:
                     continue
@@ -88,9 +88,8 @@ def measure(folder: str, num: int, noises: int) -> str:
     recipe = build(from_card(values, dataset.card))
     quiet = Console(file=io.StringIO())
     pipeline = Pipeline.open(recipe, dataset, f"{folder}/run-{num}", console=quiet)
-    driver.run(pipeline, "unlearn")
     memory = Memory()
-    driver.run(pipeline, "score")
+    driver.run([pipeline], "attribute")
     memory.over.set()
     facts = pipeline.stages["attribute/mucs/score"].facts()
     rate, outside = facts["forwards"] / facts["wall_seconds"], facts["worker_seconds_outside"] / facts["worker_seconds"]

@@ -427,13 +427,13 @@ def doctor(run: CheckRunOption = None, as_json: JsonOption = False, verbose: Ver
 def methods(as_json: JsonOption = False) -> None:
     """The attribution methods."""
     with terminal(as_json=as_json) as speaking:
-        from mucs_ray.attribution.registry import METHODS
+        from mucs_ray.attribution.registry import known
 
         table = Table("method", "what it does", "needs", "cost", "source", box=None)
-        for method in METHODS.values():
+        for method in known().values():
             table.add_row(method.name, method.summary, method.needs, method.cost, method.source)
         speaking.console.print(table)
-        speaking.result({"methods": [asdict(method) for method in METHODS.values()]})
+        speaking.result({"methods": [method.facts() for method in known().values()]})
 
 
 @data_app.command("prepare")

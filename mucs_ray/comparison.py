@@ -6,12 +6,14 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import pyarrow as pa
 
-from mucs_ray.attribution.registry import METHODS, REFERENCE
+from mucs_ray.attribution.registry import REFERENCE, find
 from mucs_ray.data.table import open_parquet
 from mucs_ray.evaluation.analysis import Analysis, analyse
+from mucs_ray.evaluation.hubs import Hubs, find_hubs
 from mucs_ray.evaluation.outcome import Outcome, Unrelated
 from mucs_ray.pipeline import UNRELATED, Pipeline
-from mucs_ray.report.document import Evaluation, Grid, GridCell, GridRow
+from mucs_ray.report.document import Evaluation, Grid, GridCell, GridRow, HubSection
+from mucs_ray.report.hubs import TrainingImage, hub_section
 from mucs_ray.report.published import Published, published
 from mucs_ray.report.tables import densities, headline, remarks, tables
 from mucs_ray.store.items import load_item, to_pixels
@@ -25,7 +27,7 @@ def evaluated_methods(pipelines: Sequence[Pipeline]) -> list[str]:
     """Methods whose counterfactual test is done in every one of these runs; empty without the reference."""
     done = [
         method
-        for method in METHODS
+        for method in pipelines[0].there()
         if all(f"evaluate/{method}" in p.evaluated and is_done(p.stage(f"evaluate/{method}")) for p in pipelines)
     ]
     return done if REFERENCE in done else []
@@ -86,9 +88,7 @@ def by_metric(table: pa.Table, role: str) -> dict[str, np.ndarray]:
 
 def attribution_seconds(pipeline: Pipeline, method: str) -> float:
     """Wall time of all parts of an attribution."""
-    folder = f"attribute/{method}"
-    parts = [stage for name, stage in pipeline.stages.items() if name == folder or name.startswith(f"{folder}/")]
-    return sum(stage.facts()["seconds"] for stage in parts)
+    return sum(pipeline.stages[name].facts()["seconds"] for name in pipeline.parts_of(method))
 
 
 def analysis_of(pipelines: Sequence[Pipeline]) -> Analysis | None:
@@ -106,7 +106,7 @@ def sentence(analysis: Analysis) -> str:
 
 def labels(analysis: Analysis) -> dict[str, str]:
     """How the methods are called in tables."""
-    return {each.method: METHODS[each.method].label for each in analysis.methods}
+    return {each.method: find(each.method).label for each in analysis.methods}
 
 
 def paper_numbers(pipeline: Pipeline) -> Published | None:
@@ -153,7 +153,7 @@ def grid(pipeline: Pipeline, found: Sequence[Outcome]) -> Grid:
         after = pipeline.stages[f"regenerate/{each.method}"]
         cells = tuple(GridCell(image=picture(after, n), note=note(each, n)) for n in numbers)
         removed = f"without {each.removed:,} of {each.num_images:,}"
-        rows.append(GridRow(label=METHODS[each.method].label, note=removed, cells=cells))
+        rows.append(GridRow(label=find(each.method).label, note=removed, cells=cells))
     return Grid(title=f"Seed {pipeline.recipe.seed}", rows=tuple(rows))
 
 
@@ -166,3 +166,30 @@ def note(found: Outcome, number: int) -> str:
     """The first of the similarities, for the place under a picture."""
     metric = next((name for name in SHOWN_UNDER_IMAGES if name in found.similarity), None)
     return "" if metric is None else f"{metric.upper()} {found.similarity[metric][number]:.2f}"
+
+
+def found_hubs(pipelines: Sequence[Pipeline], methods: Iterable[str]) -> dict[str, Hubs]:
+    """By method: training images that are in more lists than chance explains, the items of all seeds pooled."""
+    num = pipelines[0].dataset.card.num_images("train")
+    lists = {
+        method: [top for pipeline in pipelines for top in top_lists(pipeline.stages[f"attribute/{method}"])]
+        for method in methods
+    }
+    return {method: find_hubs(tops, num_images=num) for method, tops in lists.items()}
+
+
+def hubs(pipelines: Sequence[Pipeline], methods: Iterable[str]) -> HubSection | None:
+    """The report's part on them; None with a single item."""
+    found = {find(method).label: each for method, each in found_hubs(pipelines, methods).items()}
+    dataset = pipelines[0].dataset
+    rows = dataset.find({one.idx for each in found.values() for one in each.most_frequent}, "train")
+    classes = dataset.card.classes
+    images = {
+        idx: TrainingImage(
+            label=classes[row.label] if classes and row.label is not None else "",
+            text=row.text[0] if row.text else "",
+            image=row.image,
+        )
+        for idx, row in rows.items()
+    }
+    return hub_section(found, images)

@@ -5,7 +5,7 @@ A recipe may leave `model.image_size` and `model.condition_dim` open; they are t
 
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from difflib import get_close_matches
 from importlib import resources
 from typing import Annotated, Any, get_type_hints
@@ -14,7 +14,16 @@ from annotated_types import Ge, Gt
 from pydantic import TypeAdapter, ValidationError
 
 from mucs_ray import storage
-from mucs_ray.attribution.config import RankConfig, ScoreConfig, UnlearnConfig
+from mucs_ray.attribution.config import (
+    AbUConfig,
+    DASConfig,
+    DTRAKConfig,
+    EnsembleConfig,
+    ForwardINFConfig,
+    RankConfig,
+    ScoreConfig,
+    UnlearnConfig,
+)
 from mucs_ray.data.table import Card
 from mucs_ray.errors import InputError
 from mucs_ray.evaluation.config import EvaluateConfig, RemoveConfig
@@ -67,6 +76,11 @@ class Recipe:
     generate: GenerateConfig = field(default_factory=GenerateConfig)
     unlearn: UnlearnConfig = field(default_factory=UnlearnConfig)
     score: ScoreConfig = field(default_factory=ScoreConfig)
+    forward_inf: ForwardINFConfig = field(default_factory=ForwardINFConfig)
+    abu: AbUConfig = field(default_factory=AbUConfig)
+    dtrak: DTRAKConfig = field(default_factory=DTRAKConfig)
+    das: DASConfig = field(default_factory=DASConfig)
+    ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
     rank: RankConfig = field(default_factory=RankConfig)
     remove: RemoveConfig = field(default_factory=RemoveConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
@@ -124,6 +138,14 @@ def with_settings(values: Values, settings: Iterable[str]) -> Values:
                 raise InputError(f"--set {setting!r}: {key!r} is not a section of the recipe")
         section[path[-1]] = value
     return changed
+
+
+def with_values(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
+    """A copy of a recipe with other values under dotted keys, e.g. {"score.keep": 1.0}."""
+    for key, value in values.items():
+        section, _, name = key.partition(".")
+        recipe = replace(recipe, **{section: replace(getattr(recipe, section), **{name: value})})
+    return recipe
 
 
 def from_card(values: Values, card: Card) -> Values:

@@ -17,9 +17,10 @@ from mucs_ray import comparison, storage, summary
 from mucs_ray.driver import finish, run
 from mucs_ray.errors import InputError
 from mucs_ray.evaluation.analysis import Analysis
-from mucs_ray.pipeline import REPORT_LAYOUT, UNRELATED, Pipeline, reopen, settings
+from mucs_ray.pipeline import REPORT_LAYOUT, UNRELATED, Pipeline, reopen
 from mucs_ray.report.document import Report
 from mucs_ray.store.run import Stage, State, read_json_or_none
+from mucs_ray.tasks import settings
 
 EXPERIMENT = "experiment.json"
 MOST_SEEDS = 1000
@@ -97,6 +98,7 @@ class Experiment:
             stages=tuple(self.stage_times()),
             items=(),
             evaluation=comparison.section(self.pipelines, analysis),
+            hubs=comparison.hubs(self.pipelines, [each.method for each in analysis.methods]),
         )
 
     def stage_times(self) -> list[tuple[str, str]]:
@@ -110,7 +112,14 @@ class Experiment:
     def as_json(self, analysis: Analysis) -> dict[str, Any]:
         """For programs."""
         runs = {str(pipeline.recipe.seed): pipeline.run_url for pipeline in self.pipelines}
-        return {"run": self.run_url, "seeds": self.seeds, "runs": runs, "evaluation": asdict(analysis)}
+        hubs = comparison.found_hubs(self.pipelines, [each.method for each in analysis.methods])
+        return {
+            "run": self.run_url,
+            "seeds": self.seeds,
+            "runs": runs,
+            "hubs": {method: asdict(each) for method, each in hubs.items()},
+            "evaluation": asdict(analysis),
+        }
 
 
 def folder(seed: int) -> str:

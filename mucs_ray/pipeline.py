@@ -6,7 +6,7 @@ What each stage reads is listed here once; its fingerprint, and so what a change
 A stage's name is its folder in the run directory.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
@@ -15,54 +15,30 @@ from typing import Any
 from rich.console import Console
 
 from mucs_ray import storage
-from mucs_ray.attribution.registry import METHODS, REFERENCE
+from mucs_ray.attribution.registry import REFERENCE, Method
 from mucs_ray.config import Recipe, build, check_fits
 from mucs_ray.data.table import Dataset
 from mucs_ray.errors import InputError, MucsError
 from mucs_ray.evaluation.similarity import SSIM_LEAST_PX, ReadyMetric, ready_metrics
 from mucs_ray.store.items import item_name
 from mucs_ray.store.run import Stage, State, open_run, read_json_or_none
+from mucs_ray.tasks import (
+    GENERATED,
+    TARGETS,
+    Task,
+    all_tasks,
+    check_method,
+    known_methods,
+    ready_encoders,
+    settings,
+)
 
-REPORT_LAYOUT = 2
+REPORT_LAYOUT = 3
 """Raise when the report changes, so that reports are made again."""
 PHASES = ("pretrain", "generate", "attribute", "retrain", "regenerate", "evaluate", "report")
 """First folders of the stages' names, in order."""
-TARGETS = "targets"
 UNRELATED = "unrelated"
 """Not a method: the similarities of different generated images, as a level to compare with."""
-GENERATED = {TARGETS: "generate"}
-"""What attributions read of the generated images: those to be attributed, without the controls."""
-
-
-def settings(recipe: Recipe, *keys: str, without: Sequence[str] = ()) -> dict[str, Any]:
-    """The recipe's values under sections or dotted keys, flat, as they look in JSON."""
-    flat: dict[str, Any] = {}
-    for key, value in recipe.to_dict().items():
-        entries = {f"{key}.{inner}": each for inner, each in value.items()} if isinstance(value, dict) else {key: value}
-        flat |= {name: list(each) if isinstance(each, tuple) else each for name, each in entries.items()}
-    chosen = {name: value for name, value in flat.items() if name in keys or name.split(".")[0] in keys}
-    return {name: value for name, value in chosen.items() if name not in without}
-
-
-def attribution(
-    recipe: Recipe, method: str, chosen: Sequence[str]
-) -> Iterator[tuple[str, dict[str, Any], tuple[str, ...]]]:
-    """The stages of a method's attribution: name, what it reads of the recipe, inputs; the last one ranks.
-
-    `chosen`: which of the trained weights are used.
-    """
-    folder = f"attribute/{method}"
-    if method != "mucs":
-        yield folder, settings(recipe, "rank", "seed", "generate.items"), ("data", TARGETS)
-        return
-    null = settings(recipe, "model", "seed", "unlearn.null_loss", "unlearn.null_batches")
-    yield f"{folder}/null", null, ("data",)
-    knobs = settings(recipe, "unlearn", "train.learning_rate", "generate.items", "seed", *chosen)
-    knobs = {name: value for name, value in knobs.items() if name not in null or name == "seed"}
-    yield f"{folder}/unlearn", knobs, ("data", "pretrain", TARGETS, f"{folder}/null")
-    knobs = settings(recipe, "score", "seed", *chosen)
-    yield f"{folder}/score", knobs, ("data", "pretrain", f"{folder}/unlearn")
-    yield folder, settings(recipe, "rank", "seed"), (f"{folder}/score",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +104,37 @@ class Pipeline:
         return ready, left_out
 
     @cached_property
+    def known(self) -> dict[str, Method]:
+        """All methods there are, by name."""
+        return known_methods(self.methods, self.recipe)
+
+    @cached_property
+    def needed(self) -> tuple[str, ...]:
+        """The methods to attribute with: those asked for, and the members of ensembles among them."""
+        members = [member for name in self.methods for member in self.known[name].weights]
+        return tuple(dict.fromkeys((*self.compared, *members)))
+
+    @cached_property
+    def encoders(self) -> dict[str, ReadyMetric]:
+        """The pretrained networks that methods compare images with, by name, as far as their weights are here."""
+        return ready_encoders(self.weights_dir)
+
+    @cached_property
+    def tasks(self) -> dict[str, Task]:
+        """What each stage under attribute/ does."""
+        chosen = () if self.recipe.weights else ("train.checkpoint",)
+        return all_tasks(self.recipe, self.known.values(), chosen, self.encoders)
+
+    def parts_of(self, method: str) -> list[str]:
+        """Every stage of a method's attribution, those included that it shares with others."""
+        waiting, found = [f"attribute/{method}"], dict[str, None]()
+        while waiting:
+            name = waiting.pop()
+            found[name] = None
+            waiting += [each for each in self.tasks[name].inputs if each in self.tasks]
+        return [name for name in self.tasks if name in found]
+
+    @cached_property
     def stages(self) -> dict[str, Stage]:
         """Every stage but the report as it would be run now, in order, by its name."""
         stages: dict[str, Stage] = {}
@@ -150,12 +157,11 @@ class Pipeline:
         # the controls are generated beside the targets, but no attribution depends on them
         targets = {name: value for name, value in made.items() if name != "generate.controls"}
         stage(TARGETS, targets, "data", "pretrain")
-        for method in METHODS:
-            for name, knobs, inputs in attribution(recipe, method, chosen):
-                stage(name, knobs, *inputs)
+        for task in self.tasks.values():
+            stage(task.name, task.reads, *task.inputs)
         stages.pop(TARGETS)
         removal = settings(recipe, "remove", without=() if recipe.remove.mode == "matched" else ("remove.size",))
-        for method in METHODS if recipe.weights is None else ():
+        for method in self.known if recipe.weights is None else ():
             retrained = self.retrained(method)
             for name in retrained:
                 stage(name, {**trained, **removal}, "data", f"attribute/{method}")
@@ -168,7 +174,7 @@ class Pipeline:
         if self.recipe.weights:
             return {}
         reads = {f"metric.{each.name}": each.digest for each in self.similarities[0]}
-        pairs = {method: ("generate", f"regenerate/{method}") for method in METHODS} | {UNRELATED: ("generate",)}
+        pairs = {method: ("generate", f"regenerate/{method}") for method in self.known} | {UNRELATED: ("generate",)}
         return {
             name: Stage(
                 run_url=self.run_url,
@@ -181,11 +187,18 @@ class Pipeline:
 
     def report(self, planned: Collection[str] = ()) -> Stage:
         """The report of this run: it shows whatever is done, or will be by then."""
-        made = ("generate", *(f"attribute/{method}" for method in METHODS), *self.evaluated)
+        there = self.there()
+        evaluated = [name for name in self.evaluated if name.removeprefix("evaluate/") in (*there, UNRELATED)]
+        made = ("generate", *(f"attribute/{method}" for method in there), *evaluated)
         shown = [name for name in made if name in planned or self.stage(name).state().status == "done"]
         reads = {"layout": REPORT_LAYOUT, **settings(self.recipe, "name")}
         inputs = {name: self.stage(name).fingerprint for name in shown}
         return Stage(run_url=self.run_url, name="report", reads=reads, inputs=inputs)
+
+    def there(self) -> list[str]:
+        """Methods that are asked for here, or of which the run directory holds something."""
+        folders = set(storage.names(storage.join(self.run_url, "attribute")))
+        return [name for name in self.known if name in self.needed or name.split("/")[0] in folders]
 
     @property
     def evaluated(self) -> dict[str, Stage]:
@@ -209,6 +222,9 @@ class Pipeline:
 
     def goal(self, command: str) -> list[str]:
         """The stages a command is for."""
+        if command not in ("pretrain", "generate"):
+            for name in self.needed:
+                check_method(self.known[name], self.dataset.card, self.weights_dir)
         if command in ("retrain", "regenerate", "evaluate") and self.recipe.weights:
             raise InputError(
                 f"{command} needs a model trained in this run, to train it again without some images; leave --weights"

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from rich.console import Console
 
 from mucs_ray import storage
-from mucs_ray.attribution.registry import METHODS
+from mucs_ray.attribution.registry import find, known
 from mucs_ray.config import Recipe, Values, build, from_card, read_recipe, recipe_names, with_settings
 from mucs_ray.data.prepare import prepare
 from mucs_ray.data.sources.registry import load_source
@@ -43,12 +43,11 @@ def resolve(
 def method_names(asked: Sequence[str] | None) -> tuple[str, ...]:
     """--method a,b --method c as names, in the order of the registry. InputError for a method that there is not."""
     names = [name.strip() for each in asked or ["mucs"] for name in each.split(",") if name.strip()]
-    for name in names:
-        if name not in METHODS:
-            raise InputError(f"unknown method {name!r}; known: {', '.join(METHODS)}")
     if not names:
-        raise InputError(f"--method names no method; known: {', '.join(METHODS)}")
-    return tuple(name for name in METHODS if name in names)
+        raise InputError(f"--method names no method; known: {', '.join(known())}")
+    for name in names:
+        find(name)
+    return tuple(name for name in known(names) if name in names)
 
 
 def raw_recipe(dataset: str | None, recipe: str | None) -> Values:

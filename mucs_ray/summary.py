@@ -8,7 +8,7 @@ from hashlib import sha256
 from typing import Any
 
 from mucs_ray import comparison, storage
-from mucs_ray.attribution.registry import METHODS, REFERENCE
+from mucs_ray.attribution.registry import REFERENCE
 from mucs_ray.comparison import is_done
 from mucs_ray.data.table import Row
 from mucs_ray.evaluation.analysis import Analysis
@@ -51,13 +51,13 @@ def publish(
 
 def shown_methods(pipeline: Pipeline) -> list[str]:
     """Methods whose answers are shown: all that are done, but for random, unless it is all there is."""
-    done = [method for method in METHODS if is_done(pipeline.stages[f"attribute/{method}"])]
+    done = [method for method in pipeline.there() if is_done(pipeline.stages[f"attribute/{method}"])]
     return [method for method in done if method != REFERENCE] or done
 
 
 def method_lines(pipeline: Pipeline) -> tuple[tuple[str, str], ...]:
     """Name and one line of the methods shown."""
-    return tuple((METHODS[method].label, METHODS[method].summary) for method in shown_methods(pipeline))
+    return tuple((pipeline.known[method].label, pipeline.known[method].summary) for method in shown_methods(pipeline))
 
 
 def document(pipeline: Pipeline, analysis: Analysis | None) -> Report:
@@ -75,6 +75,7 @@ def document(pipeline: Pipeline, analysis: Analysis | None) -> Report:
         stages=tuple(stage_times(pipeline)),
         items=tuple(sections),
         evaluation=None if analysis is None else comparison.section([pipeline], analysis),
+        hubs=comparison.hubs([pipeline], methods),
     )
 
 
@@ -113,9 +114,9 @@ def answer(
         for row in rows[:SHOWN]
     ]
     return Answer(
-        method=METHODS[method].label,
+        method=pipeline.known[method].label,
         ranked=tuple(ranked),
-        unlearning=unlearning(pipeline, number) if method == "mucs" else None,
+        unlearning=unlearning(pipeline, method, number),
         histogram=Histogram(
             edges=tuple(histogram["edges"]),
             counts=tuple(histogram["counts"]),
@@ -134,20 +135,24 @@ def condition_name(pipeline: Pipeline, lent: Row) -> str:
     return card.classes[lent.label] if lent.label is not None and card.classes else ""
 
 
-def unlearning(pipeline: Pipeline, number: int) -> Unlearning:
-    """The trace stored beside an item's tensors."""
-    stage = pipeline.stages["attribute/mucs/unlearn"]
-    _, facts = checkpoint.load(stage.url(item_file(stage, number)))
-    seconds = stage.facts()["seconds_an_item"].get(str(number), 0.0)
-    return Unlearning(
-        steps=facts["updates"],
-        outcome=facts["outcome"],
-        seconds=seconds,
-        null_loss=facts["null_loss"],
-        target=facts["target"],
-        item_loss=tuple(facts["item_loss"]),
-        train_loss=tuple(facts["train_loss"]),
-    )
+def unlearning(pipeline: Pipeline, method: str, number: int) -> Unlearning | None:
+    """The trace stored beside an item's tensors; None for methods that do not unlearn up to a bound."""
+    for name in pipeline.parts_of(method) if pipeline.known[method].attributor else ():
+        part, stage = pipeline.tasks[name].part, pipeline.stages[name]
+        if part is None or part.hook != "adapt":
+            continue
+        _, facts = checkpoint.load(stage.url(item_file(stage, number)))
+        if "target" in facts:
+            return Unlearning(
+                steps=facts["updates"],
+                outcome=facts["outcome"],
+                seconds=stage.facts()["seconds_an_item"].get(str(number), 0.0),
+                null_loss=facts["null_loss"],
+                target=facts["target"],
+                item_loss=tuple(facts["item_loss"]),
+                train_loss=tuple(facts["train_loss"]),
+            )
+    return None
 
 
 def run_facts(pipeline: Pipeline) -> Iterable[tuple[str, str]]:
@@ -203,11 +208,13 @@ def seconds_by_stage(pipeline: Pipeline) -> Iterable[tuple[str, float]]:
 
 def as_json(pipeline: Pipeline, analysis: Analysis | None) -> dict[str, Any]:
     """The answer for programs: by method the top images of each item and where the files are; and all statistics."""
+    methods = shown_methods(pipeline)
     return {
         "run": pipeline.run_url,
         "recipe": pipeline.recipe.name,
         "seed": pipeline.recipe.seed,
-        "attributions": {method: attribution(pipeline, method) for method in shown_methods(pipeline)},
+        "attributions": {method: attribution(pipeline, method) for method in methods},
+        "hubs": {name: asdict(each) for name, each in comparison.found_hubs([pipeline], methods).items()},
         "evaluation": None if analysis is None else asdict(analysis),
     }
 

@@ -1,15 +1,38 @@
 """What every attribution method speaks of: generated items, and the contract of a method.
 
-Axes: b training images, c h w image, d condition.
+A method is one file with one subclass of `Attributor`. Only `score` is needed; each further hook that a method lists
+in `parts` becomes a stage of the run, with its own files, progress and resumption. Hooks do no I/O and know nothing of
+Ray.
+
+Axes: b training images, i items, c h w image, d condition.
 """
 
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mucs_ray.attribution.config import (
+    AbUConfig,
+    DASConfig,
+    DTRAKConfig,
+    ForwardINFConfig,
+    RankConfig,
+    ScoreConfig,
+    UnlearnConfig,
+)
 from mucs_ray.diffusion.batch import Batch
+from mucs_ray.diffusion.denoiser import EDMDenoiser
+from mucs_ray.models.dit import DiTConfig
+from mucs_ray.training.config import TrainConfig
+
+Tensors = dict[str, Tensor]
+Columns = dict[str, Tensor]
+"""A table with a row an image: every tensor has b rows; "idx" is among them when a hook is given one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,9 +47,161 @@ class Item:
 
 
 @runtime_checkable
-class Attributor(Protocol):
-    """A method, once prepared and adapted to its items: scores a batch. Higher = more influential."""
+class Knobs(Protocol):
+    """The sections of a recipe that methods read; `mucs_ray.config.Recipe` has them."""
 
-    def score(self, batch: Batch) -> Float[Tensor, "b items"]:
-        """Influence of each image of the batch on each item."""
+    @property
+    def seed(self) -> int:
+        """Of the run: what is random is drawn from it and a name."""
         ...
+
+    @property
+    def model(self) -> DiTConfig:
+        """Shape of the network."""
+        ...
+
+    @property
+    def train(self) -> TrainConfig:
+        """How it was trained."""
+        ...
+
+    @property
+    def unlearn(self) -> UnlearnConfig:
+        """Of MUCS."""
+        ...
+
+    @property
+    def score(self) -> ScoreConfig:
+        """Of all methods that compare losses."""
+        ...
+
+    @property
+    def rank(self) -> RankConfig:
+        """How scores become lists."""
+        ...
+
+    @property
+    def forward_inf(self) -> ForwardINFConfig:
+        """Of Forward-INF."""
+        ...
+
+    @property
+    def abu(self) -> AbUConfig:
+        """Of AbU."""
+        ...
+
+    @property
+    def dtrak(self) -> DTRAKConfig:
+        """Of D-TRAK."""
+        ...
+
+    @property
+    def das(self) -> DASConfig:
+        """Of DAS."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """What a method works with, in a worker."""
+
+    knobs: Knobs
+    device: torch.device
+    num_images: int
+    """Size of the training set."""
+    items: Sequence[Item] = ()
+    """All that are attributed; empty in hooks of a part that does not read them."""
+    denoiser: EDMDenoiser | None = None
+    """F1, frozen, in eval mode, on the device; None in hooks of a part that does not use it. Never change it."""
+    batches: Callable[[str, int], Callable[[int], Batch]] | None = None
+    """batches(stream name, size)(step): training images in a shuffled order that belongs to the name; in `prepare` and
+    `adapt` only."""
+    encode: Callable[[Float[Tensor, "b c h w"]], Float[Tensor, "b d"]] | None = None
+    """Images in [0, 1] to vectors of length 1, by the pretrained network that the method names as its `encoder`."""
+
+    @property
+    def model(self) -> EDMDenoiser:
+        """F1, for a hook that cannot do without it."""
+        assert self.denoiser is not None, "this part of the method does not say that it uses the model"
+        return self.denoiser
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """A stage of a method: which hook it runs, and what that hook reads."""
+
+    name: str
+    """Folder and word for it, e.g. "unlearn"."""
+    hook: Literal["features", "total", "prepare", "adapt", "score"]
+    reads: tuple[str, ...] = ()
+    """Recipe sections or dotted keys that change its numbers; what an earlier part reads need not be repeated."""
+    uses_model: bool = True
+    uses_items: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adapted:
+    """What `adapt` made for one item, and facts (JSON values) for the report."""
+
+    tensors: Tensors
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Attributor(ABC):
+    """One method. Scores are comparable within an item only; higher = more influential.
+
+    Hooks run in this order, each only if `parts` lists it, and each sees what the earlier ones made:
+    `features` (a table row an image, kept for all items), `total` (sums over the training set), `prepare` (once a
+    run), `adapt` (once an item), and after `load` the scorer: `columns`, which calls `score`.
+    Where there are features, `total` and `score` get their rows instead of images.
+    """
+
+    name: ClassVar[str]
+    label: ClassVar[str]
+    """In tables and figures."""
+    summary: ClassVar[str]
+    needs: ClassVar[str] = "the model"
+    cost: ClassVar[str] = ""
+    source: ClassVar[str] = ""
+    encoder: ClassVar[Literal["clip", "dino"] | None] = None
+    """A pretrained network whose weights it needs."""
+    parts: ClassVar[tuple[Part, ...]] = (Part(name="score", hook="score"),)
+    """None: `score` reads nothing but idx, and no pass over the data is made for it."""
+
+    def __init__(self, setting: Setting) -> None:
+        """Once a worker."""
+        self.setting = setting
+
+    def features(self, batch: Batch) -> Columns:
+        """A table row an image, stored once and reused by every item; fp32 columns of any width."""
+        raise NotImplementedError
+
+    def total(self, rows: Any) -> Tensors:  # noqa: ANN401 - a Batch, or the Columns of `features`
+        """Sums over these rows; they are added up over the training set in float64."""
+        raise NotImplementedError
+
+    def prepare(self, total: Tensors, rows: Iterator[Any]) -> Tensors:
+        """Once a run. `total` is empty for a method without that hook; `rows` streams the training images, or the
+        features, in order of idx, and reads them only if it is used.
+        """
+        raise NotImplementedError
+
+    def adapt(self, item: Item, prepared: Tensors, on_update: Callable[[int, float], None]) -> Adapted:
+        """Once an item; `prepared` is empty for a method without `prepare`. `on_update(step, loss)` shows progress."""
+        raise NotImplementedError
+
+    def load(self, prepared: Tensors, adapted: Sequence[Tensors]) -> None:  # noqa: B027 - not every method needs it
+        """Before scoring: what `prepare` made, and what `adapt` made for each item, on the device."""
+
+    @property
+    def forwards_an_image(self) -> int:
+        """Forward passes of the model that scoring one image takes, for the rate that is shown."""
+        return 0
+
+    @abstractmethod
+    def score(self, rows: Any) -> Float[Tensor, "b i"]:  # noqa: ANN401 - a Batch, or the Columns of `features`
+        """Influence of each image on each item. RunFailed, naming the image, for what is not finite."""
+
+    def columns(self, rows: Any) -> Columns:  # noqa: ANN401 - a Batch, or the Columns of `features`
+        """What is stored of a scored batch, on the CPU: at least "score"."""
+        return {"score": self.score(rows).float().cpu()}

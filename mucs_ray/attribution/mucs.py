@@ -1,96 +1,90 @@
-"""MUCS: mirrored unlearning (unlearn.py) and noise-consistent skew (skew.py), for all items in one pass.
+"""MUCS: mirrored unlearning (unlearn.py), then the noise-consistent skew of every training image (loss_change.py)."""
 
-F2 of an item differs from F1 only in the unlearned tensors, so a bank of those beside one resident network is all the
-models of a run; the losses of F1 are computed once for all items.
-Axes: b training images, i items, n noises.
-"""
-
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
 
-from mucs_ray.attribution.config import ScoreConfig
-from mucs_ray.attribution.skew import noise_losses, normalized_skew
+from mucs_ray.attribution.base import Adapted, Item, Part, Tensors
+from mucs_ray.attribution.loss_change import LossAttributor
+from mucs_ray.attribution.unlearn import null_loss, unlearn
 from mucs_ray.diffusion.batch import Batch
 from mucs_ray.diffusion.denoiser import EDMDenoiser
-from mucs_ray.diffusion.noise import NoiseSet
-from mucs_ray.diffusion.schedule import scoring_sigmas
-from mucs_ray.errors import RunFailed
+from mucs_ray.diffusion.loss import analytic_null_loss
+from mucs_ray.models.dit import DiT
+from mucs_ray.training.step import name_torch_stream
+
+NULL_BATCH = 100
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Losses:
-    """The loss table of a batch: before unlearning, and after unlearning each item."""
+class MUCS(LossAttributor):
+    """Unlearn the item, bounded by the null loss, and see whose loss moves with it on the same noise (spec 7)."""
 
-    before: Float[Tensor, "b n"]
-    after: Float[Tensor, "i b n"]
+    name = "mucs"
+    label = "MUCS"
+    summary = "unlearn the item, then the normalised skew of each training image's loss on the same noise"
+    cost = "N x noises x (items + 1) forwards, one pass over the data"
+    source = "MUCS: mirrored unlearning and noise-consistent skew"
+    parts = (
+        Part(
+            name="null",
+            hook="prepare",
+            reads=("model", "unlearn.null_loss", "unlearn.null_batches"),
+            uses_model=False,
+            uses_items=False,
+        ),
+        Part(name="unlearn", hook="adapt", reads=("unlearn", "train.learning_rate")),
+        Part(name="score", hook="score", reads=("score",)),
+    )
 
+    def prepare(self, total: Tensors, rows: Iterator[Batch]) -> Tensors:
+        """The null loss: given, from the mean square of the training pixels, or drawn (spec 7.1)."""
+        config = self.setting.knobs.unlearn
+        if isinstance(config.null_loss, float):
+            bound = config.null_loss
+        elif config.null_loss == "analytic":
+            bound = computed_null_loss(rows)
+        else:
+            bound = self.drawn_null_loss(config.null_batches)
+        return {"null_loss": torch.tensor(bound, dtype=torch.float64)}
 
-class MUCS:
-    """The method, prepared and adapted: F1, the noise set, and the tensors of every F2."""
+    def drawn_null_loss(self, num_batches: int) -> float:
+        """With the weights that training starts from."""
+        setting = self.setting
+        assert setting.batches is not None
+        name_torch_stream(setting.knobs.seed, "train/init")
+        untrained = EDMDenoiser(DiT(setting.knobs.model)).to(setting.device)
+        batches = setting.batches("null", min(NULL_BATCH, setting.num_images))
+        return null_loss(untrained, batches, num_batches=num_batches, seed=setting.knobs.seed)
 
-    def __init__(
-        self,
-        denoiser: EDMDenoiser,
-        bank: Sequence[Mapping[str, Tensor]],
-        *,
-        config: ScoreConfig,
-        image_size: int,
-        seed: int,
-    ) -> None:
-        """`denoiser` is F1, in eval mode on its device; `bank` holds the changed tensors of each item, on the same."""
-        self.denoiser = denoiser
-        self.bank = bank
-        self.config = config
-        sigmas = scoring_sigmas(config.noises, config.keep)
-        device = next(denoiser.parameters()).device
-        self.noises = NoiseSet.draw(seed, "score/noise", sigmas, (3, image_size, image_size)).to(device)
-
-    def losses(self, batch: Batch) -> Losses:
-        """RunFailed, naming the image, if a loss is not finite."""
-        before = self._measure(batch)
-        after = []
-        for tensors in self.bank:
-            with swapped(self.denoiser.network, tensors):
-                after.append(self._measure(batch))
-        return Losses(before=before, after=torch.stack(after) if after else before.new_zeros(0, *before.shape))
-
-    def scores(self, losses: Losses) -> Float[Tensor, "b i"]:
-        """The skews of a loss table, on the CPU; in (-1, 1), higher = more influential."""
-        columns = [normalized_skew(losses.before, after, epsilon=self.config.epsilon) for after in losses.after]
-        return torch.stack(columns, dim=1).cpu()
-
-    def score(self, batch: Batch) -> Float[Tensor, "b i"]:
-        """Influence of each image on each item."""
-        return self.scores(self.losses(batch))
-
-    def _measure(self, batch: Batch) -> Float[Tensor, "b n"]:
-        losses = noise_losses(
-            self.denoiser,
-            batch,
-            self.noises,
-            images_per_forward=self.config.images_per_forward,
-            precision=self.config.precision,
+    def adapt(self, item: Item, prepared: Tensors, on_update: Callable[[int, float], None]) -> Adapted:
+        """F2: the tensors that unlearning changed, and the trace of losses."""
+        setting, config = self.setting, self.setting.knobs.unlearn
+        assert setting.batches is not None
+        bound = prepared["null_loss"].item()
+        unlearned = unlearn(
+            setting.model,
+            item,
+            setting.batches(f"unlearn/item={item.idx}", min(config.batch_size, setting.num_images)),
+            bound=bound,
+            config=config,
+            learning_rate=setting.knobs.train.learning_rate / config.learning_rate_divisor,
+            seed=setting.knobs.seed,
+            on_update=on_update,
         )
-        bad = ~losses.isfinite().all(dim=1).cpu()
-        if bad.any():
-            raise RunFailed(f"the loss of training image idx={batch.idx[bad][0].item()} is not finite")
-        return losses
+        facts = {
+            "outcome": unlearned.outcome,
+            "updates": unlearned.updates,
+            "null_loss": bound,
+            "target": (1 - config.tolerance) * bound,
+            "item_loss": unlearned.item_loss,
+            "train_loss": unlearned.train_loss,
+        }
+        return Adapted(tensors=unlearned.tensors, facts=facts)
 
 
-@contextmanager
-def swapped(network: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
-    """Let a network use other tensors under the same names for a while; nothing is copied."""
-    parameters = {name: network.get_parameter(name) for name in tensors}
-    own = {name: parameter.data for name, parameter in parameters.items()}
-    try:
-        for name, parameter in parameters.items():
-            parameter.data = tensors[name]
-        yield
-    finally:
-        for name, parameter in parameters.items():
-            parameter.data = own[name]
+def computed_null_loss(rows: Iterator[Batch]) -> float:
+    """The null loss of a zero network, from the mean square of the training pixels."""
+    total, count = 0.0, 0
+    for batch in rows:
+        total, count = total + batch.image.double().square().sum().item(), count + batch.image.numel()
+    return analytic_null_loss(total / count)

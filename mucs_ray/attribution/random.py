@@ -1,9 +1,30 @@
 """Random: the reference every other method is seen against; scores U(0, 1), independent for each (item, image)."""
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int64
+from torch import Tensor
 
+from mucs_ray.attribution.base import Attributor
 from mucs_ray.attribution.ranking import tie_break
+from mucs_ray.diffusion.batch import Batch
+
+
+class Random(Attributor):
+    """A random order of the training images for each item."""
+
+    name = "random"
+    label = "Random"
+    summary = "a random order: the reference every method is tested against"
+    needs = "nothing"
+    cost = "none"
+    source = "MUCS, reference of the counterfactual test"
+    parts = ()
+
+    def score(self, rows: Batch) -> Float[Tensor, "b i"]:
+        """In [0, 1)."""
+        seed, num_items = self.setting.knobs.seed, len(self.setting.items)
+        return torch.from_numpy(random_scores(rows.idx.numpy(), seed=seed, num_items=num_items))
 
 
 def random_scores(idx: Int64[np.ndarray, " b"], *, seed: int, num_items: int) -> Float[np.ndarray, "b items"]:

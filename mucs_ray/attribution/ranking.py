@@ -1,13 +1,14 @@
 """Top-k of a stream of scores; merging is associative and commutative, ties are broken by a seeded hash of idx.
 
-Axes: b images seen, k kept.
+Axes: b images seen, k kept; n all images, i items.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
 import numpy as np
-from jaxtyping import Float, Int64, UInt64
+from jaxtyping import Float, Float32, Int64, UInt64
 
 from mucs_ray.errors import RunFailed
 
@@ -24,6 +25,12 @@ def tie_break(idx: Int64[np.ndarray, " b"], seed: int, name: str) -> UInt64[np.n
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):  # splitmix64's finaliser
         x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
     return x ^ (x >> np.uint64(31))
+
+
+def require_finite(idx: Int64[np.ndarray, " b"], score: Float[np.ndarray, " b"]) -> None:
+    """RunFailed, naming an image, if a score is not finite."""
+    if not np.isfinite(score).all():
+        raise RunFailed(f"the score of training image idx={idx[~np.isfinite(score)][0]} is not finite")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,8 +51,7 @@ class Ranking:
 
     def add(self, idx: Int64[np.ndarray, " b"], score: Float[np.ndarray, " b"]) -> "Ranking":
         """This ranking and more images. RunFailed, naming one, if a score is not finite."""
-        if not np.isfinite(score).all():
-            raise RunFailed(f"the score of training image idx={idx[~np.isfinite(score)][0]} is not finite")
+        require_finite(idx, score)
         idx, score = np.concatenate([self.idx, idx]), np.concatenate([self.score, score])
         best = np.lexsort((tie_break(idx, self.seed, self.name), -score))[: self.k]
         return Ranking(idx=idx[best], score=score[best], k=self.k, seed=self.seed, name=self.name)
@@ -53,3 +59,30 @@ class Ranking:
     def merge(self, other: "Ranking") -> "Ranking":
         """The ranking of everything that either has seen."""
         return self.add(other.idx, other.score)
+
+
+def ranks(
+    scores: Float[np.ndarray, " n"], idx: Int64[np.ndarray, " n"], seed: int, name: str
+) -> Int64[np.ndarray, " n"]:
+    """1 = highest score, each of 1..N once: the places in the whole `Ranking` of this seed and name."""
+    require_finite(idx, scores)
+    places = np.empty(len(idx), dtype=np.int64)
+    places[np.lexsort((tie_break(idx, seed, name), -scores))] = np.arange(1, len(idx) + 1)
+    return places
+
+
+def mutual_ranks(
+    scores: Float[np.ndarray, "n i"], idx: Int64[np.ndarray, " n"], seed: int, names: Sequence[str]
+) -> Float32[np.ndarray, "n i"]:
+    """-sqrt(r r'): r is the image's rank for the item, r' the item's rank for the image; higher = more influential.
+
+    r' orders the items by the image's rank in each item's list, because scores do not compare between items. Items for
+    which the rank is the same share the mean place: an image that is first for all m items is (m + 1) / 2 for each,
+    where a random order would leave it first for one of them. fp32 tells r r' apart up to 2^21: the order is exact
+    where it matters, at the top.
+    """
+    of_image = np.stack([ranks(column, idx, seed, name) for column, name in zip(scores.T, names, strict=True)], axis=1)
+    better = np.stack([(of_image < column[:, None]).sum(axis=1) for column in of_image.T], axis=1)
+    equal = np.stack([(of_image == column[:, None]).sum(axis=1) for column in of_image.T], axis=1)
+    of_item = better + (equal + 1) / 2
+    return -np.sqrt(of_image * of_item).astype(np.float32)

@@ -5,8 +5,10 @@ Axes: b draws, c h w image, d condition.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import count
 from typing import Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -17,12 +19,14 @@ from mucs_ray.diffusion.batch import Batch
 from mucs_ray.diffusion.denoiser import EDMDenoiser
 from mucs_ray.diffusion.loss import denoising_loss
 from mucs_ray.diffusion.noise import generator, normal
-from mucs_ray.diffusion.schedule import training_sigmas
+from mucs_ray.diffusion.schedule import random_schedule_sigmas, training_sigmas
 from mucs_ray.errors import RunFailed
-from mucs_ray.models.dit import unlearned_names
+from mucs_ray.models.dit import attention_names, unlearned_names
 from mucs_ray.training.ema import frozen_copy
 
-Outcome = Literal["reached", "bound hit"]
+Outcome = Literal["reached", "bound hit", "fixed"]
+"""How unlearning ended: the loss was high enough, it was not, or as many updates were made as asked for."""
+Levels = Literal["training", "schedule"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +38,7 @@ class Unlearned:
     outcome: Outcome
     updates: int
     item_loss: tuple[float, ...]
-    """Clamped mean loss of the item before each update, and at the end."""
+    """Mean loss of the item, clamped if the ascent is, before each update, and at the end."""
     train_loss: tuple[float, ...]
     """Mean loss of the training batch at the same moments."""
 
@@ -55,11 +59,36 @@ def draw_losses(
     *,
     seed: int,
     name: str,
+    sigmas: Levels = "training",
 ) -> Float[Tensor, " b"]:
-    """Losses at noise levels and noise of the training distribution, drawn from a name."""
+    """Losses at a noise level and noise for each row, drawn from a name."""
     stream = generator(seed, name)
-    sigma, noise = training_sigmas(stream, len(image)), normal(stream, *image.shape)
+    sigma, noise = noise_levels(stream, len(image), sigmas), normal(stream, *image.shape)
     return denoising_loss(denoiser, image, noise.to(image.device), sigma.to(image.device), condition)
+
+
+def noise_levels(stream: np.random.Generator, num: int, sigmas: Levels) -> Float[Tensor, " n"]:
+    """Levels of the training distribution, or at random positions of the whole schedule (U-C2, spec 8).
+
+    The latter descend. That ties no level to an image: rows are one item, or training images in shuffled order.
+    """
+    return training_sigmas(stream, num) if sigmas == "training" else random_schedule_sigmas(stream, num, keep=1.0)
+
+
+def item_losses(
+    denoiser: EDMDenoiser, item: Item, num: int, *, seed: int, name: str, sigmas: Levels = "training"
+) -> Float[Tensor, " n"]:
+    """Losses of one item, with its condition, at `num` named draws."""
+    device = next(denoiser.parameters()).device
+    image = item.image.to(device).expand(num, -1, -1, -1)
+    condition = None if item.condition is None else item.condition.to(device).expand(num, -1)
+    return draw_losses(denoiser, image, condition, seed=seed, name=name, sigmas=sigmas)
+
+
+def require_finite(losses: Float[Tensor, "..."], item: Item, step: int) -> None:
+    """RunFailed, naming the item, if a loss is not finite."""
+    if not losses.isfinite().all():
+        raise RunFailed(f"unlearning item {item.number} (idx={item.idx}): the loss is not finite at update {step}")
 
 
 @torch.no_grad()
@@ -88,11 +117,13 @@ def unlearn(
     """F2 for one item; `denoiser` (F1) is copied. `bound` is the null loss, `batches(step)` training images.
 
     The test comes before the update, on the current batch: an item whose loss is high enough already is not touched.
-    RunFailed if a loss is not finite.
+    With `fixed_updates` there is no test. RunFailed if a loss is not finite.
     """
     changed = frozen_copy(denoiser)  # eval mode on purpose: no dropout, no condition drop
     parameters = dict(changed.network.named_parameters())
     names = unlearned_names(changed.network)
+    if config.parameters == "block":
+        names += attention_names(changed.network, "qkv", "proj")
     trainable = [parameters[name].requires_grad_(True) for name in names]
     optimizer = torch.optim.AdamW(trainable, lr=learning_rate, weight_decay=config.weight_decay, fused=True)
     item_loss: list[float] = []
@@ -102,15 +133,15 @@ def unlearn(
         item_loss.append(moment.item_loss.item())
         train_loss.append(moment.train_loss.item())
         on_update(len(item_loss) - 1, item_loss[-1])
-        reached = moment.reached
-        if reached or len(item_loss) > config.max_updates:
+        reached = moment.reached and not config.fixed_updates
+        if reached or len(item_loss) > (config.fixed_updates or config.max_updates):
             break
         optimizer.zero_grad(set_to_none=True)
         (moment.train_loss - config.ascent_weight * moment.item_loss).backward()
         optimizer.step()
     return Unlearned(
         tensors={name: parameters[name].detach() for name in names},
-        outcome="reached" if reached else "bound hit",
+        outcome="fixed" if config.fixed_updates else "reached" if reached else "bound hit",
         updates=len(item_loss) - 1,
         item_loss=tuple(item_loss),
         train_loss=tuple(train_loss),
@@ -127,17 +158,14 @@ def measure(
     seed: int,
 ) -> Iterator[Moment]:
     """The losses at step 0, 1, 2, ...: independent named draws for the training batch and for the item."""
-    step = 0
-    while True:
+    for step in count():
         name = f"unlearn/item={item.idx}/step={step}"
         batch = batches(step)
-        image = item.image.to(batch.image.device).expand(len(batch), -1, -1, -1)
-        condition = None if item.condition is None else item.condition.to(image.device).expand(len(batch), -1)
-        train_loss = draw_losses(changed, batch.image, batch.condition, seed=seed, name=f"{name}/train").mean()
-        item_losses = draw_losses(changed, image, condition, seed=seed, name=f"{name}/item")
-        item_loss = item_losses.clamp(max=bound).mean()
-        if not (train_loss.isfinite() and item_losses.isfinite().all()):  # before the clamp, which hides an infinity
-            raise RunFailed(f"unlearning item {item.number} (idx={item.idx}): the loss is not finite at update {step}")
+        train_loss = draw_losses(
+            changed, batch.image, batch.condition, seed=seed, name=f"{name}/train", sigmas=config.sigmas
+        ).mean()
+        losses = item_losses(changed, item, len(batch), seed=seed, name=f"{name}/item", sigmas=config.sigmas)
+        require_finite(torch.cat([train_loss[None], losses]), item, step)  # before the clamp, which hides an infinity
+        item_loss = (losses.clamp(max=bound) if config.clamp else losses).mean()
         reached = item_loss.item() >= (1 - config.tolerance) * bound
         yield Moment(item_loss=item_loss, train_loss=train_loss, reached=reached)
-        step += 1

@@ -13,7 +13,13 @@ def rho_schedule(
     num_levels: int, *, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX, rho: float = RHO
 ) -> Float[Tensor, " n"]:
     """sigma(u) = (max^(1/rho) + u (min^(1/rho) - max^(1/rho)))^rho on an even grid of u; descending, float64."""
-    u = torch.linspace(0, 1, num_levels, dtype=torch.float64)
+    return sigma_at(torch.linspace(0, 1, num_levels, dtype=torch.float64), sigma_min, sigma_max, rho)
+
+
+def sigma_at(
+    u: Float[Tensor, " n"], sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX, rho: float = RHO
+) -> Float[Tensor, " n"]:
+    """The schedule at positions u in [0, 1], from sigma_max down."""
     low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
     return (high + u * (low - high)) ** rho
 
@@ -25,6 +31,13 @@ def scoring_sigmas(num_noises: int, keep: float) -> Float[Tensor, " n"]:
     """
     num_levels = int(round(num_noises / keep, 9))  # 14 / 0.56 is 24.999999999999996 in floats
     return rho_schedule(num_levels)[:num_noises].float()
+
+
+def random_schedule_sigmas(stream: np.random.Generator, num: int, keep: float) -> Float[Tensor, " n"]:
+    """The `num` largest levels at floor(num / keep) random positions of the schedule; float32, descending (spec 8)."""
+    num_levels = int(round(num / keep, 9))
+    u = torch.from_numpy(np.sort(stream.random(num_levels)))
+    return sigma_at(u)[:num].float()
 
 
 def sampling_sigmas(num_steps: int) -> Float[Tensor, " n_plus_1"]:

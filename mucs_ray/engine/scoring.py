@@ -1,13 +1,13 @@
 """The scoring pass: Ray Data streams the units of the training set through a pool of resident scorers.
 
-A unit is a row group with a stable name. A scorer holds F1 and the bank of all F2 tensors, publishes one part a unit
-under that name, whole or not at all, and returns a receipt. What has no part yet is streamed again: a resumed run, a
-lost worker and a first run are the same code.
+A unit is a row group with a stable name. A scorer holds a method, for MUCS with F1 and the bank of all F2 tensors; it
+publishes one part a unit under that name, whole or not at all, and returns a receipt. What has no part yet is streamed
+again: a resumed run, a lost worker and a first run are the same code. Features of images are made by the same pass.
 """
 
 import io
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
@@ -18,33 +18,20 @@ import pyarrow.parquet as pq
 import ray
 import ray.data
 import ray.exceptions
-from ray import ObjectRef
 
 from mucs_ray import storage
-from mucs_ray.attribution.config import ScoreConfig
-from mucs_ray.attribution.mucs import MUCS, Losses
-from mucs_ray.data.table import Dataset, Unit, read_unit
+from mucs_ray.attribution.base import Attributor
+from mucs_ray.data.table import Unit
+from mucs_ray.diffusion.batch import Batch
+from mucs_ray.engine.attributors import AttributeJob, Refs, build, read_rows, to_rows, unit_part
 from mucs_ray.engine.board import Board, last_line, new_board, own_error
-from mucs_ray.engine.models import best_device, build_denoiser, to_tensors
+from mucs_ray.engine.models import to_tensors
 from mucs_ray.engine.progress import Bar
 from mucs_ray.engine.session import READER_CPUS, Cluster, quiet_data
 from mucs_ray.errors import RunFailed
-from mucs_ray.models.dit import DiTConfig
-from mucs_ray.store.run import Stage
 
 MAX_PASSES = 5
 UNIT_COLUMN = "mucs_ray_unit"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ScoreJob:
-    """What every scorer needs; small and picklable."""
-
-    dataset: Dataset
-    model: DiTConfig
-    config: ScoreConfig
-    seed: int
-    stage: Stage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,45 +48,34 @@ class Receipt:
     """Of them not spent in the network: decoding, moving, writing."""
 
 
-def part_of(stage: Stage, unit: Unit) -> str:
-    """File name of a unit's part."""
-    return stage.part(unit.name, "parquet")
-
-
-def score_unit(method: MUCS, job: ScoreJob, unit: Unit, table: pa.Table) -> Receipt:
+def score_unit(method: Attributor, job: AttributeJob, unit: Unit, table: pa.Table) -> Receipt:
     """Score a unit and publish its part: a pure function of the unit, so a retry publishes the same bytes."""
     started = time.monotonic()
     if len(table) != unit.rows:
         raise RunFailed(f"unit {unit.name} came as {len(table)} rows instead of {unit.rows}")
-    device = next(method.denoiser.parameters()).device
-    batch = job.dataset.batch(table).to(device)
+    rows = to_rows(job, table, method.setting.device)
     in_network = time.monotonic()
-    losses = method.losses(batch)
-    scores = method.scores(losses).numpy()
+    columns = method.features(rows) if isinstance(rows, Batch) and job.part.hook == "features" else method.columns(rows)
+    arrays = {name: column.cpu().numpy() for name, column in columns.items()}
     in_network = time.monotonic() - in_network
-    content = part_bytes(batch.idx.numpy(), scores, losses if job.config.keep_losses else None)
-    digest = storage.publish(job.stage.url(part_of(job.stage, unit)), content)
+    content = part_bytes(table["idx"].to_numpy(), arrays)
+    digest = storage.publish(job.stage.url(unit_part(job.stage, unit)), content)
     seconds = time.monotonic() - started
-    forwards = len(batch) * job.config.noises * (1 + len(method.bank))
     return Receipt(
         unit=unit.name,
         sha256=digest,
-        rows=len(batch),
-        forwards=forwards,
+        rows=len(table),
+        forwards=len(table) * method.forwards_an_image,
         worker_seconds=seconds,
         worker_seconds_outside=seconds - in_network,
     )
 
 
-def part_bytes(idx: np.ndarray, scores: np.ndarray, losses: Losses | None) -> bytes:
-    """Parquet: idx, score[items], and on request the losses before[n] and after[items * n] in fp16."""
-    columns = {"idx": pa.array(idx), "score": fixed_lists(scores)}
-    if losses is not None:
-        columns["before"] = fixed_lists(losses.before.cpu().numpy().astype(np.float16))
-        after = losses.after.transpose(0, 1).flatten(1)
-        columns["after"] = fixed_lists(after.cpu().numpy().astype(np.float16))
+def part_bytes(idx: np.ndarray, columns: Mapping[str, np.ndarray]) -> bytes:
+    """Parquet: idx, and each column as numbers or as lists of one length, e.g. skew[items]."""
+    arrays = {name: pa.array(each) if each.ndim == 1 else fixed_lists(each) for name, each in columns.items()}
     buffer = io.BytesIO()
-    pq.write_table(pa.table(columns), buffer, compression="zstd")
+    pq.write_table(pa.table({"idx": pa.array(idx), **arrays}), buffer, compression="zstd")
     return buffer.getvalue()
 
 
@@ -113,46 +89,35 @@ def fixed_lists(values: np.ndarray) -> pa.FixedSizeListArray:
     return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
 
 
-class SkewScorer:
+class Scorer:
     """Resident in a worker: the method with all its models."""
 
-    def __init__(
-        self,
-        job: ScoreJob,
-        weights: ObjectRef,
-        bank: Sequence[ObjectRef],
-        units: dict[str, Unit],
-        board: Board,
-    ) -> None:
+    def __init__(self, job: AttributeJob, refs: Refs, units: dict[str, Unit], board: Board) -> None:
         """Signs on, so that it can be ended; fetches the weights once a node and moves them to the device."""
         board.post(uuid4().hex, ray.get_runtime_context().current_actor)
-        device = best_device()
         self.job, self.units = job, units
-        denoiser = build_denoiser(job.model, ray.get(weights), device)
-        tensors = [to_tensors(arrays, device) for arrays in ray.get(list(bank))]
-        self.method = MUCS(denoiser, tensors, config=job.config, image_size=job.model.image_size, seed=job.seed)
+        weights, prepared, adapted = refs.fetch()
+        self.method = build(job, weights)
+        if job.part.hook == "score":
+            device = self.method.setting.device
+            self.method.load(to_tensors(prepared, device), [to_tensors(arrays, device) for arrays in adapted])
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """A unit's rows in, its receipt out."""
         unit = self.units[table[UNIT_COLUMN][0].as_py()]
-        receipt = score_unit(self.method, self.job, unit, table)
+        receipt = score_unit(self.method, self.job, unit, table.drop_columns([UNIT_COLUMN]))
         return pa.Table.from_pylist([{name: getattr(receipt, name) for name in Receipt.__dataclass_fields__}])
 
 
-def read_units(names: pa.Table, units: dict[str, Unit]) -> pa.Table:
+def read_units(names: pa.Table, units: dict[str, Unit], job: AttributeJob) -> pa.Table:
     """The rows of one unit, with its name as a column."""
     name = names["item"][0].as_py()
-    table = read_unit(units[name])
+    table = read_rows(job, units[name])
     return table.append_column(UNIT_COLUMN, pa.array([name] * len(table)))
 
 
 def stream(
-    job: ScoreJob,
-    weights: ObjectRef,
-    bank: Sequence[ObjectRef],
-    units: Sequence[Unit],
-    pool: tuple[int, int],
-    cluster: Cluster,
+    job: AttributeJob, refs: Refs, units: Sequence[Unit], pool: tuple[int, int], cluster: Cluster
 ) -> Iterator[Receipt]:
     """One pass over the given units; receipts in the order they come."""
     quiet_data()
@@ -161,14 +126,14 @@ def stream(
     names = ray.data.from_items(list(by_name), override_num_blocks=len(by_name))
     rows = names.map_batches(
         read_units,  # pyright: ignore[reportArgumentType]
-        fn_args=(by_name,),
+        fn_args=(by_name, job),
         batch_size=None,
         batch_format="pyarrow",
         num_cpus=READER_CPUS,
     )
     receipts = rows.map_batches(
-        SkewScorer,
-        fn_constructor_args=(job, weights, list(bank), by_name, board),
+        Scorer,
+        fn_constructor_args=(job, refs, by_name, board),
         batch_size=None,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(min_size=pool[0], max_size=pool[1], max_tasks_in_flight_per_actor=2),
@@ -192,9 +157,8 @@ def pool_size(wanted: tuple[int, int], num_units: int, cluster: Cluster) -> tupl
 
 
 def score(
-    job: ScoreJob,
-    weights: ObjectRef,
-    bank: Sequence[ObjectRef],
+    job: AttributeJob,
+    refs: Refs,
     units: Sequence[Unit],
     *,
     pool: tuple[int, int],
@@ -207,7 +171,7 @@ def score(
     """
     totals = {"rows": 0, "forwards": 0, "worker_seconds": 0.0, "worker_seconds_outside": 0.0}
     digests: dict[str, str] = {}
-    names = {unit.name: part_of(job.stage, unit) for unit in units}
+    names = {unit.name: unit_part(job.stage, unit) for unit in units}
     todo, passes = list(units), 0
     while todo:
         if passes == MAX_PASSES:
@@ -215,11 +179,12 @@ def score(
             raise RunFailed(f"{told}; run the command again")
         failure = None
         try:
-            for receipt in stream(job, weights, bank, todo, pool_size(pool, len(todo), cluster), cluster):
+            for receipt in stream(job, refs, todo, pool_size(pool, len(todo), cluster), cluster):
                 digests[names[receipt.unit]] = receipt.sha256
                 for name in totals:
                     totals[name] += getattr(receipt, name)
-                bar.advance(receipt.rows, f"{totals['forwards'] / bar.elapsed:,.0f} forwards/s")
+                rate = totals["forwards"] / bar.elapsed
+                bar.advance(receipt.rows, f"{rate:,.0f} forwards/s" if rate else "")
         except ray.exceptions.RayError as error:
             failure = own_error(error) or RunFailed(f"scoring failed: {last_line(error)}")
         if failure is not None:  # raised out here: the traceback of `error` would keep the pool's actors alive

@@ -138,17 +138,22 @@ class ReadyMetric:
     digest: str
     """Changes when the file is replaced: its name and size; "" without weights."""
 
+    def checked_path(self) -> str:
+        """Its weights' file, "" without weights. MachineError if it is not here, InputError if it has changed."""
+        if self.path is None:
+            return ""
+        if not Path(self.path).is_file():
+            raise MachineError(f"{self.name}: its weights {self.path} are not on this machine")
+        if (found := fingerprint(self.path)) != self.digest:
+            raise InputError(f"{self.path} has changed: it was {self.digest}, it is {found} (name:bytes)")
+        return self.path
+
     def load(self, device: torch.device) -> Similarity:
         """The similarity of pairs of images, which may be anywhere and stay there, computed on `device`.
 
         Reads the file: InputError if it is broken, of another architecture, or not the one that was looked up.
         """
-        if self.path is not None:
-            if not Path(self.path).is_file():
-                raise MachineError(f"{self.name}: its weights {self.path} are not on this machine")
-            if (found := fingerprint(self.path)) != self.digest:
-                raise InputError(f"{self.path} has changed: it was {self.digest}, it is {found} (name:bytes)")
-        compare = METRICS[self.name].load(self.path or "", device)
+        compare = METRICS[self.name].load(self.checked_path(), device)
 
         def similarity(first: Float[Tensor, "n 3 h w"], second: Float[Tensor, "n 3 h w"]) -> Float[Tensor, " n"]:
             if first.shape != second.shape or first.ndim != 4 or first.shape[1] != 3:

@@ -7,7 +7,7 @@ Axes: b batch, t tokens, w width, k condition channels, c h w image, d condition
 
 import math
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -356,3 +356,9 @@ def unlearned_names(network: nn.Module) -> list[str]:
     ends = (".mlp.0.weight", ".mlp.3.weight", ".emb_mlp.0.weight", ".emb_mlp.3.weight")
     starts = ("dit_backbone.", "y_embedder.")
     return [name for name, _ in network.named_parameters() if name.startswith(starts) and name.endswith(ends)]
+
+
+def attention_names(network: nn.Module, *layers: Literal["qkv", "proj"]) -> list[str]:
+    """The blocks' attention weight matrices of these layers; unlearned beside the MLPs in U-C4 (spec 8)."""
+    ends = tuple(f".attention.{layer}.weight" for layer in layers)
+    return [name for name, _ in network.named_parameters() if name.startswith("dit_backbone.") and name.endswith(ends)]

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Picture = NDArray[np.uint8]
-Outcome = Literal["reached", "bound hit"]
+Outcome = Literal["reached", "bound hit", "fixed"]
 NOTE_SEPARATOR = " · "
 """Between the parts of a cell's note."""
 
@@ -158,6 +158,35 @@ class Evaluation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class HubImage:
+    """A training image that is in the top-k lists of `lists` generated images."""
+
+    idx: int
+    lists: int
+    label: str
+    text: str
+    image: Picture
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class HubRow:
+    """One method's most frequent training images, most lists first."""
+
+    method: str
+    num_lists: int
+    """Of as many generated images."""
+    images: tuple[HubImage, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class HubSection:
+    """Whether a method gives different images different training images."""
+
+    table: Table
+    rows: tuple[HubRow, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Report:
     """One page: `title` names the run, `subtitle` is one line on it, `facts` and `stages` are (name, value) rows."""
 
@@ -172,3 +201,4 @@ class Report:
     items: tuple[ItemSection, ...]
     """Empty in the report over several seeds, where each seed has a report of its own."""
     evaluation: Evaluation | None = None
+    hubs: HubSection | None = None

@@ -94,10 +94,12 @@ def _outcome(unlearning: Unlearning) -> str:
     target = _percent(unlearning.target, unlearning.null_loss)
     if unlearning.outcome == "reached":
         return f"Reached {target} of the null loss after {after}."
-    last = unlearning.item_loss[-1] if unlearning.item_loss else 0.0
+    last = _percent(unlearning.item_loss[-1] if unlearning.item_loss else 0.0, unlearning.null_loss)
+    if unlearning.outcome == "fixed":
+        return f"As many updates as the recipe says, {after}: {last} of the null loss."
     return (
-        f"Stopped by the bound after {after}, at {_percent(last, unlearning.null_loss)} of the null loss "
-        f"instead of {target}. Read this ranking with care."
+        f"Stopped by the bound after {after}, at {last} of the null loss instead of {target}. Read this ranking with"
+        " care."
     )
 
 

@@ -5,7 +5,7 @@ Every step returns ({file name: sha256}, facts) for the stage's manifest.
 
 from mucs_ray.engine.session import Cluster
 from mucs_ray.pipeline import UNRELATED, Pipeline
-from mucs_ray.steps import counterfactual, model, mucs, ranking
+from mucs_ray.steps import attributing, counterfactual, model, ranking
 from mucs_ray.steps.files import Output
 
 
@@ -16,14 +16,13 @@ def work(pipeline: Pipeline, name: str, cluster: Cluster) -> Output:
             return model.import_weights(pipeline)
         case ["generate"]:
             return model.generate(pipeline, cluster)
-        case ["attribute", "mucs", part]:
-            return {"null": mucs.null, "unlearn": mucs.unlearn, "score": mucs.score}[part](pipeline, cluster)
-        case ["attribute", method]:
-            return ranking.rank(pipeline, method)
-        case ["regenerate", method]:
-            return counterfactual.regenerate(pipeline, method, cluster)
-        case ["evaluate", key]:
-            compare = counterfactual.unrelated if key == UNRELATED else counterfactual.evaluate
-            return compare(pipeline, key, cluster)
+        case ["attribute", *_]:
+            task = pipeline.tasks[name]
+            return attributing.work(pipeline, task, cluster) if task.part else ranking.rank(pipeline, task)
+        case ["regenerate", *method]:
+            return counterfactual.regenerate(pipeline, "/".join(method), cluster)
+        case ["evaluate", *key]:
+            compare = counterfactual.unrelated if key == [UNRELATED] else counterfactual.evaluate
+            return compare(pipeline, "/".join(key), cluster)
         case _:
             raise AssertionError(f"no step for stage {name}")

@@ -1,30 +1,35 @@
 """From scores to the ranking of each item."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
 from mucs_ray import storage
-from mucs_ray.attribution.random import random_scores
-from mucs_ray.attribution.ranking import Ranking, top_k
-from mucs_ray.attribution.registry import REFERENCE
+from mucs_ray.attribution.base import Setting
+from mucs_ray.attribution.ensemble import ensemble_scores
+from mucs_ray.attribution.ranking import Ranking, mutual_ranks, top_k
 from mucs_ray.data.table import open_parquet
+from mucs_ray.diffusion.batch import Batch
 from mucs_ray.engine import scoring
+from mucs_ray.engine.attributors import unit_part
 from mucs_ray.pipeline import Pipeline
 from mucs_ray.steps.files import Output
+from mucs_ray.store.items import load_item
 from mucs_ray.store.topk import TOPK_FILE, topk_bytes
+from mucs_ray.tasks import Task
 
 HISTOGRAM_BINS = 60
 
 
-def rank(pipeline: Pipeline, method: str) -> Output:
+def rank(pipeline: Pipeline, task: Task) -> Output:
     """scores.parquet (idx, score[items]) and topk.csv, streaming the scores."""
-    recipe, stage = pipeline.recipe, pipeline.stages[f"attribute/{method}"]
+    recipe, stage = pipeline.recipe, pipeline.stages[task.name]
     num_items, num_images = recipe.generate.items, pipeline.dataset.card.num_images("train")
     k = top_k(num_images, recipe.rank.top_percent)
     rankings = empty_rankings(pipeline, k)
@@ -34,7 +39,7 @@ def rank(pipeline: Pipeline, method: str) -> Output:
     with TemporaryDirectory() as folder:
         whole = Path(folder) / "scores.parquet"
         with pq.ParquetWriter(whole, scoring.score_schema(num_items), compression="zstd") as writer:
-            for table in score_tables(pipeline, method):
+            for table in score_tables(pipeline, task):
                 writer.write_table(table)
                 idx, scores = table["idx"].to_numpy(), score_matrix(table)
                 low, high = np.minimum(low, scores.min(axis=0)), np.maximum(high, scores.max(axis=0))
@@ -42,7 +47,7 @@ def rank(pipeline: Pipeline, method: str) -> Output:
         scores_digest = storage.publish_file(stage.url("scores.parquet"), whole)
     edges = [np.linspace(a, b, HISTOGRAM_BINS + 1) for a, b in zip(low, high, strict=True)]
     counts = np.zeros((num_items, HISTOGRAM_BINS), dtype=np.int64)
-    for table in score_tables(pipeline, method):
+    for table in score_tables(pipeline, task):
         scores = score_matrix(table)
         counts += np.stack([np.histogram(scores[:, n], edges[n])[0] for n in range(num_items)])
     files = {
@@ -53,34 +58,89 @@ def rank(pipeline: Pipeline, method: str) -> Output:
     return files, {"k": k, "num_images": num_images, "histograms": histograms}
 
 
+def ranking_name(number: int) -> str:
+    """Names the order among ties of an item's list."""
+    return f"rank/item={number}"
+
+
 def empty_rankings(pipeline: Pipeline, k: int) -> list[Ranking]:
     """One an item, before anything was seen."""
     recipe = pipeline.recipe
-    names = [f"rank/item={number}" for number in range(recipe.generate.items)]
+    names = [ranking_name(number) for number in range(recipe.generate.items)]
     return [Ranking.empty(k, seed=recipe.seed, name=name) for name in names]
 
 
-def score_tables(pipeline: Pipeline, method: str) -> Iterator[pa.Table]:
-    """idx and score of every unit, in order of idx."""
-    return random_tables(pipeline) if method == REFERENCE else score_parts(pipeline)
+def score_tables(pipeline: Pipeline, task: Task) -> Iterator[pa.Table]:
+    """idx and score of every unit, in order of idx; of all at once where a score depends on all."""
+    if task.method.attributor is None:
+        tables = ensemble_table(pipeline, task)
+    elif task.method.attributor.parts:
+        tables = score_parts(pipeline, task)
+    else:
+        tables = scored_by_idx(pipeline, task)
+    return iter(tables) if task.recipe.rank.correction == "none" else mutual_table(pipeline, tables)
 
 
-def random_tables(pipeline: Pipeline) -> Iterator[pa.Table]:
-    """The reference needs no model and no pictures."""
-    num_items = pipeline.recipe.generate.items
+def score_parts(pipeline: Pipeline, task: Task) -> Iterator[pa.Table]:
+    """What the scorers published, each part checked against the manifest; of several measures the one asked for."""
+    (scored,) = task.inputs
+    stage, measure = pipeline.stages[scored], task.recipe.rank.measure
+    for unit in pipeline.dataset.units("train"):
+        table = open_parquet(io.BytesIO(stage.checked(unit_part(stage, unit)))).read()
+        name = "score" if "score" in table.column_names else "skew" if measure == "skew" else "difference"
+        scores = np.stack(table[name].to_numpy())
+        yield score_table(table["idx"].to_numpy(), np.abs(scores) if measure == "absolute" else scores)
+
+
+def scored_by_idx(pipeline: Pipeline, task: Task) -> Iterator[pa.Table]:
+    """A method without parts reads nothing but idx: no pass over the pictures."""
+    assert task.method.attributor is not None
+    items = [load_item(pipeline.stages["generate"], number) for number in range(pipeline.recipe.generate.items)]
+    num_images = pipeline.dataset.card.num_images("train")
+    setting = Setting(knobs=task.recipe, device=torch.device("cpu"), num_images=num_images, items=items)
+    method = task.method.attributor(setting)
     for table in pipeline.dataset.stream("train", ["idx"]):
         idx = table["idx"].to_numpy()
-        scores = random_scores(idx, seed=pipeline.recipe.seed, num_items=num_items)
-        yield pa.table({"idx": idx, "score": scoring.fixed_lists(scores)}, schema=scoring.score_schema(num_items))
+        batch = Batch(idx=torch.from_numpy(idx.copy()), image=torch.zeros(len(idx), 3, 0, 0), condition=None)
+        yield score_table(idx, method.score(batch).numpy())
 
 
-def score_parts(pipeline: Pipeline) -> Iterator[pa.Table]:
-    """What the scorers published; each part checked against the manifest."""
-    stage = pipeline.stages["attribute/mucs/score"]
-    for unit in pipeline.dataset.units("train"):
-        content = stage.checked(scoring.part_of(stage, unit))
-        table = open_parquet(io.BytesIO(content)).read(columns=["idx", "score"])
-        yield table.cast(scoring.score_schema(pipeline.recipe.generate.items))
+def ensemble_table(pipeline: Pipeline, task: Task) -> list[pa.Table]:
+    """Ranks of the members, added up (spec 10)."""
+    whole = {member: all_scores(stored_scores(pipeline, member)) for member in task.method.weights}
+    idx = next(iter(whole.values()))[0]
+    assert all(np.array_equal(idx, other) for other, _ in whole.values())
+    columns = [
+        ensemble_scores(
+            {member: scores[:, number] for member, (_, scores) in whole.items()},
+            task.method.weights,
+            idx,
+            seed=pipeline.recipe.seed,
+            name=ranking_name(number),
+        )
+        for number in range(pipeline.recipe.generate.items)
+    ]
+    return [score_table(idx, np.stack(columns, axis=1))]
+
+
+def mutual_table(pipeline: Pipeline, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Scores by the ranks of images and items for each other."""
+    idx, scores = all_scores(tables)
+    names = [ranking_name(number) for number in range(scores.shape[1])]
+    yield score_table(idx, mutual_ranks(scores, idx, pipeline.recipe.seed, names))
+
+
+def all_scores(tables: Iterable[pa.Table]) -> tuple[np.ndarray, np.ndarray]:
+    """idx [N] and scores [N, items] of all images: 4 bytes a pair, for what cannot be streamed."""
+    kept = [(table["idx"].to_numpy(), score_matrix(table)) for table in tables]
+    idx, scores = zip(*kept, strict=True)
+    return np.concatenate(idx), np.concatenate(scores)
+
+
+def score_table(idx: np.ndarray, scores: np.ndarray) -> pa.Table:
+    """idx, score[items]."""
+    columns = {"idx": idx, "score": scoring.fixed_lists(scores.astype(np.float32))}
+    return pa.table(columns, schema=scoring.score_schema(scores.shape[1]))
 
 
 def stored_scores(pipeline: Pipeline, method: str) -> Iterator[pa.Table]:

@@ -14,7 +14,7 @@ def removed_images(pipeline: Pipeline, name: str) -> frozenset[int]:
     InputError if too few images would be left to train on.
     """
     recipe = pipeline.recipe
-    method, number = name.split("/")[1], name.partition("item-")[2]
+    method, _, number = name.removeprefix("retrain/").partition("/item-")
     if number:
         removed = union([top_lists(pipeline.stages[f"attribute/{method}"])[int(number)]])
     elif recipe.remove.mode == "matched":

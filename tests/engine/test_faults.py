@@ -78,7 +78,7 @@ def last_weights(pipeline: Pipeline) -> dict[str, torch.Tensor]:
 
 
 def all_scores(pipeline: Pipeline) -> tuple[np.ndarray, np.ndarray]:
-    tables = list(score_parts(pipeline))
+    tables = list(score_parts(pipeline, pipeline.tasks["attribute/mucs"]))
     idx = np.concatenate([table["idx"].to_numpy() for table in tables])
     return idx, np.concatenate([np.stack(table["score"].to_numpy()) for table in tables])
 
@@ -96,7 +96,7 @@ def test_a_killed_scorer(undisturbed: Pipeline, data: Dataset, tmp_path: Path, c
     """One score for each (item, image), and the same ones."""
     pipeline = open_tiny(data, tmp_path, **SLOW)
     work(pipeline, "attribute/mucs/unlearn", cluster)
-    with killing("SkewScorer", lambda: parts_there(pipeline, "attribute/mucs/score", "train-") > 0) as killed:
+    with killing("MapBatches(Scorer)", lambda: parts_there(pipeline, "attribute/mucs/score", "train-") > 0) as killed:
         work(pipeline, "attribute", cluster)
     assert killed
     (idx, scores), (calm_idx, calm) = all_scores(pipeline), all_scores(undisturbed)

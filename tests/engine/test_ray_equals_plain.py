@@ -10,14 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from mucs_ray.attribution.mucs import MUCS
+from mucs_ray.attribution.loss_change import LossChange
 from mucs_ray.data.local import LocalImages
 from mucs_ray.data.table import Dataset, read_unit
-from mucs_ray.engine import generation, scoring, unlearning
+from mucs_ray.engine import adapting, generation
+from mucs_ray.engine.attributors import build, unit_part
 from mucs_ray.engine.models import build_denoiser, to_arrays
 from mucs_ray.engine.session import Cluster
 from mucs_ray.engine.training import TrainJob, run_training
 from mucs_ray.pipeline import Pipeline
+from mucs_ray.steps.attributing import job_of as job_of_task
 from mucs_ray.steps.ranking import score_parts
 from mucs_ray.store import checkpoint
 from mucs_ray.store.items import item_file, load_item
@@ -100,41 +102,38 @@ def test_generation(finished: Pipeline):
 
 
 def test_unlearning(finished: Pipeline, tmp_path: Path):
-    recipe, stages = finished.recipe, finished.stages
-    stage = stages["attribute/mucs/unlearn"]
-    job = unlearning.UnlearnJob(
-        dataset=finished.dataset,
-        model=recipe.model,
-        config=recipe.unlearn,
-        learning_rate=recipe.train.learning_rate / recipe.unlearn.learning_rate_divisor,
-        seed=recipe.seed,
-        bound=stages["attribute/mucs/null"].facts()["null_loss"],
-        generated=stages["generate"],
-        stage=replace(stage, run_url=str(tmp_path)),
-    )
-    denoiser = denoiser_of(finished)
-    for number in range(recipe.generate.items):
-        unlearning.unlearn_item(denoiser, load_item(stages["generate"], number), job, lambda step, loss: None)
+    stages, task = finished.stages, finished.tasks["attribute/mucs/unlearn"]
+    stage = stages[task.name]
+    job = replace(job_of_task(finished, task), stage=replace(stage, run_url=str(tmp_path)))
+    null = stages["attribute/mucs/null"]
+    prepared = to_arrays(tensors_of(null, null.part("prepared", "safetensors")))
+    assert prepared["null_loss"] == null.facts()["null_loss"]
+    method = build(job, to_arrays(dict(denoiser_of(finished).network.state_dict())), CPU)
+    for number in range(finished.recipe.generate.items):
+        item = load_item(stages["generate"], number)
+        adapting.adapt_item(method, item, prepared, job.stage, lambda step, loss: None)
         file = item_file(stage, number)
         assert_equal(tensors_of(stage, file), tensors_of(job.stage, file))
-    assert_equal(dict(denoiser.network.state_dict()), dict(denoiser_of(finished).network.state_dict()))
+    unchanged = method.setting.model.network.state_dict()
+    assert_equal(dict(unchanged), dict(denoiser_of(finished).network.state_dict()))
 
 
 @pytest.fixture(scope="module")
-def plain_method(finished: Pipeline) -> MUCS:
+def plain_method(finished: Pipeline) -> LossChange:
     recipe, stage = finished.recipe, finished.stages["attribute/mucs/unlearn"]
     bank = [tensors_of(stage, item_file(stage, number)) for number in range(recipe.generate.items)]
-    return MUCS(denoiser_of(finished), bank, config=recipe.score, image_size=recipe.model.image_size, seed=recipe.seed)
+    size, seed = recipe.model.image_size, recipe.seed
+    return LossChange(denoiser_of(finished), bank, config=recipe.score, image_size=size, seed=seed)
 
 
-def test_scores(finished: Pipeline, plain_method: MUCS):
+def test_scores(finished: Pipeline, plain_method: LossChange):
     """The plain loop takes all images as one batch; Ray took them by unit."""
     units = finished.dataset.units("train")
     assert len(units) == 4
     tables = [finished.dataset.batch(read_unit(unit)) for unit in units]
-    plain = np.concatenate([plain_method.score(batch).numpy() for batch in tables])
+    plain = np.concatenate([plain_method.skew(plain_method.losses(batch)).numpy() for batch in tables])
     idx = np.concatenate([batch.idx.numpy() for batch in tables])
-    through_ray = list(score_parts(finished))
+    through_ray = list(score_parts(finished, finished.tasks["attribute/mucs"]))
     assert np.array_equal(np.concatenate([table["idx"].to_numpy() for table in through_ray]), idx)
     scores = np.concatenate([np.stack(table["score"].to_numpy()) for table in through_ray])
     assert np.abs(scores).max() > 1e-4
@@ -144,11 +143,13 @@ def test_scores(finished: Pipeline, plain_method: MUCS):
 def test_kept_losses_give_the_scores(finished: Pipeline):
     stage, recipe = finished.stages["attribute/mucs/score"], finished.recipe
     unit = finished.dataset.units("train")[1]
-    table = pq.read_table(io.BytesIO(stage.checked(scoring.part_of(stage, unit))))
+    table = pq.read_table(io.BytesIO(stage.checked(unit_part(stage, unit))))
     before = np.stack(table["before"].to_numpy()).astype(np.float64)
     after = np.stack(table["after"].to_numpy()).astype(np.float64).reshape(len(table), recipe.generate.items, -1)
     skew = ((after - before[:, None]) / (after + before[:, None] + recipe.score.epsilon)).mean(axis=2)
-    np.testing.assert_allclose(skew, np.stack(table["score"].to_numpy()), atol=2e-3)
+    np.testing.assert_allclose(skew, np.stack(table["skew"].to_numpy()), atol=2e-3)
+    difference = (after - before[:, None]).mean(axis=2)
+    np.testing.assert_allclose(difference, np.stack(table["difference"].to_numpy()), atol=2e-2)
 
 
 def test_the_same_command_again_does_nothing(finished: Pipeline, cluster: Cluster):

@@ -1,4 +1,4 @@
-"""Noise-consistent skew: by hand, against a plain loop, invariant to how the data is cut, and finding a duplicate."""
+"""Loss changes and MUCS: by hand, against a plain loop, invariant to how the data is cut, and finding a duplicate."""
 
 import copy
 from collections.abc import Iterator
@@ -13,16 +13,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mucs_ray.attribution.base import Attributor, Item
-from mucs_ray.attribution.config import ScoreConfig, UnlearnConfig
-from mucs_ray.attribution.mucs import MUCS, swapped
+from mucs_ray.attribution.abu import AbU
+from mucs_ray.attribution.base import Attributor, Item, Setting
+from mucs_ray.attribution.config import AbUConfig, ForwardINFConfig, RankConfig, ScoreConfig, UnlearnConfig
+from mucs_ray.attribution.forward_inf import ForwardINF
+from mucs_ray.attribution.loss_change import LossChange, chosen, swapped
+from mucs_ray.attribution.mucs import MUCS
 from mucs_ray.attribution.skew import noise_losses, normalized_skew
-from mucs_ray.attribution.unlearn import unlearn
+from mucs_ray.attribution.unlearn import null_loss, unlearn
 from mucs_ray.diffusion.batch import Batch
 from mucs_ray.diffusion.denoiser import EDMDenoiser
 from mucs_ray.diffusion.loss import analytic_null_loss
 from mucs_ray.diffusion.noise import NoiseSet, generator, normal
-from mucs_ray.diffusion.schedule import scoring_sigmas
+from mucs_ray.diffusion.schedule import random_schedule_sigmas, scoring_sigmas, training_sigmas
 from mucs_ray.errors import RunFailed
 from mucs_ray.models.dit import DiT, DiTConfig, unlearned_names
 from mucs_ray.training.config import TrainConfig
@@ -71,11 +74,15 @@ BANK = [other_tensors(DENOISER, f"item={number}") for number in range(3)]
 IMAGES = some_images(9, seed=5)
 
 
-def method(bank: list[dict[str, Tensor]], config: ScoreConfig = CONFIG, *, seed: int = 1) -> MUCS:
-    return MUCS(DENOISER, bank, config=config, image_size=8, seed=seed)
+def change(bank: list[dict[str, Tensor]], config: ScoreConfig = CONFIG, *, seed: int = 1) -> LossChange:
+    return LossChange(DENOISER, bank, config=config, image_size=8, seed=seed)
 
 
-SCORES = method(BANK).score(IMAGES)
+def skews(scorer: LossChange, batch: Batch = IMAGES) -> Tensor:
+    return scorer.skew(scorer.losses(batch))
+
+
+SCORES = skews(change(BANK))
 
 
 # --- the formula ------------------------------------------------------------------------------------------------------
@@ -114,7 +121,7 @@ def test_raising_every_loss_is_a_positive_influence(values: list[float], by: flo
 
 def test_an_unchanged_model_scores_exactly_zero():
     own = {name: DENOISER.network.get_parameter(name).clone() for name in unlearned_names(DENOISER.network)}
-    scores = method([own, BANK[0]]).score(IMAGES)
+    scores = skews(change([own, BANK[0]]))
     assert torch.equal(scores[:, 0], torch.zeros(9))
     assert (scores[:, 1] != 0).all()
 
@@ -168,7 +175,7 @@ def test_every_image_meets_every_noise_with_its_own_condition():
 @pytest.mark.parametrize(("noises", "keep", "grid"), [(100, 0.7, 142), (7, 0.7, 10), (5, 1.0, 5)])
 def test_the_grid_is_the_upper_part_of_the_schedule(noises: int, keep: float, grid: int):
     """sigma(u) on `grid` even points, of which the first `noises` are used: from 80 down (spec 7.3)."""
-    found = method([], ScoreConfig(noises=noises, keep=keep)).noises
+    found = change([], ScoreConfig(noises=noises, keep=keep)).shared
     u = np.arange(noises) / (grid - 1)
     low, high = 0.002 ** (1 / 7), 80 ** (1 / 7)
     np.testing.assert_allclose(found.sigma.numpy(), (high + u * (low - high)) ** 7, rtol=1e-6)
@@ -180,31 +187,119 @@ def test_the_grid_is_the_upper_part_of_the_schedule(noises: int, keep: float, gr
 
 def test_the_noise_is_drawn_once_a_run_from_its_name():
     """Two scorers of a run have the same noise, whatever their bank; another seed has another."""
-    first, second, other = method([]), method(BANK), method([], seed=2)
-    assert torch.equal(first.noises.unit, second.noises.unit)
-    assert torch.equal(first.noises.unit, normal(generator(1, "score/noise"), 7, 3, 8, 8))
-    assert not torch.equal(first.noises.unit, other.noises.unit)
+    first, second, other = change([]), change(BANK), change([], seed=2)
+    assert torch.equal(first.shared.unit, second.shared.unit)
+    assert torch.equal(first.shared.unit, normal(generator(1, "score/noise"), 7, 3, 8, 8))
+    assert not torch.equal(first.shared.unit, other.shared.unit)
 
 
 def test_scores_are_the_skews_of_two_loss_tables_by_hand():
     """l1 of F1 and l2 of each F2 on the same noise, image by item; positive where unlearning raised losses."""
-    scorer = method(BANK)
-    before = hand_losses(DENOISER, IMAGES, scorer.noises)
+    scorer = change(BANK)
+    before = hand_losses(DENOISER, IMAGES, scorer.shared)
     for number, tensors in enumerate(BANK):
         changed = copy.deepcopy(DENOISER)
         changed.network.load_state_dict(tensors, strict=False)
-        after = hand_losses(changed, IMAGES, scorer.noises)
+        after = hand_losses(changed, IMAGES, scorer.shared)
         expected = ((after - before) / (after + before + 1e-3)).mean(1)
         torch.testing.assert_close(SCORES[:, number].double(), expected, rtol=1e-3, atol=1e-5)
-    assert isinstance(scorer, Attributor)
     assert SCORES.shape == (9, 3)
 
 
 def test_epsilon_of_the_config_is_used():
     config = replace(CONFIG, epsilon=1e3)
-    table = method(BANK, config).losses(IMAGES)
+    table = change(BANK, config).losses(IMAGES)
     expected = ((table.after[1] - table.before) / (table.after[1] + table.before + 1e3)).mean(1)
-    torch.testing.assert_close(method(BANK, config).score(IMAGES)[:, 1], expected)
+    torch.testing.assert_close(skews(change(BANK, config))[:, 1], expected)
+
+
+# --- other measures, levels and noise (spec 8) ------------------------------------------------------------------------
+
+
+def test_difference_is_the_mean_change_by_hand():
+    """S-C1: after minus before, image by item."""
+    scorer = change(BANK)
+    before = hand_losses(DENOISER, IMAGES, scorer.shared)
+    changed = copy.deepcopy(DENOISER)
+    changed.network.load_state_dict(BANK[1], strict=False)
+    expected = (hand_losses(changed, IMAGES, scorer.shared) - before).mean(1)
+    found = scorer.difference(scorer.losses(IMAGES))
+    assert found.shape == (9, 3)
+    torch.testing.assert_close(found[:, 1].double(), expected, rtol=1e-3, atol=1e-5)
+
+
+def test_the_measure_chooses_among_the_stored_columns():
+    columns = {"skew": torch.tensor([[0.5, -0.5]]), "difference": torch.tensor([[3.0, -4.0]])}
+    assert torch.equal(chosen(columns, "skew"), columns["skew"])
+    assert torch.equal(chosen(columns, "difference"), columns["difference"])
+    assert torch.equal(chosen(columns, "absolute"), torch.tensor([[3.0, 4.0]]))
+
+
+def test_training_levels_are_drawn_once_and_log_normal():
+    """S-C3: a fixed set; `keep` says nothing."""
+    config = replace(CONFIG, noises=3000, sigmas="training")
+    sigma = change([], config).shared.sigma
+    assert torch.equal(sigma, training_sigmas(generator(1, "score/sigma"), 3000))
+    assert torch.equal(sigma, change(BANK, replace(config, keep=0.1)).shared.sigma)
+    assert sigma.log().mean().item() == pytest.approx(-1.2, abs=0.1)
+    assert sigma.log().std().item() == pytest.approx(1.2, abs=0.1)
+
+
+INDEPENDENT = replace(CONFIG, noise="independent")
+
+
+def own_noises(name: str, config: ScoreConfig) -> NoiseSet:
+    """Levels and noise of one image and one model, written once more."""
+    stream = generator(1, f"{name}/sigma")
+    schedule = config.sigmas == "schedule"
+    sigma = random_schedule_sigmas(stream, 7, config.keep) if schedule else training_sigmas(stream, 7)
+    return NoiseSet.draw(1, f"{name}/noise", sigma, (3, 8, 8))
+
+
+@pytest.mark.parametrize("sigmas", ["schedule", "training"])
+def test_independent_noise_belongs_to_the_image_and_the_model(sigmas: str):
+    """S-C2: no two losses have a draw in common."""
+    config = replace(INDEPENDENT, sigmas=sigmas)
+    found = change(BANK, config).losses(IMAGES)
+    for at in (0, 4):
+        one, name = IMAGES[at : at + 1], f"score/idx={100 + at}"
+        by_hand = hand_losses(DENOISER, one, own_noises(f"{name}/before", config))
+        torch.testing.assert_close(found.before[at : at + 1].double(), by_hand, rtol=2e-4, atol=1e-5)
+        changed = copy.deepcopy(DENOISER)
+        changed.network.load_state_dict(BANK[2], strict=False)
+        by_hand = hand_losses(changed, one, own_noises(f"{name}/item=2", config))
+        torch.testing.assert_close(found.after[2, at : at + 1].double(), by_hand, rtol=2e-4, atol=1e-5)
+    same = change([{}, {}], config).losses(IMAGES)  # three times F1, on other draws
+    assert not (same.before == same.after[0]).any()
+    assert not (same.after[0] == same.after[1]).any()
+
+
+def test_with_independent_noise_the_skew_is_that_of_averages():
+    scorer = change(BANK, INDEPENDENT)
+    table = scorer.losses(IMAGES)
+    before, after = table.before.mean(1), table.after.mean(2)
+    expected = ((after - before) / (after + before + 1e-3)).T
+    torch.testing.assert_close(scorer.skew(table), expected)
+    average_of_skews = torch.stack([normalized_skew(table.before, each) for each in table.after], dim=1)
+    assert (average_of_skews - expected).abs().max() > 0.01
+
+
+def test_independent_noise_does_not_depend_on_cut_or_order():
+    order, edges = [4, 0, 8, 1, 7, 2, 6, 3, 5], [0, 2, 3, 9]
+    scorer, shuffled = change(BANK, INDEPENDENT), picked(IMAGES, order)
+    cut = torch.cat([skews(scorer, shuffled[slice(a, b)]) for a, b in pairwise(edges)])
+    assert torch.equal(cut, skews(scorer)[order])
+
+
+@given(st.integers(0, 10_000), st.integers(1, 40), st.sampled_from([0.3, 0.56, 0.7, 1.0]))
+def test_random_levels_are_the_largest_of_more_positions_on_the_schedule(seed: int, num: int, keep: float):
+    found = random_schedule_sigmas(generator(seed, "levels"), num, keep)
+    u = generator(seed, "levels").random(int(num / keep + 1e-9))
+    low, high = 0.002 ** (1 / 7), 80 ** (1 / 7)
+    every = np.sort((high + u * (low - high)) ** 7)[::-1]
+    np.testing.assert_allclose(found.numpy(), every[:num], rtol=1e-5)
+    assert (found.diff() <= 0).all()
+    assert 0.002 <= found.min() <= found.max() <= 80
 
 
 # --- invariance -------------------------------------------------------------------------------------------------------
@@ -221,22 +316,22 @@ cuts_and_items = st.tuples(
 def test_scores_do_not_depend_on_cut_order_or_other_items_bit_for_bit(drawn: tuple[list[int], list[int], list[int]]):
     """One image a forward, fp32: any order of images, cut anywhere, with any bank (spec 18)."""
     order, cuts, items = drawn
-    scorer = method([BANK[number] for number in items])
+    scorer = change([BANK[number] for number in items])
     shuffled = picked(IMAGES, order)
     edges = [0, *cuts, 9]
-    scores = torch.cat([scorer.score(shuffled[slice(a, b)]) for a, b in pairwise(edges)])
+    scores = torch.cat([skews(scorer, shuffled[slice(a, b)]) for a, b in pairwise(edges)])
     assert torch.equal(scores, SCORES[order][:, items])
 
 
 @pytest.mark.parametrize("images_per_forward", [2, 5, 9])
 def test_more_images_a_forward_give_the_same_scores_to_rounding(images_per_forward: int):
-    scores = method(BANK, replace(CONFIG, images_per_forward=images_per_forward)).score(IMAGES)
+    scores = skews(change(BANK, replace(CONFIG, images_per_forward=images_per_forward)))
     torch.testing.assert_close(scores, SCORES, rtol=0, atol=1e-5)
     assert torch.equal(scores.topk(4, dim=0).indices, SCORES.topk(4, dim=0).indices)
 
 
 def test_bf16_scores_are_near():
-    scores = method(BANK, replace(CONFIG, precision="bf16")).score(IMAGES)
+    scores = skews(change(BANK, replace(CONFIG, precision="bf16")))
     assert not torch.equal(scores, SCORES)
     torch.testing.assert_close(scores, SCORES, rtol=0, atol=0.02)
 
@@ -269,23 +364,100 @@ def test_a_swap_that_fails_half_way_is_undone():
 
 
 def test_unlearned_models_leave_no_trace_in_f1():
-    scorer = method(BANK)
+    scorer = change(BANK)
     first = scorer.losses(IMAGES)
     assert torch.equal(scorer.losses(IMAGES).before, first.before)
     assert first.after.shape == (3, 9, 7)
-    assert method([]).losses(IMAGES).after.shape == (0, 9, 7)
+    assert change([]).losses(IMAGES).after.shape == (0, 9, 7)
 
 
 def test_an_image_with_nan_is_named():
     broken = replace(IMAGES, image=IMAGES.image.clone())
     broken.image[4, 1, 2, 3] = float("nan")
     with pytest.raises(RunFailed, match="training image idx=104 is not finite"):
-        method(BANK).score(broken)
+        skews(change(BANK), broken)
     name = unlearned_names(DENOISER.network)[0]
     poisoned = {**BANK[0], name: BANK[0][name] * float("nan")}
     with pytest.raises(RunFailed, match="training image idx=100 is not finite"):
-        method([poisoned]).score(IMAGES)
-    assert torch.equal(method(BANK).score(IMAGES), SCORES)  # the failure has not spread
+        skews(change([poisoned]))
+    assert torch.equal(skews(change(BANK)), SCORES)  # the failure has not spread
+
+
+# --- MUCS by the contract -----------------------------------------------------------------------------------------
+
+
+def nothing(step: int, loss: float) -> None:
+    """Progress that no one looks at."""
+
+
+def shuffled_cuts(batch: Batch):
+    """`Setting.batches` over a few images in memory."""
+
+    def named(name: str, size: int):
+        return lambda step: picked(batch, batch_rows(1, name, step, num_images=len(batch), batch_size=size).tolist())
+
+    return named
+
+
+def setting(unlearning: UnlearnConfig, *, measure: str = "skew", score: ScoreConfig = CONFIG) -> Setting:
+    knobs = SimpleNamespace(
+        seed=1, model=MODEL, train=TrainConfig(learning_rate=0.01), unlearn=unlearning, score=score,
+        rank=RankConfig(measure=measure),
+    )  # fmt: skip
+    return Setting(
+        knobs=knobs, device=torch.device("cpu"), num_images=9, denoiser=DENOISER, batches=shuffled_cuts(IMAGES)
+    )
+
+
+def unread() -> Iterator[Batch]:
+    raise AssertionError("the training set was read")
+    yield
+
+
+def test_null_loss_can_be_given_computed_or_drawn():
+    """The training set is streamed only for the computed one; the drawn one is that of an untrained network."""
+    given_bound = MUCS(setting(UnlearnConfig(null_loss=2.5))).prepare({}, unread())
+    assert given_bound["null_loss"].item() == 2.5
+    parts = iter([IMAGES[slice(0, 4)], IMAGES[slice(4, 9)]])
+    computed = MUCS(setting(UnlearnConfig(null_loss="analytic"))).prepare({}, parts)["null_loss"].item()
+    assert computed == pytest.approx(analytic_null_loss(IMAGES.image.square().mean().item()), rel=1e-6)
+    drawn = MUCS(setting(UnlearnConfig(null_batches=3))).prepare({}, unread())["null_loss"].item()
+    batches = shuffled_cuts(IMAGES)("null", 9)
+    assert drawn == pytest.approx(null_loss(EDMDenoiser(DiT(MODEL)), batches, num_batches=3, seed=1))
+    assert len({2.5, computed, drawn}) == 3
+
+
+def test_mucs_unlearns_each_item_by_the_recipe():
+    config = UnlearnConfig(batch_size=4, max_updates=2, learning_rate_divisor=5.0)
+    what = Item(number=3, idx=60, condition=torch.eye(3)[0], image=normal(generator(9, "item"), 3, 8, 8))
+    told: list[tuple[int, float]] = []
+    prepared = {"null_loss": torch.tensor(50.0, dtype=torch.float64)}
+    found = MUCS(setting(config)).adapt(what, prepared, lambda *now: told.append(now))
+    batches = shuffled_cuts(IMAGES)("unlearn/item=60", 4)
+    by_hand = unlearn(DENOISER, what, batches, bound=50.0, config=config, learning_rate=0.002, seed=1)
+    assert found.tensors.keys() == by_hand.tensors.keys()
+    assert all(torch.equal(found.tensors[name], by_hand.tensors[name]) for name in found.tensors)
+    assert found.facts == {
+        "outcome": "bound hit", "updates": 2, "null_loss": 50.0, "target": 47.5,
+        "item_loss": by_hand.item_loss, "train_loss": by_hand.train_loss,
+    }  # fmt: skip
+    assert told == list(enumerate(by_hand.item_loss))
+
+
+def test_what_is_stored_of_a_scored_batch():
+    method = MUCS(setting(UnlearnConfig(), measure="absolute", score=replace(CONFIG, keep_losses=True)))
+    method.load({}, BANK)
+    columns, table = method.columns(IMAGES), change(BANK).losses(IMAGES)
+    assert set(columns) == {"skew", "difference", "before", "after"}
+    assert torch.equal(columns["skew"], SCORES)
+    assert torch.equal(columns["before"], table.before.half())
+    assert torch.equal(columns["after"].view(9, 3, 7), table.after.transpose(0, 1).half())
+    assert torch.equal(method.score(IMAGES), columns["difference"].abs())
+    assert method.forwards_an_image == 7 * 4
+    plain = MUCS(setting(UnlearnConfig()))
+    plain.load({}, BANK)
+    assert set(plain.columns(IMAGES)) == {"skew", "difference"}
+    assert torch.equal(plain.score(IMAGES), SCORES)
 
 
 # --- the method as a whole ----------------------------------------------------------------------------------------
@@ -319,25 +491,45 @@ def memorised() -> Iterator[SimpleNamespace]:
     yield SimpleNamespace(denoiser=state.average, images=images, learning_rate=config.learning_rate)
 
 
-def test_planted_duplicates_rank_in_the_top_decile(memorised: SimpleNamespace):
+def attributed(method: Attributor, items: list[Item], images: Batch) -> Tensor:
+    """All hooks of a method, as a run calls them, on images in memory."""
+    hooks = {part.hook for part in method.parts}
+    total = method.total(images) if "total" in hooks else {}
+    prepared = method.prepare(total, iter([images])) if "prepare" in hooks else total
+    method.load(prepared, [method.adapt(item, prepared, nothing).tensors for item in items])
+    return method.score(images)
+
+
+@pytest.mark.parametrize(
+    ("kind", "score", "measure"),
+    [
+        (MUCS, ScoreConfig(noises=20, images_per_forward=20), "skew"),
+        (ForwardINF, ScoreConfig(noises=60, sigmas="training", noise="independent"), "difference"),
+        (ForwardINF, ScoreConfig(noises=20, images_per_forward=20), "skew"),
+        (AbU, ScoreConfig(noises=20, keep=1.0, images_per_forward=20), "difference"),
+    ],
+)
+def test_planted_duplicates_rank_in_the_top_decile(
+    memorised: SimpleNamespace, kind: type[Attributor], score: ScoreConfig, measure: str
+):
     """The generated item is a training image: that image is among the 6 of 60 that unlearning it hurts most."""
     images: Batch = memorised.images
-    bound = analytic_null_loss(images.image.square().mean().item())
-
-    def batches(step: int) -> Batch:
-        return picked(images, batch_rows(1, "unlearn", step, num_images=60, batch_size=20).tolist())
-
     planted = [7, 22, 51]
-    bank = []
-    for number, at in enumerate(planted):
-        what = Item(number=number, idx=1000 + at, condition=images.condition[at], image=images.image[at])
-        found = unlearn(
-            memorised.denoiser, what, batches, bound=bound, config=UnlearnConfig(max_updates=40),
-            learning_rate=memorised.learning_rate / 4, seed=1,
-        )  # fmt: skip
-        bank.append(found.tensors)
-    config = ScoreConfig(noises=20, images_per_forward=20)
-    scores = MUCS(memorised.denoiser, bank, config=config, image_size=8, seed=1).score(images)
+    items = [
+        Item(number=number, idx=1000 + at, condition=images.condition[at], image=images.image[at])
+        for number, at in enumerate(planted)
+    ]
+    knobs = SimpleNamespace(
+        seed=1, model=MODEL, train=TrainConfig(learning_rate=memorised.learning_rate), score=score,
+        unlearn=UnlearnConfig(null_loss="analytic", max_updates=40, batch_size=20, learning_rate_divisor=4.0),
+        forward_inf=ForwardINFConfig(learning_rate_divisor=10.0), abu=AbUConfig(),
+        rank=RankConfig(measure=measure),
+    )  # fmt: skip
+    device = torch.device("cpu")
+    setting = Setting(
+        knobs=knobs, device=device, num_images=60, denoiser=memorised.denoiser, batches=shuffled_cuts(images)
+    )
+    scores = attributed(kind(setting), items, images)
     places = [int((scores[:, number] > scores[at, number]).sum()) for number, at in enumerate(planted)]
     assert max(places) < 6, places
     assert all(scores[at, number] > 0 for number, at in enumerate(planted))

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mucs_ray.attribution.ranking import Ranking, tie_break, top_k
+from mucs_ray.attribution.ranking import Ranking, mutual_ranks, ranks, tie_break, top_k
 from mucs_ray.errors import RunFailed
 
 K = 5
@@ -103,3 +103,82 @@ def test_a_score_that_is_not_finite_is_named(value: float):
 def test_fewer_images_than_k_are_all_kept():
     assert pairs(ranked([4, 2], [0.25, 0.5])) == [(2, 0.5), (4, 0.25)]
     assert pairs(empty()) == []
+
+
+def ranked_all(scores: list[float], idx: list[int] | None = None, *, name: str = "rank/item=0") -> list[int]:
+    numbers = np.arange(len(scores)) if idx is None else np.asarray(idx, dtype=np.int64)
+    return ranks(np.asarray(scores, dtype=np.float32), numbers, 1, name).tolist()
+
+
+def test_ranks_by_hand():
+    assert ranked_all([0.1, -0.9, 0.7, 0.3]) == [3, 4, 1, 2]
+
+
+@settings(deadline=None)
+@given(scored, st.randoms(use_true_random=False))
+def test_ranks_are_the_places_in_the_whole_ranking_whatever_the_order_of_rows(scores: list[float], random: Random):
+    """Each of 1..N once, ties included."""
+    found = ranked_all(scores)
+    assert sorted(found) == list(range(1, len(scores) + 1))
+    whole = ranked(list(range(len(scores))), scores, empty(k=max(1, len(scores))))
+    assert [found[idx] for idx in whole.idx] == list(range(1, len(scores) + 1))
+    rows = list(range(len(scores)))
+    random.shuffle(rows)
+    assert ranked_all([scores[row] for row in rows], rows) == [found[row] for row in rows]
+
+
+def test_ranks_refuse_what_is_not_finite():
+    with pytest.raises(RunFailed, match="training image idx=31 is not finite"):
+        ranked_all([0.1, float("nan")], [30, 31])
+
+
+def mutual(columns: list[list[float]], idx: list[int] | None = None) -> np.ndarray:
+    """Scores given an item a line."""
+    scores = np.asarray(columns, dtype=np.float32).T
+    numbers = np.arange(len(scores)) if idx is None else np.asarray(idx, dtype=np.int64)
+    return mutual_ranks(scores, numbers, 1, [f"rank/item={number}" for number in range(len(columns))])
+
+
+def test_mutual_ranks_by_hand():
+    """Ranks of the images: 1 2 3 and 1 3 2; of the items for them: 1.5 1.5, 1 2, 2 1. Scales do not compare."""
+    found = mutual([[9.0, 8.0, 7.0], [0.03, 0.01, 0.02]])
+    expected = -np.sqrt([[1 * 1.5, 1 * 1.5], [2 * 1, 3 * 2], [3 * 2, 2 * 1]])
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert found.dtype == np.float32
+
+
+def test_with_one_item_mutual_ranks_keep_the_order():
+    found = mutual([[0.1, -0.9, 0.7, 0.3]])[:, 0]
+    np.testing.assert_allclose(found, -np.sqrt([3, 4, 1, 2]), rtol=1e-6)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(4, 8), st.integers(0, 2**16))
+def test_a_hub_that_is_first_for_every_item_comes_down(num_items: int, seed: int):
+    """Below the image that is second for one item and low for the others; for every item alike."""
+    num_images = 4 * num_items
+    scores = np.random.default_rng(seed).random((num_items, num_images)) * 0.1
+    hub, own = 0, np.arange(1, num_items + 1)
+    scores[:, own] = -0.5
+    scores[np.arange(num_items), own] = 0.5
+    scores[:, hub] = 1.0
+    found = mutual(scores.tolist())
+    np.testing.assert_allclose(found[hub], -np.sqrt((num_items + 1) / 2), rtol=1e-6)
+    assert (found.argmax(axis=0) == own).all()
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=9, max_size=9), min_size=1, max_size=4), st.data())
+def test_mutual_ranks_go_with_the_image_and_the_item(columns: list[list[float]], data: st.DataObject):
+    """Rows in any order give the same scores; a monotone change of an item's scores changes nothing."""
+    whole = mutual(columns)
+    rows = data.draw(st.permutations(range(9)))
+    np.testing.assert_array_equal(mutual([[column[row] for row in rows] for column in columns], rows), whole[rows])
+    stretched = [[100 * value + 3 for value in column] if n == 0 else column for n, column in enumerate(columns)]
+    np.testing.assert_array_equal(mutual(stretched), whole)
+
+
+def test_mutual_ranks_are_told_apart_in_single_precision():
+    """Products of COCO's ranks with 20 items' half ranks, near the top exactly: up to 2^21."""
+    products = np.arange(2, 2**22) / 2
+    assert (np.diff(np.sqrt(products).astype(np.float32)) > 0).all()

@@ -264,7 +264,8 @@ def no_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def every_stage(pipeline: Pipeline) -> dict[str, str]:
     every = pipeline.stages | pipeline.evaluations
     report = pipeline.report(planned=list(every))
-    return {name: each.fingerprint for name, each in every.items()} | {"report": report.fingerprint}
+    kept = {name: each.fingerprint for name, each in every.items() if name in EVERYTHING}
+    return kept | {"report": report.fingerprint}
 
 
 def fingerprints(recipe: Recipe, dataset: Dataset) -> dict[str, str]:
@@ -280,6 +281,7 @@ REMOVED = following("random") | following("mucs")
 REGENERATED = REMOVED - {"retrain/random", "retrain/mucs"}
 COMPARED = {"evaluate/random", "evaluate/mucs", "evaluate/unrelated", "report"}
 RANKED = {"attribute/mucs"} | following("mucs")
+RERANKED = RANKED | {"attribute/random"} | following("random")
 SCORED = {"attribute/mucs/score"} | RANKED
 UNLEARNED = {"attribute/mucs/unlearn"} | SCORED
 GENERATED = {"generate", "attribute/random"} | UNLEARNED | REMOVED | COMPARED
@@ -329,13 +331,21 @@ STALE: dict[str, tuple[Any, set[str]]] = {
     "unlearn.weight_decay": (0.1, UNLEARNED),
     "unlearn.tolerance": (0.1, UNLEARNED),
     "unlearn.max_updates": (7, UNLEARNED),
+    "unlearn.clamp": (False, UNLEARNED),
+    "unlearn.fixed_updates": (3, UNLEARNED),
+    "unlearn.parameters": ("block", UNLEARNED),
+    "unlearn.sigmas": ("schedule", UNLEARNED),
     "score.noises": (6, SCORED),
     "score.keep": (0.5, SCORED),
     "score.epsilon": (1e-2, SCORED),
     "score.precision": ("bf16", SCORED),
     "score.images_per_forward": (2, SCORED),
     "score.keep_losses": (True, SCORED),
-    "rank.top_percent": (5.0, RANKED | {"attribute/random"} | following("random")),
+    "score.sigmas": ("training", SCORED),
+    "score.noise": ("independent", SCORED),
+    "rank.top_percent": (5.0, RERANKED),
+    "rank.measure": ("difference", RERANKED),
+    "rank.correction": ("mutual", RERANKED),
     "remove.mode": ("matched", REMOVED),
     "remove.size": (9, set()),  # read in mode "matched" only
     "evaluate.metrics": (["mse"], set()),  # all there is for 8 px and without weights
@@ -345,7 +355,35 @@ STALE: dict[str, tuple[Any, set[str]]] = {
     "engine.actors": ([1, 2], set()),
     "engine.max_failures": (1, set()),
 }
-"""A changed value of every field of a recipe, and the stages it makes stale; `weights` has tests of its own."""
+"""A changed value of every field of a recipe, and the stages of MUCS and random that it makes stale."""
+OTHER_METHODS: dict[str, tuple[Any, str]] = {
+    "forward_inf.updates": (2, "attribute/forward-inf/unlearn"),
+    "forward_inf.learning_rate_divisor": (3.0, "attribute/forward-inf/unlearn"),
+    "forward_inf.draws": (7, "attribute/forward-inf/unlearn"),
+    "abu.updates": (2, "attribute/abu/unlearn"),
+    "abu.step": (0.1, "attribute/abu/unlearn"),
+    "abu.draws": (200, "attribute/abu/unlearn"),
+    "abu.draws_per_forward": (50, "attribute/abu/unlearn"),
+    "abu.fisher_draws": (2, "attribute/abu/fisher"),
+    "abu.damping": (0.2, "attribute/abu/unlearn"),
+    "abu.parameters": ("all", "attribute/abu/fisher"),
+    "dtrak.noises": (7, "attribute/dtrak/features"),
+    "dtrak.dim": (64, "attribute/dtrak/features"),
+    "dtrak.signs": (2, "attribute/dtrak/features"),
+    "dtrak.damping": (0.2, "attribute/dtrak/solve"),
+    "dtrak.parameters": ("mlp", "attribute/dtrak/features"),
+    "dtrak.gradients": ("per_noise", "attribute/dtrak/features"),
+    "das.noises": (7, "attribute/das/features"),
+    "das.dim": (64, "attribute/das/features"),
+    "das.signs": (2, "attribute/das/features"),
+    "das.damping": (0.2, "attribute/das/solve"),
+    "das.parameters": ("mlp", "attribute/das/features"),
+    "das.gradients": ("per_noise", "attribute/das/features"),
+    "das.square": (False, "attribute/das/score"),
+    "das.leverage": (True, "attribute/das/score"),
+}
+"""The first stage that a field makes stale; none of MUCS."""
+TESTED_ELSEWHERE = {"weights", "ensemble.learned_from"}
 
 
 def changed(recipe: Recipe, key: str, value: object) -> Recipe:
@@ -366,7 +404,22 @@ def recipe_keys() -> Iterator[str]:
 
 
 def test_the_table_has_every_field_of_a_recipe():
-    assert {*STALE, "weights"} == set(recipe_keys())
+    assert {*STALE, *OTHER_METHODS} | TESTED_ELSEWHERE == set(recipe_keys())
+
+
+@pytest.mark.parametrize("key", OTHER_METHODS)
+def test_a_methods_field_makes_its_own_stages_stale(key: str, dataset: Dataset):
+    recipe = tiny_recipe(dataset.url)
+    value, expected = OTHER_METHODS[key]
+    other = changed(recipe, key, value)
+    console = Console(file=io.StringIO())
+    before, after = (
+        Pipeline(recipe=each, dataset=dataset, run_url="runs/x", console=console).stages for each in (recipe, other)
+    )
+    stale = [name for name in before if before[name].fingerprint != after[name].fingerprint]
+    method = expected.split("/")[1]
+    assert stale[0] == expected and f"attribute/{method}" in stale and not {*stale} & EVERYTHING
+    assert all(name.split("/")[1] in (method, "ensemble") for name in stale)
 
 
 @pytest.mark.parametrize("key", STALE)
@@ -431,7 +484,7 @@ def test_reasons_name_the_recipe_key(dataset: Dataset, tmp_path: Path):
     pipeline.report().finish({}, {})
     assert pipeline.plan("report")["report"].reason == "no report.html"
     storage.publish(storage.join(pipeline.run_url, "report.html"), b"")
-    assert [state.status for state in pipeline.plan("report").values()] == ["done"] * 7
+    assert {state.status for state in pipeline.plan("report").values()} == {"done"}
     fewer = Pipeline.open(changed(recipe, "score.noises", 3), dataset, str(tmp_path), console=console)
     plan = fewer.plan("report")
     scored, ranked = plan["attribute/mucs/score"], plan["attribute/mucs"]

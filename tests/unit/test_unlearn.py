@@ -18,7 +18,7 @@ from mucs_ray.diffusion.batch import Batch
 from mucs_ray.diffusion.denoiser import EDMDenoiser
 from mucs_ray.diffusion.loss import analytic_null_loss, denoising_loss
 from mucs_ray.diffusion.noise import generator, normal
-from mucs_ray.diffusion.schedule import training_sigmas
+from mucs_ray.diffusion.schedule import random_schedule_sigmas, training_sigmas
 from mucs_ray.errors import RunFailed
 from mucs_ray.models.dit import DiT, DiTConfig, unlearned_names
 from tiny import rows
@@ -240,8 +240,8 @@ def test_a_loss_that_is_not_finite_names_the_item(
     """Also an infinite draw of the item, which the clamp would turn into the bound."""
     real = unlearning.draw_losses
 
-    def broken(*given: object, name: str, seed: int) -> Tensor:
-        losses = real(*given, name=name, seed=seed)
+    def broken(*given: object, name: str, **how: object) -> Tensor:
+        losses = real(*given, name=name, **how)
         return losses + value if name.endswith(f"step=2/{whose}") else losses
 
     monkeypatch.setattr(unlearning, "draw_losses", broken)
@@ -338,6 +338,69 @@ def test_an_unconditional_model_is_unlearned_without_condition(trained: EDMDenoi
     )
     assert found.updates == 2
     assert not any(name.startswith("y_embedder") for name in found.tensors)
+
+
+# --- ablations (spec 8) -----------------------------------------------------------------------------------------------
+
+
+def test_without_the_clamp_all_draws_pull(trained: EDMDenoiser):
+    """The mean of the losses as they are: its gradient is that under a bound that no draw reaches."""
+    low, config = 1e-3, UnlearnConfig(clamp=False)
+    repeated = item().image.expand(16, -1, -1, -1), item().condition.expand(16, -1)
+    losses = hand_losses(trained.eval(), *repeated, "unlearn/item=60/step=0/item")
+    free = next(unlearning.measure(trained, item(), batches, bound=low, config=config, seed=SEED))
+    assert free.item_loss.item() == pytest.approx(losses.mean().item())
+    assert free.item_loss.item() > 100 * low
+    unbound = run(trained, item(), bound=low, clamp=False, fixed_updates=3)
+    assert equal(unbound.tensors, run(trained, item(), bound=FAR).tensors)
+    assert not equal(unbound.tensors, run(trained, item(), bound=low, fixed_updates=3).tensors)
+
+
+def test_without_the_clamp_the_rule_still_ends_it(trained: EDMDenoiser):
+    found = run(trained, item(), bound=1e-3, clamp=False)
+    assert (found.outcome, found.updates) == ("reached", 0)
+
+
+@pytest.mark.parametrize(("bound", "updates"), [(1e-3, 2), (FAR, 5)])
+def test_fixed_updates_are_made_whatever_the_loss_and_the_bound_on_them(
+    trained: EDMDenoiser, bound: float, updates: int
+):
+    """Also where the rule would end it before the first, and beyond `max_updates`."""
+    found = run(trained, item(), bound=bound, fixed_updates=updates, max_updates=1)
+    assert (found.outcome, found.updates) == ("fixed", updates)
+    assert len(found.item_loss) == len(found.train_loss) == updates + 1
+    assert not equal(found.tensors, own_tensors(trained))
+    if bound == FAR:
+        assert equal(found.tensors, run(trained, item(), max_updates=updates).tensors)
+
+
+def test_the_block_includes_attention_weights_and_nothing_else(trained: EDMDenoiser):
+    """U-C4: qkv and proj matrices beside the MLPs; biases, adapters and all others stay."""
+    more = {f"dit_backbone.{block}.attention.{layer}.weight" for block in (0, 1) for layer in ("qkv", "proj")}
+    found = run(trained, item(), parameters="block")
+    assert set(found.tensors) == set(unlearned_names(trained.network)) | more
+    before = trained.network.state_dict()
+    assert not any(torch.equal(tensor, before[name]) for name, tensor in found.tensors.items())
+
+
+def test_levels_of_both_losses_can_be_random_positions_of_the_whole_schedule(
+    monkeypatch: pytest.MonkeyPatch, trained: EDMDenoiser
+):
+    """U-C2: no top share is kept; each loss draws its own levels, then its noise."""
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def spy(denoiser: EDMDenoiser, image: Tensor, noise: Tensor, sigma: Tensor, condition: Tensor) -> Tensor:
+        seen.append((sigma, noise))
+        return denoising_loss(denoiser, image, noise, sigma, condition)
+
+    monkeypatch.setattr(unlearning, "denoising_loss", spy)
+    run(trained, item(), sigmas="schedule", max_updates=1)
+    assert len(seen) == 4
+    for number, (sigma, noise) in enumerate(seen):
+        stream = generator(SEED, f"unlearn/item=60/step={number // 2}/{('train', 'item')[number % 2]}")
+        assert torch.equal(sigma, random_schedule_sigmas(stream, 16, 1.0))
+        assert torch.equal(noise, normal(stream, 16, 3, 8, 8))
+    assert not torch.equal(seen[0][0], seen[1][0])
 
 
 # --- the null loss ----------------------------------------------------------------------------------------------------

@@ -1,0 +1,150 @@
+"""AbU, attribution by unlearning: natural-gradient ascent on the item, with a diagonal Fisher matrix (spec 9.8).
+
+    p <- p + alpha g_p / (N (F_p + damping mean F)),   F_p = mean over images and draws of (dL(z_i) / dp)^2
+
+g is the gradient of the item's loss, N the number of training images, the mean of F that over p's own tensor.
+Axes: n draws, c h w image.
+"""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from mucs_ray.attribution.base import Adapted, Item, Part, Tensors
+from mucs_ray.attribution.config import AbUConfig
+from mucs_ray.attribution.loss_change import LossAttributor
+from mucs_ray.attribution.unlearn import require_finite
+from mucs_ray.diffusion.batch import Batch
+from mucs_ray.diffusion.denoiser import EDMDenoiser
+from mucs_ray.diffusion.loss import denoising_loss
+from mucs_ray.diffusion.noise import generator, normal
+from mucs_ray.diffusion.schedule import training_sigmas
+from mucs_ray.errors import RunFailed
+from mucs_ray.models.dit import attention_names, unlearned_names
+from mucs_ray.training.ema import frozen_copy
+
+COUNT = "count"
+"""Beside the sums of squares: how many images are in them."""
+FLOOR = 1e-6
+"""Of the mean of F over all tensors. The loss does not depend on a bias in front of a norm: its gradient and its F are
+rounding errors, and their ratio would send it off by thousands."""
+
+
+class AbU(LossAttributor):
+    """A step up the item's loss, long where the training set does not care, and the change of each image's loss."""
+
+    name = "abu"
+    label = "AbU"
+    summary = "a natural-gradient step away from the item, then the change of each training image's loss"
+    cost = "N x fisher_draws gradients, then N x noises x (items + 1) forwards"
+    source = "Attribution by unlearning; adapted to DiT"
+    parts = (
+        Part(name="fisher", hook="total", reads=("abu.fisher_draws", "abu.parameters"), uses_items=False),
+        Part(name="unlearn", hook="adapt", reads=("abu",)),
+        Part(name="score", hook="score", reads=("score",)),
+    )
+
+    def total(self, rows: Batch) -> Tensors:
+        """Squared gradients of the loss at each image, averaged over its draws and summed over images; float64."""
+        config, model = self.setting.knobs.abu, self.setting.model
+        weights = {name: model.network.get_parameter(name).detach() for name in changed_names(model.network, config)}
+        sums = {name: torch.zeros_like(weight, dtype=torch.float64) for name, weight in weights.items()}
+        for at in range(len(rows)):
+            one = rows[at : at + 1]
+            for name, squares in self.squared_gradients(weights, one).items():
+                if not squares.isfinite().all():
+                    raise RunFailed(f"the gradient of the loss of training image idx={int(one.idx)} is not finite")
+                sums[name] += squares
+        return {**sums, COUNT: torch.tensor(len(rows), dtype=torch.float64)}
+
+    def squared_gradients(self, weights: Tensors, one: Batch) -> Tensors:
+        """Of one image, the mean over its draws; these go through the network together, so no other image matters."""
+        knobs, model = self.setting.knobs, self.setting.model
+        name, num = f"abu/fisher/idx={int(one.idx)}", knobs.abu.fisher_draws
+        ((sigma, noise),) = draws(knobs.seed, name, num, num, like=one.image)
+
+        def loss(weights: Tensors, sigma: Float[Tensor, ""], noise: Float[Tensor, "c h w"]) -> Float[Tensor, ""]:
+            with_weights = {f"network.{name}": weight for name, weight in weights.items()}
+
+            def denoiser(noisy: Tensor, sigma: Tensor, condition: Tensor | None = None) -> Tensor:
+                return functional_call(model, with_weights, (noisy, sigma, condition))
+
+            return denoising_loss(denoiser, one.image, noise[None], sigma[None], one.condition)[0]
+
+        with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no rule for vmap: it would loop over the draws
+            gradients = vmap(grad(loss), in_dims=(None, 0, 0))(weights, sigma, noise)
+        return {name: gradient.double().square().mean(dim=0) for name, gradient in gradients.items()}
+
+    def adapt(self, item: Item, prepared: Tensors, on_update: Callable[[int, float], None]) -> Adapted:
+        """The changed tensors; `prepared` is the total.
+
+        `item_loss` is the item's mean loss before each update and at the end, where it is measured on the draws of the
+        first update: its first and last value differ by what the updates did and nothing else.
+        """
+        config = self.setting.knobs.abu
+        changed = frozen_copy(self.setting.model)  # eval mode: no dropout, no condition drop
+        rates = step_sizes(prepared, config, num_images=self.setting.num_images)
+        parameters = {name: changed.network.get_parameter(name).requires_grad_(True) for name in rates}
+        trace: list[float] = []
+        for step in range(config.updates + 1):
+            ended = step == config.updates
+            trace.append(0.0)
+            for share in self.shares(changed, item, draws_of=0 if ended else step):
+                require_finite(share, item, step)
+                trace[-1] += share.item()
+                if not ended:
+                    share.backward()
+            on_update(step, trace[-1])
+            if not ended:
+                ascend(parameters, rates)
+        tensors = {name: parameter.detach() for name, parameter in parameters.items()}
+        return Adapted(tensors=tensors, facts={"outcome": "fixed", "updates": config.updates, "item_loss": trace})
+
+    def shares(self, changed: EDMDenoiser, item: Item, *, draws_of: int) -> Iterator[Float[Tensor, ""]]:
+        """The item's mean loss over the draws of an update, as the share of each forward in it; they add up to it."""
+        config, device = self.setting.knobs.abu, self.setting.device
+        image = item.image.to(device)[None]
+        name = f"abu/item={item.idx}/step={draws_of}"
+        for sigma, noise in draws(self.setting.knobs.seed, name, config.draws, config.draws_per_forward, like=image):
+            condition = None if item.condition is None else item.condition.to(device).expand(len(sigma), -1)
+            losses = denoising_loss(changed, image.expand_as(noise), noise, sigma, condition)
+            yield losses.sum() / config.draws
+
+
+def changed_names(network: nn.Module, config: AbUConfig) -> list[str]:
+    """The tensors that AbU changes."""
+    if config.parameters == "attention":
+        return attention_names(network, "qkv")
+    return unlearned_names(network) if config.parameters == "mlp" else [name for name, _ in network.named_parameters()]
+
+
+def draws(
+    seed: int, name: str, num: int, at_once: int, *, like: Float[Tensor, "1 c h w"]
+) -> Iterator[tuple[Float[Tensor, " n"], Float[Tensor, "n c h w"]]]:
+    """Noise levels of training and noise, `at_once` at a time; which they are does not depend on `at_once`."""
+    levels, noises = generator(seed, f"{name}/sigma"), generator(seed, f"{name}/noise")
+    for start in range(0, num, at_once):
+        count = min(at_once, num - start)
+        sigma, noise = training_sigmas(levels, count), normal(noises, count, *like.shape[1:])
+        yield sigma.to(like.device), noise.to(like.device)
+
+
+def step_sizes(total: Tensors, config: AbUConfig, *, num_images: int) -> Tensors:
+    """alpha / (N (F_p + damping mean F)), float64, with a floor under what is divided by."""
+    fisher = {name: squares / total[COUNT] for name, squares in total.items() if name != COUNT}
+    floor = FLOOR * torch.cat([diagonal.flatten() for diagonal in fisher.values()]).mean()
+    damped = {name: diagonal + config.damping * diagonal.mean() for name, diagonal in fisher.items()}
+    return {name: config.step / (num_images * each.clamp(min=floor)) for name, each in damped.items()}
+
+
+@torch.no_grad()
+def ascend(parameters: Tensors, rates: Tensors) -> None:
+    """Move each parameter up its gradient, in place, and forget the gradient."""
+    for name, parameter in parameters.items():
+        assert parameter.grad is not None
+        parameter += (rates[name].to(parameter.device) * parameter.grad.double()).to(parameter.dtype)
+        parameter.grad = None

@@ -1,0 +1,29 @@
+"""Condition: the cosine of what an image is labelled or captioned with, and what the item was generated from."""
+
+from jaxtyping import Float
+from torch import Tensor
+
+from mucs_ray.attribution.embedding import CosineAttributor
+from mucs_ray.diffusion.batch import Batch
+from mucs_ray.errors import InputError
+
+
+class Condition(CosineAttributor):
+    """cos(y_i, c), with the first caption's embedding or the one-hot class (spec 9.2).
+
+    An item has the condition of the test image that lent it its idx, also where the model ignores it. Images of one
+    class are equals here; their order is the ranking's, which is random, and on it the method's result rests.
+    """
+
+    name = "condition"
+    label = "Condition"
+    summary = "cosine of the conditions: the same class, or a similar caption"
+    needs = "a data set with labels or captions"
+    cost = "one pass over the data"
+    source = "MUCS, baseline"
+
+    def vectors(self, batch: Batch) -> Float[Tensor, "b d"]:
+        """InputError if there are none."""
+        if batch.condition is None:
+            raise InputError("condition compares labels or captions, and this data set has none: choose other methods")
+        return batch.condition

@@ -1,0 +1,55 @@
+"""DAS: gradients of the signed mean output at length 1, and how wrong the model is on each image (spec 9.6)."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mucs_ray.attribution.base import Columns, Tensors
+from mucs_ray.attribution.config import DASConfig
+from mucs_ray.attribution.gradients import GradientAttributor, Measured, gradient_parts
+
+
+class DAS(GradientAttributor):
+    """[phi(item)^T K^-1 phi_i r_i / (1 - h_i)]^2: how far the output for the item moves without image i.
+
+    r_i is the residual and h_i = phi_i^T K^-1 phi_i the leverage, which is left out unless asked for.
+    """
+
+    name = "das"
+    label = "DAS"
+    summary = "squared change of the output for the item if the image were left out, by one Newton step"
+    cost = "N backward passes on a batch of noises, then one product an item"
+    source = "DAS: Diffusion Attribution Score (ICLR 2025)"
+    parts = gradient_parts("das", "square", "leverage")
+    unit_length = True
+
+    @property
+    def config(self) -> DASConfig:
+        """The recipe's [das]."""
+        return self.setting.knobs.das
+
+    @staticmethod
+    def function(raw: Float[Tensor, "n c h w"]) -> Float[Tensor, " n"]:
+        """Signed mean of F over pixels."""
+        return raw.mean(dim=(1, 2, 3))
+
+    def row(self, measured: Measured) -> Columns:
+        """feature, and residual: the mean of sqrt(loss) over the noises, once those have length 1 as a vector."""
+        errors = measured.losses.sqrt()
+        return super().row(measured) | {"residual": (errors / errors.norm()).mean()}
+
+    def load(self, prepared: Tensors, adapted: Sequence[Tensors]) -> None:
+        """K^-1 phi of all items; K itself only for the leverage."""
+        super().load(prepared, adapted)
+        self.cholesky = prepared["cholesky"].to(self.vectors) if self.config.leverage else None
+
+    def score(self, rows: Columns) -> Float[Tensor, "b i"]:
+        """Squared unless the recipe says otherwise; then >= 0."""
+        weight = rows["residual"].to(self.vectors)
+        if self.cholesky is not None:
+            half = torch.linalg.solve_triangular(self.cholesky, rows["feature"].to(self.vectors).T, upper=False)
+            weight = weight / (1 - half.square().sum(dim=0))
+        scores = super().score(rows) * weight[:, None]
+        return scores.square() if self.config.square else scores

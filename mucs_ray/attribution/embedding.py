@@ -1,0 +1,61 @@
+"""Methods that compare: an image influences an item as much as it resembles it, by the cosine of two vectors.
+
+Subclasses say what the vectors are: pixels, conditions, or what a pretrained network makes of the image.
+Axes: b training images, i items, c h w image, d vector.
+"""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from mucs_ray.attribution.base import Attributor, Item, Part, Tensors
+from mucs_ray.diffusion.batch import Batch
+from mucs_ray.errors import RunFailed
+
+
+class CosineAttributor(Attributor):
+    """Scores in [-1, 1]; a vector of zeros has the cosine 0 with everything."""
+
+    parts = (Part(name="score", hook="score", uses_model=False),)
+
+    @abstractmethod
+    def vectors(self, batch: Batch) -> Float[Tensor, "b d"]:
+        """What is compared, of any length; items come as a batch too, with their images clamped to [-1, 1]."""
+
+    def load(self, prepared: Tensors, adapted: Sequence[Tensors]) -> None:
+        """The vectors of the items, made once."""
+        self.of_items = self._unit(as_batch(self.setting.items).to(self.setting.device), "generated image")
+
+    def score(self, rows: Batch) -> Float[Tensor, "b i"]:
+        """fp32, from float64: a GPU would round the factors to TF32, and sums depend on how the batch is cut."""
+        return (self._unit(rows, "training image") @ self.of_items.T).float()
+
+    def _unit(self, batch: Batch, what: str) -> Float[Tensor, "b d"]:
+        vectors = self.vectors(batch)
+        bad = ~vectors.isfinite().all(dim=1).cpu()
+        if bad.any():
+            raise RunFailed(f"{self.label}: the vector of {what} idx={batch.idx[bad][0].item()} is not finite")
+        return normalize(vectors.double(), dim=1)
+
+
+class EmbeddingAttributor(CosineAttributor):
+    """Compares what the pretrained network named `encoder` makes of the images."""
+
+    def vectors(self, batch: Batch) -> Float[Tensor, "b d"]:
+        """The network expects images in [0, 1]."""
+        assert self.setting.encode is not None, "the method names no encoder"
+        return self.setting.encode(((batch.image + 1) / 2).clamp(0, 1))
+
+
+def as_batch(items: Sequence[Item]) -> Batch:
+    """Items as if they were training images; without conditions unless all have one."""
+    conditions = [item.condition for item in items if item.condition is not None]
+    return Batch(
+        idx=torch.tensor([item.idx for item in items]),
+        image=torch.stack([item.image for item in items]).clamp(-1, 1),
+        condition=torch.stack(conditions) if len(conditions) == len(items) else None,
+    )

@@ -1,0 +1,47 @@
+"""Forward-INF: gradient ascent on the item alone, then whose loss moved (spec 9.7).
+
+Unlike MUCS it neither holds on to the training set nor bounds the ascent, and all weights move.
+"""
+
+from collections.abc import Callable
+
+import torch
+
+from mucs_ray.attribution.base import Adapted, Item, Part, Tensors
+from mucs_ray.attribution.loss_change import LossAttributor
+from mucs_ray.attribution.unlearn import item_losses, require_finite
+from mucs_ray.training.ema import frozen_copy
+
+
+class ForwardINF(LossAttributor):
+    """A few AdamW steps up the item's loss, and the mean change of each training image's loss."""
+
+    name = "forward-inf"
+    label = "Forward-INF"
+    summary = "a few steps of gradient ascent on the item alone, then the change of each training image's loss"
+    cost = "N x noises x (items + 1) forwards, one pass over the data"
+    source = "Forward-INF, adapted to diffusion as in MUCS"
+    parts = (
+        Part(name="unlearn", hook="adapt", reads=("forward_inf", "train.learning_rate")),
+        Part(name="score", hook="score", reads=("score",)),
+    )
+
+    def adapt(self, item: Item, prepared: Tensors, on_update: Callable[[int, float], None]) -> Adapted:
+        """All tensors of F2, and the item's mean loss before each update and at the end, each on its own draws."""
+        knobs, config = self.setting.knobs, self.setting.knobs.forward_inf
+        changed = frozen_copy(self.setting.model).requires_grad_(True)  # eval mode: no dropout, no condition drop
+        rate = knobs.train.learning_rate / config.learning_rate_divisor
+        optimizer = torch.optim.AdamW(changed.parameters(), lr=rate, weight_decay=0.0, fused=True)
+        trace: list[float] = []
+        for step in range(config.updates + 1):
+            name = f"forward-inf/item={item.idx}/step={step}"
+            losses = item_losses(changed, item, config.draws, seed=knobs.seed, name=name)
+            require_finite(losses, item, step)
+            trace.append(losses.mean().item())
+            on_update(step, trace[-1])
+            if step < config.updates:
+                optimizer.zero_grad(set_to_none=True)
+                (-losses.mean()).backward()
+                optimizer.step()
+        tensors = {name: parameter.detach() for name, parameter in changed.network.named_parameters()}
+        return Adapted(tensors=tensors, facts={"outcome": "fixed", "updates": config.updates, "item_loss": trace})

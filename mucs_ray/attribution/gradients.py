@@ -1,0 +1,207 @@
+"""Attribution by gradients: each image as a projected gradient phi, compared by K = Phi^T Phi + lambda I (spec 9.5).
+
+phi(z) = S mean_j grad_theta f_j(z), where f_j is a mean over pixels of a function of the raw network output
+F_theta(c_in x_j, c_noise, c) at x_j = x + sigma_j eps_j. The pairs (sigma_j, eps_j), with sigma distributed as in
+training, are the same for all training images and items. Not the loss: its gradient compares worse [D-TRAK].
+Shared by D-TRAK and DAS, which say what f is.
+Axes: b images, i items, n noises, k = dim, c h w image, d condition.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.func import functional_call
+from torch.nn.utils import get_total_norm
+
+from mucs_ray.attribution.base import Adapted, Attributor, Columns, Item, Part, Tensors
+from mucs_ray.attribution.config import DASConfig, DTRAKConfig
+from mucs_ray.attribution.projection import Sketch
+from mucs_ray.diffusion.batch import Batch
+from mucs_ray.diffusion.denoiser import SIGMA_DATA, EDMDenoiser, c_in, c_noise
+from mucs_ray.diffusion.noise import NoiseSet, generator
+from mucs_ray.diffusion.schedule import training_sigmas
+from mucs_ray.errors import RunFailed
+from mucs_ray.models.dit import unlearned_names
+
+GradientConfig = DTRAKConfig | DASConfig
+PixelMean = Callable[[Float[Tensor, "n c h w"]], Float[Tensor, " n"]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What the passes of one image give."""
+
+    feature: Float[Tensor, " k"]
+    losses: Float[Tensor, " n"]
+    """mean (F - F*)^2 over pixels, which is the denoising loss (spec 3.1)."""
+
+
+class ImageGradients:
+    """phi of one image at a time, so that it does not depend, to the last bit, on which other images are in a batch."""
+
+    def __init__(
+        self,
+        denoiser: EDMDenoiser,
+        function: PixelMean,
+        noises: NoiseSet,
+        *,
+        unit_length: bool,
+        config: GradientConfig,
+        seed: int,
+    ) -> None:
+        """`denoiser` is frozen and stays so: gradients are taken at aliases of its weights.
+
+        With `unit_length` each gradient is scaled to length 1 before averaging.
+        """
+        self.network, self.function, self.noises, self.unit_length = denoiser.network, function, noises, unit_length
+        self.weights = {name: weight.detach() for name, weight in self.network.named_parameters()}
+        names = list(self.weights) if config.parameters == "all" else unlearned_names(self.network)
+        self.chosen = [self.weights[name].requires_grad_(True) for name in names]
+        sizes = {name: self.weights[name].numel() for name in names}
+        self.sketch = Sketch(sizes, dim=config.dim, signs=config.signs, seed=seed, device=noises.sigma.device)
+        count = len(noises.sigma)
+        at_once = count if config.gradients == "of_average" else 1
+        self.cuts = [slice(at, at + at_once) for at in range(0, count, at_once)]
+
+    def __call__(self, image: Float[Tensor, "c h w"], condition: Float[Tensor, " d"] | None) -> Measured:
+        """One backward pass a cut of the noises: all of them, or one.
+
+        The average is projected, not each gradient: the projection is linear, and a pass over all weights.
+        """
+        total = [torch.zeros_like(weight) for weight in self.chosen]
+        losses = []
+        for cut in self.cuts:
+            raw, errors = self._forward(image, condition, cut)
+            gradients = torch.autograd.grad(self.function(raw).mean(), self.chosen, materialize_grads=True)
+            length = get_total_norm(gradients) + 1e-8 if self.unit_length else 1.0
+            for summed, gradient in zip(total, gradients, strict=True):
+                summed += gradient / (length * len(self.cuts))
+            losses.append(errors)
+        return Measured(feature=self.sketch(total), losses=torch.cat(losses))
+
+    def _forward(
+        self, image: Float[Tensor, "c h w"], condition: Float[Tensor, " d"] | None, cut: slice
+    ) -> tuple[Float[Tensor, "n c h w"], Float[Tensor, " n"]]:
+        """F at some of the noises, with a graph, and the losses there, without.
+
+        F* = (x - c_skip x_n) / c_out = c_in (sigma x / sd - sd eps), which nothing cancels in at a small sigma.
+        """
+        level, unit = self.noises.sigma[cut], self.noises.unit[cut]
+        sigma = level[:, None, None, None]
+        conditions = None if condition is None else condition.expand(len(level), -1)
+        inputs = (c_in(sigma) * (image + sigma * unit), c_noise(level), conditions, None)
+        raw = functional_call(self.network, self.weights, inputs)
+        target = c_in(sigma) * (sigma / SIGMA_DATA * image - SIGMA_DATA * unit)
+        return raw, (raw.detach() - target).square().mean(dim=(1, 2, 3))
+
+
+def gradient_parts(section: str, *score_knobs: str) -> tuple[Part, ...]:
+    """The stages of a method whose knobs are in this section of the recipe."""
+    knobs = ("noises", "dim", "signs", "parameters", "gradients")
+    reads = tuple(f"{section}.{knob}" for knob in knobs)
+    scored = tuple(f"{section}.{knob}" for knob in score_knobs)
+    return (
+        Part(name="features", hook="features", reads=reads, uses_items=False),
+        Part(name="solve", hook="prepare", reads=(f"{section}.damping",), uses_model=False, uses_items=False),
+        Part(name="items", hook="adapt"),
+        Part(name="score", hook="score", reads=scored, uses_model=False, uses_items=False),
+    )
+
+
+class GradientAttributor(Attributor):
+    """A method that scores by phi(item)^T K^-1 phi_i; subclasses say what is differentiated, and what else counts."""
+
+    unit_length: ClassVar[bool] = False
+    """Whether gradients are scaled to length 1 before they are averaged."""
+
+    @property
+    @abstractmethod
+    def config(self) -> GradientConfig:
+        """The method's section of the recipe."""
+
+    @staticmethod
+    @abstractmethod
+    def function(raw: Float[Tensor, "n c h w"]) -> Float[Tensor, " n"]:
+        """f: what is differentiated, of the raw network output at each noise."""
+
+    @cached_property
+    def gradients(self) -> ImageGradients:
+        """Made in the parts that use the model; its noises belong to the method and the run's seed."""
+        setting, config = self.setting, self.config
+        seed, size = setting.knobs.seed, setting.knobs.model.image_size
+        sigmas = training_sigmas(generator(seed, f"{self.name}/sigma"), config.noises)
+        noises = NoiseSet.draw(seed, f"{self.name}/noise", sigmas, (3, size, size)).to(setting.device)
+        return ImageGradients(
+            setting.model, self.function, noises, unit_length=self.unit_length, config=config, seed=seed
+        )
+
+    def measured(self, image: Float[Tensor, "c h w"], condition: Float[Tensor, " d"] | None) -> Measured:
+        """Of one image, on whatever device."""
+        device = self.setting.device
+        there = None if condition is None else condition.to(device)
+        return self.gradients(image.to(device), there)
+
+    def row(self, measured: Measured) -> Columns:
+        """What is kept of a training image."""
+        return {"feature": measured.feature}
+
+    def features(self, batch: Batch) -> Columns:
+        """feature[dim] and what else `row` says, on the CPU. RunFailed, naming the image, for what is not finite."""
+        conditions = [None] * len(batch) if batch.condition is None else batch.condition
+        pairs = zip(batch.image, conditions, strict=True)
+        table = [self.row(self.measured(image, condition)) for image, condition in pairs]
+        columns = {name: torch.stack([row[name] for row in table]).cpu() for name in table[0]}
+        for name, column in columns.items():
+            bad = ~column.isfinite().reshape(len(batch), -1).all(dim=1)
+            if bad.any():
+                raise RunFailed(f"{self.label}: the {name} of training image idx={batch.idx[bad][0]} is not finite")
+        return columns
+
+    def prepare(self, total: Tensors, rows: Iterator[Columns]) -> Tensors:
+        """The Cholesky factor of K = Phi^T Phi + lambda I, with lambda = damping trace(Phi^T Phi) / dim; lower, fp32.
+
+        K is summed and factored in float64 (twice 8 dim^2 bytes, 4.3 GB at dim = 16384): gradients of images are much
+        alike, so K is dominated by a few directions, and fp32 would lose the small ones that lambda decides about.
+        The factor itself may be rounded: that changes K by far less than lambda.
+        """
+        dim = self.config.dim
+        kernel = torch.zeros(dim, dim, dtype=torch.float64, device=self.setting.device)
+        for columns in rows:
+            block = columns["feature"].to(kernel)
+            kernel.addmm_(block.T, block)
+        kernel.diagonal().add_(self.config.damping * kernel.trace() / dim)
+        cholesky, failed = torch.linalg.cholesky_ex(kernel)
+        if failed or not cholesky.isfinite().all():
+            raise RunFailed(
+                f"{self.label}: the matrix of all gradient features cannot be inverted (zero, too large, or damped too "
+                f"little); check that the model is trained, or raise {self.name}.damping"
+            )
+        return {"cholesky": cholesky.float()}
+
+    def adapt(self, item: Item, prepared: Tensors, on_update: Callable[[int, float], None]) -> Adapted:
+        """vector[dim] = K^-1 phi(item): the image unclamped, with its own condition and no guidance."""
+        feature = self.measured(item.image, item.condition).feature.double()
+        if not feature.isfinite().all():
+            raise RunFailed(f"{self.label}: the feature of item {item.number} (idx={item.idx}) is not finite")
+        vector = torch.cholesky_solve(feature[:, None], prepared["cholesky"].to(feature))
+        return Adapted(tensors={"vector": vector[:, 0].float()})
+
+    def load(self, prepared: Tensors, adapted: Sequence[Tensors]) -> None:
+        """K^-1 phi of all items."""
+        vectors = torch.stack([tensors["vector"] for tensors in adapted], dim=1)
+        self.vectors = vectors.to(self.setting.device, torch.float64)
+
+    @property
+    def forwards_an_image(self) -> int:
+        """One for each noise in the parts that use the model; scoring takes none."""
+        return self.config.noises if self.setting.denoiser is not None else 0
+
+    def score(self, rows: Columns) -> Float[Tensor, "b i"]:
+        """phi_i^T K^-1 phi(item), in float64: rounded to fp32, it does not show how rows were cut."""
+        return rows["feature"].to(self.vectors) @ self.vectors

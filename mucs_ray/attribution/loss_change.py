@@ -1,0 +1,160 @@
+"""How far each unlearned model moved the loss of each training image, for all items in one pass (spec 7.3, 8).
+
+F2 of an item differs from F1 only in the unlearned tensors, so a bank of those beside one resident network is all the
+models of a run; the losses of F1 are computed once for all items. Shared by the methods that unlearn.
+Axes: b training images, i items, n noises.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mucs_ray.attribution.base import Attributor, Columns, Tensors
+from mucs_ray.attribution.config import Measure, ScoreConfig
+from mucs_ray.attribution.skew import noise_losses, normalized_skew
+from mucs_ray.diffusion.batch import Batch
+from mucs_ray.diffusion.denoiser import EDMDenoiser
+from mucs_ray.diffusion.noise import NoiseSet, generator
+from mucs_ray.diffusion.schedule import random_schedule_sigmas, scoring_sigmas, training_sigmas
+from mucs_ray.errors import RunFailed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Losses:
+    """The loss table of a batch: before unlearning, and after unlearning each item."""
+
+    before: Float[Tensor, "b n"]
+    after: Float[Tensor, "i b n"]
+
+
+class LossChange:
+    """F1, the noise set, and the tensors of every F2."""
+
+    def __init__(
+        self,
+        denoiser: EDMDenoiser,
+        bank: Sequence[Mapping[str, Tensor]],
+        *,
+        config: ScoreConfig,
+        image_size: int,
+        seed: int,
+    ) -> None:
+        """`denoiser` is F1, in eval mode on its device; `bank` holds the changed tensors of each item, on the same."""
+        self.denoiser = denoiser
+        self.bank = bank
+        self.config = config
+        self.seed = seed
+        self.shape = (3, image_size, image_size)
+        self.device = next(denoiser.parameters()).device
+        self.shared = None
+        if config.noise == "shared":
+            stream = generator(seed, "score/sigma")
+            fixed = config.sigmas == "schedule"
+            sigmas = scoring_sigmas(config.noises, config.keep) if fixed else training_sigmas(stream, config.noises)
+            self.shared = NoiseSet.draw(seed, "score/noise", sigmas, self.shape).to(self.device)
+
+    @property
+    def forwards_an_image(self) -> int:
+        """F1 and every F2 on every noise."""
+        return self.config.noises * (1 + len(self.bank))
+
+    def losses(self, batch: Batch) -> Losses:
+        """RunFailed, naming the image, if a loss is not finite."""
+        before = self._measure(batch, "before")
+        after = []
+        for number, tensors in enumerate(self.bank):
+            with swapped(self.denoiser.network, tensors):
+                after.append(self._measure(batch, f"item={number}"))
+        return Losses(before=before, after=torch.stack(after) if after else before.new_zeros(0, *before.shape))
+
+    def skew(self, losses: Losses) -> Float[Tensor, "b i"]:
+        """Normalised skews, on the CPU; in (-1, 1), higher = more influential.
+
+        With independent noise the losses of a model are averaged first, and the skew is that of the averages (spec 8,
+        S-C2): one pair of losses has nothing in common but the image.
+        """
+        before, after = losses.before, losses.after
+        if self.shared is None:
+            before, after = before.mean(dim=1, keepdim=True), after.mean(dim=2, keepdim=True)
+        columns = [normalized_skew(before, each, epsilon=self.config.epsilon) for each in after]
+        return torch.stack(columns, dim=1).cpu()
+
+    def difference(self, losses: Losses) -> Float[Tensor, "b i"]:
+        """Mean loss after minus mean loss before, on the CPU; higher = more influential (spec 8, S-C1)."""
+        return (losses.after - losses.before).mean(dim=2).T.cpu()
+
+    def _measure(self, batch: Batch, model: str) -> Float[Tensor, "b n"]:
+        if self.shared is not None:
+            losses = self._losses(batch, self.shared)
+        else:
+            cuts = [batch[at : at + 1] for at in range(len(batch))]
+            losses = torch.cat([self._losses(one, self._own_noises(int(one.idx), model)) for one in cuts])
+        bad = ~losses.isfinite().all(dim=1).cpu()
+        if bad.any():
+            raise RunFailed(f"the loss of training image idx={batch.idx[bad][0].item()} is not finite")
+        return losses
+
+    def _losses(self, batch: Batch, noises: NoiseSet) -> Float[Tensor, "b n"]:
+        at_once, precision = self.config.images_per_forward, self.config.precision
+        return noise_losses(self.denoiser, batch, noises, images_per_forward=at_once, precision=precision)
+
+    def _own_noises(self, idx: int, model: str) -> NoiseSet:
+        """Levels and noise that belong to one image and one model."""
+        name = f"score/idx={idx}/{model}"
+        stream = generator(self.seed, f"{name}/sigma")
+        count, keep = self.config.noises, self.config.keep
+        drawn = self.config.sigmas == "training"
+        sigmas = training_sigmas(stream, count) if drawn else random_schedule_sigmas(stream, count, keep)
+        return NoiseSet.draw(self.seed, f"{name}/noise", sigmas, self.shape).to(self.device)
+
+
+class LossAttributor(Attributor):
+    """A method that unlearns each item and scores an image by how its loss changed; subclasses say how to unlearn."""
+
+    def load(self, prepared: Tensors, adapted: Sequence[Tensors]) -> None:
+        """The bank of all F2."""
+        knobs = self.setting.knobs
+        self.change = LossChange(
+            self.setting.model, adapted, config=knobs.score, image_size=knobs.model.image_size, seed=knobs.seed
+        )
+
+    @property
+    def forwards_an_image(self) -> int:
+        """F1 and every F2 on every noise."""
+        return self.change.forwards_an_image
+
+    def score(self, rows: Batch) -> Float[Tensor, "b i"]:
+        """By the measure that `rank.measure` names."""
+        return chosen(self.columns(rows), self.setting.knobs.rank.measure)
+
+    def columns(self, rows: Batch) -> Columns:
+        """skew[items] and difference[items], so that either can be ranked; the losses in fp16 on request."""
+        losses = self.change.losses(rows)
+        columns = {"skew": self.change.skew(losses), "difference": self.change.difference(losses)}
+        if self.change.config.keep_losses:
+            columns["before"] = losses.before.half().cpu()
+            columns["after"] = losses.after.transpose(0, 1).flatten(1).half().cpu()
+        return columns
+
+
+def chosen(columns: Columns, measure: Measure) -> Float[Tensor, "b i"]:
+    """Scores out of the stored columns."""
+    return columns["difference"].abs() if measure == "absolute" else columns[measure]
+
+
+@contextmanager
+def swapped(network: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+    """Let a network use other tensors under the same names for a while; nothing is copied."""
+    parameters = {name: network.get_parameter(name) for name in tensors}
+    own = {name: parameter.data for name, parameter in parameters.items()}
+    try:
+        for name, parameter in parameters.items():
+            parameter.data = tensors[name]
+        yield
+    finally:
+        for name, parameter in parameters.items():
+            parameter.data = own[name]

@@ -1,0 +1,136 @@
+"""The hooks of a method beside the streaming passes: sums over the training set, once a run, once an item.
+
+Each is a Ray task that publishes safetensors: unlearning, for the methods that unlearn, is one task an item.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ray
+from ray import ObjectRef
+from torch import Tensor
+
+from mucs_ray.attribution.base import Attributor, Item
+from mucs_ray.data.table import Unit
+from mucs_ray.engine.attributors import AttributeJob, Refs, build, read_rows, stream_rows, to_rows
+from mucs_ray.engine.board import Board, as_task, new_board, results
+from mucs_ray.engine.models import Arrays, load_arrays, to_arrays, to_tensors
+from mucs_ray.engine.progress import Bar
+from mucs_ray.engine.session import Cluster
+from mucs_ray.store import checkpoint
+from mucs_ray.store.items import item_file, load_item
+from mucs_ray.store.run import Stage
+
+GROUPS = 16
+"""Groups of units whose sums are a part each: enough to share out, few enough to keep."""
+Result = tuple[str, dict[str, Any]]
+"""sha256 of what was published, and facts."""
+
+
+def adapt_item(
+    method: Attributor, item: Item, prepared: Arrays, stage: Stage, on_update: Callable[[int, float], None]
+) -> Result:
+    """Adapt to one item and publish the tensors."""
+    started = time.monotonic()
+    adapted = method.adapt(item, to_tensors(prepared, method.setting.device), on_update)
+    facts = {"number": item.number, "idx": item.idx, **adapted.facts}
+    digest = checkpoint.save(stage.url(item_file(stage, item.number)), adapted.tensors, facts)
+    return digest, {**facts, "seconds": time.monotonic() - started}
+
+
+def adapt_task(refs: Refs, number: int, job: AttributeJob, board: Board) -> Result:
+    """adapt_item in a worker."""
+    weights, prepared, _ = refs.fetch()
+    item = load_item(job.generated, number)
+    method = build(job, weights)
+    return adapt_item(method, item, prepared, job.stage, lambda step, loss: board.post(str(number), (step, loss)))
+
+
+def adapt_all(job: AttributeJob, refs: Refs, numbers: Sequence[int], *, cluster: Cluster, bar: Bar) -> list[Result]:
+    """Adapt to items over the cluster, one task an item; in the order they end."""
+    board = new_board()
+    task = as_task(adapt_task, cluster)
+    tasks = [task.remote(refs, number, job, board) for number in numbers]
+
+    def show() -> None:
+        notes = board.read().values()
+        if notes:
+            bar.set(bar.done, f"{sum(step for step, _ in notes)} updates, {len(notes)} begun")
+
+    ended = []
+    for result in results(tasks, on_wait=show):
+        ended.append(result)
+        bar.advance(1)
+    return ended
+
+
+def prepare(method: Attributor, job: AttributeJob, total: Arrays, file: str) -> Result:
+    """The hook that runs once; what it made that is one number is a fact as well."""
+    device = method.setting.device
+    tensors = method.prepare(to_tensors(total, device), stream_rows(job, device))
+    facts = {name: tensor.item() for name, tensor in tensors.items() if tensor.ndim == 0}
+    return checkpoint.save(job.stage.url(file), tensors, facts), facts
+
+
+def prepare_task(refs: Refs, job: AttributeJob, file: str) -> Result:
+    """prepare in a worker."""
+    weights, total, _ = refs.fetch()
+    return prepare(build(job, weights), job, total, file)
+
+
+def prepare_once(job: AttributeJob, refs: Refs, file: str, *, cluster: Cluster) -> Result:
+    """The hook that runs once, as one task."""
+    (result,) = results([as_task(prepare_task, cluster).remote(refs, job, file)])
+    return result
+
+
+def grouped(units: Sequence[Unit]) -> list[Sequence[Unit]]:
+    """Whatever the cluster looks like the same groups, so that sums are the same to the last bit."""
+    count = min(GROUPS, len(units))
+    return [units[number::count] for number in range(count)]
+
+
+def sum_group(method: Attributor, job: AttributeJob, units: Sequence[Unit], file: str, board: Board) -> Result:
+    """Sums over some units, in float64, published."""
+    total: dict[str, Tensor] = {}
+    for unit in units:
+        rows = to_rows(job, read_rows(job, unit), method.setting.device)
+        for name, tensor in method.total(rows).items():
+            total[name] = total[name] + tensor.double() if name in total else tensor.double()
+        board.post(f"{file}/{unit.name}", unit.rows)
+    return checkpoint.save(job.stage.url(file), total, {}), {"file": file}
+
+
+def sum_task(refs: Refs, job: AttributeJob, units: Sequence[Unit], file: str, board: Board) -> Result:
+    """sum_group in a worker."""
+    weights, _, _ = refs.fetch()
+    return sum_group(build(job, weights), job, units, file, board)
+
+
+def sum_all(
+    job: AttributeJob, refs: Refs, groups: dict[str, Sequence[Unit]], *, cluster: Cluster, bar: Bar
+) -> dict[str, str]:
+    """Sums of the groups, by file; the files' sha256."""
+    board, begun = new_board(), bar.done
+    task = as_task(sum_task, cluster)
+    tasks = [task.remote(refs, job, units, file, board) for file, units in groups.items()]
+    digests = {}
+    for digest, facts in results(tasks, on_wait=lambda: bar.set(begun + sum(board.read().values()), "")):
+        digests[facts["file"]] = digest
+    return digests
+
+
+@ray.remote(num_cpus=0.1)
+def load_total(stage: Stage, files: Sequence[str]) -> Arrays:
+    """The sum of a finished stage's groups, in their order; not through the driver."""
+    total: dict[str, Tensor] = {}
+    for file in files:
+        tensors, _ = checkpoint.parse(stage.checked(file), stage.url(file))
+        total = {name: total[name] + tensor if total else tensor for name, tensor in tensors.items()}
+    return to_arrays(total)
+
+
+def loaded(stage: Stage, files: Sequence[str]) -> ObjectRef:
+    """What a once-a-run hook or the sums of groups made, into the object store."""
+    return load_arrays.remote(stage, files[0]) if len(files) == 1 else load_total.remote(stage, files)

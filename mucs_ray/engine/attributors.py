@@ -1,0 +1,137 @@
+"""A method in a worker: what a hook needs, fetched and moved to the device (mucs_ray.attribution.base)."""
+
+import io
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import pyarrow as pa
+import ray
+import torch
+from ray import ObjectRef
+
+from mucs_ray.attribution.base import Attributor, Columns, Item, Part, Setting
+from mucs_ray.config import Recipe
+from mucs_ray.data.local import LocalImages
+from mucs_ray.data.table import Dataset, Unit, open_parquet, read_unit
+from mucs_ray.diffusion.batch import Batch
+from mucs_ray.engine.models import Arrays, best_device, build_denoiser
+from mucs_ray.evaluation.encoders import load_clip, load_dino
+from mucs_ray.evaluation.similarity import ReadyMetric
+from mucs_ray.store.items import load_item
+from mucs_ray.store.run import Stage
+from mucs_ray.training.order import batch_rows
+
+LOAD_ENCODER = {"clip": load_clip, "dino": load_dino}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttributeJob:
+    """One part of one method; small and picklable."""
+
+    dataset: Dataset
+    recipe: Recipe
+    """With the method's settings."""
+    attributor: type[Attributor]
+    part: Part
+    stage: Stage
+    generated: Stage
+    features: Stage | None
+    """Where the method's features are, if it has some and this part reads them."""
+    encoder: ReadyMetric | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refs:
+    """What earlier stages made, in the object store."""
+
+    weights: ObjectRef | None
+    """Of F1."""
+    prepared: ObjectRef | None
+    adapted: tuple[ObjectRef, ...] = ()
+
+    def fetch(self) -> tuple[Arrays | None, Arrays, list[Arrays]]:
+        """To this worker; arrays stay in the node's shared memory."""
+        weights = None if self.weights is None else ray.get(self.weights)
+        prepared = {} if self.prepared is None else ray.get(self.prepared)
+        return weights, prepared, ray.get(list(self.adapted))
+
+
+def build(job: AttributeJob, weights: Arrays | None, device: torch.device | None = None) -> Attributor:
+    """The method with what its part needs: the model, the items, an encoder; reads nothing else."""
+    device = device or best_device()
+    recipe, card = job.recipe, job.dataset.card
+    numbers = range(recipe.generate.items) if job.part.uses_items else ()
+    setting = Setting(
+        knobs=recipe,
+        device=device,
+        num_images=card.num_images("train"),
+        items=tuple(to_device(load_item(job.generated, number), device) for number in numbers),
+        denoiser=None if weights is None else build_denoiser(recipe.model, weights, device),
+        batches=named_batches(job.dataset, recipe.seed, device),
+        encode=None if job.encoder is None else encoder(job.encoder, device),
+    )
+    return job.attributor(setting)
+
+
+def to_device(item: Item, device: torch.device) -> Item:
+    """Image and condition where the model is."""
+    condition = None if item.condition is None else item.condition.to(device)
+    return Item(number=item.number, idx=item.idx, condition=condition, image=item.image.to(device))
+
+
+def encoder(ready: ReadyMetric, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Images in [0, 1] to unit vectors. InputError if the weights' file is not what it was."""
+    return LOAD_ENCODER[ready.name](ready.checked_path(), device).embed
+
+
+def named_batches(dataset: Dataset, seed: int, device: torch.device) -> Callable[[str, int], Callable[[int], Batch]]:
+    """batches(name, size)(step): centre-cropped images in a shuffled order that belongs to `name`."""
+
+    @cache
+    def images() -> LocalImages:
+        return LocalImages(dataset, "train")
+
+    def named(name: str, size: int) -> Callable[[int], Batch]:
+        def batches(step: int) -> Batch:
+            rows = batch_rows(seed, name, step, num_images=len(images()), batch_size=size)
+            return images().batch(rows).to(device)
+
+        return batches
+
+    return named
+
+
+def unit_part(stage: Stage, unit: Unit) -> str:
+    """File name of a unit's part."""
+    return stage.part(unit.name, "parquet")
+
+
+def read_rows(job: AttributeJob, unit: Unit) -> pa.Table:
+    """The images of a unit, or their features."""
+    if job.features is None:
+        return read_unit(unit)
+    return open_parquet(io.BytesIO(job.features.checked(unit_part(job.features, unit)))).read()
+
+
+def to_rows(job: AttributeJob, table: pa.Table, device: torch.device) -> Batch | Columns:
+    """Arrow rows as a hook takes them."""
+    if job.features is None:
+        return job.dataset.batch(table).to(device)
+    columns = {name: torch.from_numpy(matrix(table, name)) for name in table.column_names if name != "idx"}
+    return {"idx": torch.from_numpy(table["idx"].to_numpy()), **{n: each.to(device) for n, each in columns.items()}}
+
+
+def stream_rows(job: AttributeJob, device: torch.device) -> Iterator[Batch | Columns]:
+    """All of them, a unit at a time."""
+    for unit in job.dataset.units("train"):
+        yield to_rows(job, read_rows(job, unit), device)
+
+
+def matrix(table: pa.Table, name: str) -> np.ndarray:
+    """A column of numbers, or of lists of one length, as an array that can be written to."""
+    column = table[name].combine_chunks()
+    values = column.flatten() if pa.types.is_nested(column.type) else column
+    array = values.to_numpy(zero_copy_only=False).copy()
+    return array.reshape(len(column), -1) if pa.types.is_nested(column.type) else array

@@ -1,0 +1,127 @@
+"""The parts of an attribution, but for the ranking: each a hook of the method (mucs_ray.attribution.base)."""
+
+from contextlib import AbstractContextManager
+
+from ray import ObjectRef
+
+from mucs_ray.engine import adapting, scoring
+from mucs_ray.engine.attributors import AttributeJob, Refs, unit_part
+from mucs_ray.engine.models import load_arrays
+from mucs_ray.engine.progress import Bar, bar
+from mucs_ray.engine.session import Cluster
+from mucs_ray.pipeline import Pipeline
+from mucs_ray.steps.files import Output, digests, weights_ref
+from mucs_ray.store.items import item_file
+from mucs_ray.store.run import Stage
+from mucs_ray.tasks import Task
+
+
+def work(pipeline: Pipeline, task: Task, cluster: Cluster) -> Output:
+    """One part of one method."""
+    assert task.part is not None
+    hooks = {"features": stream, "score": stream, "total": total, "prepare": prepare, "adapt": adapt}
+    return hooks[task.part.hook](pipeline, task, cluster)
+
+
+def stream(pipeline: Pipeline, task: Task, cluster: Cluster) -> Output:
+    """Stream the training set, or its features, once; a part a unit."""
+    stage, units = pipeline.stages[task.name], pipeline.dataset.units("train")
+    names = {unit_part(stage, unit): unit for unit in units}
+    todo = [names[name] for name in stage.begin(list(names))]
+    with shown(pipeline, task, sum(unit.rows for unit in units), "images") as progress:
+        progress.start_at(sum(unit.rows for unit in units) - sum(unit.rows for unit in todo))
+        pool = pipeline.recipe.engine.actors
+        totals, made = scoring.score(
+            job_of(pipeline, task), refs(pipeline, task), todo, pool=pool, cluster=cluster, bar=progress
+        )
+        totals["wall_seconds"] = progress.elapsed
+    return digests(stage, list(names), made), totals
+
+
+def adapt(pipeline: Pipeline, task: Task, cluster: Cluster) -> Output:
+    """Each target: one task an item, those that are there are kept."""
+    stage = pipeline.stages[task.name]
+    names = {item_file(stage, number): number for number in range(pipeline.recipe.generate.items)}
+    todo = [names[name] for name in stage.begin(list(names))]
+    with shown(pipeline, task, len(names), "items") as progress:
+        progress.start_at(len(names) - len(todo))
+        ended = adapting.adapt_all(job_of(pipeline, task), refs(pipeline, task), todo, cluster=cluster, bar=progress)
+    seconds = {facts["number"]: round(facts["seconds"], 2) for _, facts in ended}
+    made = {item_file(stage, facts["number"]): digest for digest, facts in ended}
+    return digests(stage, list(names), made), {"seconds_an_item": seconds}
+
+
+def prepare(pipeline: Pipeline, task: Task, cluster: Cluster) -> Output:
+    """What is computed once a run."""
+    stage = pipeline.stages[task.name]
+    file = stage.part("prepared", "safetensors")
+    stage.begin([file])
+    digest, facts = adapting.prepare_once(job_of(pipeline, task), refs(pipeline, task), file, cluster=cluster)
+    return {file: digest}, facts
+
+
+def total(pipeline: Pipeline, task: Task, cluster: Cluster) -> Output:
+    """Sums over the training set, a part a group of units."""
+    stage, units = pipeline.stages[task.name], pipeline.dataset.units("train")
+    groups = {stage.part(f"sum-{n:04d}", "safetensors"): each for n, each in enumerate(adapting.grouped(units))}
+    todo = {name: groups[name] for name in stage.begin(list(groups))}
+    with shown(pipeline, task, sum(unit.rows for unit in units), "images") as progress:
+        progress.start_at(sum(unit.rows for name in groups.keys() - todo.keys() for unit in groups[name]))
+        made = adapting.sum_all(job_of(pipeline, task), refs(pipeline, task), todo, cluster=cluster, bar=progress)
+    return digests(stage, list(groups), made), {}
+
+
+def shown(pipeline: Pipeline, task: Task, count: int, unit: str) -> AbstractContextManager[Bar]:
+    """Progress under the stage's name, e.g. "mucs unlearn"."""
+    return bar(pipeline.console, task.name.removeprefix("attribute/").replace("/", " "), count, unit)
+
+
+def job_of(pipeline: Pipeline, task: Task) -> AttributeJob:
+    """What a worker needs to know."""
+    method, part = task.method.attributor, task.part
+    assert method is not None and part is not None
+    features = earlier(pipeline, task, "features")
+    return AttributeJob(
+        dataset=pipeline.dataset,
+        recipe=task.recipe,
+        attributor=method,
+        part=part,
+        stage=pipeline.stages[task.name],
+        generated=pipeline.stages["generate"],
+        features=features[0] if features and part.hook in ("total", "prepare", "score") else None,
+        encoder=pipeline.encoders[method.encoder] if method.encoder else None,
+    )
+
+
+def refs(pipeline: Pipeline, task: Task) -> Refs:
+    """What earlier stages made, on its way into the object store."""
+    assert task.part is not None
+    once = earlier(pipeline, task, "prepare") or earlier(pipeline, task, "total")
+    items = earlier(pipeline, task, "adapt")
+    return Refs(
+        weights=weights_ref(pipeline) if task.part.uses_model else None,
+        prepared=adapting.loaded(once[0], files(once[0])) if once else None,
+        adapted=tuple(bank(items[0], pipeline.recipe.generate.items)) if items else (),
+    )
+
+
+def earlier(pipeline: Pipeline, task: Task, hook: str) -> list[Stage]:
+    """The stage of the method's part with this hook, if there is one before this."""
+    return [pipeline.stages[name] for name in task.inputs if name in pipeline.tasks and hook_of(pipeline, name) == hook]
+
+
+def hook_of(pipeline: Pipeline, name: str) -> str:
+    """Of a stage under attribute/; "" for a ranking."""
+    part = pipeline.tasks[name].part
+    return part.hook if part else ""
+
+
+def files(stage: Stage) -> list[str]:
+    """The tensors of a finished stage, in order."""
+    manifest = stage.manifest()
+    return sorted(name for name in manifest["files"] if name.endswith(".safetensors")) if manifest else []
+
+
+def bank(stage: Stage, num_items: int) -> list[ObjectRef]:
+    """What was made for each item."""
+    return [load_arrays.remote(stage, item_file(stage, number)) for number in range(num_items)]

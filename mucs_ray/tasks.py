@@ -1,0 +1,151 @@
+"""The stages of each method's attribution, and what they read: what variants share is one stage, done once.
+
+attribute/METHOD/PART     a hook of the method (mucs_ray.attribution.base), in the order it lists its parts
+attribute/METHOD          scores.parquet and topk.csv
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from json import dumps
+from typing import Any
+
+from mucs_ray import storage
+from mucs_ray.attribution.base import Part
+from mucs_ray.attribution.condition import Condition
+from mucs_ray.attribution.ensemble import learned_weights
+from mucs_ray.attribution.registry import Method, known
+from mucs_ray.config import Recipe, with_values
+from mucs_ray.data.table import Card
+from mucs_ray.errors import InputError, MachineError
+from mucs_ray.evaluation.similarity import ReadyMetric, ready_metrics
+
+TARGETS = "targets"
+GENERATED = {TARGETS: "generate"}
+"""What attributions read of the generated images: those to be attributed, without the controls."""
+ENCODERS = ("clip", "dino")
+"""Pretrained networks that methods compare images with, by the names that the metrics have too."""
+
+
+def settings(recipe: Recipe, *keys: str, without: Sequence[str] = ()) -> dict[str, Any]:
+    """The recipe's values under sections or dotted keys, flat, as they look in JSON."""
+    flat: dict[str, Any] = {}
+    for key, value in recipe.to_dict().items():
+        entries = {f"{key}.{inner}": each for inner, each in value.items()} if isinstance(value, dict) else {key: value}
+        flat |= {name: list(each) if isinstance(each, tuple) else each for name, each in entries.items()}
+    chosen = {name: value for name, value in flat.items() if name in keys or name.split(".")[0] in keys}
+    return {name: value for name, value in chosen.items() if name not in without}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A stage of an attribution: a part of a method, or, without one, the ranking."""
+
+    method: Method
+    recipe: Recipe
+    """With the method's settings."""
+    part: Part | None
+    name: str
+    reads: dict[str, Any]
+    inputs: tuple[str, ...]
+
+
+Shared = dict[tuple[Any, ...], str]
+"""By what a part of an attribution does and reads: the stage that does it, so that variants share what is the same."""
+
+
+def attribution(
+    recipe: Recipe, method: Method, chosen: Sequence[str], encoder: str | None, shared: Shared
+) -> Iterator[Task]:
+    """The stages of a method's attribution, but for those that another method has already; the last one ranks.
+
+    `chosen`: which of the trained weights are used; `encoder`: digest of the pretrained network's weights.
+    """
+    recipe, folder = with_values(recipe, method.settings), f"attribute/{method.name}"
+    ranked = settings(recipe, "rank", "seed")
+    parts: list[str] = []
+    read: set[str] = set()
+    for part in method.attributor.parts if method.attributor else ():
+        knobs = settings(recipe, *part.reads, *(chosen if part.uses_model else ()))
+        knobs = {key: value for key, value in knobs.items() if key not in read} | {"seed": recipe.seed}
+        if method.attributor and method.attributor.encoder:
+            knobs[f"encoder.{method.attributor.encoder}"] = encoder
+        read |= knobs.keys()
+        inputs = ("data", *(("pretrain",) * part.uses_model), *((TARGETS,) * part.uses_items), *parts)
+        key = (method.attributor, part, dumps(knobs, sort_keys=True), inputs)
+        if key not in shared:
+            shared[key] = f"{folder}/{part.name}"
+            yield Task(method=method, recipe=recipe, part=part, name=shared[key], reads=knobs, inputs=inputs)
+        parts.append(shared[key])
+    if method.attributor is None:
+        ranked["ensemble.weights"] = dict(method.weights)
+        parts = [f"attribute/{member}" for member in method.weights]
+    inputs = tuple(parts if method.attributor is None else parts[-1:]) or ("data", TARGETS)
+    yield Task(method=method, recipe=recipe, part=None, name=folder, reads=ranked, inputs=inputs)
+
+
+def all_tasks(
+    recipe: Recipe, methods: Iterable[Method], chosen: Sequence[str], encoders: Mapping[str, ReadyMetric]
+) -> dict[str, Task]:
+    """By stage, of all methods; members of ensembles before the ensembles."""
+    shared: Shared = {}
+    found = {}
+    for method in sorted(methods, key=lambda each: each.attributor is None):
+        encoder = encoders.get(method.attributor.encoder or "") if method.attributor else None
+        for task in attribution(recipe, method, chosen, encoder.digest if encoder else None, shared):
+            found[task.name] = task
+    return found
+
+
+def known_methods(names: Iterable[str], recipe: Recipe) -> dict[str, Method]:
+    """All methods there are, by name; ensembles whose weights are learned have them, if the recipe says where from."""
+    source = recipe.ensemble.learned_from
+    weights = learned_from(source, recipe.seed) if source else {}
+    return {
+        name: replace(each, weights=weights) if each.attributor is None and not each.weights else each
+        for name, each in known(names).items()
+    }
+
+
+def ready_encoders(weights_dir: str | None) -> dict[str, ReadyMetric]:
+    """The pretrained networks whose weights are on this machine."""
+    found = {}
+    for name in ENCODERS:
+        try:
+            (found[name],), _ = ready_metrics((name,), weights_dir)
+        except MachineError:
+            continue
+    return found
+
+
+def check_method(method: Method, card: Card, weights_dir: str | None) -> None:
+    """MachineError or InputError, in one line, if a method lacks what it needs."""
+    if method.attributor is Condition and card.condition == "none":
+        raise InputError("condition compares labels or captions, and this data set has none; choose other methods")
+    if method.attributor is None and not method.weights:
+        raise InputError(
+            f"{method.name} needs weights: give --set ensemble.learned_from=URL, a run with finished counterfactual"
+            " tests on other seeds"
+        )
+    if method.attributor and method.attributor.encoder:
+        ready_metrics((method.attributor.encoder,), weights_dir)
+
+
+def learned_from(run_url: str, seed: int) -> dict[str, float]:
+    """Ensemble weights out of another run's finished tests (spec 10). InputError if they are of the same seed."""
+    url = storage.join(storage.absolute(run_url), "report/report.json")
+    try:
+        document = storage.read_json(url)
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        raise InputError(f"ensemble.learned_from: no report at {url}; run mucs-ray run there first") from None
+    evaluation = document.get("evaluation")
+    if not evaluation:
+        raise InputError(f"ensemble.learned_from: {url} has no counterfactual test; run mucs-ray run there first")
+    if seed in evaluation["seeds"]:
+        raise InputError(f"ensemble.learned_from: {url} has seed {seed} itself; learn weights on other seeds")
+    return learned_weights({each["method"]: mean_auc(each) for each in evaluation["methods"]})
+
+
+def mean_auc(tested: Mapping[str, Any]) -> float:
+    """Of one method in a report, over the metrics."""
+    values = [metric["auc"] for metric in tested["metrics"].values()]
+    return sum(values) / len(values)

@@ -1,0 +1,138 @@
+"""Every method through Ray equals the plain loop over its hooks, and finds what it should."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mucs_ray.attribution.base import Attributor
+from mucs_ray.attribution.loss_change import chosen
+from mucs_ray.attribution.ranking import mutual_ranks, ranks
+from mucs_ray.data.table import Dataset, read_unit
+from mucs_ray.diffusion.batch import Batch
+from mucs_ray.engine.attributors import build
+from mucs_ray.engine.models import Arrays, to_arrays
+from mucs_ray.engine.session import Cluster
+from mucs_ray.pipeline import Pipeline
+from mucs_ray.steps.attributing import job_of
+from mucs_ray.steps.ranking import all_scores, ranking_name, stored_scores
+from mucs_ray.store import checkpoint
+from mucs_ray.store.items import load_item
+from tiny_run import open_tiny, work
+
+CPU = torch.device("cpu")
+METHODS = (
+    *("random", "pixel", "condition", "dtrak", "das", "forward-inf", "abu"),
+    *("mucs/subtraction", "mucs/independent-noise", "mucs/full-block"),
+)
+SMALL = {
+    "dtrak": {"dim": 32, "noises": 4},
+    "das": {"dim": 32, "noises": 4, "leverage": True},
+    "abu": {"draws": 8, "draws_per_forward": 4, "fisher_draws": 2},
+    "forward_inf": {"updates": 2, "draws": 4, "learning_rate_divisor": 1.0},
+}
+
+
+@pytest.fixture(scope="module")
+def compared(data: Dataset, tmp_path_factory: pytest.TempPathFactory, cluster: Cluster) -> Pipeline:
+    methods = (*METHODS, "mucs", "mucs/mutual", "ensemble/R")
+    pipeline = open_tiny(data, tmp_path_factory.mktemp("methods"), methods=methods, **SMALL)
+    work(pipeline, "attribute", cluster)
+    return pipeline
+
+
+def weights_of(pipeline: Pipeline) -> Arrays:
+    stage = pipeline.stages["pretrain"]
+    return to_arrays(checkpoint.load(stage.url(stage.part("last", "safetensors")))[0])
+
+
+def whole(dataset: Dataset) -> Batch:
+    """All training images as one batch."""
+    batches = [dataset.batch(read_unit(unit)) for unit in dataset.units("train")]
+    conditions = [batch.condition for batch in batches if batch.condition is not None]
+    return Batch(
+        idx=torch.cat([batch.idx for batch in batches]),
+        image=torch.cat([batch.image for batch in batches]),
+        condition=torch.cat(conditions),
+    )
+
+
+def plain_scores(pipeline: Pipeline, method: str) -> np.ndarray:
+    """The hooks of a method in order, over the whole training set at once and one item after the other."""
+    images, weights = whole(pipeline.dataset), weights_of(pipeline)
+    items = [load_item(pipeline.stages["generate"], n) for n in range(pipeline.recipe.generate.items)]
+    tasks = [pipeline.tasks[name] for name in pipeline.parts_of(method)]
+    rows, total, prepared, adapted = images, {}, {}, []
+
+    def hook_of(task) -> Attributor:
+        return build(job_of(pipeline, task), weights if task.part.uses_model else None, CPU)
+
+    for task in tasks[:-1]:
+        hooked = hook_of(task)
+        match task.part.hook:
+            case "features":
+                rows = {"idx": images.idx, **hooked.features(images)}
+            case "total":
+                total = hooked.total(rows)
+                prepared = {name: tensor.double() for name, tensor in total.items()}
+            case "prepare":
+                prepared = hooked.prepare(total, iter([rows]))
+            case "adapt":
+                adapted = [hooked.adapt(item, prepared, lambda step, loss: None).tensors for item in items]
+            case "score":
+                hooked.load(prepared, adapted)
+                columns = hooked.columns(rows)
+                measure = tasks[-1].recipe.rank.measure
+                return (columns["score"] if "score" in columns else chosen(columns, measure)).numpy()
+    raise AssertionError("no part scores")
+
+
+@pytest.mark.parametrize("method", METHODS[1:])
+def test_a_method_through_ray_is_the_plain_loop(compared: Pipeline, method: str):
+    idx, scores = all_scores(stored_scores(compared, method))
+    plain = plain_scores(compared, method)
+    assert np.array_equal(idx, whole(compared.dataset).idx.numpy())
+    assert np.abs(scores).max() > 0 and scores.std(axis=0).max() > 0
+    if method in ("dtrak", "das", "abu"):  # sums over the set are added up in another order
+        np.testing.assert_allclose(scores, plain, rtol=2e-3, atol=2e-3 * np.abs(plain).max())
+    else:
+        assert np.array_equal(scores, plain)
+
+
+def test_methods_differ(compared: Pipeline):
+    lists = [all_scores(stored_scores(compared, method))[1].argsort(axis=0).tobytes() for method in METHODS]
+    assert len({*lists}) == len(METHODS)
+
+
+def test_the_ensemble_of_mucs_alone_orders_as_mucs(compared: Pipeline):
+    idx, scores = all_scores(stored_scores(compared, "mucs"))
+    _, together = all_scores(stored_scores(compared, "ensemble/R"))
+    for number in range(scores.shape[1]):
+        name, seed = ranking_name(number), compared.recipe.seed
+        assert np.array_equal(ranks(scores[:, number], idx, seed, name), ranks(together[:, number], idx, seed, name))
+
+
+def test_mutual_ranks_are_those_of_all_scores(compared: Pipeline):
+    idx, scores = all_scores(stored_scores(compared, "mucs"))
+    names = [ranking_name(number) for number in range(scores.shape[1])]
+    _, mutual = all_scores(stored_scores(compared, "mucs/mutual"))
+    assert np.array_equal(mutual, mutual_ranks(scores, idx, compared.recipe.seed, names))
+
+
+def test_again_does_nothing(compared: Pipeline, cluster: Cluster):
+    assert work(compared, "attribute", cluster) == []
+
+
+def test_lost_features_are_made_again(compared: Pipeline, data: Dataset, cluster: Cluster):
+    """One part of the features deleted: that part alone is made again, with the same bytes."""
+    stage = compared.stages["attribute/dtrak/features"]
+    manifest = stage.manifest()
+    assert manifest is not None
+    lost = sorted(manifest["files"])[1]
+    path = Path(stage.url(lost))
+    content = path.read_bytes()
+    path.unlink()
+    assert work(compared, "attribute", cluster) == ["attribute/dtrak/features"]
+    again = stage.manifest()
+    assert path.read_bytes() == content and again is not None and again["facts"]["rows"] == 16

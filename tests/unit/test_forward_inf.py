@@ -1,0 +1,132 @@
+"""Forward-INF: a hand-written loop of torch's AdamW up the item's loss, with nothing that holds it back (spec 9.7)."""
+
+import copy
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor
+
+from mucs_ray.attribution.base import Adapted, Item, Setting
+from mucs_ray.attribution.config import ForwardINFConfig
+from mucs_ray.attribution.forward_inf import ForwardINF
+from mucs_ray.diffusion.denoiser import EDMDenoiser
+from mucs_ray.diffusion.loss import denoising_loss
+from mucs_ray.diffusion.noise import generator, normal
+from mucs_ray.diffusion.schedule import training_sigmas
+from mucs_ray.errors import RunFailed
+from mucs_ray.models.dit import DiT, DiTConfig
+from mucs_ray.training.config import TrainConfig
+from mucs_ray.training.ema import frozen_copy
+
+MODEL = DiTConfig(
+    image_size=8, patch_size=4, width=16, depth=2, num_heads=2, registers=1, condition_channels=16, condition_dim=3,
+    kernel_size=3, dropout=0.1,
+)  # fmt: skip
+SEED = 5
+CONFIG = ForwardINFConfig(updates=4, draws=12)
+
+
+@pytest.fixture(scope="module")
+def trained() -> EDMDenoiser:
+    """F1 whose output depends on all its inputs and parameters."""
+    denoiser = frozen_copy(EDMDenoiser(DiT(MODEL)))
+    for number, parameter in enumerate(denoiser.parameters()):
+        parameter.copy_(0.2 * normal(generator(3, f"parameter={number}"), *parameter.shape))
+    return denoiser
+
+
+def item(idx: int = 60, *, number: int = 0) -> Item:
+    image = 0.5 * normal(generator(7, f"image={idx}"), 3, 8, 8)
+    return Item(number=number, idx=idx, condition=torch.tensor([0.0, 1.0, 0.0]), image=image)
+
+
+def adapt(
+    denoiser: EDMDenoiser, what: Item, config: ForwardINFConfig = CONFIG, told: list[tuple[int, float]] | None = None
+) -> Adapted:
+    knobs = SimpleNamespace(seed=SEED, train=TrainConfig(learning_rate=0.02), forward_inf=config)
+    setting = Setting(knobs=knobs, device=torch.device("cpu"), num_images=40, denoiser=denoiser)
+    told = [] if told is None else told
+    return ForwardINF(setting).adapt(what, {}, lambda *now: told.append(now))
+
+
+def hand_loss(denoiser: EDMDenoiser, what: Item, name: str, num: int) -> Tensor:
+    """Mean over draws of the training distribution: first the sigmas, then the noise."""
+    stream = generator(SEED, name)
+    sigma, noise = training_sigmas(stream, num), normal(stream, num, 3, 8, 8)
+    return denoising_loss(
+        denoiser, what.image.repeat(num, 1, 1, 1), noise, sigma, what.condition.repeat(num, 1)
+    ).mean()  # fmt: skip
+
+
+def changed_by(denoiser: EDMDenoiser, tensors: dict[str, Tensor]) -> EDMDenoiser:
+    changed = copy.deepcopy(denoiser)
+    changed.network.load_state_dict(tensors, strict=False)
+    return changed
+
+
+def test_it_is_adamw_without_decay_up_the_loss_of_the_item(trained: EDMDenoiser):
+    """All weights, at the training's rate over the divisor, on new draws at each update."""
+    by_hand = copy.deepcopy(trained).requires_grad_(True)
+    optimizer = torch.optim.AdamW(by_hand.parameters(), lr=0.02 / 10, weight_decay=0.0, fused=True)
+    trace = []
+    for step in range(4):
+        loss = hand_loss(by_hand, item(), f"forward-inf/item=60/step={step}", 12)
+        trace.append(loss.item())
+        optimizer.zero_grad()
+        loss.neg().backward()
+        optimizer.step()
+    trace.append(hand_loss(by_hand, item(), "forward-inf/item=60/step=4", 12).item())
+    told: list[tuple[int, float]] = []
+    found = adapt(trained, item(), told=told)
+    assert set(found.tensors) == {name for name, _ in trained.network.named_parameters()}
+    for name, parameter in by_hand.network.named_parameters():
+        assert torch.equal(found.tensors[name], parameter), name
+    assert found.facts["item_loss"] == trace
+    assert (found.facts["outcome"], found.facts["updates"]) == ("fixed", 4)
+    assert told == list(enumerate(found.facts["item_loss"]))
+
+
+def test_the_loss_of_the_item_rises_without_bound(trained: EDMDenoiser):
+    """On other draws than those that were climbed; more with more updates, and beyond any null loss."""
+    losses = [hand_loss(trained, item(), "check", 300).item()]
+    for updates in (2, 10):
+        tensors = adapt(trained, item(), replace(CONFIG, updates=updates, learning_rate_divisor=1.0)).tensors
+        losses.append(hand_loss(changed_by(trained, tensors), item(), "check", 300).item())
+    assert losses[0] * 1.05 < losses[1] < losses[2]
+    assert losses[2] > 2
+
+
+def test_the_rate_is_divided(trained: EDMDenoiser):
+    """AdamW's first step moves what has a gradient by the rate."""
+    for divisor in (1.0, 8.0):
+        found = adapt(trained, item(), replace(CONFIG, updates=1, learning_rate_divisor=divisor))
+        name = "dit_backbone.1.attention.qkv.weight"
+        moved = (found.tensors[name] - trained.network.get_parameter(name)).abs()
+        assert moved.median().item() == pytest.approx(0.02 / divisor, rel=1e-2)
+
+
+def test_f1_is_lent_and_there_is_no_dropout(trained: EDMDenoiser):
+    """Nothing of F1 moves, and torch's global generator is neither read nor moved."""
+    before, state = copy.deepcopy(trained.state_dict()), torch.get_rng_state()
+    found = adapt(trained, item())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in trained.state_dict().items())
+    assert not any(parameter.requires_grad for parameter in trained.parameters())
+    assert not any(tensor.requires_grad for tensor in found.tensors.values())
+
+
+def test_an_item_does_not_depend_on_its_number_but_on_its_idx(trained: EDMDenoiser):
+    alone, again = adapt(trained, item(61)), adapt(trained, item(61, number=9))
+    assert alone.facts == again.facts
+    assert all(torch.equal(tensor, again.tensors[name]) for name, tensor in alone.tensors.items())
+    assert adapt(trained, replace(item(61), idx=62)).facts != alone.facts
+
+
+def test_a_loss_that_is_not_finite_names_the_item(trained: EDMDenoiser):
+    broken = replace(item(61, number=4), image=torch.full((3, 8, 8), float("nan")))
+    with pytest.raises(RunFailed, match=r"item 4 \(idx=61\).*not finite at update 0"):
+        adapt(trained, broken)
+    with pytest.raises(RunFailed, match=r"item 0 \(idx=60\).*not finite at update [1-4]"):
+        adapt(trained, item(), replace(CONFIG, learning_rate_divisor=1e-30))
