@@ -1,6 +1,7 @@
 """Which settings make a counterfactual test sharp: AUC of a method against random removal, setting by setting.
 
     python benchmarks/counterfactual.py --seeds 101,102 --items 20 --vary rank.top_percent=2 --vary rank.top_percent=4
+    python benchmarks/counterfactual.py --seeds 1..3 --method mucs,mucs/subtraction,dtrak,das,ensemble/R
     python benchmarks/counterfactual.py --vary train.updates=3000 --vary "train.updates=12000 train.batch_size=16"
 
 Every `--vary` is one run of the whole protocol (`mucs-ray run`), all in the same run directory, so that what a setting
@@ -18,7 +19,7 @@ import time
 def main() -> None:
     """Run, and print one line a setting."""
     options = parse()
-    print(f"{'AUC (n items)':<44} {'removed':>8} {'time':>8}  metrics", flush=True)
+    print(f"{'AUC (n items)':<52} {'removed':>8} {'s an item':>9} {'time':>8}  metrics", flush=True)
     for varied in options.vary or [""]:
         settings = [*options.set, *varied.split()]
         started = time.monotonic()
@@ -30,7 +31,8 @@ def main() -> None:
                 for name, measured in method["metrics"].items()
             )
             name = f"{varied or 'recipe'}: {method['method']} ({found['num_items']})"
-            print(f"{name:<44} {method['removed_share']:>8.1%} {minutes:>6.1f} m  {told}", flush=True)
+            cost = f"{method['removed_share']:>8.1%} {method['seconds_an_item']:>9.2f} {minutes:>6.1f} m"
+            print(f"{name:<52} {cost}  {told}", flush=True)
 
 
 def p_text(p: float | None) -> str:

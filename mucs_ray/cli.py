@@ -216,7 +216,11 @@ def show_plan(console: Console, pipeline: "Pipeline", plan: "Mapping[str, State]
 
 def show_answer(console: Console, document: dict[str, Any], analysis: "Analysis | None") -> None:
     """The first places of each item, the verdict of the counterfactual test, and where the rest is."""
-    for method, found in document.get("attributions", {}).items():
+    from mucs_ray.comparison import sentence, without_variants
+
+    attributions = document.get("attributions", {})
+    for method in without_variants(list(attributions)):
+        found = attributions[method]
         table = Table("item", "test idx", f"most influential training images by {method}: idx (score)", box=None)
         for item in found["items"]:
             first = "  ".join(f"{idx} ({score:.3f})" for idx, score in item["top"][:4])
@@ -225,8 +229,6 @@ def show_answer(console: Console, document: dict[str, Any], analysis: "Analysis 
         for name in ("scores", "topk"):
             console.print(f"{name:<7} {found[name]}", highlight=False, soft_wrap=True)
     if analysis is not None:
-        from mucs_ray.comparison import sentence
-
         console.print(auc_table(analysis))
         console.print(sentence(analysis), highlight=False, soft_wrap=True)
     console.print(f"{'report':<7} {document['report']}", highlight=False, soft_wrap=True)
@@ -425,14 +427,16 @@ def doctor(run: CheckRunOption = None, as_json: JsonOption = False, verbose: Ver
 
 @app.command()
 def methods(as_json: JsonOption = False) -> None:
-    """The attribution methods."""
+    """The attribution methods, each with its variants, and the ensembles."""
     with terminal(as_json=as_json) as speaking:
         from mucs_ray.attribution.registry import known
 
-        table = Table("method", "what it does", "needs", "cost", "source", box=None)
         for method in known().values():
-            table.add_row(method.name, method.summary, method.needs, method.cost, method.source)
-        speaking.console.print(table)
+            told = f"[bold]{escape(method.name)}[/]  [cyan]{method.cost_class}[/]  {escape(method.summary)}"
+            settings = ", ".join(f"{key}={value}" for key, value in {**method.settings, **method.weights}.items())
+            more = f"needs {method.needs}; costs {method.cost}; {method.source}"
+            told += f"  [dim]{escape(settings)}[/]" if "/" in method.name else f"\n    [dim]{escape(more)}[/]"
+            speaking.console.print(told, highlight=False, soft_wrap=True)
         speaking.result({"methods": [method.facts() for method in known().values()]})
 
 

@@ -180,9 +180,11 @@ def found_hubs(pipelines: Sequence[Pipeline], methods: Iterable[str]) -> dict[st
 
 def hubs(pipelines: Sequence[Pipeline], methods: Iterable[str]) -> HubSection | None:
     """The report's part on them; None with a single item."""
-    found = {find(method).label: each for method, each in found_hubs(pipelines, methods).items()}
+    hubs = found_hubs(pipelines, methods)
+    pictured = [find(method).label for method in without_variants(list(hubs))]
+    found = {find(method).label: each for method, each in hubs.items()}
     dataset = pipelines[0].dataset
-    rows = dataset.find({one.idx for each in found.values() for one in each.most_frequent}, "train")
+    rows = dataset.find({one.idx for method in pictured for one in found[method].most_frequent}, "train")
     classes = dataset.card.classes
     images = {
         idx: TrainingImage(
@@ -192,4 +194,9 @@ def hubs(pipelines: Sequence[Pipeline], methods: Iterable[str]) -> HubSection | 
         )
         for idx, row in rows.items()
     }
-    return hub_section(found, images)
+    return hub_section(found, images, pictured=pictured)
+
+
+def without_variants(methods: Sequence[str]) -> list[str]:
+    """For pictures, of which there would be too many: methods by themselves, unless variants are all there is."""
+    return [method for method in methods if "/" not in method] or list(methods)

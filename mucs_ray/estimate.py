@@ -8,17 +8,26 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from mucs_ray.attribution.base import Passes
+from mucs_ray.attribution.das import DAS
+from mucs_ray.attribution.forward_inf import ForwardINF
 from mucs_ray.diffusion.denoiser import EDMDenoiser
 from mucs_ray.diffusion.loss import denoising_loss
 from mucs_ray.engine.session import usable_cpus
 from mucs_ray.models.dit import DiT, unlearned_names
 from mucs_ray.pipeline import Pipeline
+from mucs_ray.tasks import Task
 from mucs_ray.training.step import autocast
 
-EXPECTED_UPDATES = 109
-"""Unlearning updates an item, as the paper observed on COCO; the true number is known only afterwards."""
 MEASURE_S = 1.5
-UNLEARN, SCORE = "attribute/mucs/unlearn", "attribute/mucs/score"
+WORK = {
+    "features": "{num_images:,} images",
+    "total": "{num_images:,} images",
+    "prepare": "once",
+    "adapt": "{num_items} items",
+    "score": "{num_images:,} images x {num_items} items",
+}
+"""What the parts of methods go over."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,37 +80,51 @@ def estimate(pipeline: Pipeline) -> Estimate:
     network = DiT(recipe.model)
     parameters = {name: parameter.numel() for name, parameter in network.named_parameters()}
     every, changed = 4 * sum(parameters.values()), 4 * sum(parameters[name] for name in unlearned_names(network))
-    num_train, num_items = card.num_images("train"), recipe.generate.items
 
-    def stage(name: str, work: str, forwards: int, written: int, *, backwards: int = 0) -> StageCost:
-        flop = speed.forward_flop * (forwards + 3 * backwards)
-        seconds = (forwards * speed.forward_s + backwards * speed.backward_s) / workers
+    def cost(name: str, work: str, passes: Passes, written: int = 0) -> StageCost:
         return StageCost(
-            stage=name, work=work, forwards=forwards + backwards, flop=flop, written_bytes=written, seconds=seconds
+            stage=name,
+            work=work,
+            forwards=passes.forwards + passes.backwards,
+            flop=speed.forward_flop * (passes.forwards + 3 * passes.backwards),
+            written_bytes=written,
+            seconds=(passes.forwards * speed.forward_s + passes.backwards * speed.backward_s) / workers,
         )
 
-    images = recipe.train.updates * recipe.train.batch_size
     samples = recipe.generate.items + recipe.generate.controls
     evaluations = (2 * recipe.generate.steps - 1) * (1 if recipe.generate.guidance == 1 else 2)
-    draws = num_items * EXPECTED_UPDATES * 2 * recipe.unlearn.batch_size
-    pairs = num_train * recipe.score.noises * (num_items + 1)
-    kept = 2 * pairs if recipe.score.keep_losses else 0
-    pixels = 4 * 3 * card.size**2
-    costs = [
-        stage("pretrain", f"{recipe.train.updates:,} updates (at most)", 0, 5 * every, backwards=images),
-        stage("generate", f"{samples} items", samples * evaluations, samples * pixels),
-        stage(UNLEARN, f"{num_items} items x ~{EXPECTED_UPDATES} updates", 0, num_items * changed, backwards=draws),
-        stage(SCORE, f"{num_train:,} images x {recipe.score.noises} noises", pairs, 4 * num_train * num_items + kept),
-    ]
-    if recipe.weights:
-        costs = costs[1:]
+    trained = Passes(backwards=recipe.train.updates * recipe.train.batch_size)
+    costs = []
+    for name in (name for name, state in states.items() if state.status != "done"):
+        if name == "pretrain" and not recipe.weights:
+            costs.append(cost(name, f"{recipe.train.updates:,} updates (at most)", trained, 5 * every))
+        elif name == "generate":
+            made = Passes(forwards=samples * evaluations)
+            costs.append(cost(name, f"{samples} items", made, samples * 4 * 3 * card.size**2))
+        elif (task := pipeline.tasks.get(name)) and task.part and task.method.attributor:
+            counts = {"num_images": card.num_images("train"), "num_items": recipe.generate.items}
+            passes = task.method.attributor.passes(task.part, task.recipe, **counts)
+            written = written_bytes(task, changed=changed, every=every, **counts)
+            costs.append(cost(name, WORK[task.part.hook].format(**counts), passes, written))
     basis = (
         f"measured on one worker of this machine: {1 / speed.forward_s:,.3g} forwards/s"
         f" ({speed.forward_flop / speed.forward_s / 1e9:,.0f} GFLOP/s); divided by {workers} workers"
     )
-    return Estimate(
-        stages=[cost for cost in costs if states[cost.stage].status != "done"], workers=workers, basis=basis
-    )
+    return Estimate(stages=costs, workers=workers, basis=basis)
+
+
+def written_bytes(task: Task, *, changed: int, every: int, num_images: int, num_items: int) -> int:
+    """About what a part leaves in the run directory; `changed` and `every`: bytes of what MUCS changes, and of all."""
+    assert task.part is not None
+    if task.part.hook == "score":
+        score = task.recipe.score
+        kept = 2 * num_images * score.noises * (num_items + 1) if score.keep_losses else 0
+        return 8 * num_images * num_items + kept
+    if task.part.hook == "adapt":
+        return num_items * (every if task.method.attributor is ForwardINF else changed)
+    if task.part.hook == "features":
+        return 4 * num_images * (task.recipe.das.dim if task.method.attributor is DAS else task.recipe.dtrak.dim)
+    return 0
 
 
 def measure(pipeline: Pipeline) -> Speed:

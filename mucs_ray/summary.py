@@ -63,8 +63,9 @@ def method_lines(pipeline: Pipeline) -> tuple[tuple[str, str], ...]:
 def document(pipeline: Pipeline, analysis: Analysis | None) -> Report:
     """Everything the report shows."""
     methods = shown_methods(pipeline)
+    pictured = comparison.without_variants(methods)
     facts = pipeline.stages[f"attribute/{methods[0]}"].facts()
-    sections = item_sections(pipeline, methods)
+    sections = item_sections(pipeline, pictured)
     return Report(
         title=f"{pipeline.recipe.name}, seed {pipeline.recipe.seed}",
         subtitle=f"{len(sections)} generated images attributed to {facts['num_images']:,} training images",

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from mucs_ray.attribution.base import Adapted, Item, Part, Tensors
+from mucs_ray.attribution.base import Adapted, Item, Knobs, Part, Passes, Tensors
 from mucs_ray.attribution.config import AbUConfig
 from mucs_ray.attribution.loss_change import LossAttributor
 from mucs_ray.attribution.unlearn import require_finite
@@ -47,6 +47,17 @@ class AbU(LossAttributor):
         Part(name="unlearn", hook="adapt", reads=("abu",)),
         Part(name="score", hook="score", reads=("score",)),
     )
+
+    @classmethod
+    def passes(cls, part: Part, knobs: Knobs, *, num_images: int, num_items: int) -> Passes:
+        """The Fisher matrix, the steps, and scoring as for MUCS."""
+        match part.hook:
+            case "total":
+                return Passes(backwards=num_images * knobs.abu.fisher_draws)
+            case "adapt":
+                return Passes(backwards=num_items * knobs.abu.updates * knobs.abu.draws)
+            case _:
+                return super().passes(part, knobs, num_images=num_images, num_items=num_items)
 
     def total(self, rows: Batch) -> Tensors:
         """Squared gradients of the loss at each image, averaged over its draws and summed over images; float64."""

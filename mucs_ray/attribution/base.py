@@ -147,6 +147,15 @@ class Adapted:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Passes:
+    """What a part of a method costs, in passes of one image through the model."""
+
+    forwards: int = 0
+    backwards: int = 0
+    """Each with the forward before it."""
+
+
 class Attributor(ABC):
     """One method. Scores are comparable within an item only; higher = more influential.
 
@@ -192,6 +201,11 @@ class Attributor(ABC):
 
     def load(self, prepared: Tensors, adapted: Sequence[Tensors]) -> None:  # noqa: B027 - not every method needs it
         """Before scoring: what `prepare` made, and what `adapt` made for each item, on the device."""
+
+    @classmethod
+    def passes(cls, part: Part, knobs: Knobs, *, num_images: int, num_items: int) -> Passes:
+        """What a part will cost, for `mucs-ray plan`; nothing for one that does not use the model."""
+        return Passes()
 
     @property
     def forwards_an_image(self) -> int:

@@ -93,6 +93,8 @@ class DTRAKConfig:
     noises: Annotated[int, Gt(0)] = 100
     dim: Annotated[int, Gt(0)] = 16384
     """Width of the projected gradient."""
+    noises_per_forward: Annotated[int, Gt(0)] = 100
+    """Noises in one backward pass; fewer need less memory and give the same features up to rounding."""
     signs: Annotated[int, Gt(0)] = 1
     """Places in the projection that each weight's gradient goes to."""
     damping: Annotated[float, Gt(0)] = 0.1
@@ -109,6 +111,7 @@ class DASConfig:
 
     noises: Annotated[int, Gt(0)] = 100
     dim: Annotated[int, Gt(0)] = 16384
+    noises_per_forward: Annotated[int, Gt(0)] = 100
     signs: Annotated[int, Gt(0)] = 1
     damping: Annotated[float, Gt(0)] = 0.1
     parameters: Literal["all", "mlp"] = "all"

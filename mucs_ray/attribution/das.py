@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mucs_ray.attribution.base import Columns, Tensors
+from mucs_ray.attribution.base import Columns, Knobs, Tensors
 from mucs_ray.attribution.config import DASConfig
 from mucs_ray.attribution.gradients import GradientAttributor, Measured, gradient_parts
 
@@ -25,10 +25,10 @@ class DAS(GradientAttributor):
     parts = gradient_parts("das", "square", "leverage")
     unit_length = True
 
-    @property
-    def config(self) -> DASConfig:
+    @staticmethod
+    def section(knobs: Knobs) -> DASConfig:
         """The recipe's [das]."""
-        return self.setting.knobs.das
+        return knobs.das
 
     @staticmethod
     def function(raw: Float[Tensor, "n c h w"]) -> Float[Tensor, " n"]:
@@ -43,7 +43,7 @@ class DAS(GradientAttributor):
     def load(self, prepared: Tensors, adapted: Sequence[Tensors]) -> None:
         """K^-1 phi of all items; K itself only for the leverage."""
         super().load(prepared, adapted)
-        self.cholesky = prepared["cholesky"].to(self.vectors) if self.config.leverage else None
+        self.cholesky = prepared["cholesky"].to(self.vectors) if self.section(self.setting.knobs).leverage else None
 
     def score(self, rows: Columns) -> Float[Tensor, "b i"]:
         """Squared unless the recipe says otherwise; then >= 0."""
@@ -52,4 +52,4 @@ class DAS(GradientAttributor):
             half = torch.linalg.solve_triangular(self.cholesky, rows["feature"].to(self.vectors).T, upper=False)
             weight = weight / (1 - half.square().sum(dim=0))
         scores = super().score(rows) * weight[:, None]
-        return scores.square() if self.config.square else scores
+        return scores.square() if self.section(self.setting.knobs).square else scores

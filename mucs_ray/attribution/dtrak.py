@@ -3,6 +3,7 @@
 from jaxtyping import Float
 from torch import Tensor
 
+from mucs_ray.attribution.base import Knobs
 from mucs_ray.attribution.config import DTRAKConfig
 from mucs_ray.attribution.gradients import GradientAttributor, gradient_parts
 
@@ -17,10 +18,10 @@ class DTRAK(GradientAttributor):
     source = "D-TRAK: Intriguing Properties of Data Attribution on Diffusion Models (ICLR 2024)"
     parts = gradient_parts("dtrak")
 
-    @property
-    def config(self) -> DTRAKConfig:
+    @staticmethod
+    def section(knobs: Knobs) -> DTRAKConfig:
         """The recipe's [dtrak]."""
-        return self.setting.knobs.dtrak
+        return knobs.dtrak
 
     @staticmethod
     def function(raw: Float[Tensor, "n c h w"]) -> Float[Tensor, " n"]:

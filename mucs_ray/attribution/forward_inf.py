@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from mucs_ray.attribution.base import Adapted, Item, Part, Tensors
+from mucs_ray.attribution.base import Adapted, Item, Knobs, Part, Passes, Tensors
 from mucs_ray.attribution.loss_change import LossAttributor
 from mucs_ray.attribution.unlearn import item_losses, require_finite
 from mucs_ray.training.ema import frozen_copy
@@ -25,6 +25,13 @@ class ForwardINF(LossAttributor):
         Part(name="unlearn", hook="adapt", reads=("forward_inf", "train.learning_rate")),
         Part(name="score", hook="score", reads=("score",)),
     )
+
+    @classmethod
+    def passes(cls, part: Part, knobs: Knobs, *, num_images: int, num_items: int) -> Passes:
+        """The ascent, and scoring as for MUCS."""
+        if part.hook == "adapt":
+            return Passes(backwards=num_items * knobs.forward_inf.updates * knobs.forward_inf.draws)
+        return super().passes(part, knobs, num_images=num_images, num_items=num_items)
 
     def adapt(self, item: Item, prepared: Tensors, on_update: Callable[[int, float], None]) -> Adapted:
         """All tensors of F2, and the item's mean loss before each update and at the end, each on its own draws."""

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn.utils import get_total_norm
 
-from mucs_ray.attribution.base import Adapted, Attributor, Columns, Item, Part, Tensors
+from mucs_ray.attribution.base import Adapted, Attributor, Columns, Item, Knobs, Part, Passes, Tensors
 from mucs_ray.attribution.config import DASConfig, DTRAKConfig
 from mucs_ray.attribution.projection import Sketch
 from mucs_ray.diffusion.batch import Batch
@@ -57,20 +57,22 @@ class ImageGradients:
     ) -> None:
         """`denoiser` is frozen and stays so: gradients are taken at aliases of its weights.
 
-        With `unit_length` each gradient is scaled to length 1 before averaging.
+        With `unit_length` a gradient is scaled to length 1: that of the average, or each one before averaging.
         """
-        self.network, self.function, self.noises, self.unit_length = denoiser.network, function, noises, unit_length
+        self.network, self.function, self.noises = denoiser.network, function, noises
         self.weights = {name: weight.detach() for name, weight in self.network.named_parameters()}
         names = list(self.weights) if config.parameters == "all" else unlearned_names(self.network)
         self.chosen = [self.weights[name].requires_grad_(True) for name in names]
         sizes = {name: self.weights[name].numel() for name in names}
         self.sketch = Sketch(sizes, dim=config.dim, signs=config.signs, seed=seed, device=noises.sigma.device)
         count = len(noises.sigma)
-        at_once = count if config.gradients == "of_average" else 1
+        per_noise = config.gradients == "per_noise"
+        at_once = 1 if per_noise else min(config.noises_per_forward, count)
+        self.scale_each, self.scale_average = unit_length and per_noise, unit_length and not per_noise
         self.cuts = [slice(at, at + at_once) for at in range(0, count, at_once)]
 
     def __call__(self, image: Float[Tensor, "c h w"], condition: Float[Tensor, " d"] | None) -> Measured:
-        """One backward pass a cut of the noises: all of them, or one.
+        """One backward pass a cut of the noises: all of them, as many as fit, or one.
 
         The average is projected, not each gradient: the projection is linear, and a pass over all weights.
         """
@@ -78,11 +80,15 @@ class ImageGradients:
         losses = []
         for cut in self.cuts:
             raw, errors = self._forward(image, condition, cut)
+            share = len(raw) / len(self.noises.sigma)
             gradients = torch.autograd.grad(self.function(raw).mean(), self.chosen, materialize_grads=True)
-            length = get_total_norm(gradients) + 1e-8 if self.unit_length else 1.0
+            length = get_total_norm(gradients) + 1e-8 if self.scale_each else 1.0
             for summed, gradient in zip(total, gradients, strict=True):
-                summed += gradient / (length * len(self.cuts))
+                summed += gradient * share / length
             losses.append(errors)
+        if self.scale_average:
+            length = get_total_norm(total) + 1e-8
+            total = [summed / length for summed in total]
         return Measured(feature=self.sketch(total), losses=torch.cat(losses))
 
     def _forward(
@@ -103,7 +109,7 @@ class ImageGradients:
 
 def gradient_parts(section: str, *score_knobs: str) -> tuple[Part, ...]:
     """The stages of a method whose knobs are in this section of the recipe."""
-    knobs = ("noises", "dim", "signs", "parameters", "gradients")
+    knobs = ("noises", "noises_per_forward", "dim", "signs", "parameters", "gradients")
     reads = tuple(f"{section}.{knob}" for knob in knobs)
     scored = tuple(f"{section}.{knob}" for knob in score_knobs)
     return (
@@ -120,10 +126,21 @@ class GradientAttributor(Attributor):
     unit_length: ClassVar[bool] = False
     """Whether gradients are scaled to length 1 before they are averaged."""
 
-    @property
+    @staticmethod
     @abstractmethod
+    def section(knobs: Knobs) -> GradientConfig:
+        """The method's part of the recipe."""
+
+    @property
     def config(self) -> GradientConfig:
-        """The method's section of the recipe."""
+        """The same, of this recipe."""
+        return self.section(self.setting.knobs)
+
+    @classmethod
+    def passes(cls, part: Part, knobs: Knobs, *, num_images: int, num_items: int) -> Passes:
+        """A backward pass on the whole set of noises, for each training image and each item."""
+        counts = {"features": num_images, "adapt": num_items}
+        return Passes(backwards=counts.get(part.hook, 0) * cls.section(knobs).noises)
 
     @staticmethod
     @abstractmethod

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mucs_ray.attribution.base import Attributor, Columns, Tensors
+from mucs_ray.attribution.base import Attributor, Columns, Knobs, Part, Passes, Tensors
 from mucs_ray.attribution.config import Measure, ScoreConfig
 from mucs_ray.attribution.skew import noise_losses, normalized_skew
 from mucs_ray.diffusion.batch import Batch
@@ -121,6 +121,11 @@ class LossAttributor(Attributor):
         self.change = LossChange(
             self.setting.model, adapted, config=knobs.score, image_size=knobs.model.image_size, seed=knobs.seed
         )
+
+    @classmethod
+    def passes(cls, part: Part, knobs: Knobs, *, num_images: int, num_items: int) -> Passes:
+        """Of scoring: F1 and every F2 on every noise."""
+        return Passes(forwards=num_images * knobs.score.noises * (1 + num_items))
 
     @property
     def forwards_an_image(self) -> int:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from mucs_ray.attribution.base import Adapted, Item, Part, Tensors
+from mucs_ray.attribution.base import Adapted, Item, Knobs, Part, Passes, Tensors
 from mucs_ray.attribution.loss_change import LossAttributor
 from mucs_ray.attribution.unlearn import null_loss, unlearn
 from mucs_ray.diffusion.batch import Batch
@@ -14,6 +14,8 @@ from mucs_ray.models.dit import DiT
 from mucs_ray.training.step import name_torch_stream
 
 NULL_BATCH = 100
+EXPECTED_UPDATES = 109
+"""Unlearning updates an item that the paper saw on COCO (spec 7.2)."""
 
 
 class MUCS(LossAttributor):
@@ -35,6 +37,16 @@ class MUCS(LossAttributor):
         Part(name="unlearn", hook="adapt", reads=("unlearn", "train.learning_rate")),
         Part(name="score", hook="score", reads=("score",)),
     )
+
+    @classmethod
+    def passes(cls, part: Part, knobs: Knobs, *, num_images: int, num_items: int) -> Passes:
+        """Unlearning as long as the paper saw it take; the true number of updates is known only afterwards."""
+        config = knobs.unlearn
+        if part.hook == "prepare":
+            return Passes(forwards=NULL_BATCH * config.null_batches if config.null_loss == "auto" else 0)
+        if part.hook == "adapt":
+            return Passes(backwards=num_items * (config.fixed_updates or EXPECTED_UPDATES) * 2 * config.batch_size)
+        return super().passes(part, knobs, num_images=num_images, num_items=num_items)
 
     def prepare(self, total: Tensors, rows: Iterator[Batch]) -> Tensors:
         """The null loss: given, from the mean square of the training pixels, or drawn (spec 7.1)."""

@@ -48,9 +48,23 @@ class Method:
     weights: Mapping[str, float] = field(default_factory=dict)
     """Of an ensemble: its members. Empty if they are learned."""
 
+    @property
+    def cost_class(self) -> str:
+        """In a word, from the cheapest: none, ranks, pass, gradients (one a training image), unlearning (and losses
+        of every training image under every item's model).
+        """
+        if self.attributor is None:
+            return "ranks"
+        parts = self.attributor.parts
+        if any(part.hook == "adapt" and part.uses_model for part in parts):
+            return "gradients" if parts[0].hook == "features" else "unlearning"
+        return "pass" if parts else "none"
+
     def facts(self) -> dict[str, Any]:
         """For --json."""
-        shown = {name: getattr(self, name) for name in ("name", "label", "summary", "needs", "cost", "source")}
+        shown = {
+            name: getattr(self, name) for name in ("name", "label", "summary", "needs", "cost_class", "cost", "source")
+        }
         return {**shown, "settings": dict(self.settings), "members": dict(self.weights)}
 
 
@@ -100,7 +114,9 @@ _ALL = (
     method_of(CLIP),
     method_of(DINO),
     method_of(DTRAK),
+    variant(DTRAK, "per-noise", "as published: a backward pass for each noise", {"dtrak.gradients": "per_noise"}),
     method_of(DAS),
+    variant(DAS, "per-noise", "as published: a backward pass for each noise", {"das.gradients": "per_noise"}),
     method_of(ForwardINF, settings=PUBLISHED_FORWARD_INF),
     variant(ForwardINF, "skew", "scored as MUCS: what its unlearning alone contributes", {}),
     method_of(AbU, settings=PUBLISHED_ABU),

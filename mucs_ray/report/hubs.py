@@ -1,6 +1,6 @@
 """The report's section on hubs: a table of all methods, and each method's most frequent training images."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from mucs_ray.evaluation.hubs import Hubs
@@ -17,12 +17,17 @@ class TrainingImage:
     image: Picture
 
 
-def hub_section(found: Mapping[str, Hubs], images: Mapping[int, TrainingImage]) -> HubSection | None:
-    """`found` by the method's label; `images` by idx, all that are `most_frequent`. None without several lists."""
+def hub_section(
+    found: Mapping[str, Hubs], images: Mapping[int, TrainingImage], *, pictured: Collection[str] | None = None
+) -> HubSection | None:
+    """`found` by the method's label, of which the `pictured` (None = all) are shown with images; `images` by idx, all
+    that are `most_frequent` for those. None without several lists.
+    """
     found = {method: hubs for method, hubs in found.items() if hubs.num_lists > 1}
     if not found:
         return None
-    return HubSection(table=_table(found), rows=tuple(_row(method, hubs, images) for method, hubs in found.items()))
+    shown = {method: hubs for method, hubs in found.items() if pictured is None or method in pictured}
+    return HubSection(table=_table(found), rows=tuple(_row(method, hubs, images) for method, hubs in shown.items()))
 
 
 def _row(method: str, hubs: Hubs, images: Mapping[int, TrainingImage]) -> HubRow:

@@ -31,7 +31,7 @@ def data(tmp_path_factory: pytest.TempPathFactory, own_cache: None) -> Dataset:
 
 @pytest.fixture(scope="session")
 def finished(data: Dataset, tmp_path_factory: pytest.TempPathFactory, cluster: Cluster) -> Pipeline:
-    """The whole main job through Ray, with the loss table kept."""
-    pipeline = open_tiny(data, tmp_path_factory.mktemp("run"), score={"keep_losses": True})
+    """The whole main job through Ray, with two scorers and the loss table kept."""
+    pipeline = open_tiny(data, tmp_path_factory.mktemp("run"), score={"keep_losses": True}, engine={"train_workers": 1})
     work(pipeline, "attribute", cluster)
     return pipeline

@@ -107,6 +107,12 @@ def test_or_the_average_has_length_one():
         torch.testing.assert_close(feature, projected(average / average.norm()), rtol=1e-4, atol=1e-6)
 
 
+def test_fewer_noises_in_a_pass_give_the_same_features():
+    """The average over all noises is scaled, not that of each pass."""
+    whole, cut = (method(DENOISER, noises_per_forward=at_once).features(IMAGES)["feature"] for at_once in (100, 3))
+    torch.testing.assert_close(cut, whole, rtol=1e-4, atol=1e-6)
+
+
 def test_the_two_ways_differ():
     found = [method(DENOISER, gradients=way).features(IMAGES)["feature"] for way in ("of_average", "per_noise")]
     assert (found[0] - found[1]).norm() > 0.01 * found[0].norm()  # rounding is 1e-6

@@ -18,11 +18,21 @@ import pytest
 import torch
 import typer
 
+from mucs_ray.attribution.base import Item, Setting
+from mucs_ray.attribution.registry import METHODS, find
+from mucs_ray.attribution.registry import installed as installed_methods
 from mucs_ray.cli import app
 from mucs_ray.config import Recipe, build
 from mucs_ray.data.prepare import prepare
 from mucs_ray.data.sources import registry
+from mucs_ray.diffusion.batch import Batch
+from mucs_ray.diffusion.denoiser import EDMDenoiser
+from mucs_ray.diffusion.noise import generator, normal
+from mucs_ray.models.dit import DiT
+from mucs_ray.training.ema import frozen_copy
 from mucs_ray.weights import load_weights
+from tiny import rows as tiny_rows
+from tiny import tiny_recipe
 
 ROOT = Path(__file__).parents[2]
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", ROOT / "CHANGELOG.md"]
@@ -133,7 +143,7 @@ def test_the_recipe_has_every_key_at_its_default():
     values = tomllib.loads(block("your-own-model.md", "toml", "[engine]"))
     told = {f"{k}.{inner}" for k, v in values.items() if isinstance(v, dict) for inner in v}
     told |= {key for key, value in values.items() if not isinstance(value, dict)}
-    assert told == recipe_keys() - {"weights"}
+    assert told == recipe_keys() - {"weights", "ensemble.learned_from"}
     assert build(values) == build({"name": values["name"], "data": values["data"]})
 
 
@@ -157,6 +167,96 @@ def test_the_source_of_the_example_is_prepared(tmp_path: Path, monkeypatch: pyte
     assert sorted(row.idx for row in rows) == list(range(40))
     pictures = {image.tobytes(): int(label) for image, label in zip(images, labels, strict=True)}
     assert [pictures[row.image.tobytes()] for row in rows] == [row.label for row in rows]
+
+
+def lively_f1(recipe: Recipe) -> EDMDenoiser:
+    """Frozen, with an output that depends on all its inputs."""
+    denoiser = frozen_copy(EDMDenoiser(DiT(recipe.model)))
+    for number, parameter in enumerate(denoiser.parameters()):
+        parameter.copy_(0.2 * normal(generator(3, f"parameter={number}"), *parameter.shape))
+    return denoiser
+
+
+def log_losses_by_hand(denoiser: EDMDenoiser, image: torch.Tensor, condition: torch.Tensor, seed: int) -> torch.Tensor:
+    """log mean (D(x + s n) - x)^2 (s^2 + 1/4) / (s / 2)^2 at the largest 4 of floor(4 / 0.7) = 5 levels."""
+    ends = 80 ** (1 / 7), 0.002 ** (1 / 7)
+    levels = [(ends[0] + step / 4 * (ends[1] - ends[0])) ** 7 for step in range(4)]
+    losses = []
+    for sigma, noise in zip(levels, normal(generator(seed, "profile"), 4, *image.shape), strict=True):
+        denoised = denoiser((image + sigma * noise)[None], torch.tensor([sigma]), condition[None])[0]
+        losses.append((denoised - image).square().mean() * (sigma**2 + 0.25) / (sigma / 2) ** 2)
+    return torch.stack(losses).log()
+
+
+def test_the_method_of_the_example_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Hook by hook, each in a worker of its own, as `mucs-ray attribute --method my_method:MyMethod` calls them."""
+    code = block("your-own-method.md", "python", "class MyMethod")
+    assert len([line for line in code.splitlines() if line.strip()]) <= 20
+    (tmp_path / "my_method.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    importlib.invalidate_caches()
+    method = find("my_method:MyMethod")
+    assert method.attributor is not None and method.name == "my_method:MyMethod"
+    recipe = tiny_recipe("nowhere", score={"noises": 4, "keep": 0.7})
+    made, f1 = tiny_rows(5, first_idx=10, seed=4), lively_f1(recipe)
+    images = Batch(
+        idx=torch.tensor([row.idx for row in made]),
+        image=torch.from_numpy(np.stack([row.image for row in made])).float() / 127.5 - 1,
+        condition=torch.eye(3)[[row.label for row in made]],
+    )
+    drawn = normal(generator(9, "item"), 3, 8, 8)
+    items = [
+        Item(number=0, idx=70, condition=torch.eye(3)[2], image=drawn),
+        Item(number=1, idx=71, condition=images.condition[3], image=images.image[3]),
+    ]
+    features, score = method.attributor.parts
+    setting = {"knobs": recipe, "device": torch.device("cpu"), "num_images": 5, "denoiser": f1}
+    assert (features.uses_items, score.uses_items) == (False, True)
+    table = method.attributor(Setting(**setting)).features(images)
+    scorer = method.attributor(Setting(**setting, items=items))
+    scorer.load({}, [{}, {}])
+    scores = scorer.columns({"idx": images.idx, **table})["score"]
+
+    pairs = zip(images.image, images.condition, strict=True)
+    of_images = torch.stack([log_losses_by_hand(f1, *each, recipe.seed) for each in pairs])
+    of_items = [log_losses_by_hand(f1, item.image.clamp(-1, 1), item.condition, recipe.seed) for item in items]
+    expected = torch.stack([-(of_images - each).square().mean(dim=1) for each in of_items], dim=1)
+    torch.testing.assert_close(scores, expected, rtol=1e-3, atol=1e-4)
+    assert scores[3, 1] == 0 and scores[:, 1].argmax() == 3
+
+
+def test_a_method_of_an_installed_package_is_known_by_its_entry_point(monkeypatch: pytest.MonkeyPatch):
+    section, line = block("your-own-method.md", "toml", "entry-points").strip().splitlines()
+    assert section == '[project.entry-points."mucs_ray.methods"]'
+    assert line == 'profile = "my_package.my_method:MyMethod"'
+    entry = EntryPoint(name="profile", value="mucs_ray.attribution.pixel:Pixel", group="mucs_ray.methods")
+    monkeypatch.setattr(
+        "mucs_ray.attribution.registry.entry_points", lambda *, group: [entry] if group == entry.group else []
+    )
+    installed_methods.cache_clear()
+    try:
+        assert find("profile").label == "Pixel"
+    finally:
+        installed_methods.cache_clear()
+
+
+def test_the_page_of_methods_names_all_of_them_and_no_other():
+    page = (ROOT / "docs/methods.md").read_text()
+    rows = re.findall(r"^\| ((?:`[\w./=-]+`(?:, )?)+) \|", page, flags=re.MULTILINE)
+    named = [name for row in rows for name in re.findall(r"`([^`]+)`", row)]
+    assert sorted(name for name in named if "." not in name.split("=")[0]) == sorted(METHODS)
+
+
+def test_settings_of_variants_on_the_page_are_those_of_the_registry():
+    page = (ROOT / "docs/methods.md").read_text()
+    for name, method in METHODS.items():
+        for key, value in method.settings.items():
+            shown = str(value).lower() if isinstance(value, bool) else str(value)
+            (row,) = [line for line in page.splitlines() if line.startswith(f"| `{name}` |") and "=" in line]
+            assert f"{key} = {shown}" in row, name
+        for member, weight in method.weights.items():
+            (row,) = [line for line in page.splitlines() if line.startswith(f"| `{name}` |")]
+            assert f"{member} {weight:g}" in row
 
 
 def test_the_weights_of_the_example_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -88,6 +88,13 @@ ALL = [name for name, _ in DENOISER.network.named_parameters()]
 MLP = unlearned_names(DENOISER.network)
 
 
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_fewer_noises_in_a_pass_give_the_same_features(at_once: int):
+    cut = method(DENOISER, noises_per_forward=at_once)
+    assert len(cut.gradients.cuts) == -(-NOISES // at_once)
+    torch.testing.assert_close(cut.features(IMAGES)["feature"], FEATURES, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("gradients", ["of_average", "per_noise"])
 @pytest.mark.parametrize(("parameters", "names", "signs"), [("all", ALL, 1), ("mlp", MLP, 3)])
 def test_features_are_a_plain_loop_over_images_and_noises(

@@ -1,0 +1,484 @@
+"""The laws that every attribution method keeps, run by a plain loop over its hooks on a few images in memory.
+
+They hold for the methods of the package, for the example in docs/your-own-method.md, and for whatever the environment
+variable MUCS_RAY_CONTRACT names: MUCS_RAY_CONTRACT=my_method:MyMethod python -m pytest tests/contract
+Axes: b training images, i items.
+"""
+
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from mucs_ray.attribution.base import Attributor, Columns, Item, Knobs, Part, Setting, Tensors
+from mucs_ray.attribution.loss_change import chosen
+from mucs_ray.attribution.registry import METHODS, Method, find, method_of
+from mucs_ray.config import Recipe, build, with_values
+from mucs_ray.diffusion.batch import Batch
+from mucs_ray.diffusion.denoiser import EDMDenoiser
+from mucs_ray.diffusion.noise import generator, normal
+from mucs_ray.errors import InputError
+from mucs_ray.models.dit import DiT
+from mucs_ray.training.ema import frozen_copy
+from mucs_ray.training.order import batch_rows
+from tiny import rows, tiny_recipe
+
+PAGE = Path(__file__).parents[2] / "docs/your-own-method.md"
+EXAMPLE = "my_method:MyMethod"
+OWN = tuple(name for name, method in METHODS.items() if method.attributor)
+ASKED = tuple(name for name in os.environ.get("MUCS_RAY_CONTRACT", "").split(",") if name)
+NAMES = (*OWN, EXAMPLE, *ASKED)
+HOOKS = ("features", "total", "prepare", "adapt", "score")
+WHOLE, CUT = [slice(0, 6)], [slice(0, 1), slice(1, 3), slice(3, 6)]
+CPU = torch.device("cpu")
+RECIPE = tiny_recipe(
+    "nowhere",
+    unlearn={"batch_size": 4, "null_batches": 1, "max_updates": 2},
+    score={"noises": 4},
+    dtrak={"dim": 16, "noises": 3},
+    das={"dim": 16, "noises": 3, "leverage": True},
+    abu={"draws": 4, "draws_per_forward": 2, "fisher_draws": 2},
+    forward_inf={"updates": 2, "draws": 4},
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def example(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The method of the documentation, as a user's file."""
+    folder = tmp_path_factory.mktemp("example")
+    ((code,),) = [re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)[:1]]
+    (folder / "my_method.py").write_text(code)
+    sys.path.insert(0, str(folder))
+    yield
+    sys.path.remove(str(folder))
+
+
+@cache
+def images() -> Batch:
+    """6 training images of the tiny data set."""
+    made = rows(6, first_idx=0, seed=1)
+    pixels = torch.from_numpy(np.stack([row.image for row in made])).float() / 127.5 - 1
+    return Batch(idx=torch.arange(6), image=pixels, condition=torch.eye(3)[[row.label for row in made]])
+
+
+@cache
+def f1() -> EDMDenoiser:
+    """Frozen, with an output that depends on all its inputs and parameters."""
+    denoiser = frozen_copy(EDMDenoiser(DiT(RECIPE.model)))
+    for number, parameter in enumerate(denoiser.parameters()):
+        parameter.copy_(0.1 * normal(generator(3, f"parameter={number}"), *parameter.shape))
+    return denoiser
+
+
+def items(num: int) -> list[Item]:
+    """Faint enough that their loss is below the null loss, so that MUCS can unlearn them; not within [-1, 1]."""
+    made = [0.3 * normal(generator(8, f"item={number}"), 3, 8, 8) for number in range(num)]
+    for image in made:
+        image[0, 0, 0] = 1.5
+    return [Item(number=at, idx=900 + at, condition=torch.eye(3)[at], image=image) for at, image in enumerate(made)]
+
+
+def attributor(method: Method) -> type[Attributor]:
+    assert method.attributor is not None
+    return method.attributor
+
+
+def recipe_of(method: Method) -> Recipe:
+    """With the method's settings, and no more than 3 updates."""
+    recipe = with_values(RECIPE, method.settings)
+    return with_values(recipe, {"unlearn.fixed_updates": min(3, recipe.unlearn.fixed_updates)})
+
+
+def picked(batch: Batch, rows: list[int]) -> Batch:
+    assert batch.condition is not None
+    return Batch(idx=batch.idx[rows], image=batch.image[rows], condition=batch.condition[rows])
+
+
+def encode(pictures: Tensor) -> Tensor:
+    """Instead of CLIP or DINO: unit vectors, one image at a time; refuses what is not in [0, 1]."""
+    assert pictures.min() >= 0 and pictures.max() <= 1
+    weights = normal(generator(4, "encoder"), pictures[0].numel(), 6)
+    return torch.stack(
+        [torch.nn.functional.normalize(torch.tanh(each.flatten() @ weights), dim=0) for each in pictures]
+    )
+
+
+# --- the plain loop -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loop:
+    """A method on some images and items; each hook has a worker of its own, with nothing that its part does without."""
+
+    method: Method
+    images: Batch
+    items: list[Item]
+    knobs: Knobs
+
+    def worker(self, part: Part | None) -> Attributor:
+        """What a worker builds for a part; without parts, for the ranking."""
+        kind = attributor(self.method)
+        streamed = part is None or part.hook in ("features", "total", "score")
+        setting = Setting(
+            knobs=self.knobs,
+            device=CPU,
+            num_images=len(self.images),
+            items=self.items if part is None or part.uses_items else (),
+            denoiser=f1() if part is not None and part.uses_model else None,
+            batches=None if streamed else self.batches,
+            encode=encode if kind.encoder else None,
+        )
+        return kind(setting)
+
+    def batches(self, name: str, size: int) -> Callable[[int], Batch]:
+        def batch(step: int) -> Batch:
+            rows = batch_rows(1, name, step, num_images=len(self.images), batch_size=size)
+            return picked(self.images, rows.tolist())
+
+        return batch
+
+    def parts(self) -> dict[str, Part]:
+        return {part.hook: part for part in attributor(self.method).parts}
+
+    def features(self, cuts: list[slice]) -> Columns:
+        """Of all images."""
+        hooked = self.worker(self.parts()["features"])
+        made = [hooked.features(self.images[cut]) for cut in cuts]
+        return {"idx": self.images.idx, **{name: torch.cat([each[name] for each in made]) for name in made[0]}}
+
+    @cached_property
+    def rows(self) -> Batch | Columns:
+        """What the hooks after `features` are given: only idx, if the parts are empty."""
+        if not self.parts():
+            blank = torch.zeros(len(self.images), 3, 0, 0)
+            return Batch(idx=self.images.idx, image=blank, condition=None)
+        return self.features(WHOLE) if "features" in self.parts() else self.images
+
+    def total(self, cuts: list[slice]) -> Tensors:
+        """Over all rows, in float64."""
+        hooked, rows, sums = self.worker(self.parts()["total"]), self.rows, {}
+        for at in cuts:
+            for name, tensor in hooked.total(cut(rows, at)).items():
+                sums[name] = sums.get(name, 0) + tensor.double()
+        return sums
+
+    def prepared(self, cuts: list[slice]) -> Tensors:
+        """What is made once a run."""
+        total, rows = self.total(cuts) if "total" in self.parts() else {}, self.rows
+        if "prepare" not in self.parts():
+            return total
+        return self.worker(self.parts()["prepare"]).prepare(total, (cut(rows, at) for at in cuts))
+
+    @cached_property
+    def once(self) -> Tensors:
+        return self.prepared(WHOLE)
+
+    @cached_property
+    def of_items(self) -> list[Tensors]:
+        """What is made for each item, by a worker of its own."""
+        if "adapt" not in self.parts():
+            return [{} for _ in self.items]
+        part = self.parts()["adapt"]
+        return [self.worker(part).adapt(item, self.once, lambda step, loss: None).tensors for item in self.items]
+
+    @cached_property
+    def scorer(self) -> Attributor:
+        """Ready to score."""
+        if not self.parts():
+            return self.worker(None)  # nothing is loaded: it has but idx
+        hooked = self.worker(self.parts()["score"])
+        hooked.load(self.once, self.of_items)
+        return hooked
+
+    @cached_property
+    def columns(self) -> Columns:
+        """Of all rows at once."""
+        return self.scorer.columns(self.rows)
+
+
+def cut(rows: Batch | Columns, at: slice | list[int]) -> Any:
+    if isinstance(rows, Batch):
+        return rows[at] if isinstance(at, slice) else Batch(
+            idx=rows.idx[at], image=rows.image[at], condition=None if rows.condition is None else rows.condition[at]
+        )  # fmt: skip
+    return {name: column[at] for name, column in rows.items()}
+
+
+def fresh(name: str, *, num_items: int = 2, knobs: Knobs | None = None) -> Loop:
+    method = find(name)
+    return Loop(method=method, images=images(), items=items(num_items), knobs=knobs or recipe_of(method))
+
+
+loop = cache(fresh)
+"""What was made for one test serves the next."""
+
+
+def scores_of(columns: Columns, measure: str = "skew") -> Tensor:
+    """What is ranked: "score", or of the methods that compare losses the column that `rank.measure` names."""
+    return columns["score"] if "score" in columns else chosen(columns, measure)
+
+
+def same(one: Columns, other: Columns) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+# --- what a method says of itself ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_facts_are_single_lines(name: str):
+    method = find(name)
+    told = {fact: getattr(method, fact) for fact in ("name", "label", "summary", "needs")}
+    if name in OWN:
+        told |= {"cost": method.cost, "source": method.source}
+    assert {fact: text for fact, text in told.items() if not text.strip() or text.strip() != text or "\n" in text} == {}
+    assert method.name == name
+    assert method.weights == {}
+
+
+def test_names_and_labels_are_told_apart():
+    assert len({method.label for method in METHODS.values()}) == len(METHODS)
+    assert all(re.fullmatch(r"[\w.=-]+(/[\w.=-]+)?", name) for name in METHODS)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_parts_are_well_formed(name: str):
+    """Each hook at most once, in the order in which they run, the scoring last; a hook that is written is listed."""
+    kind = attributor(find(name))
+    hooks = [part.hook for part in kind.parts]
+    assert hooks == [hook for hook in HOOKS if hook in hooks]
+    assert hooks == [] or hooks[-1] == "score"
+    assert len({part.name for part in kind.parts}) == len(kind.parts)
+    assert all(re.fullmatch(r"[a-z0-9_-]+", part.name) for part in kind.parts)
+    written = {hook for hook in HOOKS[:-1] if getattr(kind, hook) is not getattr(Attributor, hook)}
+    assert written == {*hooks} - {"score"}
+
+
+def recipe_keys() -> set[str]:
+    return {f"{key}.{inner}" for key, value in RECIPE.to_dict().items() if isinstance(value, dict) for inner in value}
+
+
+def named(reads: tuple[str, ...]) -> set[str]:
+    """Sections and dotted keys as dotted keys."""
+    return {key for key in recipe_keys() if key in reads or key.split(".")[0] in reads}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_settings_and_reads_name_what_a_recipe_has(name: str):
+    method = find(name)
+    sections = {key.split(".")[0] for key in recipe_keys()}
+    assert {*method.settings} <= recipe_keys()
+    assert {read for part in attributor(method).parts for read in part.reads} <= recipe_keys() | sections
+    values = {key.split(".")[0]: {} for key in method.settings}
+    for key, value in method.settings.items():
+        values[key.split(".")[0]][key.split(".")[1]] = value
+    build({"name": "checked", "data": "nowhere", **values})
+
+
+def recorded(recipe: Recipe, seen: set[str]) -> Recipe:
+    """The same values, and a note of every key that is looked at."""
+
+    def section(name: str, values: Any) -> Any:
+        keys = {each.name for each in fields(values)}
+
+        class Recording(type(values)):
+            def __getattribute__(self, key: str) -> Any:
+                if key in keys:
+                    seen.add(f"{name}.{key}")
+                return super().__getattribute__(key)
+
+        return Recording(**{key: getattr(values, key) for key in keys})
+
+    sections = {each.name: getattr(recipe, each.name) for each in fields(recipe)}
+    return replace(recipe, **{key: section(key, each) for key, each in sections.items() if is_dataclass(each)})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_knob_that_is_read_is_named(name: str):
+    """Or a changed value would leave finished stages as they are: each part names what it reads, or an earlier one."""
+    seen: set[str] = set()
+    method = find(name)
+    run = fresh(name, knobs=recorded(recipe_of(method), seen))
+    rows, prepared, allowed = run.rows, {}, set[str]()
+    adapted: list[Tensors] = [{} for _ in run.items]
+    for part in attributor(method).parts:
+        hooked = run.worker(part)
+        seen.clear()
+        match part.hook:
+            case "features":
+                hooked.features(run.images)
+            case "total":
+                prepared = hooked.total(rows)
+            case "prepare":
+                prepared = hooked.prepare(prepared, iter([rows]))
+            case "adapt":
+                adapted = [hooked.adapt(item, prepared, lambda step, loss: None).tensors for item in run.items]
+            case "score":
+                hooked.load(prepared, adapted)
+                hooked.columns(rows)
+        allowed |= named((*part.reads, *(["model"] if part.uses_model else [])))  # the shape comes with the weights
+        assert seen - allowed == set(), f"{name}: the part {part.name} does not name them in `reads`"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_a_part_costs_is_told(name: str):
+    """For `mucs-ray plan`: more for more images or items; a method of the package counts each part with the model."""
+    method = find(name)
+    kind, knobs = attributor(method), recipe_of(method)
+    for part in kind.parts:
+        few, many = (kind.passes(part, knobs, num_images=num, num_items=num) for num in (5, 50))
+        assert 0 <= few.forwards <= many.forwards and 0 <= few.backwards <= many.backwards
+        if name in OWN and part.uses_model:
+            assert many.forwards + many.backwards > few.forwards + few.backwards > 0
+
+
+# --- scores -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_scores_are_a_row_an_image_and_a_column_an_item(name: str):
+    run = loop(name, num_items=3)
+    scorer, rows = run.scorer, run.rows
+    columns = run.columns
+    scores = scores_of(columns, run.knobs.rank.measure)
+    assert scores.shape == (6, 3) and scores.dtype == torch.float32
+    assert all(len(column) == 6 and column.device == CPU and not column.requires_grad for column in columns.values())
+    assert all(column.isfinite().all() for column in columns.values())
+    assert torch.equal(scorer.score(rows).float().cpu(), scores)
+    assert scorer.forwards_an_image >= 0
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "condition"])
+def test_scores_tell_images_and_items_apart(name: str):
+    scores = scores_of(loop(name).columns)
+    assert all(len(column.unique()) > 3 for column in scores.T)
+    assert not torch.equal(scores[:, 0], scores[:, 1])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_scores_do_not_depend_on_how_the_images_are_cut_bit_for_bit(name: str):
+    run = loop(name)
+    scorer, rows = run.scorer, run.rows
+    whole = run.columns
+    made = [scorer.columns(cut(rows, at)) for at in CUT]
+    assert same({key: torch.cat([each[key] for each in made]) for key in whole}, whole)
+    if "features" in run.parts():
+        assert same(run.features(CUT), rows)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_scores_do_not_depend_on_the_order_of_the_images_bit_for_bit(name: str):
+    order = [3, 0, 2, 5, 1, 4]
+    run = loop(name)
+    scorer, rows = run.scorer, run.rows
+    assert same(scorer.columns(cut(rows, order)), cut(run.columns, order))
+    if "features" in run.parts():
+        assert same(replace(run, images=picked(run.images, order)).features(WHOLE), cut(rows, order))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_summed_depends_on_the_cut_by_rounding_alone(name: str):
+    run = loop(name)
+    whole, pieces = run.once, run.prepared(CUT)
+    assert whole.keys() == pieces.keys()
+    for key, tensor in whole.items():
+        torch.testing.assert_close(pieces[key], tensor, rtol=1e-5, atol=1e-6 * tensor.abs().max().item())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_item_does_not_depend_on_the_others_bit_for_bit(name: str):
+    """Items are told apart by their place, also where each loss has draws of its own."""
+    alone, both, three = (loop(name, num_items=num).columns for num in (1, 2, 3))
+    for measure in ("skew", "difference"):
+        scores = [scores_of(columns, measure) for columns in (alone, both, three)]
+        assert torch.equal(scores[0], scores[1][:, :1])
+        assert torch.equal(scores[1], scores[2][:, :2])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_same_again_gives_the_same_bits(name: str):
+    """What a resumed run makes again is what was lost: each hook, by a worker of its own."""
+    one, other = loop(name), fresh(name)
+    torch.manual_seed(1)
+    for first, again in zip(
+        (one.once, *one.of_items, one.columns), (other.once, *other.of_items, other.columns), strict=True
+    ):
+        assert same(first, again)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_lent_stays_as_it_was(name: str):
+    """F1, the images, the items, and what earlier parts made, which on a CPU is memory that cannot be written to."""
+    run = fresh(name, num_items=1)
+    lent = {
+        **dict(f1().state_dict()),
+        "batch.image": run.images.image,
+        "batch.condition": run.images.condition,
+        **{f"item.{item.number}": item.image for item in run.items},
+        **{f"prepared.{key}": tensor for key, tensor in run.once.items()},
+        **{f"adapted.{key}": tensor for key, tensor in run.of_items[0].items()},
+    }
+    before = {key: tensor.clone() for key, tensor in lent.items()}
+    places = [parameter.data_ptr() for parameter in f1().parameters()]
+    assert len(run.columns) > 0
+    assert same(lent, before)
+    assert [parameter.data_ptr() for parameter in f1().parameters()] == places
+    assert not f1().training and not any(parameter.requires_grad for parameter in f1().parameters())
+
+
+# --- whether the laws can be broken -------------------------------------------------------------------------------
+
+
+class Careless(Attributor):
+    """Reads a knob that it does not name; its scores depend on the batch and on torch's own stream."""
+
+    name, label, summary = "careless", "Careless", "breaks the contract"
+
+    def score(self, rows: Batch) -> Tensor:
+        brightness = rows.image.mean(dim=(1, 2, 3))[:, None] - rows.image.mean()
+        noise = torch.rand(len(rows), len(self.setting.items)) * self.setting.knobs.unlearn.ascent_weight
+        return brightness + noise
+
+
+@pytest.mark.parametrize(
+    "law",
+    [
+        test_a_knob_that_is_read_is_named,
+        test_scores_do_not_depend_on_how_the_images_are_cut_bit_for_bit,
+        test_scores_do_not_depend_on_the_order_of_the_images_bit_for_bit,
+        test_the_same_again_gives_the_same_bits,
+        test_an_item_does_not_depend_on_the_others_bit_for_bit,
+    ],
+)
+def test_a_careless_method_is_found_out(law: Callable[..., None], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(METHODS, "careless", method_of(Careless))
+    with pytest.raises(AssertionError):
+        law("careless")
+
+
+def test_what_is_no_method_is_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "no_methods.py").write_text(
+        "from mucs_ray.attribution.base import Attributor\n"
+        "class Nameless(Attributor):\n    pass\n"
+        "def function():\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name, told in [
+        ("no_methods:Nameless", "lacks name, label, summary, score"),
+        ("no_methods:function", "is not a subclass"),
+        ("no_methods:Absent", "no attribute"),
+        ("no_such_module:Method", "No module"),
+        ("muccs", "known: random"),
+    ]:
+        with pytest.raises(InputError, match=told) as refused:
+            find(name)
+        assert "\n" not in str(refused.value)
