@@ -4,7 +4,7 @@ attribute/METHOD/PART     a hook of the method (mucs_ray.attribution.base), in t
 attribute/METHOD          scores.parquet and topk.csv
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from json import dumps
 from typing import Any
@@ -98,11 +98,12 @@ def all_tasks(
 
 def known_methods(names: Iterable[str], recipe: Recipe) -> dict[str, Method]:
     """All methods there are, by name; ensembles whose weights are learned have them, if the recipe says where from."""
-    source = recipe.ensemble.learned_from
-    weights = learned_from(source, recipe.seed) if source else {}
+    source, methods = recipe.ensemble.learned_from, known(names)
+    single = [name for name, each in methods.items() if each.attributor]
+    weights = learned_from(source, recipe.seed, single) if source else {}
     return {
         name: replace(each, weights=weights) if each.attributor is None and not each.weights else each
-        for name, each in known(names).items()
+        for name, each in methods.items()
     }
 
 
@@ -130,8 +131,8 @@ def check_method(method: Method, card: Card, weights_dir: str | None) -> None:
         ready_metrics((method.attributor.encoder,), weights_dir)
 
 
-def learned_from(run_url: str, seed: int) -> dict[str, float]:
-    """Ensemble weights out of another run's finished tests (spec 10). InputError if they are of the same seed."""
+def learned_from(run_url: str, seed: int, methods: Collection[str]) -> dict[str, float]:
+    """Weights of some methods out of another run's finished tests (spec 10). InputError if they are of this seed."""
     url = storage.join(storage.absolute(run_url), "report/report.json")
     try:
         document = storage.read_json(url)
@@ -142,7 +143,8 @@ def learned_from(run_url: str, seed: int) -> dict[str, float]:
         raise InputError(f"ensemble.learned_from: {url} has no counterfactual test; run mucs-ray run there first")
     if seed in evaluation["seeds"]:
         raise InputError(f"ensemble.learned_from: {url} has seed {seed} itself; learn weights on other seeds")
-    return learned_weights({each["method"]: mean_auc(each) for each in evaluation["methods"]})
+    tested = {each["method"]: mean_auc(each) for each in evaluation["methods"]}
+    return learned_weights({method: auc for method, auc in tested.items() if method in methods})
 
 
 def mean_auc(tested: Mapping[str, Any]) -> float:

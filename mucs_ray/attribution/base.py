@@ -196,7 +196,9 @@ class Attributor(ABC):
         raise NotImplementedError
 
     def adapt(self, item: Item, prepared: Tensors, on_update: Callable[[int, float], None]) -> Adapted:
-        """Once an item; `prepared` is empty for a method without `prepare`. `on_update(step, loss)` shows progress."""
+        """Once an item; `prepared` is what `prepare` made, or without it the sums, or empty without either.
+        `on_update(step, loss)` shows progress.
+        """
         raise NotImplementedError
 
     def load(self, prepared: Tensors, adapted: Sequence[Tensors]) -> None:  # noqa: B027 - not every method needs it
@@ -204,7 +206,7 @@ class Attributor(ABC):
 
     @classmethod
     def passes(cls, part: Part, knobs: Knobs, *, num_images: int, num_items: int) -> Passes:
-        """What a part will cost, for `mucs-ray plan`; nothing for one that does not use the model."""
+        """What a part will cost, for `mucs-ray plan`; by default nothing to speak of."""
         return Passes()
 
     @property
@@ -217,5 +219,7 @@ class Attributor(ABC):
         """Influence of each image on each item. RunFailed, naming the image, for what is not finite."""
 
     def columns(self, rows: Any) -> Columns:  # noqa: ANN401 - a Batch, or the Columns of `features`
-        """What is stored of a scored batch, on the CPU: at least "score"."""
+        """What is stored of a scored batch, on the CPU: "score"; of methods that compare losses, "skew" and
+        "difference", of which the ranking takes what `rank.measure` says.
+        """
         return {"score": self.score(rows).float().cpu()}

@@ -7,7 +7,7 @@ package's entry point in the group "mucs_ray.methods".
 
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -155,7 +155,7 @@ REFERENCE = "random"
 def known(names: Iterable[str] = ()) -> dict[str, Method]:
     """All methods that come with the package, those of installed packages, and others by MODULE:CLASS; by name."""
     others = [name for name in names if name not in METHODS]
-    return {**METHODS, **installed(), **{name: find(name) for name in others}}
+    return {**METHODS, **installed(), **{name: find(name) for name in others}}  # installed() has no name of METHODS
 
 
 def find(name: str) -> Method:
@@ -169,10 +169,17 @@ def find(name: str) -> Method:
 
 @cache
 def installed() -> dict[str, Method]:
-    """From entry points, under the entry points' names."""
+    """From entry points, under the entry points' names; those that cannot be loaded, or are called as one of ours, are
+    left out.
+    """
     found = {}
     for point in entry_points(group=ENTRY_POINTS):
-        found[point.name] = method_of(checked(point.load(), point.value), name=point.name)
+        try:
+            loaded = imported(point.value)
+        except InputError:
+            continue
+        if point.name not in METHODS:
+            found[point.name] = replace(loaded, name=point.name)
     return found
 
 
@@ -184,8 +191,8 @@ def imported(name: str) -> Method:
         sys.path.insert(0, "")
     try:
         found = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise InputError(f"method {name}: {error}") from None
+    except Exception as error:  # whatever somebody else's module raises
+        raise InputError(f"method {name}: {type(error).__name__}: {error}") from None
     return method_of(checked(found, name), name=name)
 
 

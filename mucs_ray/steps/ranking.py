@@ -13,11 +13,12 @@ import torch
 from mucs_ray import storage
 from mucs_ray.attribution.base import Setting
 from mucs_ray.attribution.ensemble import ensemble_scores
+from mucs_ray.attribution.loss_change import chosen
 from mucs_ray.attribution.ranking import Ranking, mutual_ranks, top_k
 from mucs_ray.data.table import open_parquet
 from mucs_ray.diffusion.batch import Batch
 from mucs_ray.engine import scoring
-from mucs_ray.engine.attributors import unit_part
+from mucs_ray.engine.attributors import matrix, unit_part
 from mucs_ray.pipeline import Pipeline
 from mucs_ray.steps.files import Output
 from mucs_ray.store.items import load_item
@@ -87,9 +88,12 @@ def score_parts(pipeline: Pipeline, task: Task) -> Iterator[pa.Table]:
     stage, measure = pipeline.stages[scored], task.recipe.rank.measure
     for unit in pipeline.dataset.units("train"):
         table = open_parquet(io.BytesIO(stage.checked(unit_part(stage, unit)))).read()
-        name = "score" if "score" in table.column_names else "skew" if measure == "skew" else "difference"
-        scores = np.stack(table[name].to_numpy())
-        yield score_table(table["idx"].to_numpy(), np.abs(scores) if measure == "absolute" else scores)
+        if "score" in table.column_names:
+            scores = np.stack(table["score"].to_numpy())
+        else:
+            measures = {name: torch.from_numpy(matrix(table, name)) for name in ("skew", "difference")}
+            scores = chosen(measures, measure).numpy()
+        yield score_table(table["idx"].to_numpy(), scores)
 
 
 def scored_by_idx(pipeline: Pipeline, task: Task) -> Iterator[pa.Table]:

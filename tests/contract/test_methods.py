@@ -55,7 +55,7 @@ RECIPE = tiny_recipe(
 def example(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The method of the documentation, as a user's file."""
     folder = tmp_path_factory.mktemp("example")
-    ((code,),) = [re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)[:1]]
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
     (folder / "my_method.py").write_text(code)
     sys.path.insert(0, str(folder))
     yield

@@ -7,7 +7,7 @@ import pytest
 
 
 def _refuse(*_: object, **__: object) -> None:
-    raise AssertionError("a unit test started Ray; it belongs in tests/engine or tests/contract")
+    raise AssertionError("a unit test started Ray; it belongs in tests/engine")
 
 
 @pytest.fixture(autouse=True)
@@ -28,5 +28,5 @@ def pytest_make_collect_report(
     report = yield
     if not before and "ray" in sys.modules:
         report.outcome = "failed"
-        report.longrepr = f"{collector.nodeid} imports Ray; it belongs in tests/engine or tests/contract"
+        report.longrepr = f"{collector.nodeid} imports Ray; it belongs in tests/engine"
     return report

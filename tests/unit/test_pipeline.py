@@ -143,6 +143,7 @@ def test_learned_weights_come_from_other_seeds(data: Dataset, tmp_path: Path):
         {"method": "mucs", "metrics": {"mse": {"auc": 0.7}, "ssim": {"auc": 0.9}}},
         {"method": "pixel", "metrics": {"mse": {"auc": 0.6}, "ssim": {"auc": 0.55}}},
         {"method": "random", "metrics": {"mse": {"auc": 0.5}, "ssim": {"auc": 0.5}}},
+        *({"method": name, "metrics": {"mse": {"auc": 0.9}}} for name in ("ensemble/A", "ensemble/learned", "my:Own")),
     ]
     other = str(tmp_path / "other")
     storage.publish_json(f"{other}/report/report.json", {"evaluation": {"seeds": [7, 8], "methods": tested}})

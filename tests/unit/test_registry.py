@@ -1,0 +1,93 @@
+"""The methods there are: built in, installed, and by MODULE:CLASS."""
+
+import sys
+from collections.abc import Iterator
+from importlib.metadata import EntryPoint
+from pathlib import Path
+
+import pytest
+
+from mucs_ray.attribution import registry
+from mucs_ray.attribution.mucs import MUCS
+from mucs_ray.attribution.registry import METHODS, find, known
+from mucs_ray.errors import InputError
+
+MINE = """
+from mucs_ray.attribution.base import Attributor
+
+class Mine(Attributor):
+    name, label, summary = "mine", "Mine", "nothing yet"
+
+    def score(self, rows):
+        return rows.image.mean(dim=(1, 2, 3))[:, None]
+
+class Lacking(Attributor):
+    name = "lacking"
+
+class Other:
+    pass
+"""
+
+
+@pytest.fixture(autouse=True)
+def a_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """`mine` on the path, and nothing remembered, before and after."""
+    (tmp_path / "mine.py").write_text(MINE)
+    (tmp_path / "broken.py").write_text("raise ValueError('half of it')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for remembered in (registry.installed, registry.imported):
+        remembered.cache_clear()
+    yield
+    for remembered in (registry.installed, registry.imported):
+        remembered.cache_clear()
+    sys.modules.pop("mine", None)
+
+
+def install(monkeypatch: pytest.MonkeyPatch, **points: str) -> None:
+    found = [EntryPoint(name=name, value=value, group=registry.ENTRY_POINTS) for name, value in points.items()]
+    monkeypatch.setattr(registry, "entry_points", lambda *, group: found if group == registry.ENTRY_POINTS else [])
+
+
+def test_by_module_and_class():
+    method = find("mine:Mine")
+    assert (method.name, method.label, method.summary) == ("mine:Mine", "Mine", "nothing yet")
+    assert known(["mucs", "mine:Mine"])["mine:Mine"].attributor is method.attributor
+    assert "mine:Mine" not in known(["mucs"])
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("mine:None", "mine has no attribute|module 'mine' has no attribute 'None'"),
+        ("nowhere:Mine", "ModuleNotFoundError: No module named 'nowhere'"),
+        ("broken:Mine", "ValueError: half of it"),
+        ("mine:Other", "is not a subclass of mucs_ray.attribution.base.Attributor"),
+        ("mine:Lacking", "lacks label, summary, score"),
+        ("magic", "unknown method 'magic'; known: random, pixel"),
+    ],
+)
+def test_what_is_no_method_is_one_line(name: str, told: str):
+    with pytest.raises(InputError, match=told) as caught:
+        find(name)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_installed_methods(monkeypatch: pytest.MonkeyPatch):
+    """One that cannot be loaded does not take the others with it; none replaces one of ours."""
+    install(monkeypatch, theirs="mine:Mine", half="broken:Mine", mucs="mine:Mine")
+    assert find("theirs").label == "Mine" and known()["theirs"].name == "theirs"
+    assert known()["mucs"].attributor is find("mucs").attributor is MUCS
+    assert set(known()) == {*METHODS, "theirs"}
+    with pytest.raises(InputError, match="unknown method 'half'"):
+        find("half")
+
+
+def test_cost_classes():
+    expected = {"random": "none", "pixel": "pass", "clip": "pass", "dtrak": "gradients", "das": "gradients"}
+    expected |= {"forward-inf": "unlearning", "abu": "unlearning", "mucs": "unlearning", "ensemble/A": "ranks"}
+    assert {name: METHODS[name].cost_class for name in expected} == expected
+    assert all(json_ready(value) for method in METHODS.values() for value in method.facts().values())
+
+
+def json_ready(value: object) -> bool:
+    return isinstance(value, str) or (isinstance(value, dict) and all(isinstance(key, str) for key in value))
