@@ -10,7 +10,7 @@ export OMP_NUM_THREADS ?= 1
 # without .pyc files every process of Ray starts several times slower
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test lint format clean
+.PHONY: setup demo test test-plain test-ray lint format clean
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
@@ -29,8 +29,15 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/mucs-ray demo
 
+# side by side: tests with Ray wait for processes to start half of the time
 test: setup lint
-	$(BIN)/python -m pytest
+	@$(MAKE) --no-print-directory -j2 test-plain test-ray
+
+test-plain: setup
+	$(BIN)/python -m pytest tests/unit tests/contract
+
+test-ray: setup
+	$(BIN)/python -m pytest tests/cli tests/engine
 
 lint: setup
 	$(BIN)/ruff check .
