@@ -30,8 +30,8 @@ demo: setup
 	$(BIN)/mucs-ray demo
 
 # side by side: tests with Ray wait for processes to start half of the time
-test: setup lint
-	@$(MAKE) --no-print-directory -j2 test-plain test-ray
+test: setup
+	@$(MAKE) --no-print-directory -j3 lint test-plain test-ray
 
 test-plain: setup
 	$(BIN)/python -m pytest tests/unit tests/contract
