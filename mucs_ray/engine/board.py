@@ -122,7 +122,16 @@ def results(tasks: Sequence[ObjectRef], *, on_wait: Callable[[], None] = lambda:
                 except ray.exceptions.RayError as error:
                     raise own_error(error) or RunFailed(f"a task failed: {last_line(error)}") from error
     finally:
-        for task in waiting:  # of no use any more
+        cancel_unfinished(waiting)  # of no use any more
+
+
+def cancel_unfinished(tasks: Sequence[ObjectRef], *, patience_s: float = 0.0) -> None:
+    """End tasks, but for those that end by themselves until then: cancelling a task whose result is just arriving was
+    seen to abort the driver (Ray 2.60, "Tried to complete task that was not pending").
+    """
+    if tasks:
+        _, unfinished = ray.wait(list(tasks), num_returns=len(tasks), timeout=patience_s)
+        for task in unfinished:
             ray.cancel(task, force=True)
 
 

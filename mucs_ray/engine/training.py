@@ -24,7 +24,7 @@ from mucs_ray.config import EngineConfig
 from mucs_ray.data.local import LocalImages
 from mucs_ray.data.table import Dataset
 from mucs_ray.diffusion.denoiser import EDMDenoiser
-from mucs_ray.engine.board import POLL_S, Board, last_line, new_board, own_error, this_node
+from mucs_ray.engine.board import POLL_S, Board, cancel_unfinished, last_line, new_board, own_error, this_node
 from mucs_ray.engine.progress import Bar
 from mucs_ray.engine.session import ACTOR_CPUS, Cluster
 from mucs_ray.errors import InputError, MucsError, RunFailed
@@ -203,13 +203,12 @@ class Training:
         rate = (self.step - self.first) * self.job.train.batch_size / seconds if seconds else 0.0
         return {**facts, "images_per_second": round(rate, 1), "seconds": round(time.monotonic() - self.started, 2)}
 
-    def stop(self, patience_s: float = 0.0) -> None:
+    def stop(self, patience_s: float = PATIENCE_S) -> None:
         """End what is left of it: its process, with that the workers, and Ray Train's own files.
 
         Ray Train gives its CPUs back when it ends by itself, but not surely when it is killed: so it is waited for.
         """
-        ray.wait([self.task], timeout=patience_s)
-        ray.cancel(self.task, force=True)
+        cancel_unfinished([self.task], patience_s=patience_s)
         remove_folder(self.folder)
 
 
@@ -238,7 +237,7 @@ def train_all(
                     facts = training.result() if training.ended else None
                 except MucsError as error:
                     failure, facts = failure or error, None
-                    running.pop(number).stop(patience_s=PATIENCE_S)
+                    running.pop(number).stop()
                 if facts is not None:
                     ended[number] = running.pop(number)
                     training.stop()
