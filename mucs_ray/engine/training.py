@@ -247,7 +247,7 @@ def train_all(
             raise failure
     finally:
         for training in running.values():
-            training.stop()
+            training.stop(patience_s=0.0)
 
 
 def has_room(run: TrainRun, running: Sequence[TrainRun], cluster: Cluster, config: EngineConfig) -> bool:
