@@ -39,7 +39,12 @@ DatasetOption = Annotated[
 RecipeOption = Annotated[str | None, typer.Option("--recipe", help="A recipe's name or a TOML file.")]
 RunOption = Annotated[str | None, typer.Option("--run", help="Run directory, any fsspec URL [default: runs/RECIPE].")]
 DemoRunOption = Annotated[str | None, typer.Option("--run", help="Run directory, any fsspec URL [default: runs/demo].")]
-CheckRunOption = Annotated[str | None, typer.Option("--run", help="A run directory to check too, any fsspec URL.")]
+CheckRunOption = Annotated[
+    str | None, typer.Option("--run", help="A run directory that every node should share, any fsspec URL.")
+]
+CheckDatasetOption = Annotated[
+    str | None, typer.Option("--dataset", help="URL of a prepared data set that every node should read.")
+]
 WeightsOption = Annotated[str | None, typer.Option("--weights", help="Attribute with these weights; do not train.")]
 ItemsOption = Annotated[int | None, typer.Option("--items", help="Generated images to attribute.")]
 SeedOption = Annotated[int | None, typer.Option("--seed", help="Names every random number of the run.")]
@@ -408,12 +413,18 @@ def status(run: Annotated[str, typer.Option("--run", help="Run directory.")], as
 
 
 @app.command()
-def doctor(run: CheckRunOption = None, as_json: JsonOption = False, verbose: VerboseOption = False) -> None:
-    """Check this machine: packages, processors, memory, Ray, folders, optional weights."""
+def doctor(
+    run: CheckRunOption = None,
+    dataset: CheckDatasetOption = None,
+    address: AddressOption = None,
+    as_json: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Check this machine, and every node of a cluster: packages, processors, memory, Ray, folders, optional weights."""
     with terminal(as_json=as_json) as speaking:
         from mucs_ray.doctor import check
 
-        findings = check(run, verbose=verbose)
+        findings = check(run, address=address, dataset=dataset, verbose=verbose)
         for finding in findings:
             mark = (
                 "[green]ok[/]     " if finding.ok else ("[yellow]missing[/]" if finding.optional else "[red]bad[/]    ")
@@ -446,6 +457,9 @@ def data_prepare(
     source: Annotated[str | None, typer.Option("--source", help="Where the original files are.")] = None,
     out: Annotated[str | None, typer.Option("--out", help="URL to write to [default: data/NAME].")] = None,
     size: Annotated[int | None, typer.Option("--size", help="Shorter side in pixels.")] = None,
+    rows_per_unit: Annotated[
+        int | None, typer.Option("--rows-per-unit", min=1, help="Images in a unit of work [default: 256].")
+    ] = None,
     address: AddressOption = None,
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
@@ -455,7 +469,14 @@ def data_prepare(
         from mucs_ray.resolve import prepare_data
 
         prepared = prepare_data(
-            name, source, out or f"data/{name}", size, console=speaking.console, address=address, verbose=verbose
+            name,
+            source,
+            out or f"data/{name}",
+            size,
+            rows_per_unit=rows_per_unit,
+            console=speaking.console,
+            address=address,
+            verbose=verbose,
         )
         card = prepared.card
         counts = {split: card.num_images(split) for split in ("train", "test")}

@@ -2,19 +2,22 @@
 
 import os
 import platform
-import shutil
-import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from typing import TYPE_CHECKING
 
+from mucs_ray import machine, storage
 from mucs_ray.errors import MucsError
+
+if TYPE_CHECKING:
+    from mucs_ray.engine.nodes import Node
 
 PACKAGES = ("ray", "torch", "torchvision", "pyarrow", "numpy", "open_clip_torch", "lpips", "timm")
 LOW_MEMORY_BYTES = 4 * 2**30
 LOW_DISK_BYTES = 2 * 2**30
-SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - looked at, not written to
+OTHER_CACHE = "set MUCS_RAY_CACHE to a writable folder"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,13 +30,17 @@ class Finding:
     optional: bool = False
 
 
-def check(run: str | None, *, verbose: bool) -> list[Finding]:
+def check(
+    run: str | None, *, address: str | None = None, dataset: str | None = None, verbose: bool = False
+) -> list[Finding]:
     """All findings; none of them raises."""
     checks: list[Callable[[], Iterator[Finding]]] = [packages, processors, memory, folders, pretrained_weights]
     found = [finding for each in checks for finding in each()]
     if run is not None:
-        found += list(run_directory(run))
-    return [*found, *ray_session(verbose=verbose)]
+        written = run_directory(run)
+        found.append(written)
+        run = run if written.ok else None
+    return [*found, *ray_session(address, run, dataset, verbose=verbose)]
 
 
 def packages() -> Iterator[Finding]:
@@ -48,26 +55,22 @@ def packages() -> Iterator[Finding]:
 
 def processors() -> Iterator[Finding]:
     """CPUs this process may use, and GPUs."""
-    import torch
-
     from mucs_ray.engine.session import usable_cpus
 
     yield Finding(name="cpus", ok=True, found=f"{usable_cpus()} usable of {os.cpu_count()}")
-    if torch.cuda.is_available():
-        names = ", ".join(torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count()))
-        yield Finding(name="gpus", ok=True, found=names)
+    if names := machine.gpu_names():
+        yield Finding(name="gpus", ok=True, found=", ".join(names))
     else:
         yield Finding(name="gpus", ok=False, found="none: everything runs on the CPU", optional=True)
 
 
 def memory() -> Iterator[Finding]:
     """Main memory, and the shared memory that Ray's object store lives in."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    yield Finding(name="memory", ok=total > LOW_MEMORY_BYTES, found=f"{total / 2**30:.1f} GiB", optional=True)
-    if SHARED_MEMORY.exists():
-        free = shutil.disk_usage(SHARED_MEMORY).free
-        enough = free > LOW_MEMORY_BYTES / 2
-        yield Finding(name="shm", ok=enough, found=f"{free / 2**30:.1f} GiB free", optional=True)
+    total = machine.memory_bytes()
+    yield Finding(name="memory", ok=total > LOW_MEMORY_BYTES, found=gib(total), optional=True)
+    free = machine.free_shared_memory_bytes()
+    if free is not None:
+        yield Finding(name="shm", ok=free > LOW_MEMORY_BYTES / 2, found=f"{gib(free)} free", optional=True)
 
 
 def folders() -> Iterator[Finding]:
@@ -76,14 +79,10 @@ def folders() -> Iterator[Finding]:
 
     folder = cache_folder()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            free = shutil.disk_usage(folder).free
-        yield Finding(name="cache", ok=free > LOW_DISK_BYTES, found=f"{folder}, {free / 2**30:.1f} GiB free")
+        free = machine.free_cache_bytes()
+        yield Finding(name="cache", ok=free > LOW_DISK_BYTES, found=f"{folder}, {gib(free)} free")
     except OSError as error:
-        yield Finding(
-            name="cache", ok=False, found=f"{folder}: {error.strerror}; set MUCS_RAY_CACHE to a writable folder"
-        )
+        yield Finding(name="cache", ok=False, found=f"{folder}: {error.strerror}; {OTHER_CACHE}")
 
 
 def pretrained_weights() -> Iterator[Finding]:
@@ -100,23 +99,84 @@ def pretrained_weights() -> Iterator[Finding]:
             yield Finding(name=metric.name, ok=False, found=str(error), optional=True)
 
 
-def run_directory(run: str) -> Iterator[Finding]:
-    """Whether a run directory can be written."""
+def run_directory(run: str) -> Finding:
+    """Whether a run directory can be written from here."""
     from mucs_ray.store.run import open_run
 
     try:
-        yield Finding(name="run", ok=True, found=f"{open_run(run)} can be written")
+        return Finding(name="run", ok=True, found=f"{open_run(run)} can be written")
     except MucsError as error:
-        yield Finding(name="run", ok=False, found=str(error))
+        return Finding(name="run", ok=False, found=str(error))
 
 
-def ray_session(*, verbose: bool) -> Iterator[Finding]:
-    """Whether Ray starts (or the cluster answers)."""
+def ray_session(address: str | None, run: str | None, dataset: str | None, *, verbose: bool) -> Iterator[Finding]:
+    """Whether Ray starts (or the cluster answers), and what only its nodes can tell."""
     from mucs_ray.engine.session import session
 
     try:
-        with session(verbose=verbose) as cluster:
+        with session(address, verbose=verbose) as cluster:
             found = f"{cluster.nodes} node(s), {cluster.cpus} CPUs, {cluster.gpus} GPUs"
-        yield Finding(name="ray", ok=True, found=found)
+            yield Finding(name="ray", ok=True, found=found)
+            if cluster.nodes > 1:
+                yield from nodes()
+            yield from same_files(run, dataset)
     except Exception as error:
-        yield Finding(name="ray", ok=False, found=str(error).splitlines()[0])
+        yield Finding(name="ray", ok=False, found=(str(error).splitlines() or [type(error).__name__])[0])
+
+
+def nodes() -> Iterator[Finding]:
+    """A line a node, whether it answers or not."""
+    from mucs_ray.engine.nodes import alive, ask
+
+    here, listed = machine.versions(), alive()
+    answers, problems = ask(dict.fromkeys(listed, machine.look))
+    for node in listed:
+        if node in answers:
+            yield node_finding(node, answers[node], here)
+        else:
+            yield Finding(name=node.name, ok=False, found=f"{node.host} {node.ip}: {problems[node]}")
+
+
+def node_finding(node: "Node", there: machine.Machine, here: dict[str, str]) -> Finding:
+    """What a node has, and what is wrong with it; `here` are the driver's versions."""
+    gpus = ", ".join(f"{count} x {name}" for name, count in Counter(there.gpus).items()) or "no GPU"
+    has = [f"{node.cpus:g} CPUs", gpus, f"{gib(there.memory_bytes)} memory"]
+    if there.shm_free_bytes is not None:
+        has.append(f"{gib(there.shm_free_bytes)} shm free")
+    if there.cache_free_bytes is not None:
+        has.append(f"{gib(there.cache_free_bytes)} cache free")
+    wrong = [
+        f"{name} {there.versions[name]}, the driver has {version}"
+        for name, version in here.items()
+        if there.versions[name] != version
+    ]
+    if len(there.gpus) < node.gpus:
+        wrong.append(f"Ray counts {node.gpus:g} GPUs, torch can use {len(there.gpus)}")
+    if there.cache_free_bytes is None:
+        wrong.append(f"{there.cache}: {there.cache_problem}; {OTHER_CACHE}")
+    elif there.cache_free_bytes <= LOW_DISK_BYTES:
+        wrong.append(f"{there.cache} is nearly full")
+    told = f"{node.host} {node.ip}: {', '.join(has)}"
+    return Finding(name=node.name, ok=not wrong, found="; ".join([told, *wrong]))
+
+
+def same_files(run: str | None, dataset: str | None) -> Iterator[Finding]:
+    """Whether workers on all nodes reach the same run directory and data set."""
+    from mucs_ray.engine.nodes import check_dataset, check_shared
+
+    for name, url, test, proven in (
+        ("shared run", run, check_shared, "read and written by all nodes, each of which sees what the others write"),
+        ("dataset", dataset, check_dataset, "the same on all nodes"),
+    ):
+        if url is None:
+            continue
+        try:
+            test(url)
+            yield Finding(name=name, ok=True, found=f"{storage.redacted(url)}: {proven}")
+        except (OSError, MucsError) as error:
+            yield Finding(name=name, ok=False, found=str(error))
+
+
+def gib(count: int) -> str:
+    """Bytes as GiB."""
+    return f"{count / 2**30:.1f} GiB"

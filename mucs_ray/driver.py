@@ -1,13 +1,15 @@
 """Runs what is missing of one or several runs, phase by phase, in one Ray session."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from itertools import groupby
 from typing import Any
 
 from mucs_ray import __version__, storage
 from mucs_ray.engine.session import Cluster, session
+from mucs_ray.errors import MucsError
 from mucs_ray.pipeline import PHASES, Pipeline
 from mucs_ray.store.run import Stage
 
@@ -22,12 +24,14 @@ def run(pipelines: Sequence[Pipeline], command: str) -> list[Work]:
         return []
     for pipeline in pipelines:
         storage.publish_json(storage.join(pipeline.run_url, "recipe.json"), pipeline.describe())
+        pipeline.events.add("command", command=command, version=__version__)
     work = [each for each in todo if each[1] != "report"]
     if work:
-        with session(pipelines[0].address, verbose=pipelines[0].verbose) as cluster:
-            do(work, cluster)
+        with session(pipelines[0].address, verbose=pipelines[0].verbose):
+            do(work)
     for pipeline, _ in (each for each in todo if each[1] == "report"):
         write_report(pipeline)
+        pipeline.events.flush()
     return todo
 
 
@@ -43,8 +47,8 @@ def phase(work: Work) -> str:
     return work[1].split("/")[0]
 
 
-def do(work: Sequence[Work], cluster: Cluster) -> None:
-    """These stages, each with its manifest once everything is there."""
+def do(work: Sequence[Work]) -> None:
+    """These stages inside a running session, each with its manifest once everything is there."""
     from mucs_ray import steps  # imports Ray's libraries, which a finished run does not need
     from mucs_ray.steps import trainings
 
@@ -52,12 +56,38 @@ def do(work: Sequence[Work], cluster: Cluster) -> None:
         together = list(group)
         started = time.monotonic()
         if side_by_side := [each for each in together if trainings.is_training(*each)]:
-            for pipeline, name, output in trainings.train(side_by_side, cluster):
-                finish(pipeline, pipeline.stage(name), output, started)
+            with told(side_by_side):
+                for pipeline, name, output in trainings.train(side_by_side, now(side_by_side[0][0])):
+                    finish(pipeline, pipeline.stage(name), output, started)
         for pipeline, name in together:
             if not trainings.is_training(pipeline, name):
                 started = time.monotonic()
-                finish(pipeline, pipeline.stage(name), steps.work(pipeline, name, cluster), started)
+                with told([(pipeline, name)]):
+                    finish(pipeline, pipeline.stage(name), steps.work(pipeline, name, now(pipeline)), started)
+
+
+def now(pipeline: Pipeline) -> Cluster:
+    """The cluster as it stands before a stage: nodes come and go."""
+    return Cluster.now(pipeline.recipe.engine)
+
+
+@contextmanager
+def told(work: Sequence[Work]) -> Iterator[None]:
+    """Stages begin and fail in the run's events; what failed, and why, is in the stage's folder for `status`."""
+    for pipeline, name in work:
+        pipeline.events.add("stage begun", stage=name)
+    try:
+        yield
+    except MucsError as error:
+        for pipeline, name in work:
+            stage = pipeline.stage(name)
+            if stage.state().status != "done":
+                stage.fail(str(error), error.units)
+                pipeline.events.add("stage failed", stage=name, error=str(error), units=error.units)
+        raise
+    finally:
+        for pipeline, _ in work:
+            pipeline.events.flush()
 
 
 def finish(pipeline: Pipeline, stage: Stage, output: tuple[dict[str, str], dict[str, Any]], started: float) -> None:
@@ -66,8 +96,9 @@ def finish(pipeline: Pipeline, stage: Stage, output: tuple[dict[str, str], dict[
     facts = {"seconds": round(time.monotonic() - started, 2), **facts}
     versions = {"mucs-ray": __version__, **{name: version(name) for name in ("ray", "torch")}}
     stage.finish(files, {**facts, "versions": versions})
-    told = f"[green]done[/]  {stage.name}  [dim]{facts['seconds']:.1f} s[/]"
-    pipeline.console.print(told, highlight=False, soft_wrap=True)
+    pipeline.events.add("stage done", stage=stage.name, seconds=facts["seconds"])
+    line = f"[green]done[/]  {stage.name}  [dim]{facts['seconds']:.1f} s[/]"
+    pipeline.console.print(line, highlight=False, soft_wrap=True)
 
 
 def write_report(pipeline: Pipeline) -> None:

@@ -20,6 +20,7 @@ from mucs_ray.config import Recipe, build, check_fits
 from mucs_ray.data.table import Dataset
 from mucs_ray.errors import InputError, MucsError
 from mucs_ray.evaluation.similarity import SSIM_LEAST_PX, ReadyMetric, ready_metrics
+from mucs_ray.store.events import EventLog
 from mucs_ray.store.items import item_name
 from mucs_ray.store.run import Stage, State, open_run, read_json_or_none
 from mucs_ray.tasks import (
@@ -85,6 +86,11 @@ class Pipeline:
         """For recipe.json: enough to see where the run stands from any folder, without the weights' file."""
         told = {"weights_sha256": self.weights_digest, "methods": self.methods, "weights_dir": self.weights_dir}
         return {**self.recipe.to_dict(), "data": self.dataset.url, **told}
+
+    @cached_property
+    def events(self) -> EventLog:
+        """What this command does on this run."""
+        return EventLog(self.run_url)
 
     @cached_property
     def compared(self) -> tuple[str, ...]:

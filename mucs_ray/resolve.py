@@ -81,6 +81,7 @@ def prepare_data(
     out: str,
     size: int | None,
     *,
+    rows_per_unit: int | None = None,
     console: Console,
     address: str | None = None,
     verbose: bool = False,
@@ -90,4 +91,5 @@ def prepare_data(
 
     load_source(name)
     console.print(f"preparing {name} at {out}", highlight=False, soft_wrap=True)
-    return prepare(name, where=source, out=out, size=size, execute=executor(address, console, verbose=verbose))
+    execute = executor(address, console, verbose=verbose)
+    return prepare(name, where=source, out=out, size=size, rows_per_unit=rows_per_unit, execute=execute)

@@ -26,7 +26,7 @@ def work(pipeline: Pipeline, target: str, cluster: Cluster) -> list[str]:
     names = [name for _, name in todo]
     if target in names:
         todo = todo[: names.index(target) + 1]
-    driver.do([each for each in todo if each[1] != "report"], cluster)
+    driver.do([each for each in todo if each[1] != "report"])
     if todo and todo[-1][1] == "report":
         driver.write_report(pipeline)
     return [name for _, name in todo]

@@ -6,6 +6,7 @@ Axes: b images, c h w image, d condition.
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 from uuid import uuid4
@@ -28,12 +29,19 @@ def cache_folder() -> Path:
 class LocalImages:
     """A split of a data set, less removed images; `rows` count from 0 without gaps, in order of idx."""
 
-    def __init__(self, dataset: Dataset, split: Split, *, removed: frozenset[int] = frozenset()) -> None:
-        """Copies the split to this node if it is not there yet."""
+    def __init__(
+        self,
+        dataset: Dataset,
+        split: Split,
+        *,
+        removed: frozenset[int] = frozenset(),
+        on_unit: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Copies the split to this node if it is not there yet, with a sign of life for each unit."""
         self.card = dataset.card
         folder = cache_folder() / dataset.card.fingerprint[:32] / split
         if not folder.exists():
-            copy_split(dataset, split, folder)
+            copy_split(dataset, split, folder, on_unit)
         self.pixels = np.memmap(folder / "pixels", dtype=np.uint8, mode="r")
         self.offsets = np.load(folder / "offsets.npy", mmap_mode="r")
         self.sizes = np.load(folder / "sizes.npy", mmap_mode="r")
@@ -87,12 +95,12 @@ class LocalImages:
         return torch.from_numpy(np.array(table[row]))
 
 
-def copy_split(dataset: Dataset, split: Split, folder: Path) -> None:
+def copy_split(dataset: Dataset, split: Split, folder: Path, on_unit: Callable[[], None]) -> None:
     """Stream the split into flat files beside `folder`, then publish them by one rename; a race is harmless."""
     aside = folder.with_name(f".{split}.{uuid4().hex}")
     aside.mkdir(parents=True)
     try:
-        fill(dataset, split, aside)
+        fill(dataset, split, aside, on_unit)
         aside.rename(folder)
     except BaseException as error:
         shutil.rmtree(aside, ignore_errors=True)
@@ -100,11 +108,12 @@ def copy_split(dataset: Dataset, split: Split, folder: Path) -> None:
             raise
 
 
-def fill(dataset: Dataset, split: Split, aside: Path) -> None:
+def fill(dataset: Dataset, split: Split, aside: Path, on_unit: Callable[[], None]) -> None:
     """The flat files of a split."""
     facts: dict[str, list[np.ndarray]] = {"idx": [], "sizes": [], "labels": [], "counts": []}
     with (aside / "pixels").open("wb") as pixels, (aside / "embeddings").open("wb") as embeddings:
         for table in dataset.stream(split):
+            on_unit()
             for image in stored_images(table):
                 pixels.write(image.tobytes())
             facts["idx"].append(table["idx"].to_numpy())

@@ -126,8 +126,8 @@ def publish_rejects(out: str, rejects: Sequence[Reject]) -> None:
 
 
 def card(listing: Listing, shards: Sequence[Shard], num_rejected: int, request: dict[str, str]) -> Card:
-    """The card, with the shards in order of idx."""
-    in_order = sorted(shards, key=lambda shard: (shard.split == "test", shard.path))
+    """The card, with the shards in order of idx (their numbers grow from five digits)."""
+    in_order = sorted(shards, key=lambda shard: (shard.split == "test", len(shard.path), shard.path))
     return Card(
         name=listing.name,
         source=request["source"] or "embedded",

@@ -12,6 +12,7 @@ Axes: b images, c h w image (stored uint8 c-first, shorter side = card.size), d 
 import io
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from errno import EINVAL
 from functools import cached_property
 from hashlib import sha256
 from typing import IO, Literal, cast
@@ -222,11 +223,14 @@ def read_unit(unit: Unit, columns: list[str] | None = None) -> pa.Table:
     """One row group. InputError, naming the file, if it is absent or corrupt."""
     fs, path = storage.filesystem(unit.url)
     try:
-        with fs.open(path, "rb") as file:
+        with fs.open(path, "rb", cache_type="none") as file:  # object stores would read 50 MiB ahead
             return open_parquet(cast(IO[bytes], file)).read_row_group(unit.row_group, columns=columns)
     except FileNotFoundError:
         raise InputError(f"shard {unit.url} is listed in card.json but absent; prepare the data set again") from None
     except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: a remote file shorter than a footer
+        plain = type(error) is OSError and error.errno in (None, EINVAL)  # EINVAL: sent to a place before the start
+        if isinstance(error, OSError) and not plain:
+            raise  # of the file system, and it may pass; Arrow raises plain ones for what it cannot parse
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"shard {unit.url} is corrupt ({reason}); prepare the data set again") from None
 

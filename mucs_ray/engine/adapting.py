@@ -13,13 +13,15 @@ from torch import Tensor
 
 from mucs_ray.attribution.base import Attributor, Item
 from mucs_ray.data.table import Unit
+from mucs_ray.engine.attempts import beat
 from mucs_ray.engine.attributors import AttributeJob, Refs, build, read_rows, stream_rows, to_rows
-from mucs_ray.engine.board import Board, as_task, new_board, results
+from mucs_ray.engine.board import Board, new_board
 from mucs_ray.engine.models import Arrays, load_arrays, to_arrays, to_tensors
 from mucs_ray.engine.progress import Bar
 from mucs_ray.engine.session import Cluster
+from mucs_ray.engine.units import completed
 from mucs_ray.store import checkpoint
-from mucs_ray.store.items import item_file, load_item
+from mucs_ray.store.items import item_file, item_name, load_item
 from mucs_ray.store.run import Stage
 
 GROUPS = 16
@@ -50,8 +52,7 @@ def adapt_task(refs: Refs, number: int, job: AttributeJob, board: Board) -> Resu
 def adapt_all(job: AttributeJob, refs: Refs, numbers: Sequence[int], *, cluster: Cluster, bar: Bar) -> list[Result]:
     """Adapt to items over the cluster, one task an item; in the order they end."""
     board = new_board()
-    task = as_task(adapt_task, cluster)
-    tasks = [task.remote(refs, number, job, board) for number in numbers]
+    units = {item_name(number): (refs, number, job, board) for number in numbers}
 
     def show() -> None:
         notes = board.read().values()
@@ -59,7 +60,7 @@ def adapt_all(job: AttributeJob, refs: Refs, numbers: Sequence[int], *, cluster:
             bar.set(bar.done, f"{sum(step for step, _ in notes)} updates, {len(notes)} begun")
 
     ended = []
-    for result in results(tasks, on_wait=show):
+    for _, result in completed(adapt_task, units, cluster=cluster, bar=bar, board=board, on_wait=show):
         ended.append(result)
         bar.advance(1)
     return ended
@@ -79,9 +80,9 @@ def prepare_task(refs: Refs, job: AttributeJob, file: str) -> Result:
     return prepare(build(job, weights), job, total, file)
 
 
-def prepare_once(job: AttributeJob, refs: Refs, file: str, *, cluster: Cluster) -> Result:
+def prepare_once(job: AttributeJob, refs: Refs, file: str, *, cluster: Cluster, bar: Bar) -> Result:
     """The hook that runs once, as one task."""
-    (result,) = results([as_task(prepare_task, cluster).remote(refs, job, file)])
+    ((_, result),) = completed(prepare_task, {job.part.name: (refs, job, file)}, cluster=cluster, bar=bar)
     return result
 
 
@@ -98,6 +99,7 @@ def sum_group(method: Attributor, job: AttributeJob, units: Sequence[Unit], file
         rows = to_rows(job, read_rows(job, unit), method.setting.device)
         for name, tensor in method.total(rows).items():
             total[name] = total[name] + tensor.double() if name in total else tensor.double()
+        beat()
         board.post(f"{file}/{unit.name}", unit.rows)
     return checkpoint.save(job.stage.url(file), total, {}), {"file": file}
 
@@ -113,12 +115,13 @@ def sum_all(
 ) -> dict[str, str]:
     """Sums of the groups, by file; the files' sha256."""
     board, begun = new_board(), bar.done
-    task = as_task(sum_task, cluster)
-    tasks = [task.remote(refs, job, units, file, board) for file, units in groups.items()]
-    digests = {}
-    for digest, facts in results(tasks, on_wait=lambda: bar.set(begun + sum(board.read().values()), "")):
-        digests[facts["file"]] = digest
-    return digests
+    tasks = {file.split(".")[0]: (refs, job, units, file, board) for file, units in groups.items()}
+
+    def show() -> None:
+        bar.set(begun + sum(board.read().values()), "")
+
+    ended = completed(sum_task, tasks, cluster=cluster, bar=bar, board=board, on_wait=show)
+    return {facts["file"]: digest for _, (digest, facts) in ended}
 
 
 @ray.remote(num_cpus=0.1)

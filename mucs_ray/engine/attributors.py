@@ -16,6 +16,7 @@ from mucs_ray.config import Recipe
 from mucs_ray.data.local import LocalImages
 from mucs_ray.data.table import Dataset, Unit, open_parquet, read_unit
 from mucs_ray.diffusion.batch import Batch
+from mucs_ray.engine.attempts import beat
 from mucs_ray.engine.models import Arrays, best_device, build_denoiser
 from mucs_ray.evaluation.encoders import load_clip, load_dino
 from mucs_ray.evaluation.similarity import ReadyMetric
@@ -91,10 +92,11 @@ def named_batches(dataset: Dataset, seed: int, device: torch.device) -> Callable
 
     @cache
     def images() -> LocalImages:
-        return LocalImages(dataset, "train")
+        return LocalImages(dataset, "train", on_unit=beat)
 
     def named(name: str, size: int) -> Callable[[int], Batch]:
         def batches(step: int) -> Batch:
+            beat()
             rows = batch_rows(seed, name, step, num_images=len(images()), batch_size=size)
             return images().batch(rows).to(device)
 
@@ -126,6 +128,7 @@ def to_rows(job: AttributeJob, table: pa.Table, device: torch.device) -> Batch |
 def stream_rows(job: AttributeJob, device: torch.device) -> Iterator[Batch | Columns]:
     """All of them, a unit at a time."""
     for unit in job.dataset.units("train"):
+        beat()
         yield to_rows(job, read_rows(job, unit), device)
 
 

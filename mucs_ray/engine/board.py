@@ -1,7 +1,9 @@
-"""A notice board: workers post how far they are, the driver reads it while it waits; and waiting for tasks with it."""
+"""A notice board: workers post how far they are, the driver reads it while it waits; with sheets of attempts."""
 
+import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -13,34 +15,43 @@ from ray import ObjectRef
 from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from mucs_ray.engine.session import Cluster
+from mucs_ray.engine.attempts import Answer, Attempt, Failure, Sheet, Worker
+from mucs_ray.engine.session import alive_nodes, draining_nodes
 from mucs_ray.errors import InputError, MachineError, MucsError, RunFailed
 
 POLL_S = 0.5
+DRAINING_S = 1.0
+"""How old the answer to "which nodes are being taken away" may be."""
 
 
 @ray.remote(num_cpus=0)
 class Notes:
-    """The latest value under each key, on any number of boards: one process a session."""
+    """The latest value under each key, on any number of boards, and a sheet of attempts each: one process a session."""
 
     def __init__(self) -> None:
         """Empty."""
         self.boards: dict[str, dict[str, Any]] = {}
-        self.closed: set[str] = set()
+        self.sheets: dict[str, Sheet] = {}
+        self.draining, self.asked = set[str](), 0.0
 
     def post(self, board: str, key: str, value: Any) -> None:  # noqa: ANN401 - any picklable value
         """Replace the value under a key."""
-        if board not in self.closed:
-            self.boards.setdefault(board, {})[key] = value
+        self.boards.setdefault(board, {})[key] = value
 
     def read(self, board: str) -> dict[str, Any]:
         """All values on a board."""
         return self.boards.get(board, {})
 
-    def close(self, board: str) -> dict[str, Any]:
-        """Its last values; what is posted later is dropped."""
-        self.closed.add(board)
-        return self.boards.pop(board, {})
+    def sheet(self, board: str, method: str, *arguments: Any) -> Any:  # noqa: ANN401 - those of Sheet
+        """Call a method of the board's sheet."""
+        sheet = self.sheets.setdefault(board, Sheet(lambda node: node in alive_nodes(), self.is_draining))
+        return getattr(sheet, method)(*arguments)
+
+    def is_draining(self, node: str) -> bool:
+        """Whether a node has been told that it will be taken away."""
+        if time.monotonic() - self.asked > DRAINING_S:
+            self.draining, self.asked = draining_nodes(), time.monotonic()
+        return node in self.draining
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,10 +74,59 @@ class Board:
         found: Any = ray.get(self.notes.read.remote(self.name))
         return found
 
-    def close(self) -> dict[str, Any]:
-        """Its last values; what is posted later is dropped."""
-        found: Any = ray.get(self.notes.close.remote(self.name))
-        return found
+    def _ask(self, method: str, *arguments: Any) -> Any:  # noqa: ANN401 - those of Sheet
+        return ray.get(self.notes.sheet.remote(self.name, method, *arguments))
+
+    def join(self, worker: Worker) -> None:
+        """As of Sheet, like those below."""
+        self._ask("join", worker)
+
+    def dismiss(self) -> list[Worker]:
+        """All that have joined."""
+        return self._ask("dismiss")
+
+    def begin(self, unit: str, worker: Worker) -> Answer:
+        """Before the work on a unit."""
+        return self._ask("begin", unit, worker)
+
+    def beat(self, unit: str) -> None:
+        """A sign of life, some time soon."""
+        self.notes.sheet.remote(self.name, "beat", unit)
+
+    def end(self, unit: str) -> None:
+        """The unit's result is published."""
+        self._ask("end", unit)
+
+    def failed(self, unit: str, cause: str, error: MucsError | None = None) -> None:
+        """The work ended with an error."""
+        self._ask("failed", unit, cause, error)
+
+    def lost(self, unit: str, cause: str) -> None:
+        """The worker is gone."""
+        self._ask("lost", unit, cause)
+
+    def overdue(self, limit_s: float) -> dict[str, Attempt]:
+        """Attempts that gave no sign of life for so long; they are counted as failed."""
+        return self._ask("overdue", limit_s)
+
+    def is_given_up(self, unit: str) -> bool:
+        """Whether a unit is not tried any more."""
+        return self._ask("is_given_up", unit)
+
+    def given_up(self) -> dict[str, list[Failure]]:
+        """The units that are not tried any more."""
+        return self._ask("given_up")
+
+    def news(self, known: int) -> tuple[list[Failure], int, int]:
+        """The failures after the first `known`, how many there are, and how many units are worked on now."""
+        return self._ask("news", known)
+
+
+def this_worker(actor: ActorHandle | None = None) -> Worker:
+    """The process that this runs in."""
+    context = ray.get_runtime_context()
+    place = f"{ray.util.get_node_ip_address()} pid {os.getpid()}"
+    return Worker(node=context.get_node_id(), place=place, actor=actor)
 
 
 def this_node() -> NodeAffinitySchedulingStrategy:
@@ -101,28 +161,6 @@ def told_error(text: str) -> MucsError | None:
     found = re.findall(r"^\S*mucs_ray\.errors\.(\w+): (.+)$", text, flags=re.MULTILINE)
     kinds = {kind.__name__: kind for kind in (InputError, MachineError, RunFailed)}
     return kinds[found[-1][0]](found[-1][1]) if found and found[-1][0] in kinds else None
-
-
-def as_task(function: Callable[..., Any], cluster: Cluster) -> Any:  # noqa: ANN401 - Ray's types do not tell
-    """A Ray task with the resources of one worker. On a GPU Ray ends its process with it, which frees the memory."""
-    options: Any = cluster.worker_options
-    return ray.remote(**options)(function)
-
-
-def results(tasks: Sequence[ObjectRef], *, on_wait: Callable[[], None] = lambda: None) -> Iterator[Any]:
-    """Results in the order they are ready; our own errors come as themselves, others as RunFailed."""
-    waiting = list(tasks)
-    try:
-        while waiting:
-            ready, waiting = ray.wait(waiting, num_returns=1, timeout=POLL_S)
-            on_wait()
-            for task in ready:
-                try:
-                    yield ray.get(task)
-                except ray.exceptions.RayError as error:
-                    raise own_error(error) or RunFailed(f"a task failed: {last_line(error)}") from error
-    finally:
-        cancel_unfinished(waiting)  # of no use any more
 
 
 def cancel_unfinished(tasks: Sequence[ObjectRef], *, patience_s: float = 0.0) -> None:

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from mucs_ray.engine.board import as_task, results
 from mucs_ray.engine.models import best_device
 from mucs_ray.engine.progress import Bar
 from mucs_ray.engine.session import Cluster
+from mucs_ray.engine.units import completed
 from mucs_ray.evaluation.similarity import ReadyMetric
 from mucs_ray.store.items import load_item
 from mucs_ray.store.run import Stage
@@ -32,20 +32,15 @@ def measure(metric: ReadyMetric, pairs: Sequence[tuple[Picture, Picture]]) -> Fl
     return similarity(reference, other).cpu().numpy()
 
 
-def measure_task(metric: ReadyMetric, pairs: Sequence[tuple[Picture, Picture]]) -> tuple[str, np.ndarray]:
-    """measure in a worker, with the metric's name."""
-    return metric.name, measure(metric, pairs)
-
-
 def compare(
     metrics: Sequence[ReadyMetric], pairs: Sequence[tuple[Picture, Picture]], *, cluster: Cluster, bar: Bar
 ) -> dict[str, np.ndarray]:
     """By metric, the similarity of each pair."""
     if not pairs:
         return {metric.name: np.zeros(0, np.float32) for metric in metrics}
-    task = as_task(measure_task, cluster)
     found: dict[str, np.ndarray] = {}
-    for name, values in results([task.remote(metric, pairs) for metric in metrics]):
+    units = {metric.name: (metric, pairs) for metric in metrics}
+    for name, values in completed(measure, units, cluster=cluster, bar=bar):
         found[name] = values
         bar.advance(1)
     return {metric.name: found[metric.name] for metric in metrics}

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,12 +15,14 @@ from mucs_ray.data.table import Dataset
 from mucs_ray.diffusion.denoiser import EDMDenoiser, guided
 from mucs_ray.diffusion.noise import generator, normal
 from mucs_ray.diffusion.sampler import sample
-from mucs_ray.engine.board import Board, as_task, new_board, results
+from mucs_ray.engine.attempts import beat
+from mucs_ray.engine.board import Board, new_board
 from mucs_ray.engine.models import Arrays, best_device, build_denoiser
 from mucs_ray.engine.progress import Bar
 from mucs_ray.engine.session import Cluster
+from mucs_ray.engine.units import completed
 from mucs_ray.models.dit import DiTConfig
-from mucs_ray.store.items import PlannedItem, Role, item_file, save_item
+from mucs_ray.store.items import PlannedItem, Role, item_file, item_name, save_item
 from mucs_ray.store.run import Stage
 
 
@@ -65,7 +68,7 @@ def generate_items(
     denoiser: EDMDenoiser, planned: Sequence[PlannedItem], job: GenerateJob, done: Callable[[int], None]
 ) -> dict[str, str]:
     """Generate and publish some items; sha256 by file."""
-    test = LocalImages(job.dataset, "test")
+    test = LocalImages(job.dataset, "test", on_unit=beat)
     digests = {}
     for each in planned:
         item = generate_item(denoiser, test, each, job.config, job.seed)
@@ -86,15 +89,24 @@ def generate(
 ) -> dict[str, str]:
     """Generate items over the cluster, each group of them with weights of its own; sha256 by file."""
     board = new_board()
-    task = as_task(generate_task, cluster)
-    tasks = []
+    tasks: dict[str, tuple[Any, ...]] = {}
     for weights, planned in groups:
         num_tasks = min(max(1, cluster.num_workers // len(groups)), len(planned))
         shares = [list(planned[start::num_tasks]) for start in range(num_tasks)]
-        tasks += [task.remote(weights, share, job, board) for share in shares]
+        tasks |= {items_name(share): (weights, share, job, board) for share in shares}
     first = bar.done
     digests: dict[str, str] = {}
-    for some in results(tasks, on_wait=lambda: bar.set(first + len(board.read()))):
+
+    def show() -> None:
+        bar.set(first + len(board.read()))
+
+    for _, some in completed(generate_task, tasks, cluster=cluster, bar=bar, board=board, on_wait=show):
         digests |= some
     bar.set(bar.total)
     return digests
+
+
+def items_name(planned: Sequence[PlannedItem]) -> str:
+    """What a task's items are called together, e.g. "item-0000 and 4 more"."""
+    more = f" and {len(planned) - 1} more" if len(planned) > 1 else ""
+    return f"{item_name(planned[0].number)}{more}"

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mucs_ray.diffusion.denoiser import EDMDenoiser
+from mucs_ray.engine.attempts import beat
 from mucs_ray.models.dit import DiT, DiTConfig
 from mucs_ray.store import checkpoint
 from mucs_ray.store.run import Stage
@@ -40,6 +41,7 @@ def build_denoiser(config: DiTConfig, arrays: Mapping[str, np.ndarray], device: 
     """The denoiser with these weights, frozen, in eval mode."""
     denoiser = EDMDenoiser(DiT(config))
     denoiser.network.load_state_dict(to_tensors(arrays, torch.device("cpu")))
+    denoiser.network.register_forward_pre_hook(lambda *_: beat())  # whoever computes is alive
     return denoiser.to(device).eval().requires_grad_(False)
 
 

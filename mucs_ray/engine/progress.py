@@ -6,8 +6,10 @@ A terminal gets one live line with rate and time left; a log gets a line every 3
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -18,15 +20,18 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from mucs_ray.store.events import EventLog
+
 LOG_INTERVAL_S = 30.0
 
 
 class Bar:
     """One stage's progress: `advance` or `set`, in the stage's own unit."""
 
-    def __init__(self, console: Console, title: str, total: float, unit: str) -> None:
+    def __init__(self, console: Console, stage: str, total: float, unit: str, events: EventLog | None) -> None:
         """Use through `bar`."""
-        self.console, self.title, self.total, self.unit = console, title, total, unit
+        self.console, self.stage, self.total, self.unit, self.events = console, stage, total, unit, events
+        self.title = stage.removeprefix("attribute/").replace("/", " ")
         self.done, self.note, self.first = 0.0, "", 0.0
         self.started = self.logged = time.monotonic()
         self.live: Progress | None = None
@@ -63,6 +68,16 @@ class Bar:
         note = f", {self.note}" if self.note else ""
         return f"{self.title}  {self.done:g}/{self.total:g} {self.unit}, {self.rate:.3g}/s{left_text}{note}"
 
+    def log(self, event: str, **facts: Any) -> None:  # noqa: ANN401 - JSON values
+        """An event of this stage, into the run's log."""
+        if self.events is not None:
+            self.events.add(event, stage=self.stage, **facts)
+
+    def tell(self, line: str, event: str, **facts: Any) -> None:  # noqa: ANN401 - JSON values
+        """A line that people should see, and the event."""
+        self.console.print(f"[yellow]{self.title}:[/] {escape(line)}", highlight=False, soft_wrap=True)
+        self.log(event, told=line, **facts)
+
     def _show(self) -> None:
         if self.live is not None:
             self.live.update(self.task, completed=self.done, note=self.note, rate=f"{self.rate:.3g} {self.unit}/s")
@@ -72,9 +87,9 @@ class Bar:
 
 
 @contextmanager
-def bar(console: Console, title: str, total: float, unit: str) -> Iterator[Bar]:
-    """Show progress while the block runs."""
-    shown = Bar(console, title, total, unit)
+def bar(console: Console, stage: str, total: float, unit: str, events: EventLog | None = None) -> Iterator[Bar]:
+    """Show progress while the block runs, under the stage's name, e.g. "mucs unlearn"."""
+    shown = Bar(console, stage, total, unit, events)
     if not console.is_terminal:
         yield shown
         if shown.done > shown.first:
@@ -85,5 +100,5 @@ def bar(console: Console, title: str, total: float, unit: str) -> Iterator[Bar]:
     columns += [TextColumn("[dim]{task.fields[note]}")]
     with Progress(*columns, console=console, transient=False) as live:
         shown.live = live
-        shown.task = live.add_task(title, total=total, note="", rate="")
+        shown.task = live.add_task(shown.title, total=total, note="", rate="")
         yield shown

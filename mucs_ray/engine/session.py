@@ -10,9 +10,11 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from mucs_ray.config import EngineConfig
 
 LOCAL_ENVIRONMENT = {
     "RAY_AUTH_MODE": "disabled",  # one machine, loopback only
@@ -32,23 +34,70 @@ ACTOR_CPUS, READER_CPUS = 0.9, 0.1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cluster:
-    """What the session can use."""
+    """What the session can use, and how (`engine.*` of the recipe).
+
+    CPUs and GPUs are those that are there now, or more if an autoscaler can bring them: work that asks for what is not
+    there yet is what makes it come.
+    """
 
     cpus: int
     gpus: int
     nodes: int
+    """That are there now."""
     slots: int
     """Training workers that can be placed at once: one a GPU, or on each node as many as fit on its CPUs."""
+    grows: bool = False
+    """Whether there can be more than there is now."""
+    engine: EngineConfig = field(default_factory=EngineConfig)
+
+    @classmethod
+    def now(cls, engine: EngineConfig | None = None) -> "Cluster":
+        """The cluster that this process is connected to, as it stands; nodes come and go, so ask for each stage."""
+        from ray._private.state import state  # no public name tells what the autoscaler may bring
+
+        nodes = [node["Resources"] for node in alive()]
+        most = state.get_max_resources_from_cluster_config() or {}
+        here = {name: sum(int(node.get(name, 0)) for node in nodes) for name in ("CPU", "GPU")}
+        cpus, gpus = (max(here[name], int(most.get(name, 0))) for name in ("CPU", "GPU"))
+        grows = gpus > here["GPU"] or cpus > here["CPU"]
+        on_cpus = cpus if grows else sum(int(node.get("CPU", 0) / ACTOR_CPUS) for node in nodes)
+        return cls(
+            cpus=max(1, cpus),
+            gpus=gpus,
+            nodes=len(nodes),
+            slots=gpus or on_cpus,
+            grows=grows,
+            engine=engine or EngineConfig(),
+        )
 
     @property
     def num_workers(self) -> int:
-        """Processes that can compute side by side: one a GPU, or one a CPU."""
-        return self.gpus or self.cpus
+        """Processes that can compute side by side: one a GPU or share of one, or one a CPU."""
+        return int(self.gpus / self.engine.gpu_share) or self.cpus
 
     @property
     def worker_options(self) -> dict[str, float]:
         """Resources of one of them."""
-        return {"num_cpus": ACTOR_CPUS, "num_gpus": 1 if self.gpus else 0}
+        return {"num_cpus": ACTOR_CPUS, "num_gpus": self.engine.gpu_share if self.gpus else 0}
+
+
+def alive() -> list[dict[str, Any]]:
+    """The nodes of the cluster."""
+    import ray
+
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
+def alive_nodes() -> set[str]:
+    """Their ids."""
+    return {node["NodeID"] for node in alive()}
+
+
+def draining_nodes() -> set[str]:
+    """Ids of those that have been told that they will be taken away (spot machines)."""
+    from ray._private.state import state  # no public name tells
+
+    return set(state.get_draining_nodes())
 
 
 @contextmanager
@@ -76,11 +125,7 @@ def session(address: str | None = None, *, verbose: bool = False) -> Iterator[Cl
             environment = {"env_vars": worker_environment()}
             ray.init(address=address, runtime_env=environment, log_to_driver=verbose, logging_level=level)
     try:
-        resources = ray.cluster_resources()
-        cpus, gpus = int(resources.get("CPU", 1)), int(resources.get("GPU", 0))
-        alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        slots = gpus or sum(int(node.get("CPU", 0) / ACTOR_CPUS) for node in alive)
-        yield Cluster(cpus=cpus, gpus=gpus, nodes=len(alive), slots=slots)
+        yield Cluster.now()
     finally:
         ray.shutdown()
 
@@ -124,6 +169,8 @@ def quiet_data() -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.target_max_block_size = None  # a unit is never cut, however large its images are
+    context.execution_no_progress_timeout_s = -1  # what hangs is our own to see: a large unit may take hours
+    context.max_consecutive_actor_init_deaths = 10  # a node may go while a scorer loads its models
     if os.environ.get("RAY_BACKEND_LOG_LEVEL") == QUIET_ENVIRONMENT["RAY_BACKEND_LOG_LEVEL"]:
         logging.getLogger("ray.data").setLevel(logging.ERROR)
 

@@ -20,10 +20,10 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from mucs_ray import storage
-from mucs_ray.config import EngineConfig
 from mucs_ray.data.local import LocalImages
 from mucs_ray.data.table import Dataset
 from mucs_ray.diffusion.denoiser import EDMDenoiser
+from mucs_ray.engine.attempts import beat, beating
 from mucs_ray.engine.board import POLL_S, Board, cancel_unfinished, last_line, new_board, own_error, this_node
 from mucs_ray.engine.progress import Bar
 from mucs_ray.engine.session import ACTOR_CPUS, Cluster
@@ -36,9 +36,12 @@ from mucs_ray.training.config import TrainConfig
 from mucs_ray.training.step import Group, TrainState, name_torch_stream, training
 
 POST_INTERVAL_S = 0.5
+LEAST_IMAGES = 8
+"""Of a batch, for one GPU, unless more workers are asked for: with fewer it would mostly wait for the others."""
 PATIENCE_S = 10.0
-STARTS = 5
-"""Attempts to place the workers before giving up; Ray's own default is for ever."""
+STARTS, PATIENT_STARTS = 5, 60
+"""Attempts of a minute each to place the workers before giving up; many where machines may still come. Ray's own
+default is for ever."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,8 +72,8 @@ def run_training(job: TrainJob, group: Group, device: torch.device, post: Callab
     load_state(job.stage, state)
     if group.size > 1:
         group = wrap(state, group)
-    images = LocalImages(job.dataset, "train", removed=job.removed)
-    test = LocalImages(job.dataset, "test")
+    images = LocalImages(job.dataset, "train", removed=job.removed, on_unit=beat)
+    test = LocalImages(job.dataset, "test", on_unit=beat)
     posted = 0.0
     for update in training(state, images, test, job.train, seed=job.seed, group=group):
         if group.rank == 0 and time.monotonic() - posted > POST_INTERVAL_S:
@@ -92,7 +95,9 @@ def run_training(job: TrainJob, group: Group, device: torch.device, post: Callab
 def fresh_state(job: TrainJob, device: torch.device) -> TrainState:
     """Initial weights from the name "train/init": the same for pretraining and every retraining of a seed."""
     name_torch_stream(job.seed, "train/init")
-    return TrainState.fresh(EDMDenoiser(DiT(job.model)).to(device), job.train)
+    denoiser = EDMDenoiser(DiT(job.model))
+    denoiser.network.register_forward_pre_hook(lambda *_: beat())  # whoever computes is alive
+    return TrainState.fresh(denoiser.to(device), job.train)
 
 
 def wrap(state: TrainState, group: Group) -> Group:
@@ -116,7 +121,8 @@ def train_worker(task: dict[str, Any]) -> None:
     if device.type == "cuda":
         torch.set_float32_matmul_precision("medium")  # spec 5; on CPUs this would mean bf16
     try:
-        run_training(task["job"], group, device, lambda key, value: board.post(key, value))
+        with beating(lambda: board.post("alive", time.time())):
+            run_training(task["job"], group, device, lambda key, value: board.post(key, value))
     except MucsError as error:
         board.post_now("error", error)
     ray.train.report({})
@@ -136,23 +142,27 @@ def workers_for(train: TrainConfig, wanted: int, cluster: Cluster, *, trainings:
         if train.batch_size % wanted:
             raise InputError(f"train.batch_size {train.batch_size} cannot be split over {wanted} workers evenly")
         return wanted
-    most = max(1, cluster.gpus // trainings) if cluster.gpus else min(2, cluster.cpus)
+    on_gpus = min(cluster.gpus // trainings, train.batch_size // LEAST_IMAGES)
+    most = max(1, on_gpus) if cluster.gpus else min(2, cluster.cpus)
     return max(num for num in range(1, most + 1) if train.batch_size % num == 0)
 
 
 @ray.remote(num_cpus=0, max_retries=0)
-def fit(run: TrainRun, board: Board, folder: str, max_failures: int, use_gpu: bool) -> None:
+def fit(run: TrainRun, board: Board, folder: str, cluster: Cluster) -> None:
     """Ray Train in a process of its own: in a thread of the driver it could not be ended before Ray is."""
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"job": run.job, "board": board},
         scaling_config=ScalingConfig(
-            num_workers=run.num_workers, use_gpu=use_gpu, resources_per_worker=resources(use_gpu)
+            num_workers=run.num_workers, use_gpu=cluster.gpus > 0, resources_per_worker=resources(cluster)
         ),
         run_config=RunConfig(
             name="run",
             storage_path=folder,
-            failure_config=FailureConfig(max_failures=max_failures, controller_failure_limit=STARTS),
+            failure_config=FailureConfig(
+                max_failures=cluster.engine.max_failures,
+                controller_failure_limit=PATIENT_STARTS if cluster.grows else STARTS,
+            ),
         ),
     )
     trainer.fit()
@@ -161,16 +171,17 @@ def fit(run: TrainRun, board: Board, folder: str, max_failures: int, use_gpu: bo
 class Training:
     """One Ray Train run; `poll` it until it has `ended`, and `stop` it in any case."""
 
-    def __init__(self, run: TrainRun, cluster: Cluster, max_failures: int) -> None:
+    def __init__(self, run: TrainRun, cluster: Cluster) -> None:
         """Starts it."""
         self.job, self.board = run.job, new_board()
         self.step, self.first, self.note = 0, 0, ""
         self.started = time.monotonic()
         self.began: float | None = None
+        self.seen, self.last = self.started, dict[str, Any]()
         # a name of its own each time: Ray would silently resume an old run of the same name, and the state is ours
         self.folder = storage.join(run.job.stage.folder, f"ray-train-{uuid4().hex[:8]}")
         here = fit.options(scheduling_strategy=this_node())
-        self.task = here.remote(run, self.board, self.folder, max_failures, cluster.gpus > 0)
+        self.task = here.remote(run, self.board, self.folder, cluster)
 
     @property
     def ended(self) -> bool:
@@ -182,6 +193,8 @@ class Training:
         notes = self.board.read()
         if "error" in notes:
             raise notes["error"]
+        if notes != self.last:
+            self.seen, self.last = time.monotonic(), notes
         if "train" in notes:
             self.step, loss = notes["train"]
             if self.began is None:
@@ -189,6 +202,10 @@ class Training:
             validation = f", validation {notes['validation'][1]:.4f}" if "validation" in notes else ""
             self.note = f"loss {loss:.4f}{validation}"
         return notes
+
+    def hangs(self, timeout_s: float) -> bool:
+        """Whether it has begun, and then gave no sign of life for so long."""
+        return self.began is not None and not self.ended and time.monotonic() - self.seen > timeout_s
 
     def result(self) -> dict[str, Any]:
         """Facts of a training that has ended; the weights are in its stage's folder. RunFailed if it failed."""
@@ -212,32 +229,36 @@ class Training:
         remove_folder(self.folder)
 
 
-def train_all(
-    runs: Sequence[TrainRun], cluster: Cluster, config: EngineConfig, *, bar: Bar
-) -> Iterator[tuple[int, dict[str, Any]]]:
+def train_all(runs: Sequence[TrainRun], cluster: Cluster, *, bar: Bar) -> Iterator[tuple[int, dict[str, Any]]]:
     """Train all of these, as many at once as there is room for; yields (number, facts) as each is done.
 
     If one fails, those that run beside it are finished, no other is begun, and then its error is raised.
     """
     waiting, running, ended = list(range(len(runs))), dict[int, Training](), dict[int, Training]()
     failure: MucsError | None = None
+    hangs = [0] * len(runs)
     try:
         while running or (waiting and failure is None):
             while (
                 waiting
                 and failure is None
-                and has_room(runs[waiting[0]], [runs[number] for number in running], cluster, config)
+                and has_room(runs[waiting[0]], [runs[number] for number in running], cluster)
             ):
                 number = waiting.pop(0)
-                running[number] = Training(runs[number], cluster, config.max_failures)
+                running[number] = Training(runs[number], cluster)
             time.sleep(POLL_S)
             for number, training in list(running.items()):
                 try:
                     training.poll()
                     facts = training.result() if training.ended else None
+                    if training.hangs(cluster.engine.timeout):
+                        hangs[number] += 1
+                        running.pop(number).stop()
+                        running[number] = begun_again(runs[number], cluster, hangs[number], bar)
                 except MucsError as error:
                     failure, facts = failure or error, None
-                    running.pop(number).stop()
+                    if number in running:
+                        running.pop(number).stop()
                 if facts is not None:
                     ended[number] = running.pop(number)
                     training.stop()
@@ -250,10 +271,20 @@ def train_all(
             training.stop(patience_s=0.0)
 
 
-def has_room(run: TrainRun, running: Sequence[TrainRun], cluster: Cluster, config: EngineConfig) -> bool:
+def begun_again(run: TrainRun, cluster: Cluster, hangs: int, bar: Bar) -> Training:
+    """After a hang, from the last published state. RunFailed after too many."""
+    told = f"{run.job.stage.name} gave no sign of life for {cluster.engine.timeout:g} s"
+    if hangs > cluster.engine.max_failures:
+        raise RunFailed(f"{told}, {hangs} times; run the command again")
+    bar.tell(f"{told}; begun again from its last state", "failure", unit=run.job.stage.name, kind="hung")
+    return Training(run, cluster)
+
+
+def has_room(run: TrainRun, running: Sequence[TrainRun], cluster: Cluster) -> bool:
     """Whether one more training can be placed beside those that are running."""
     taken = sum(each.num_workers for each in running)
-    few_enough = config.trainings == 0 or len(running) < config.trainings
+    most = cluster.engine.trainings
+    few_enough = most == 0 or len(running) < most
     return not running or (few_enough and taken + run.num_workers <= cluster.slots)
 
 
@@ -272,9 +303,9 @@ def finished_facts(stage: Stage) -> dict[str, Any]:
     return {"updates": facts["step"], "best_loss": facts["best_loss"], "best_step": facts["best_step"]}
 
 
-def resources(use_gpu: bool) -> dict[str, float]:
+def resources(cluster: Cluster) -> dict[str, float]:
     """Of one training worker."""
-    return {"CPU": ACTOR_CPUS, **({"GPU": 1.0} if use_gpu else {})}
+    return {"CPU": ACTOR_CPUS, **({"GPU": 1.0} if cluster.gpus else {})}
 
 
 def remove_folder(url: str) -> None:

@@ -4,7 +4,7 @@ from contextlib import AbstractContextManager
 
 from ray import ObjectRef
 
-from mucs_ray.engine import adapting, scoring
+from mucs_ray.engine import adapting, streaming
 from mucs_ray.engine.attributors import AttributeJob, Refs, unit_part
 from mucs_ray.engine.models import load_arrays
 from mucs_ray.engine.progress import Bar, bar
@@ -30,9 +30,8 @@ def stream(pipeline: Pipeline, task: Task, cluster: Cluster) -> Output:
     todo = [names[name] for name in stage.begin(list(names))]
     with shown(pipeline, task, sum(unit.rows for unit in units), "images") as progress:
         progress.start_at(sum(unit.rows for unit in units) - sum(unit.rows for unit in todo))
-        pool = pipeline.recipe.engine.actors
-        totals, made = scoring.score(
-            job_of(pipeline, task), refs(pipeline, task), todo, pool=pool, cluster=cluster, bar=progress
+        totals, made = streaming.score(
+            job_of(pipeline, task), refs(pipeline, task), todo, cluster=cluster, bar=progress
         )
         totals["wall_seconds"] = progress.elapsed
     return digests(stage, list(names), made), totals
@@ -56,7 +55,9 @@ def prepare(pipeline: Pipeline, task: Task, cluster: Cluster) -> Output:
     stage = pipeline.stages[task.name]
     file = stage.part("prepared", "safetensors")
     stage.begin([file])
-    digest, facts = adapting.prepare_once(job_of(pipeline, task), refs(pipeline, task), file, cluster=cluster)
+    with shown(pipeline, task, 1, "times") as progress:
+        job, inputs = job_of(pipeline, task), refs(pipeline, task)
+        digest, facts = adapting.prepare_once(job, inputs, file, cluster=cluster, bar=progress)
     return {file: digest}, facts
 
 
@@ -72,8 +73,8 @@ def total(pipeline: Pipeline, task: Task, cluster: Cluster) -> Output:
 
 
 def shown(pipeline: Pipeline, task: Task, count: int, unit: str) -> AbstractContextManager[Bar]:
-    """Progress under the stage's name, e.g. "mucs unlearn"."""
-    return bar(pipeline.console, task.name.removeprefix("attribute/").replace("/", " "), count, unit)
+    """Progress of a task."""
+    return bar(pipeline.console, task.name, count, unit, pipeline.events)
 
 
 def job_of(pipeline: Pipeline, task: Task) -> AttributeJob:

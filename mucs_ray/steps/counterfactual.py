@@ -81,7 +81,7 @@ def compared(
     """similarity.parquet of some pairs by all metrics. RunFailed, naming the metric, if a value is not finite."""
     stage, (metrics, _) = pipeline.stage(f"evaluate/{key}"), pipeline.similarities
     stage.begin([stage.part("similarity", "parquet")])
-    with bar(pipeline.console, f"evaluate {key}", len(metrics), "metrics") as shown:
+    with bar(pipeline.console, f"evaluate/{key}", len(metrics), "metrics", pipeline.events) as shown:
         values = evaluation.compare(metrics, pairs, cluster=cluster, bar=shown)
     for name, each in values.items():
         if not np.isfinite(each).all():

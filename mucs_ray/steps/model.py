@@ -50,7 +50,7 @@ def generate_items(
         dataset=pipeline.dataset, model=recipe.model, config=recipe.generate, seed=recipe.seed, stage=stage
     )
     missing = [each for each in planned if item_file(stage, each.number) in todo]
-    with bar(pipeline.console, name.replace("/", " "), len(planned), "items") as shown:
+    with bar(pipeline.console, name, len(planned), "items", pipeline.events) as shown:
         shown.start_at(len(names) - len(todo))
         made = generation.generate(job, grouped(missing), cluster=cluster, bar=shown)
     return digests(stage, names, made)

@@ -86,8 +86,9 @@ def score_parts(pipeline: Pipeline, task: Task) -> Iterator[pa.Table]:
     """What the scorers published, each part checked against the manifest; of several measures the one asked for."""
     (scored,) = task.inputs
     stage, measure = pipeline.stages[scored], task.recipe.rank.measure
+    manifest = stage.manifest()
     for unit in pipeline.dataset.units("train"):
-        table = open_parquet(io.BytesIO(stage.checked(unit_part(stage, unit)))).read()
+        table = open_parquet(io.BytesIO(stage.checked(unit_part(stage, unit), manifest))).read()
         if "score" in table.column_names:
             scores = np.stack(table["score"].to_numpy())
         else:

@@ -24,9 +24,8 @@ def train(todo: Sequence[tuple[Pipeline, str]], cluster: Cluster) -> Iterator[tu
     runs = [prepared(pipeline, name, cluster, trainings=len(todo)) for pipeline, name in todo]
     first, title = todo[0][0], todo[0][1].split("/")[0]
     updates = sum(pipeline.recipe.train.updates for pipeline, _ in todo)
-    engine = first.recipe.engine
-    with bar(first.console, title, updates, "updates") as shown:
-        for number, facts in training.train_all(runs, cluster, engine, bar=shown):
+    with bar(first.console, title, updates, "updates", first.events) as shown:
+        for number, facts in training.train_all(runs, cluster, bar=shown):
             (pipeline, name), run = todo[number], runs[number]
             told = {**facts, "workers": run.num_workers, **model_facts(run.job.model)}
             if name.startswith("retrain/"):

@@ -4,13 +4,14 @@
     <run>/<stage>/plan.json       written first: what the stage reads, and the parts it will have
     <run>/<stage>/<part>.<tag>.<suffix>   tag: the first 8 characters of the fingerprint, so that parts of other
                                   settings, or of a late writer, are never taken for this one's
+    <run>/<stage>/failed.json     why it could not be finished, until it is
     <run>/<stage>/manifest.json   written last: what was read, the files with digests, facts (times, counts)
 
 A stage is done when its manifest has the fingerprint it would have now; otherwise the reason is told.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
 from json import dumps
@@ -20,16 +21,19 @@ from mucs_ray import storage
 from mucs_ray.errors import InputError
 
 LAYOUT_VERSION = 1
+FAILED = "failed.json"
 
 
 @dataclass(frozen=True, kw_only=True)
 class State:
     """Where a stage stands, and why."""
 
-    status: Literal["done", "missing", "stale", "partial"]
+    status: Literal["done", "missing", "stale", "partial", "failed"]
     reason: str = ""
     parts_there: int = 0
     parts_planned: int = 0
+    failed: Mapping[str, str] = field(default_factory=dict)
+    """By name the units of work that failed, each with its cause."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,9 +82,14 @@ class Stage:
         if plan and plan["fingerprint"] == self.fingerprint:
             here = set(storage.names(self.folder))
             there = sum(name in here for name in plan["parts"])
-            planned = len(plan["parts"])
+            planned, failure = len(plan["parts"]), read_json_or_none(self.url(FAILED)) or {}
+            failed = failure.get("fingerprint") == self.fingerprint
             return State(
-                status="partial", reason=f"{there} of {planned} parts", parts_there=there, parts_planned=planned
+                status="failed" if failed else "partial",
+                reason=f"{there} of {planned} parts" + (f"; {failure['error']}" if failed else ""),
+                parts_there=there,
+                parts_planned=planned,
+                failed=failure.get("units", {}) if failed else {},
             )
         if manifest:
             return State(status="stale", reason=self.difference(manifest))
@@ -113,6 +122,11 @@ class Stage:
         if manifest and manifest["fingerprint"] != self.fingerprint:
             storage.remove(self.url("manifest.json"))
 
+    def fail(self, error: str, units: Mapping[str, str]) -> None:
+        """Keep why the stage could not be finished, and which units of work failed with what cause."""
+        document = {"fingerprint": self.fingerprint, "error": error, "units": dict(units)}
+        storage.publish_json(self.url(FAILED), document)
+
     def finish(self, files: Mapping[str, str], facts: Mapping[str, Any]) -> None:
         """Publish the manifest, then delete the parts of other settings. `files` maps file name to sha256."""
         document = {
@@ -124,6 +138,7 @@ class Stage:
             "facts": facts,
         }
         storage.publish_json(self.url("manifest.json"), document)
+        storage.remove(self.url(FAILED))
         keep = {*files, "plan.json", "manifest.json"}
         for name in list(storage.names(self.folder)):
             pieces = name.split(".")
@@ -138,9 +153,12 @@ class Stage:
             raise InputError(f"stage {self.name} of {self.run_url} is not done; run it first")
         return manifest["facts"]
 
-    def checked(self, file: str) -> bytes:
-        """Content of a file of the finished stage. InputError if it is absent or differs from the manifest."""
-        manifest = self.manifest()
+    def checked(self, file: str, manifest: Mapping[str, Any] | None = None) -> bytes:
+        """Content of a file of the finished stage. InputError if it is absent or differs from the manifest.
+
+        Who reads many files gives the manifest, which is then read once.
+        """
+        manifest = manifest or self.manifest()
         again = f"delete it and {self.url('manifest.json')}, and run the command again"
         if manifest is None or file not in manifest["files"]:
             raise InputError(f"{self.name} has no file {file}; {again}")

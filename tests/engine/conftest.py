@@ -1,6 +1,8 @@
 """One real Ray for all tests of this folder, and one tiny run made through it."""
 
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +17,8 @@ from tiny_run import open_tiny, work
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MUCS_RAY_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("PYTHONPATH", str(Path(__file__).parents[1] / "plugins"), prepend=os.pathsep)
+        patch.setenv("MUCS_RAY_STRIKES", str(tmp_path_factory.mktemp("strikes")))
         yield
 
 

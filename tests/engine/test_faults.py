@@ -22,17 +22,24 @@ from tiny_run import open_tiny, work
 
 
 def pids_of(title: str) -> list[int]:
-    """Processes whose title holds a text (Ray names its workers)."""
+    """Our own descendants whose title holds a text (Ray names its workers, and its raylet is our child)."""
     found = []
     for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
         try:
-            if title in (entry / "cmdline").read_text() and int(entry.name) != os.getpid():
+            if entry.name.isdigit() and title in (entry / "cmdline").read_text() and is_ours(int(entry.name)):
                 found.append(int(entry.name))
         except OSError:
             continue
     return found
+
+
+def is_ours(pid: int) -> bool:
+    """Whether a process descends from this one."""
+    while pid > 1:
+        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        if pid == os.getpid():
+            return True
+    return False
 
 
 @contextmanager

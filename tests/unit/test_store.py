@@ -354,6 +354,8 @@ STALE: dict[str, tuple[Any, set[str]]] = {
     "engine.trainings": (1, set()),
     "engine.actors": ([1, 2], set()),
     "engine.max_failures": (1, set()),
+    "engine.gpu_share": (0.5, set()),
+    "engine.timeout": (60.0, set()),
 }
 """A changed value of every field of a recipe, and the stages of MUCS and random that it makes stale."""
 OTHER_METHODS: dict[str, tuple[Any, str]] = {

@@ -1,0 +1,52 @@
+"""Metrics in Ray's own system (Prometheus), for dashboards of a cluster; cluster/grafana-dashboard.json shows them."""
+
+from functools import cache
+
+from ray.util.metrics import Counter, Gauge, Histogram
+
+NAMES = (
+    "mucs_ray_images",
+    "mucs_ray_forwards",
+    "mucs_ray_failures",
+    "mucs_ray_unit_seconds",
+    "mucs_ray_workers",
+)
+SECONDS = [0.1, 0.3, 1, 3, 10, 30, 60, 100, 150, 200, 300, 600, 1000, 3000]
+"""Boundaries of the histogram."""
+
+
+def unit_done(stage: str, *, images: int, forwards: int, seconds: float) -> None:
+    """A unit's result is published."""
+    tags = {"stage": stage}
+    counter("mucs_ray_images", "Training images done.").inc(images, tags)
+    if forwards:
+        counter("mucs_ray_forwards", "Forward passes of the network.").inc(forwards, tags)
+    unit_seconds().observe(seconds, tags)
+
+
+def attempt_failed(stage: str, kind: str) -> None:
+    """An attempt at a unit failed: error, hung or lost."""
+    counter("mucs_ray_failures", "Failed attempts at a unit.", "kind").inc(1, {"stage": stage, "kind": kind})
+
+
+def worker_there(stage: str) -> None:
+    """This worker holds the method of a stage. To be said every 20 seconds: Ray forgets a gauge that is silent."""
+    workers().set(1, {"stage": stage})
+
+
+@cache
+def counter(name: str, description: str, *more_tags: str) -> Counter:
+    """One a process."""
+    return Counter(name, description=description, tag_keys=("stage", *more_tags))
+
+
+@cache
+def unit_seconds() -> Histogram:
+    """One a process."""
+    return Histogram("mucs_ray_unit_seconds", description="Seconds a unit.", boundaries=SECONDS, tag_keys=("stage",))
+
+
+@cache
+def workers() -> Gauge:
+    """One a process."""
+    return Gauge("mucs_ray_workers", description="Workers that hold the method.", tag_keys=("stage",))

@@ -1,0 +1,53 @@
+"""Small files by which machines find out whether a folder is the same place for all of them.
+
+Runs on every node at the start of a command, so nothing is imported here that takes long.
+"""
+
+from collections.abc import Iterable
+from contextlib import suppress
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from mucs_ray import storage
+
+
+def write(url: str) -> list[str]:
+    """Publish a probe; returns the local folders that had to be made, the deepest first."""
+    path = Path(storage.filesystem(url)[1])
+    made = [str(folder) for folder in path.parents if not folder.exists()] if storage.is_local(url) else []
+    storage.publish(url, content(url))
+    return made
+
+
+def absent(probe: str, writers: Iterable[str]) -> list[str]:
+    """Whose files cannot be read here."""
+    return [writer for writer in writers if not readable(probe + writer)]
+
+
+def readable(url: str) -> bool:
+    """True if this probe is seen here. It was never looked for before, so no answer of a file system's cache."""
+    try:
+        return storage.read_bytes(url) == content(url)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def content(url: str) -> bytes:
+    """What is in a probe: its name."""
+    return url.rpartition("/")[2].encode()
+
+
+def remove(url: str, folders: Iterable[str]) -> None:
+    """Delete a probe if it is there, and the folders made for it if nothing else is in them."""
+    with suppress(OSError):
+        storage.remove(url)
+    for folder in folders:
+        with suppress(OSError):
+            Path(folder).rmdir()
+
+
+def start(url: str, shard: str) -> tuple[str, Any]:
+    """Digest of a data set's card, and the first bytes of a shard."""
+    fs, path = storage.filesystem(storage.join(url, shard))
+    return sha256(storage.read_bytes(storage.join(url, "card.json"))).hexdigest(), fs.cat_file(path, start=0, end=4)

@@ -1,0 +1,69 @@
+"""A Ray cluster of several nodes on this machine, on loopback: for tests of what a single node cannot show.
+
+The nodes share the machine's files and its host name, but each has a working folder of its own.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import chdir, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.cluster_utils import Cluster
+
+OBJECT_STORE_BYTES = 100_000_000
+SOON_NOTICED = {"health_check_initial_delay_ms": 500, "health_check_period_ms": 300}
+"""A killed node is missed after 2 seconds, not 15. A slow one is not: an answer may take 10 seconds as ever."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nodes:
+    """The running cluster; `mucs_ray.engine.session.session(nodes.address)` joins it."""
+
+    cluster: Cluster
+    folder: Path
+    """Each node works in a folder in here, the head in "head"."""
+
+    @property
+    def address(self) -> str:
+        return self.cluster.address
+
+    def add(self, **options: Any) -> Any:
+        """One more node, with one CPU unless told otherwise; its handle, for `kill`. In the main thread only."""
+        with chdir(tempfile.mkdtemp(prefix="node-", dir=self.folder)):
+            return self.cluster.add_node(object_store_memory=OBJECT_STORE_BYTES, **options)
+
+    def kill(self, node: Any) -> None:
+        """SIGKILL to the node's processes; returns before the cluster has noticed."""
+        self.cluster.remove_node(node, allow_graceful=False)
+
+
+@contextmanager
+def two_nodes(**options: Any) -> Iterator[Nodes]:
+    """A head without CPUs, which drivers belong to, and two nodes with one CPU each, or with other options of `add`."""
+    folder = Path(tempfile.mkdtemp(prefix="mucs-", dir="/tmp"))  # short: it is part of the names of sockets
+    (folder / "ray_bootstrap_config.yaml").write_text("provider: {type: local}\n")  # so that Ray looks for no cloud
+    (folder / "head").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_TMPDIR", str(folder))
+        patch.setenv("HOME", str(folder))
+        patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)  # Ray's processes start three times slower with it
+        cluster = Cluster()
+        nodes = Nodes(cluster=cluster, folder=folder)
+        try:
+            with chdir(folder / "head"):
+                cluster.add_node(
+                    num_cpus=0,
+                    include_dashboard=False,
+                    object_store_memory=OBJECT_STORE_BYTES,
+                    _system_config=SOON_NOTICED,
+                )
+            for _ in range(2):
+                nodes.add(**options)
+            yield nodes
+        finally:
+            cluster.shutdown()
+            shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,114 @@
+"""The sheet of attempts: who counts, who is given up, and what is told."""
+
+import pytest
+
+from mucs_ray.engine.attempts import ATTEMPTS, BEAT_S, Failure, Sheet, Worker, beat, beating, explain
+from mucs_ray.errors import InputError, RunFailed
+
+HERE, THERE = Worker(node="a", place="host a"), Worker(node="b", place="host b")
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def sheet(clock: Clock) -> Sheet:
+    return Sheet(alive=lambda node: node == "a", clock=clock)
+
+
+def test_three_errors_are_enough(sheet: Sheet):
+    for _ in range(ATTEMPTS):
+        assert sheet.begin("u", HERE) == "go"
+        sheet.failed("u", "bang")
+    assert sheet.begin("u", HERE) == "given up"
+    assert [each.place for each in sheet.given_up()["u"]] == ["host a"] * 3
+
+
+def test_an_error_of_our_own_is_final_at_once(sheet: Sheet):
+    sheet.begin("u", HERE)
+    sheet.failed("u", "corrupt", InputError("corrupt"))
+    assert sheet.is_given_up("u") and not sheet.is_given_up("v")
+
+
+def test_a_worker_that_died_counts_when_its_unit_begins_again(sheet: Sheet):
+    for _ in range(ATTEMPTS):
+        assert sheet.begin("u", HERE) == "go"
+    assert sheet.begin("u", HERE) == "given up"
+    assert {each.kind for each in sheet.failures} == {"lost"}
+
+
+def test_a_lost_node_never_counts(sheet: Sheet):
+    for _ in range(10 * ATTEMPTS):
+        assert sheet.begin("u", THERE) == "go"
+        sheet.lost("u")
+    assert sheet.begin("u", THERE) == "go" and not sheet.failures
+
+
+def test_what_dies_before_it_begins_counts(sheet: Sheet):
+    """Else a task that cannot even be unpickled would be begun for ever."""
+    for _ in range(ATTEMPTS):
+        sheet.lost("u", "crashed")
+    assert sheet.is_given_up("u")
+
+
+def test_silence_is_a_hang_and_a_sign_of_life_is_not(sheet: Sheet, clock: Clock):
+    sheet.begin("u", HERE)
+    sheet.begin("v", HERE)
+    clock.now = 9
+    sheet.beat("v")
+    clock.now = 11
+    assert list(sheet.overdue(10)) == ["u"]
+    assert sheet.overdue(10) == {}, "counted once"
+    assert [(each.unit, each.kind, each.cause) for each in sheet.failures] == [
+        ("u", "hung", "no sign of life for 11 s")
+    ]
+    sheet.end("v")
+    assert sheet.news(0)[2] == 0, "nobody is at work"
+
+
+def test_a_draining_node_is_given_nothing():
+    sheet = Sheet(alive=lambda node: True, draining=lambda node: node == "b")
+    assert sheet.begin("u", THERE) == "draining" and sheet.begin("u", HERE) == "go"
+    assert not sheet.failures
+
+
+def failure(unit: str, cause: str, error: Exception | None = None) -> Failure:
+    return Failure(unit=unit, kind="error", cause=cause, place="host a", error=error)  # type: ignore[arg-type]
+
+
+def test_what_is_told_names_one_unit_and_keeps_all():
+    error = explain({"u1": [failure("u1", "bang")] * 3, "u2": [failure("u2", "boom")] * 3}, 7)
+    assert isinstance(error, RunFailed)
+    assert str(error) == (
+        "2 of 7 units failed, the others are done; u1, tried 3 times (last on host a): bang;"
+        " run the command again to try these again"
+    )
+    assert error.units == {"u1": "bang", "u2": "boom"}
+
+
+def test_one_corrupt_file_that_fails_many_units_is_told_once():
+    corrupt = InputError("shard 3 is corrupt")
+    told = {unit: [failure(unit, "InputError", corrupt)] for unit in ("u1", "u2")}
+    error = explain(told, 7)
+    assert isinstance(error, InputError) and str(error) == "shard 3 is corrupt"
+
+
+def test_signs_of_life_are_seldom_and_end_with_the_unit(monkeypatch: pytest.MonkeyPatch):
+    clock, told = Clock(), []
+    monkeypatch.setattr("mucs_ray.engine.attempts.time.monotonic", clock)
+    beat()
+    with beating(lambda: told.append(clock.now)):
+        for _ in range(100):
+            clock.now += BEAT_S / 10
+            beat()
+    beat()
+    assert len(told) == 10

@@ -1,0 +1,59 @@
+"""What a machine says of itself, and the small files that show whether a folder is shared."""
+
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from mucs_ray import __version__, machine, probes, storage
+
+
+def test_it_tells_versions_memory_and_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MUCS_RAY_CACHE", str(tmp_path / "cache"))
+    found = machine.look()
+    assert found.versions["ray"] == version("ray") and found.versions["mucs-ray"].startswith(__version__)
+    assert found.memory_bytes > 2**28
+    assert found.cache == str(tmp_path / "cache") and found.cache_free_bytes and not found.cache_problem
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_cache_that_cannot_be_written_has_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("MUCS_RAY_CACHE", str(tmp_path / "file" / "cache"))
+    found = machine.look()
+    assert found.cache_free_bytes is None and found.cache_problem == "Not a directory"
+
+
+@pytest.mark.parametrize(("limit", "expected"), [("1048576\n", 2**20), ("max\n", None), (None, None)])
+def test_memory_is_what_the_container_may_have(
+    limit: str | None, expected: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(machine, "MEMORY_LIMIT", tmp_path / "none")
+    whole = machine.memory_bytes()
+    if limit is not None:
+        (tmp_path / "memory.max").write_text(limit)
+        monkeypatch.setattr(machine, "MEMORY_LIMIT", tmp_path / "memory.max")
+    assert machine.memory_bytes() == (expected or whole)
+
+
+def test_builds_of_torch_are_one_version(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(machine, "version", lambda name: {"torch": "2.15.0+cpu", "ray": "2.60.0"}[name])
+    assert machine.versions()["torch"] == "2.15.0"
+
+
+def test_probes_take_away_the_folders_made_for_them_and_no_others(tmp_path: Path):
+    probe = storage.join(str(tmp_path), "run", "one", ".probe-")
+    (tmp_path / "run").mkdir()
+    folders = probes.write(probe + "a")
+    assert folders == [str(tmp_path / "run/one")] and probes.write(probe + "b") == []
+    assert probes.absent(probe, ["a", "b", "c"]) == ["c"]
+    probes.remove(probe + "a", folders)
+    assert probes.absent(probe, ["a", "b"]) == ["a"]
+    probes.remove(probe + "b", folders)
+    probes.remove(probe + "never", [])
+    assert [path.name for path in tmp_path.rglob("*")] == ["run"]
+
+
+def test_a_probe_with_other_content_is_not_ours(tmp_path: Path):
+    (tmp_path / ".probe-a").write_bytes(b"")
+    assert probes.absent(storage.join(str(tmp_path), ".probe-"), ["a"]) == ["a"]
