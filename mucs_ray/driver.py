@@ -8,7 +8,7 @@ from itertools import groupby
 from typing import Any
 
 from mucs_ray import __version__, storage
-from mucs_ray.engine.session import Cluster, session
+from mucs_ray.engine.session import Cluster, await_worker, session
 from mucs_ray.errors import MucsError
 from mucs_ray.pipeline import PHASES, Pipeline
 from mucs_ray.store.run import Stage
@@ -27,12 +27,22 @@ def run(pipelines: Sequence[Pipeline], command: str) -> list[Work]:
         pipeline.events.add("command", command=command, version=__version__)
     work = [each for each in todo if each[1] != "report"]
     if work:
-        with session(pipelines[0].address, verbose=pipelines[0].verbose):
+        with session(pipelines[0].address, verbose=pipelines[0].verbose) as cluster:
+            if cluster.nodes > 1:
+                check_places(pipelines)
             do(work)
     for pipeline, _ in (each for each in todo if each[1] == "report"):
         write_report(pipeline)
         pipeline.events.flush()
     return todo
+
+
+def check_places(pipelines: Sequence[Pipeline]) -> None:
+    """MachineError if not all nodes see the run directories: their work would be lost."""
+    from mucs_ray.engine.nodes import check_shared
+
+    for pipeline in pipelines:
+        check_shared(pipeline.run_url)
 
 
 def missing(pipelines: Sequence[Pipeline], command: str) -> list[Work]:
@@ -67,7 +77,8 @@ def do(work: Sequence[Work]) -> None:
 
 
 def now(pipeline: Pipeline) -> Cluster:
-    """The cluster as it stands before a stage: nodes come and go."""
+    """The cluster as it stands before a stage: nodes come and go, and there may be none for a while."""
+    await_worker(lambda: pipeline.console.print("waiting for a first worker"))
     return Cluster.now(pipeline.recipe.engine)
 
 

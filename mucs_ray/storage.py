@@ -1,6 +1,8 @@
 """Files at any fsspec URL: read whole, publish whole.
 
-A published file is complete or absent: local files are written aside and renamed, object stores take a single PUT.
+A published file is complete or absent: local files are written aside and renamed, object stores take a single PUT, or
+above 100 MB an upload in parts, which is there once it is completed. Timeouts and retries are those of the store's
+client and of the user's settings for it; what it tells in the end is one line (`own_errors`).
 URLs are `str`, never `Path` (a Path mangles "s3://").
 """
 
@@ -8,9 +10,10 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from hashlib import file_digest, sha256
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 from urllib.parse import urlsplit, urlunsplit
 from uuid import uuid4
 
@@ -18,7 +21,19 @@ import fsspec
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from mucs_ray.errors import InputError, MachineError
+from mucs_ray.errors import InputError, MachineError, MucsError
+
+READ_AHEAD_BYTES = 2**16
+"""Read beyond what was asked for of an opened remote file; s3fs's own 50 MB would be many units of a shard."""
+S3_RETRIES = 3
+"""Attempts of s3fs, each of them five of botocore's; for a read it tries all that three times. With its timeout of 15 s
+a server that never answers is given up after 12 minutes, before `engine.timeout`; with its own 5, after half an hour.
+"""
+ABSENT = (FileNotFoundError, NotADirectoryError)
+
+
+class StoreError(OSError):
+    """A store fails, which may pass. No MucsError: those are final, but work that ends with this one is tried again."""
 
 
 def join(url: str, *parts: str) -> str:
@@ -27,13 +42,24 @@ def join(url: str, *parts: str) -> str:
 
 
 def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The filesystem of a URL and the path inside it. MachineError if its package is missing, InputError if unknown."""
+    """The filesystem of a URL and the path inside it. MachineError if its package is missing, InputError if unknown.
+
+    It does not remember listings: other processes write too.
+    """
     try:
-        return url_to_fs(url)
+        fs, path = url_to_fs(url, use_listings_cache=False)
     except ImportError as error:
         raise MachineError(f"{redacted(url)}: {error}") from None
     except ValueError as error:
         raise InputError(f"{redacted(url)}: {error}") from None
+    if is_s3(fs):
+        cast(Any, fs).retries = S3_RETRIES
+    return fs, path
+
+
+def is_s3(fs: fsspec.AbstractFileSystem) -> bool:
+    """True for s3fs."""
+    return "s3" in fs.protocol
 
 
 def is_local(url: str) -> bool:
@@ -55,18 +81,76 @@ def redacted(url: str) -> str:
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
+@contextmanager
+def own_errors(url: str) -> Iterator[None]:
+    """Around calls to a filesystem: what a store's client raises, OSError or not, becomes one line of ours.
+
+    InputError if the URL can be of no file, MachineError if the store does not let us in, else StoreError. That a file
+    is absent is told as Python tells it, and so are all errors of local files.
+    """
+    try:
+        yield
+    except (*ABSENT, MucsError, StoreError):
+        raise
+    except Exception as error:  # each client has its own: botocore's BotoCoreError, gcsfs's HttpError, aiohttp's, ...
+        if is_local(url):
+            raise
+        kind, reason = type(error).__name__, getattr(error, "strerror", None) or str(error)
+        told = f"{redacted(url)}: {kind}: {' '.join(reason.split())}"
+        if isinstance(error, ValueError) or kind == "ParamValidationError":  # botocore's, of the name of a bucket
+            raise InputError(told) from error
+        if isinstance(error, PermissionError) or "Credentials" in kind:
+            raise MachineError(f"{told}; check your credentials for this store") from error
+        raise StoreError(f"{told}; check the store's address, or give the command again later") from error
+
+
 def exists(url: str) -> bool:
     """True if there is a file (or folder) at `url`."""
     fs, path = filesystem(url)
-    return fs.exists(path)
+    with own_errors(url):
+        try:
+            fs.info(path)  # fs.exists may answer "no" where it should fail
+        except ABSENT:
+            return False
+        return True
 
 
 def read_bytes(url: str) -> bytes:
     """The whole file; FileNotFoundError if absent."""
     fs, path = filesystem(url)
-    content = fs.cat_file(path)
+    # in one request: above 50 MB s3fs makes several, which may answer of different versions and are not tried again
+    at_once = {"max_concurrency": 1} if is_s3(fs) else {}
+    with own_errors(url):
+        content = fs.cat_file(path, **at_once)
     assert isinstance(content, bytes)
     return content
+
+
+@contextmanager
+def opened(url: str) -> Iterator[IO[bytes]]:
+    """A file to read parts of; FileNotFoundError if absent."""
+    fs, path = filesystem(url)
+    with own_errors(url):
+        file = fs.open(path, "rb", block_size=READ_AHEAD_BYTES)
+    with file:
+        yield cast(IO[bytes], file if isinstance(fs, LocalFileSystem) else OpenedRemote(cast(IO[bytes], file), url))
+
+
+class OpenedRemote:
+    """A remote file whose store's errors are ours, whoever reads it."""
+
+    def __init__(self, file: IO[bytes], url: str) -> None:
+        """Of an open file."""
+        self.file, self.url = file, url
+
+    def read(self, size: int = -1) -> bytes:
+        """As of a file."""
+        with own_errors(self.url):
+            return self.file.read(size)
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - everything else of a file
+        """As of a file."""
+        return getattr(self.file, name)
 
 
 def publish(url: str, content: bytes) -> str:
@@ -85,7 +169,8 @@ def publish(url: str, content: bytes) -> str:
         finally:
             aside.unlink(missing_ok=True)
     else:
-        fs.pipe_file(path, content)
+        with publishing(url):
+            fs.pipe_file(path, content)
     return sha256(content).hexdigest()
 
 
@@ -99,8 +184,19 @@ def publish_file(url: str, path: Path) -> str:
         shutil.copyfile(path, aside)
         aside.replace(target)
     else:
-        fs.put_file(str(path), target)
+        with publishing(url):
+            fs.put_file(str(path), target)
     return digest
+
+
+@contextmanager
+def publishing(url: str) -> Iterator[None]:
+    """Around a remote write. InputError if there is no such bucket: a store makes folders, but not those."""
+    try:
+        with own_errors(url):
+            yield
+    except FileNotFoundError as error:
+        raise InputError(f"{redacted(url)} cannot be written: {error}; is there such a bucket?") from error
 
 
 def read_json(url: str) -> Any:  # noqa: ANN401 - any JSON value
@@ -113,18 +209,26 @@ def publish_json(url: str, document: Any) -> str:  # noqa: ANN401 - any JSON val
     return publish(url, (json.dumps(document, indent=1, sort_keys=True) + "\n").encode())
 
 
-def names(url: str) -> Iterator[str]:
+def names(url: str) -> list[str]:
     """File names in a folder; none if it is absent. For planning and clean-up: readers follow manifests."""
     fs, path = filesystem(url)
-    fs.invalidate_cache(path)  # object stores remember listings, and other processes write here too
-    if not fs.exists(path):
-        return
-    for entry in fs.ls(path, detail=False):
-        yield entry.rstrip("/").rsplit("/", 1)[-1]
+    with own_errors(url):
+        try:
+            entries = fs.ls(path, detail=False)
+        except ABSENT:
+            return []
+    return [entry.rstrip("/").rsplit("/", 1)[-1] for entry in entries]
 
 
 def remove(url: str) -> None:
     """Delete one file, if it is there."""
     fs, path = filesystem(url)
-    if fs.exists(path):
+    with own_errors(url), suppress(*ABSENT):
         fs.rm_file(path)
+
+
+def remove_folder(url: str) -> None:
+    """Delete a folder with all that is in it, if it is there."""
+    fs, path = filesystem(url)
+    with own_errors(url), suppress(*ABSENT):
+        fs.rm(path, recursive=True)

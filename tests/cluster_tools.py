@@ -6,7 +6,7 @@ The nodes share the machine's files and its host name, but each has a working fo
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import chdir, contextmanager
+from contextlib import AbstractContextManager, chdir, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,9 +41,14 @@ class Nodes:
         self.cluster.remove_node(node, allow_graceful=False)
 
 
-@contextmanager
-def two_nodes(**options: Any) -> Iterator[Nodes]:
+def two_nodes(**options: Any) -> AbstractContextManager[Nodes]:
     """A head without CPUs, which drivers belong to, and two nodes with one CPU each, or with other options of `add`."""
+    return some_nodes(2, **options)
+
+
+@contextmanager
+def some_nodes(count: int, **options: Any) -> Iterator[Nodes]:
+    """The same with any number of nodes beside the head."""
     folder = Path(tempfile.mkdtemp(prefix="mucs-", dir="/tmp"))  # short: it is part of the names of sockets
     (folder / "ray_bootstrap_config.yaml").write_text("provider: {type: local}\n")  # so that Ray looks for no cloud
     (folder / "head").mkdir()
@@ -61,7 +66,7 @@ def two_nodes(**options: Any) -> Iterator[Nodes]:
                     object_store_memory=OBJECT_STORE_BYTES,
                     _system_config=SOON_NOTICED,
                 )
-            for _ in range(2):
+            for _ in range(count):
                 nodes.add(**options)
             yield nodes
         finally:

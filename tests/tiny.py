@@ -1,6 +1,8 @@
 """A tiny data set and recipe that every stage can run on in seconds: coloured squares, the class is the colour."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -73,3 +75,13 @@ def tiny_recipe(data: str, **changes: object) -> Recipe:
         old = values.get(section)
         values[section] = {**old, **change} if isinstance(old, dict) and isinstance(change, dict) else change
     return build(values)
+
+
+def tiny_toml(data: str, **sections: dict[str, object]) -> str:
+    """TINY as a recipe file: tiny_toml(url, engine={"train_workers": 1})."""
+    values: dict[str, Any] = {**TINY, "data": data, **sections}
+    lines = [f"{key} = {json.dumps(value)}" for key, value in values.items() if not isinstance(value, dict)]
+    for name, section in values.items():
+        if isinstance(section, dict):
+            lines += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in section.items())]
+    return "\n".join(lines) + "\n"

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from errno import EINVAL
 from functools import cached_property
 from hashlib import sha256
-from typing import IO, Literal, cast
+from typing import IO, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -26,7 +26,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from mucs_ray import storage
 from mucs_ray.diffusion.batch import Batch
-from mucs_ray.errors import InputError
+from mucs_ray.errors import InputError, MucsError
 
 SCHEMA_VERSION = 1
 Split = Literal["train", "test"]
@@ -113,6 +113,8 @@ class Dataset:
         url = storage.absolute(url)
         try:
             document = storage.read_json(storage.join(url, "card.json"))
+        except MucsError:
+            raise
         except (FileNotFoundError, NotADirectoryError):
             hint = "prepare one with: mucs-ray data prepare NAME --source WHERE --out URL"
             raise InputError(f"no data set at {url} (expected card.json there); {hint}") from None
@@ -221,10 +223,9 @@ def open_parquet(file: IO[bytes]) -> pq.ParquetFile:
 
 def read_unit(unit: Unit, columns: list[str] | None = None) -> pa.Table:
     """One row group. InputError, naming the file, if it is absent or corrupt."""
-    fs, path = storage.filesystem(unit.url)
     try:
-        with fs.open(path, "rb", cache_type="none") as file:  # object stores would read 50 MiB ahead
-            return open_parquet(cast(IO[bytes], file)).read_row_group(unit.row_group, columns=columns)
+        with storage.opened(unit.url) as file:
+            return open_parquet(file).read_row_group(unit.row_group, columns=columns)
     except FileNotFoundError:
         raise InputError(f"shard {unit.url} is listed in card.json but absent; prepare the data set again") from None
     except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: a remote file shorter than a footer

@@ -8,13 +8,14 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mucs_ray.config import EngineConfig
+from mucs_ray.errors import MachineError
 
 LOCAL_ENVIRONMENT = {
     "RAY_AUTH_MODE": "disabled",  # one machine, loopback only
@@ -28,6 +29,7 @@ QUIET_ENVIRONMENT = {
     "RAY_COLOR_PREFIX": "0",
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
 }
+KINDS = ("CPU", "GPU")
 ACTOR_CPUS, READER_CPUS = 0.9, 0.1
 """Of each CPU a worker leaves a tenth to the readers that feed it: if it took all, Ray Data would wait for ever."""
 
@@ -53,12 +55,9 @@ class Cluster:
     @classmethod
     def now(cls, engine: EngineConfig | None = None) -> "Cluster":
         """The cluster that this process is connected to, as it stands; nodes come and go, so ask for each stage."""
-        from ray._private.state import state  # no public name tells what the autoscaler may bring
-
         nodes = [node["Resources"] for node in alive()]
-        most = state.get_max_resources_from_cluster_config() or {}
-        here = {name: sum(int(node.get(name, 0)) for node in nodes) for name in ("CPU", "GPU")}
-        cpus, gpus = (max(here[name], int(most.get(name, 0))) for name in ("CPU", "GPU"))
+        here = {name: sum(int(node.get(name, 0)) for node in nodes) for name in KINDS}
+        cpus, gpus = (max(here[name], most(name)) for name in KINDS)
         grows = gpus > here["GPU"] or cpus > here["CPU"]
         on_cpus = cpus if grows else sum(int(node.get("CPU", 0) / ACTOR_CPUS) for node in nodes)
         return cls(
@@ -79,6 +78,32 @@ class Cluster:
     def worker_options(self) -> dict[str, float]:
         """Resources of one of them."""
         return {"num_cpus": ACTOR_CPUS, "num_gpus": self.engine.gpu_share if self.gpus else 0}
+
+
+def most(kind: str) -> int:
+    """CPUs or GPUs that there can be with those that an autoscaler may bring; 0 if nobody says.
+
+    Ray 2.60 knows it of some hosted clusters alone (https://github.com/ray-project/ray/pull/63012); of others the
+    environment tells: MUCS_RAY_MAX_CPUS, MUCS_RAY_MAX_GPUS.
+    """
+    from ray._private.state import state  # no public name tells
+
+    told = os.environ.get(f"MUCS_RAY_MAX_{kind}S", "0")
+    if not told.isdecimal():
+        raise MachineError(f"MUCS_RAY_MAX_{kind}S is {told!r}; expected the number of {kind}s that there can be")
+    return int(told) or int((state.get_max_resources_from_cluster_config() or {}).get(kind, 0))
+
+
+def await_worker(tell: Callable[[], None]) -> None:
+    """Come back once there is a CPU or GPU to plan with, or it is known what can come; `tell` if that is not so now.
+
+    The task that is waited for is what makes an autoscaler bring a first worker.
+    """
+    import ray
+
+    while not any(node["Resources"].get(kind) for node in alive() for kind in KINDS) and not any(map(most, KINDS)):
+        tell()
+        ray.get(ray.remote(num_cpus=READER_CPUS)(lambda: None).remote())
 
 
 def alive() -> list[dict[str, Any]]:

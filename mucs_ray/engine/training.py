@@ -16,6 +16,7 @@ import ray.exceptions
 import ray.train
 import ray.train.torch
 import torch
+from pyarrow.fs import FSSpecHandler, PyFileSystem
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
@@ -150,6 +151,7 @@ def workers_for(train: TrainConfig, wanted: int, cluster: Cluster, *, trainings:
 @ray.remote(num_cpus=0, max_retries=0)
 def fit(run: TrainRun, board: Board, folder: str, cluster: Cluster) -> None:
     """Ray Train in a process of its own: in a thread of the driver it could not be ended before Ray is."""
+    fs, path = storage.filesystem(folder)
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"job": run.job, "board": board},
@@ -158,7 +160,9 @@ def fit(run: TrainRun, board: Board, folder: str, cluster: Cluster) -> None:
         ),
         run_config=RunConfig(
             name="run",
-            storage_path=folder,
+            storage_path=path,
+            # a remote folder as we reach it ourselves: pyarrow's own S3 client knows nothing of fsspec's settings
+            storage_filesystem=None if storage.is_local(folder) else PyFileSystem(FSSpecHandler(fs)),
             failure_config=FailureConfig(
                 max_failures=cluster.engine.max_failures,
                 controller_failure_limit=PATIENT_STARTS if cluster.grows else STARTS,
@@ -313,6 +317,5 @@ def remove_folder(url: str) -> None:
 
     Its controller may still be writing there when we are interrupted; what then stays is harmless.
     """
-    fs, path = storage.filesystem(url)
     with suppress(OSError):
-        fs.rm(path, recursive=True)
+        storage.remove_folder(url)

@@ -1,11 +1,5 @@
 """Workers are really killed, and the run ends with the same bits as an undisturbed one."""
 
-import os
-import signal
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -18,50 +12,8 @@ from mucs_ray.engine.session import Cluster
 from mucs_ray.pipeline import Pipeline
 from mucs_ray.steps.ranking import score_parts
 from mucs_ray.store import checkpoint
+from processes import killing
 from tiny_run import open_tiny, work
-
-
-def pids_of(title: str) -> list[int]:
-    """Our own descendants whose title holds a text (Ray names its workers, and its raylet is our child)."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        try:
-            if entry.name.isdigit() and title in (entry / "cmdline").read_text() and is_ours(int(entry.name)):
-                found.append(int(entry.name))
-        except OSError:
-            continue
-    return found
-
-
-def is_ours(pid: int) -> bool:
-    """Whether a process descends from this one."""
-    while pid > 1:
-        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-        if pid == os.getpid():
-            return True
-    return False
-
-
-@contextmanager
-def killing(title: str, when: Callable[[], bool]) -> Iterator[list[int]]:
-    """SIGKILL one process of that title as soon as `when` holds."""
-    killed: list[int] = []
-    over = threading.Event()
-
-    def watch() -> None:
-        while not over.is_set() and not killed:
-            if when() and (pids := pids_of(title)):
-                os.kill(pids[0], signal.SIGKILL)
-                killed.append(pids[0])
-            time.sleep(0.01)
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield killed
-    finally:
-        over.set()
-        thread.join()
 
 
 def parts_there(pipeline: Pipeline, short: str, start: str) -> int:

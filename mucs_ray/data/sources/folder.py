@@ -112,10 +112,11 @@ def search(root: str) -> tuple[list[Entry], list[Entry]]:
 def files_of(root: str) -> list[str]:
     """Paths under root of all files that are not hidden, sorted."""
     fs, path = storage.filesystem(root)
-    if not fs.isdir(path):
-        raise InputError(f"no folder {root}; expected one of images")
-    base = fs.info(path)["name"].rstrip("/")
-    found = sorted(str(file)[len(base) + 1 :] for file in fs.find(path))
+    with storage.own_errors(root):
+        if not fs.isdir(path):
+            raise InputError(f"no folder {root}; expected one of images")
+        base = fs.info(path)["name"].rstrip("/")
+        found = sorted(str(file)[len(base) + 1 :] for file in fs.find(path))
     files = [file for file in found if not any(part.startswith(".") for part in file.split("/"))]
     for file in files if storage.is_local(root) else ():
         if os.path.isdir(os.path.join(path, file)):  # noqa: PTH112, PTH118 (this runs for every image)

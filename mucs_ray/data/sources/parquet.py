@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import IO, NoReturn, cast
+from typing import IO, NoReturn
 
 import pyarrow as pa
 
@@ -19,7 +19,7 @@ from mucs_ray.data.decode import DecodeError, decode
 from mucs_ray.data.sources import Listing, Reject, Task
 from mucs_ray.data.sources.cutting import PER_SHARD, held_out
 from mucs_ray.data.table import Row, Split, open_parquet
-from mucs_ray.errors import InputError
+from mucs_ray.errors import InputError, MucsError
 
 DEFAULT_SIZE = 64
 MAX_CLASSES = 10_000
@@ -112,7 +112,7 @@ def read(task: Task) -> Iterator[Row | Reject]:
     wanted = ["image", *(["label"] if ids else []), *([work.column] if work.column else [])]
     idx = work.first_idx
     for piece in work.pieces:
-        with opened(piece.url) as file:
+        with storage.opened(piece.url) as file:
             row = piece.first_row
             for batch in batches(file, piece, wanted):
                 for record in batch.to_pylist():
@@ -150,9 +150,12 @@ def find(where: str | None) -> list[tuple[str, str]]:
     where = storage.absolute(where)
     fs, root = storage.filesystem(where)
     try:
-        if fs.isfile(root):
-            return [(where, root.rsplit("/", 1)[-1])]
-        paths = sorted(path for path in fs.find(root) if path.endswith(".parquet"))
+        with storage.own_errors(where):
+            if fs.isfile(root):
+                return [(where, root.rsplit("/", 1)[-1])]
+            paths = sorted(path for path in fs.find(root) if path.endswith(".parquet"))
+    except (MucsError, storage.StoreError):
+        raise
     except (OSError, ValueError) as error:
         raise InputError(f"{where} cannot be listed ({str(error).splitlines()[0]})") from None
     names = [path.removeprefix(root).lstrip("/") for path in paths]
@@ -161,21 +164,17 @@ def find(where: str | None) -> list[tuple[str, str]]:
     return [(storage.join(where, name), name) for name in names]
 
 
-def opened(url: str) -> IO[bytes]:
-    """The file at a URL."""
-    fs, path = storage.filesystem(url)
-    return cast(IO[bytes], fs.open(path, "rb"))
-
-
 def corrupt(url: str, error: Exception) -> NoReturn:
-    """InputError, in one line."""
+    """InputError, in one line; what storage tells stays as it is."""
+    if isinstance(error, (MucsError, storage.StoreError)):
+        raise error
     raise InputError(f"{url} is not a readable Parquet file ({(str(error).splitlines() or [''])[0]})") from None
 
 
 def footer(url: str, name: str) -> Footer:
     """The row groups and columns of a file. InputError if it is corrupt or has no column of images."""
     try:
-        with opened(url) as file:
+        with storage.opened(url) as file:
             parquet = open_parquet(file)
             metadata, columns = parquet.metadata, parquet.schema_arrow
     except (pa.ArrowException, OSError, ValueError) as error:
@@ -209,7 +208,7 @@ def labels(footers: list[Footer]) -> tuple[tuple[int | str, ...], tuple[str, ...
         return tuple(range(len(names))), names
     found: set[int | str] = set()
     for each in footers:
-        with opened(each.url) as file:
+        with storage.opened(each.url) as file:
             parquet = open_parquet(file)
             for number in range(len(each.row_groups)):
                 try:

@@ -1,0 +1,187 @@
+"""Kill a scorer, a node or the driver before and after each step of a unit, and a training: the same bits come out.
+
+Each cell is the command line in a process of its own on a cluster of a head and two nodes. After a kill of the driver
+the same command is given again. `-s` prints the table of docs/promises.md.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import strikes
+
+from cluster_tools import Nodes, two_nodes
+from processes import killing
+from tiny import TINY, tiny_dataset
+
+METHOD = "strikes:StruckMUCS"
+NUM_IMAGES, NUM_ITEMS = 60, 2
+TRAINING = {**TINY["train"], "updates": 300, "updates_per_epoch": 20}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """A cluster, a data set, and an undisturbed run on it."""
+
+    nodes: Nodes
+    folder: Path
+
+    def command(self, name: str, run: str, *settings: str) -> list[str]:
+        told = ["--dataset", str(self.folder / "data"), "--recipe", str(self.folder / "tiny.toml")]
+        told += ["--run", f"struck://{self.folder / run}", "--method", METHOD, "--address", self.nodes.address]
+        told += [part for setting in settings for part in ("--set", setting)]
+        return [sys.executable, "-m", "mucs_ray.cli", name, *told]
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(self.command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def run(self, *arguments: str) -> str:
+        process = self.start(*arguments)
+        out, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, out
+        return out
+
+    def copy(self, run: str) -> None:
+        """The undisturbed run without its scores."""
+        shutil.copytree(self.folder / "calm", self.folder / run)
+        shutil.rmtree(self.folder / run / "attribute" / METHOD / "score")
+        for name in ("manifest.json", "plan.json", "scores.parquet", "topk.csv"):
+            (self.folder / run / "attribute" / METHOD / name).unlink()
+
+    def parts(self, run: str) -> dict[str, bytes]:
+        """What was scored: parts, whole table and lists."""
+        folder = self.folder / run / "attribute" / METHOD
+        files = [*sorted((folder / "score").glob("train-*")), folder / "scores.parquet", folder / "topk.csv"]
+        return {file.name: file.read_bytes() for file in files}
+
+    def restore(self) -> None:
+        """Two nodes again."""
+        import ray
+
+        ray.init(address=self.nodes.address, log_to_driver=False, logging_level="ERROR")
+        there = sum(node["Alive"] and node["Resources"].get("CPU", 0) >= 1 for node in ray.nodes())
+        ray.shutdown()
+        for _ in range(2 - there):
+            self.nodes.add()
+
+
+def toml(values: dict) -> str:
+    sections = {name: each for name, each in values.items() if isinstance(each, dict)}
+    lines = [f"{name} = {json.dumps(each)}" for name, each in values.items() if name not in sections]
+    for name, section in sections.items():
+        lines += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in section.items())]
+    return "\n".join(lines) + "\n"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    folder = tmp_path_factory.mktemp("chaos")
+    tiny_dataset(folder / "data")
+    (folder / "tiny.toml").write_text(toml({**TINY, "data": str(folder / "data"), "engine": {"train_workers": 1}}))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MUCS_RAY_CACHE", str(folder / "cache"))
+        patch.setenv("MUCS_RAY_STRIKES", str(folder / "strikes"))
+        patch.setenv("PYTHONPATH", str(Path(__file__).parents[1] / "plugins"), prepend=os.pathsep)
+        with two_nodes() as nodes:
+            place = Place(nodes=nodes, folder=folder)
+            place.run("attribute", "calm")
+            yield place
+
+
+def check(place: Place, run: str) -> dict[str, int]:
+    """Pairs lost, pairs doubled, files that differ."""
+    idx = [
+        number
+        for file in sorted((place.folder / run / "attribute" / METHOD / "score").glob("train-*"))
+        for number in pq.read_table(file)["idx"].to_pylist()
+    ]
+    parts, calm = place.parts(run), place.parts("calm")
+    differ = sum(parts.get(name) != content for name, content in calm.items()) + len(parts.keys() - calm.keys())
+    lost, doubled = NUM_IMAGES - len(set(idx)), len(idx) - len(set(idx))
+    scores = np.stack(pq.read_table(place.folder / run / "attribute" / METHOD / "scores.parquet")["score"].to_numpy())
+    assert scores.shape == (NUM_IMAGES, NUM_ITEMS)
+    return {"lost": lost * NUM_ITEMS, "doubled": doubled * NUM_ITEMS, "differ": differ}
+
+
+POINTS = ("before-compute", "before-publish", "after-publish")
+ALWAYS = {("node", "before-publish")}
+"""What the suite runs each time; the death of a worker and of the driver are in engine/test_faults, cli/test_main_job."""
+CELLS = [
+    pytest.param(victim, point, id=f"{victim} {point}", marks=() if (victim, point) in ALWAYS else pytest.mark.slow)
+    for victim in ("worker", "node", "driver")
+    for point in POINTS
+]
+
+
+@pytest.mark.parametrize(("victim", "point"), CELLS)
+def test_scoring(place: Place, victim: str, point: str):
+    run = f"{victim}-{point}"
+    place.restore()
+    place.copy(run)
+    started = time.monotonic()
+    process = place.start("attribute", run)
+    strikes.lay(point, victim, about=str(process.pid))
+    out, _ = process.communicate(timeout=300)
+    assert strikes.left() == 0, out
+    if victim == "driver":
+        assert process.returncode == -signal.SIGKILL
+        place.run("attribute", run)
+    else:
+        assert process.returncode == 0, out
+    found = check(place, run)
+    print(f"| {victim} | {point} | {found} | {time.monotonic() - started:.0f} s |")
+    assert found == {"lost": 0, "doubled": 0, "differ": 0}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["training worker", "node", "driver"])
+def test_training(place: Place, victim: str):
+    """Killed in the middle of an epoch, with some epochs published: the same weights."""
+    run, stage = f"train-{victim.replace(' ', '-')}", "pretrain"
+    settings = [f"train.updates={TRAINING['updates']}", f"train.updates_per_epoch={TRAINING['updates_per_epoch']}"]
+    if not (place.folder / "calm-training").exists():
+        place.run("pretrain", "calm-training", *settings)
+    place.restore()
+    started = time.monotonic()
+    process = place.start("pretrain", run, *settings)
+
+    def begun() -> bool:
+        return any((place.folder / run / stage).glob("state.*"))
+
+    title = {"training worker": "RayTrainWorker", "node": "RayTrainWorker", "driver": "mucs_ray.cli"}[victim]
+    with killing(title, begun, parent=victim == "node") as killed:
+        out, _ = process.communicate(timeout=300)
+    assert killed, out
+    if victim == "driver":
+        place.run("pretrain", run, *settings)
+    else:
+        assert process.returncode == 0, out
+    differ = sum(
+        file.read_bytes() != (place.folder / run / stage / file.name).read_bytes()
+        for file in (place.folder / "calm-training" / stage).glob("*.safetensors")
+        if not file.name.startswith("state")
+    )
+    print(f"| {victim} | mid-epoch | differ {differ} | {time.monotonic() - started:.0f} s |")
+    assert differ == 0
+
+
+def test_a_storage_that_tears_and_doubles_writes(place: Place):
+    """Half a part with an error, an error alone, and a part written again late: the same parts."""
+    run = "bad-storage"
+    place.restore()
+    place.copy(run)
+    for point in ("write", "tear", "double"):
+        strikes.lay(point, "error")
+    place.run("attribute", run)
+    assert strikes.left() == 0
+    assert check(place, run) == {"lost": 0, "doubled": 0, "differ": 0}

@@ -1,0 +1,67 @@
+"""A node that joins while units are scored gets a scorer and its share of them; the scores are those of one node."""
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from together import units_by_node
+
+from cluster_tools import some_nodes
+from mucs_ray.data.table import Dataset
+from mucs_ray.engine.session import Cluster, session
+from mucs_ray.engine.training import TrainJob, run_training
+from mucs_ray.pipeline import Pipeline
+from mucs_ray.training.step import Group
+from tiny import tiny_dataset
+from tiny_run import open_tiny, work
+
+TOGETHER = "together:TogetherMUCS"
+
+
+def trained_weights(dataset: Dataset, folder: Path) -> str:
+    """A training in this process, which is quicker than through Ray."""
+    pipeline = open_tiny(dataset, folder)
+    stage, recipe = pipeline.stages["pretrain"], pipeline.recipe
+    job = TrainJob(dataset=dataset, stage=stage, model=recipe.model, train=recipe.train, seed=recipe.seed)
+    run_training(job, Group(), torch.device("cpu"), lambda key, value: None)
+    return stage.url(stage.part("last", "safetensors"))
+
+
+def parts(pipeline: Pipeline, method: str) -> dict[str, bytes]:
+    """By unit."""
+    folder = Path(pipeline.stages[f"attribute/{method}/score"].folder)
+    return {file.name.split(".")[0]: file.read_bytes() for file in folder.glob("train-*")}
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 300
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_a_node_that_joins_scores_its_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """With all defaults: one node scores MUCS; then, beside a new one, the same again."""
+    (tmp_path / "together").mkdir()
+    monkeypatch.setenv("MUCS_RAY_TOGETHER", str(tmp_path / "together"))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1] / "plugins"))
+    dataset = tiny_dataset(tmp_path / "data", rows_per_unit=4)
+    weights = trained_weights(dataset, tmp_path / "training")
+    with some_nodes(1) as nodes, session(nodes.address):
+        pipeline = open_tiny(dataset, tmp_path / "run", methods=("mucs", TOGETHER), weights=weights, engine={})
+        work(pipeline, f"attribute/{TOGETHER}/unlearn", Cluster.now())
+        scoring = threading.Thread(target=work, args=(pipeline, "attribute", Cluster.now()))
+        scoring.start()
+        wait_until(lambda: len(units_by_node()) == 1)
+        joined = time.monotonic()
+        nodes.add()
+        wait_until(lambda: len(units_by_node()) == 2)
+        print(f"the new node scored {time.monotonic() - joined:.1f} s after it was asked for")
+        scoring.join()
+    assert pipeline.stages[f"attribute/{TOGETHER}"].state().status == "done"
+    alone, together = parts(pipeline, "mucs"), parts(pipeline, TOGETHER)
+    assert len(alone) == 15 and together == alone
+    assert len(units_by_node()) == 2 and min(units_by_node().values()) > 1

@@ -1,0 +1,39 @@
+"""MUCS that scores its first units anywhere, and then waits until a second node scores one too.
+
+Each node that scores leaves a file, with a line a unit, in the folder MUCS_RAY_TOGETHER.
+"""
+
+import os
+import time
+from pathlib import Path
+
+import ray
+
+from mucs_ray.attribution.base import Columns
+from mucs_ray.attribution.mucs import MUCS
+from mucs_ray.diffusion.batch import Batch
+
+ALONE = 3
+"""Units before the wait."""
+PATIENCE_S = 120
+
+
+def units_by_node() -> dict[str, int]:
+    """How many units each node has scored."""
+    folder = Path(os.environ["MUCS_RAY_TOGETHER"])
+    return {file.name: len(file.read_text().splitlines()) for file in folder.iterdir()}
+
+
+class TogetherMUCS(MUCS):
+    """The same scores as MUCS."""
+
+    name = "together-mucs"
+
+    def columns(self, rows: Batch) -> Columns:
+        here = Path(os.environ["MUCS_RAY_TOGETHER"], ray.get_runtime_context().get_node_id())
+        with here.open("a") as told:
+            print(int(rows.idx[0]), file=told)
+        deadline = time.monotonic() + PATIENCE_S
+        while len(scored := units_by_node()) == 1 and sum(scored.values()) > ALONE and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return super().columns(rows)
