@@ -49,5 +49,7 @@ def remove(url: str, folders: Iterable[str]) -> None:
 
 def start(url: str, shard: str) -> tuple[str, Any]:
     """Digest of a data set's card, and the first bytes of a shard."""
+    digest = sha256(storage.read_bytes(storage.join(url, "card.json"))).hexdigest()
     fs, path = storage.filesystem(storage.join(url, shard))
-    return sha256(storage.read_bytes(storage.join(url, "card.json"))).hexdigest(), fs.cat_file(path, start=0, end=4)
+    with storage.own_errors(url):
+        return digest, fs.cat_file(path, start=0, end=4)

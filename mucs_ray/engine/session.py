@@ -23,6 +23,11 @@ LOCAL_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_USAGE_STATS_REPORT_URL": "http://127.0.0.1:9/",
 }
+NOT_LOCAL = (
+    "PYTHONDONTWRITEBYTECODE",  # without .pyc files every Ray process starts three times slower
+    "MUCS_RAY_MAX_CPUS",  # what can come to a cluster that this machine may be the head of
+    "MUCS_RAY_MAX_GPUS",
+)
 QUIET_ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_BACKEND_LOG_LEVEL": "fatal",
@@ -133,9 +138,8 @@ def session(address: str | None = None, *, verbose: bool = False) -> Iterator[Cl
         os.environ.update(QUIET_ENVIRONMENT)
     if address == "local":
         os.environ.update(LOCAL_ENVIRONMENT)
-        os.environ.pop(
-            "PYTHONDONTWRITEBYTECODE", None
-        )  # without .pyc files every Ray process starts three times slower
+        for name in NOT_LOCAL:
+            os.environ.pop(name, None)
     import ray  # after the environment is set: Ray reads it when it is imported
 
     if not verbose:

@@ -46,6 +46,8 @@ class Watch:
         if crew != self.crew:
             self.crew = crew
             self.bar.log("crew", at_work=crew[0], nodes=crew[1])
+        if self.bar.events is not None:
+            self.bar.events.flush_now_and_then()
 
 
 @contextmanager

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
-from mucs_ray.errors import InputError
+from mucs_ray.errors import InputError, MucsError
 from mucs_ray.models.dit import DiT, DiTConfig
-from mucs_ray.storage import filesystem, read_bytes
+from mucs_ray.storage import StoreError, filesystem, read_bytes
 
 HEAD_WIDTH = 64
 TORCH_SUFFIXES = (".ckpt", ".pt", ".pth")
@@ -87,7 +87,7 @@ def _read(path: str) -> object:
         fs, inside = filesystem(path)
         with fs.open(inside, "rb") as file:
             return _read_torch(file, path)
-    except InputError:
+    except (MucsError, StoreError):
         raise
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error

@@ -35,6 +35,10 @@ class EventLog:
         with self.lock:
             now = datetime.now(UTC).isoformat(timespec="milliseconds")
             self.lines.append(json.dumps({"time": now, "event": event, **facts}, default=str))
+        self.flush_now_and_then()
+
+    def flush_now_and_then(self) -> None:
+        """Publish what is new if that has not been done lately."""
         if time.monotonic() - self.at > PUBLISH_S:
             self.flush()
 

@@ -18,7 +18,7 @@ from json import dumps
 from typing import Any, Literal
 
 from mucs_ray import storage
-from mucs_ray.errors import InputError
+from mucs_ray.errors import InputError, MachineError
 
 LAYOUT_VERSION = 1
 FAILED = "failed.json"
@@ -195,6 +195,8 @@ def open_run(url: str) -> str:
     try:
         storage.publish(storage.join(url, ".writable"), b"")
         storage.remove(storage.join(url, ".writable"))
+    except (MachineError, storage.StoreError):
+        raise  # an object store's, one line already
     except OSError as error:
         reason = error.strerror or str(error)
         raise InputError(f"run directory {url} cannot be written ({reason}); choose another with --run") from None

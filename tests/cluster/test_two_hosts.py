@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -21,7 +21,8 @@ import pytest
 DATA = Path(os.environ.get("MUCS_RAY_TEST_DATA") or Path(__file__).parents[3] / "shared" / "data")
 SCRIPT = DATA / "unpack_cifar10.py"
 NET, PORT = "10.77.0", 26379
-NOTICED = {"health_check_initial_delay_ms": 500, "health_check_period_ms": 1000, "health_check_timeout_ms": 2000}
+NOTICED = {"health_check_period_ms": 1000, "health_check_timeout_ms": 5000, "health_check_failure_threshold": 3}
+"""A silent host is missed after some 18 seconds, not a minute."""
 RECIPE = """
 name = "two-hosts"
 data = "{data}"
@@ -44,7 +45,7 @@ batch_size = 16
 null_batches = 2
 max_updates = 5
 [score]
-noises = 10
+noises = 6
 [engine]
 train_workers = 1
 """
@@ -105,6 +106,20 @@ def ray_node(*words: str, inside: tuple[str, ...] = ()) -> Iterator[None]:
         process.wait(timeout=60)
 
 
+def wait_for(nodes: int) -> None:
+    """Until that many are alive."""
+    from ray._raylet import GcsClient
+
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        with suppress(Exception):
+            found = GcsClient(address=f"{NET}.1:{PORT}").get_all_node_info(timeout=5)
+            if sum(node.state == 0 for node in found.values()) >= nodes:
+                return
+        time.sleep(0.5)
+    raise TimeoutError(f"{nodes} nodes did not come")
+
+
 @contextmanager
 def two_hosts(folder: Path) -> Iterator[str]:
     """A head without CPUs, and two hosts of one CPU each."""
@@ -119,11 +134,11 @@ def two_hosts(folder: Path) -> Iterator[str]:
         common = ("--object-store-memory=100000000",)
         head = ("--head", f"--port={PORT}", f"--node-ip-address={NET}.1", "--num-cpus=0", "--include-dashboard=false")
         stack.enter_context(ray_node(*head, *common, f"--system-config={json.dumps(NOTICED)}"))
-        time.sleep(10)
+        wait_for(1)
         for number, name in enumerate(hosts, start=2):
             told = (f"--address={NET}.1:{PORT}", f"--node-ip-address={NET}.{number}", "--num-cpus=1", *common)
             stack.enter_context(ray_node(*told, inside=("ip", "netns", "exec", name)))
-        time.sleep(15)
+            wait_for(number)
         yield f"{NET}.1:{PORT}"
 
 

@@ -1,18 +1,15 @@
 """Each file of cluster/ parses, has what its reader requires, and agrees with the others. Nothing is started."""
 
-import importlib.util
 import json
 import re
 import shlex
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from copy import deepcopy
 from importlib.metadata import distribution
 from itertools import pairwise
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import jsonschema
@@ -57,7 +54,7 @@ def without_comments(name: str) -> str:
 
 def test_the_files_of_the_table_are_all_there_are():
     told = set(re.findall(r"\| `cluster/([\w.-]+)` \|", text("README.md")))
-    others = {"README.md", "Dockerfile", "Dockerfile.dockerignore", "kubernetes.yaml", "with_workers.py"}
+    others = {"README.md", "Dockerfile", "Dockerfile.dockerignore", "kubernetes.yaml", "grafana-dashboard.json"}
     assert told | others == set(NAMES)
     assert len(told) == 7
 
@@ -119,8 +116,6 @@ def test_the_dockerfile():
     ignored = text("Dockerfile.dockerignore").splitlines()
     assert "*" in ignored
     assert {line[1:] for line in ignored if line.startswith("!")} == {source.rstrip("/") for source in copied}
-    helper = "/opt/mucs-ray/cluster/with_workers.py"
-    assert ("WORKDIR", "/opt/mucs-ray") in told and helper in text("rayjob.yaml") and helper in text("README.md")
 
 
 # --- commands -------------------------------------------------------------------------------------------------------
@@ -266,6 +261,7 @@ def test_head_on_demand_and_workers_on_spot_from_none(name: str):
     assert head["resources"] == {"CPU": 0} and head["max_workers"] == 0
     assert (gpu["min_workers"], gpu["max_workers"]) == (0, config["max_workers"]) and gpu["max_workers"] > 0
     assert gpu["resources"]["GPU"] > 0
+    assert f"-e MUCS_RAY_MAX_GPUS={gpu['max_workers'] * gpu['resources']['GPU']}" in config["docker"]["run_options"]
     assert 0 < config["idle_timeout_minutes"] <= 15
     if name == "ray-aws.yaml":
         assert gpu["node_config"]["InstanceMarketOptions"]["MarketType"] == "spot"
@@ -379,6 +375,9 @@ def test_the_cluster_of_kuberay():
     assert head["serviceType"] == "ClusterIP"
     assert (head["rayStartParams"]["num-cpus"], head["rayStartParams"]["num-gpus"]) == ("0", "0")
     assert gpu["minReplicas"] == gpu["replicas"] == 0 < gpu["maxReplicas"]
+    (worker,) = gpu["template"]["spec"]["containers"]
+    most = gpu["maxReplicas"] * worker["resources"]["limits"]["nvidia.com/gpu"]
+    assert {"name": "MUCS_RAY_MAX_GPUS", "value": str(most)} in head["template"]["spec"]["containers"][0]["env"]
     for each in (head, gpu):
         pod = each["template"]["spec"]
         (container,) = pod["containers"]
@@ -427,9 +426,6 @@ def test_the_job_ends_and_resumes():
     assert set(spec) == JOB_FIELDS
     assert spec["shutdownAfterJobFinishes"] is True
     assert all(spec[key] > 0 for key in ("backoffLimit", "activeDeadlineSeconds", "ttlSecondsAfterFinished"))
-    (gpus,) = re.findall(r"--gpus (\d+) --", spec["entrypoint"])
-    (group,) = spec["rayClusterSpec"]["workerGroupSpecs"]
-    assert 0 < int(gpus) <= group["maxReplicas"]
     assert "\n" not in spec["entrypoint"] and not re.search(r"[$`;|&]", spec["entrypoint"])  # no shell expands it
 
 
@@ -505,80 +501,3 @@ def test_compose():
     assert "--num-cpus=0" in services["head"]["command"] and "--address=head:6379" in services["worker"]["command"]
     bash_parses(services["job"]["command"][-1])
     assert {volume.split(":")[0] for volume in services["s3"]["volumes"]} == set(compose["volumes"])
-
-
-# --- with_workers.py ------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def autoscaler(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """A stand-in for Ray: what it was asked for, and how many GPUs it shows at each look."""
-    seen = SimpleNamespace(asked=[], shown=[0], address=None, open=False, slept=0.0)
-
-    def init(*, address: str, **_: object) -> None:
-        seen.address, seen.open = address, True
-
-    def shutdown() -> None:
-        seen.open = False
-
-    def cluster_resources() -> dict[str, float]:
-        return {"GPU": float(seen.shown.pop(0) if len(seen.shown) > 1 else seen.shown[0])}
-
-    ray, scaler, sdk = ModuleType("ray"), ModuleType("ray.autoscaler"), ModuleType("ray.autoscaler.sdk")
-    ray.__dict__.update(init=init, shutdown=shutdown, cluster_resources=cluster_resources)
-    sdk.__dict__.update(request_resources=lambda *, bundles: seen.asked.append(bundles))
-    for module in (ray, scaler, sdk):
-        monkeypatch.setitem(sys.modules, module.__name__, module)
-    return seen
-
-
-@pytest.fixture
-def with_workers(autoscaler: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("with_workers", CLUSTER / "with_workers.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    clock = SimpleNamespace(monotonic=lambda: autoscaler.slept)
-
-    def sleep(seconds: float) -> None:
-        autoscaler.slept += seconds
-
-    clock.sleep = sleep
-    monkeypatch.setattr(module, "time", clock)
-    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
-    return module
-
-
-def test_workers_are_asked_for_kept_and_let_go(with_workers: ModuleType, autoscaler: SimpleNamespace, tmp_path: Path):
-    autoscaler.shown = [0, 1, 3]
-    made = tmp_path / "made"
-    assert with_workers.main(["--gpus", "3", "--", "sh", "-c", f"touch {made}; exit 7"]) == 7
-    assert made.exists() and autoscaler.address == "head:6379" and not autoscaler.open
-    assert autoscaler.asked == [[{"GPU": 1}] * 3, []]
-    assert autoscaler.slept == 2 * with_workers.CHECK_EVERY_S
-
-
-@pytest.mark.parametrize(("came", "code"), [(2, 0), (0, 3)])
-def test_fewer_workers_are_enough_but_none_is_an_error(
-    came: int, code: int, with_workers: ModuleType, autoscaler: SimpleNamespace, capfd: pytest.CaptureFixture[str]
-):
-    autoscaler.shown = [came]
-    assert with_workers.main(["--gpus", "4", "--wait", "60", "--", "echo", "ran"]) == code
-    told = capfd.readouterr()
-    assert ("ran" in told.out) == (came > 0) and f"{came} of 4 GPUs" in told.err
-    assert 60 <= autoscaler.slept <= 60 + with_workers.CHECK_EVERY_S
-    assert autoscaler.asked[-1] == [] and not autoscaler.open
-
-
-def test_workers_are_let_go_when_the_command_cannot_be_run(with_workers: ModuleType, autoscaler: SimpleNamespace):
-    autoscaler.shown = [1]
-    with pytest.raises(FileNotFoundError):
-        with_workers.main(["--gpus", "1", "--", "/no/such/program"])
-    assert autoscaler.asked[-1] == [] and not autoscaler.open
-
-
-@pytest.mark.parametrize("words", [["--gpus", "0", "--", "true"], ["--gpus", "2"], ["--", "true"]])
-def test_bad_options_are_refused(words: list[str], with_workers: ModuleType):
-    with pytest.raises(SystemExit) as ended:
-        with_workers.main(words)
-    assert ended.value.code == 2
