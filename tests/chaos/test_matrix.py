@@ -21,6 +21,7 @@ import pytest
 import strikes
 
 from cluster_tools import Nodes, two_nodes
+from mucs_ray.engine.session import alive, session
 from processes import killing
 from tiny import TINY, tiny_dataset
 
@@ -64,15 +65,20 @@ class Place:
         files = [*sorted((folder / "score").glob("train-*")), folder / "scores.parquet", folder / "topk.csv"]
         return {file.name: file.read_bytes() for file in files}
 
-    def restore(self) -> None:
-        """Two nodes again."""
-        import ray
+    def workers(self) -> list[str]:
+        """Ids of the nodes with a CPU."""
+        with session(self.nodes.address):
+            return [node["NodeID"] for node in alive() if node["Resources"].get("CPU", 0) >= 1]
 
-        ray.init(address=self.nodes.address, log_to_driver=False, logging_level="ERROR")
-        there = sum(node["Alive"] and node["Resources"].get("CPU", 0) >= 1 for node in ray.nodes())
-        ray.shutdown()
-        for _ in range(2 - there):
+    def restore(self, count: int = 2) -> None:
+        """So many nodes again."""
+        for _ in range(count - len(self.workers())):
             self.nodes.add()
+
+    def events(self, run: str, event: str) -> list[dict]:
+        files = (self.folder / run / "events").iterdir()
+        lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+        return [line for line in lines if line["event"] == event]
 
 
 def toml(values: dict) -> str:
@@ -115,7 +121,7 @@ def check(place: Place, run: str) -> dict[str, int]:
 
 POINTS = ("before-compute", "before-publish", "after-publish")
 ALWAYS = {("node", "before-publish")}
-"""What the suite runs each time; the death of a worker and of the driver are in engine/test_faults, cli/test_main_job."""
+"""Run each time; the death of a worker and of the driver are in engine/test_faults and cli/test_main_job as well."""
 CELLS = [
     pytest.param(victim, point, id=f"{victim} {point}", marks=() if (victim, point) in ALWAYS else pytest.mark.slow)
     for victim in ("worker", "node", "driver")
@@ -173,6 +179,39 @@ def test_training(place: Place, victim: str):
     )
     print(f"| {victim} | mid-epoch | differ {differ} | {time.monotonic() - started:.0f} s |")
     assert differ == 0
+
+
+@pytest.mark.slow
+def test_a_node_that_is_told_to_go_is_left_in_time(place: Place):
+    """Ray's notice of a spot machine: nothing new is begun there, no attempt is lost, and the same bits come out."""
+    run = "drained"
+    place.restore()
+    place.copy(run)
+    leaving = place.workers()[0]
+    strikes.lay("before-compute", "wait", 4)
+    process = place.start("attribute", run)
+    while strikes.left() > 2:  # each node has begun a unit
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    drain = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--address", place.nodes.address]
+    drain += ["--node-id", leaving, "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
+    subprocess.run([*drain, "--deadline-remaining-seconds", "60"], check=True, capture_output=True)
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, out
+    assert check(place, run) == {"lost": 0, "doubled": 0, "differ": 0}
+    assert place.events(run, "failure") == []
+    shutil.rmtree(place.folder / "strikes")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [1, 3])
+def test_another_number_of_workers_gives_the_same_parts(place: Place, count: int):
+    """The undisturbed run had two."""
+    run = f"{count}-workers"
+    place.restore(3)
+    place.copy(run)
+    place.run("attribute", run, f"engine.actors=[{count}, {count}]")
+    assert check(place, run) == {"lost": 0, "doubled": 0, "differ": 0}
 
 
 def test_a_storage_that_tears_and_doubles_writes(place: Place):

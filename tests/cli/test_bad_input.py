@@ -12,7 +12,7 @@ from mucs_ray.data.table import Dataset
 from mucs_ray.models.dit import DiT
 from mucs_ray.store import checkpoint
 from mucs_ray.store.weights import model_facts
-from tiny import TINY, tiny_dataset, tiny_recipe
+from tiny import tiny_dataset, tiny_recipe, tiny_toml
 
 
 @pytest.fixture
@@ -23,18 +23,9 @@ def data(tmp_path: Path) -> Dataset:
 @pytest.fixture
 def recipe(tmp_path: Path, data: Dataset) -> str:
     """TINY as a recipe file."""
-    lines = [f'name = "tiny"\ndata = "{data.url}"\n']
-    for section, values in TINY.items():
-        if isinstance(values, dict):
-            lines.append(f"[{section}]")
-            lines += [f"{key} = {toml(value)}" for key, value in values.items()]
     path = tmp_path / "tiny.toml"
-    path.write_text("\n".join(lines) + "\n")
+    path.write_text(tiny_toml(data.url))
     return str(path)
-
-
-def toml(value: object) -> str:
-    return f'"{value}"' if isinstance(value, str) else str(value).lower()
 
 
 def refused(*arguments: str, code: int = 2) -> str:

@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
+from ray.autoscaler.v2.sdk import get_cluster_status
 
 from autoscaling_tools import autoscaling_cluster
 from mucs_ray.engine.session import Cluster, alive, await_worker, session
@@ -46,14 +47,20 @@ def num_workers() -> int:
     return sum(node["Resources"].get("CPU", 0) > 0 for node in alive())
 
 
-def watch_workers(process: subprocess.Popen[bytes]) -> Iterator[tuple[float, str]]:
-    """(time, how many workers) whenever it changes, until the command has ended and they have gone."""
-    known, deadline = -1, time.monotonic() + PATIENCE_S
-    while process.poll() is None or known:
+def work_waits(address: str) -> bool:
+    """Whether something cannot be placed until another worker comes."""
+    demands = get_cluster_status(address).resource_demands
+    return bool(demands.ray_task_actor_demand or demands.placement_group_demand)
+
+
+def watch(process: subprocess.Popen[bytes], address: str) -> Iterator[tuple[float, str]]:
+    """(time, workers and whether more are wanted) whenever it changes, until the command has ended and all have gone."""
+    known, deadline = (-1, False), time.monotonic() + PATIENCE_S
+    while process.poll() is None or known[0]:
         assert time.monotonic() < deadline
-        if (found := num_workers()) != known:
+        if (found := (num_workers(), work_waits(address))) != known:
             known = found
-            yield time.time(), f"{known} workers"
+            yield time.time(), f"{found[0]} workers{', work waits' if found[1] else ''}"
         time.sleep(0.2)
 
 
@@ -63,6 +70,11 @@ def events_of(run: Path) -> Iterator[tuple[float, str]]:
             event = json.loads(line)
             when = datetime.fromisoformat(event.pop("time")).timestamp()
             yield when, " ".join(str(value) for value in event.values())
+
+
+def first_part(run: Path) -> tuple[float, str]:
+    """When scores of a first unit were there."""
+    return min(file.stat().st_mtime for file in run.glob("attribute/mucs/score/train-*")), "first unit scored"
 
 
 def made(run: Path) -> dict[str, bytes]:
@@ -92,11 +104,11 @@ def test_the_plain_command_from_no_workers_to_no_workers(address: str, recipe: P
         assert (cluster.cpus, cluster.slots, cluster.grows) == (MOST, MOST, True)
         begun = time.time()
         command = start(recipe, "scaled", "--address", address)
-        workers = [*watch_workers(command), (time.time(), "end")]
+        workers = list(watch(command, address))
     assert command.returncode == 0, recipe.with_name("scaled.log").read_text()
     scaled = recipe.with_name("scaled")
-    for when, what in sorted([*workers, *events_of(scaled)]):
+    for when, what in sorted([*workers, *events_of(scaled), first_part(scaled)]):
         print(f"{when - begun:6.1f} s  {what}")
     counts = [what for _, what in workers]
-    assert f"{MOST} workers" in counts and counts[0] == counts[-2] == "0 workers"
+    assert f"{MOST} workers" in counts and counts[0] == counts[-1] == "0 workers"
     assert len(made(scaled)) > 10 and made(scaled) == made(recipe.with_name("alone"))

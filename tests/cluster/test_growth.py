@@ -20,6 +20,8 @@ from tiny_run import open_tiny, work
 
 TOGETHER = "together:TogetherMUCS"
 
+pytestmark = pytest.mark.slow
+
 
 def trained_weights(dataset: Dataset, folder: Path) -> str:
     """A training in this process, which is quicker than through Ray."""
@@ -44,7 +46,7 @@ def wait_until(holds: Callable[[], bool]) -> None:
 
 
 def test_a_node_that_joins_scores_its_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """With all defaults: one node scores MUCS; then, beside a new one, the same again."""
+    """With all defaults: one node scores MUCS; then the same again, and a second node comes in the middle."""
     (tmp_path / "together").mkdir()
     monkeypatch.setenv("MUCS_RAY_TOGETHER", str(tmp_path / "together"))
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1] / "plugins"))

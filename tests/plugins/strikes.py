@@ -48,6 +48,8 @@ def strike(point: str, where: int | None = None) -> None:
         match token.name.split(".")[1]:
             case "error":
                 raise OSError(f"struck {point}")
+            case "wait":
+                time.sleep(4)
             case "hang":
                 time.sleep(10_000)
             case "worker":
