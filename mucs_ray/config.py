@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from importlib import resources
 from typing import Annotated, Any, get_type_hints
 
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt
 from pydantic import TypeAdapter, ValidationError
 
 from mucs_ray import storage
@@ -25,6 +25,7 @@ from mucs_ray.attribution.config import (
     UnlearnConfig,
 )
 from mucs_ray.data.table import Card
+from mucs_ray.engine_config import EngineConfig
 from mucs_ray.errors import InputError
 from mucs_ray.evaluation.config import EvaluateConfig, RemoveConfig
 from mucs_ray.models.dit import DiTConfig
@@ -43,28 +44,6 @@ class GenerateConfig:
     """Generated images that are not attributed, to see collateral damage."""
     steps: Annotated[int, Gt(0)] = 32
     guidance: float = 1.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineConfig:
-    """How the work is spread. No finished work becomes stale by it: scores do not depend on it, trained weights only
-    through rounding and, with dropout, through which worker drew what.
-    """
-
-    train_workers: Annotated[int, Ge(0)] = 0
-    """Workers of Ray Train; 0 = one a GPU, or on a machine without GPUs one a CPU, at most 2."""
-    trainings: Annotated[int, Ge(0)] = 0
-    """Trainings side by side at most; 0 = as many as there is room for."""
-    actors: tuple[Annotated[int, Ge(0)], Annotated[int, Ge(0)]] = (0, 0)
-    """Smallest and largest pool of scorers. 0 = all that the cluster has room for, now or once its autoscaler has
-    brought it; and no bound: nodes that join get scorers too."""
-    max_failures: Annotated[int, Ge(0)] = 3
-    """Restarts of a training after a lost worker or a hang; a machine that is taken away does not count."""
-    gpu_share: Annotated[float, Gt(0), Le(1)] = 1.0
-    """GPU of one worker outside training, e.g. 0.5 for two workers on one GPU."""
-    timeout: Annotated[float, Ge(10)] = 900.0
-    """Seconds without a sign of life (a forward pass, or the end of a unit) after which a worker is ended, and what it
-    did tried again elsewhere."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

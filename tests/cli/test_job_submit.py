@@ -65,6 +65,7 @@ def test_a_job_gives_the_scores_of_the_local_command(place: Place, monkeypatch: 
     job = place.submit(*words, str(place.folder / "job"))
     assert job.returncode == 0, job.stdout + job.stderr
     assert "done  report" in job.stdout
+    assert any(place.sessions.glob("ray/*/runtime_resources/working_dir_files/*/mucs_ray/**/*.pyc"))  # the upload ran
 
     monkeypatch.setenv("MUCS_RAY_CACHE", str(place.folder / "cache"))
     local = [sys.executable, "-m", "mucs_ray.cli", *words, str(place.folder / "local")]

@@ -54,7 +54,7 @@ def work_waits(address: str) -> bool:
 
 
 def watch(process: subprocess.Popen[bytes], address: str) -> Iterator[tuple[float, str]]:
-    """(time, workers and whether more are wanted) whenever it changes, until the command has ended and all have gone."""
+    """(time, workers and whether work waits) whenever it changes, until the command has ended and all have gone."""
     known, deadline = (-1, False), time.monotonic() + PATIENCE_S
     while process.poll() is None or known[0]:
         assert time.monotonic() < deadline
