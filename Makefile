@@ -37,7 +37,7 @@ test-plain: setup
 	$(BIN)/python -m pytest tests/unit tests/contract
 
 test-ray: setup
-	$(BIN)/python -m pytest tests/cli tests/engine tests/stores
+	$(BIN)/python -m pytest tests/cli tests/cluster tests/chaos tests/engine tests/stores
 
 lint: setup
 	$(BIN)/ruff check .

@@ -8,7 +8,7 @@ from itertools import groupby
 from typing import Any
 
 from mucs_ray import __version__, storage
-from mucs_ray.engine.session import Cluster, await_worker, session
+from mucs_ray.engine.session import Cluster, alive_nodes, await_worker, session
 from mucs_ray.errors import MucsError
 from mucs_ray.pipeline import PHASES, Pipeline
 from mucs_ray.store.run import Stage
@@ -27,9 +27,7 @@ def run(pipelines: Sequence[Pipeline], command: str) -> list[Work]:
         pipeline.events.add("command", command=command, version=__version__)
     work = [each for each in todo if each[1] != "report"]
     if work:
-        with session(pipelines[0].address, verbose=pipelines[0].verbose) as cluster:
-            if cluster.nodes > 1:
-                check_places(pipelines)
+        with session(pipelines[0].address, verbose=pipelines[0].verbose):
             do(work)
     for pipeline, _ in (each for each in todo if each[1] == "report"):
         write_report(pipeline)
@@ -37,19 +35,22 @@ def run(pipelines: Sequence[Pipeline], command: str) -> list[Work]:
     return todo
 
 
-def check_places(pipelines: Sequence[Pipeline]) -> None:
-    """MachineError if not all nodes see the run directories: their work would be lost."""
-    from mucs_ray.engine.nodes import check_shared
-
-    for pipeline in pipelines:
-        check_shared(pipeline.run_url)
-
-
 def missing(pipelines: Sequence[Pipeline], command: str) -> list[Work]:
     """What is not done, all runs' trainings side by side, then all they generate, and so on."""
     plans = [(pipeline, pipeline.plan(command)) for pipeline in pipelines]
     todo = [(pipeline, name) for pipeline, plan in plans for name, state in plan.items() if state.status != "done"]
     return sorted(todo, key=lambda each: PHASES.index(phase(each)))
+
+
+def checked_nodes(work: Sequence[Work], before: set[str]) -> set[str]:
+    """The nodes there are. MachineError if one has come that does not see a run directory: its work would be lost."""
+    from mucs_ray.engine.nodes import check_shared
+
+    there = alive_nodes()
+    if len(there) > 1 and there - before:
+        for url in dict.fromkeys(pipeline.run_url for pipeline, _ in work):
+            check_shared(url)
+    return there
 
 
 def phase(work: Work) -> str:
@@ -62,8 +63,10 @@ def do(work: Sequence[Work]) -> None:
     from mucs_ray import steps  # imports Ray's libraries, which a finished run does not need
     from mucs_ray.steps import trainings
 
+    nodes: set[str] = set()
     for _, group in groupby(work, key=phase):
         together = list(group)
+        nodes = checked_nodes(together, nodes)
         started = time.monotonic()
         if side_by_side := [each for each in together if trainings.is_training(*each)]:
             with told(side_by_side):

@@ -1,5 +1,6 @@
 """A node that joins while units are scored gets a scorer and its share of them; the scores are those of one node."""
 
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -49,13 +50,13 @@ def test_a_node_that_joins_scores_its_share(tmp_path: Path, monkeypatch: pytest.
     """With all defaults: one node scores MUCS; then the same again, and a second node comes in the middle."""
     (tmp_path / "together").mkdir()
     monkeypatch.setenv("MUCS_RAY_TOGETHER", str(tmp_path / "together"))
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1] / "plugins"))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1] / "plugins"), prepend=os.pathsep)
     dataset = tiny_dataset(tmp_path / "data", rows_per_unit=4)
     weights = trained_weights(dataset, tmp_path / "training")
     with some_nodes(1) as nodes, session(nodes.address):
         pipeline = open_tiny(dataset, tmp_path / "run", methods=("mucs", TOGETHER), weights=weights, engine={})
         work(pipeline, f"attribute/{TOGETHER}/unlearn", Cluster.now())
-        scoring = threading.Thread(target=work, args=(pipeline, "attribute", Cluster.now()))
+        scoring = threading.Thread(target=work, args=(pipeline, "attribute", Cluster.now()), daemon=True)
         scoring.start()
         wait_until(lambda: len(units_by_node()) == 1)
         joined = time.monotonic()
