@@ -6,6 +6,7 @@ RAY_ADDRESS or an address (as `ray job submit` sets it) the existing cluster is 
 
 import logging
 import os
+import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -35,6 +36,7 @@ QUIET_ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
 }
 KINDS = ("CPU", "GPU")
+REACH_S = 10.0
 ACTOR_CPUS, READER_CPUS = 0.9, 0.1
 """Of each CPU a worker leaves a tenth to the readers that feed it: if it took all, Ray Data would wait for ever."""
 
@@ -77,7 +79,7 @@ class Cluster:
     @property
     def num_workers(self) -> int:
         """Processes that can compute side by side: one a GPU or share of one, or one a CPU."""
-        return int(self.gpus / self.engine.gpu_share) or self.cpus
+        return self.gpus * int(1 / self.engine.gpu_share) or self.cpus
 
     @property
     def worker_options(self) -> dict[str, float]:
@@ -151,12 +153,24 @@ def session(address: str | None = None, *, verbose: bool = False) -> Iterator[Cl
         if address == "local":
             start_local(verbose=verbose, level=level)
         else:
+            check_reachable(address)
             environment = {"env_vars": worker_environment()}
             ray.init(address=address, runtime_env=environment, log_to_driver=verbose, logging_level=level)
     try:
         yield Cluster.now()
     finally:
         ray.shutdown()
+
+
+def check_reachable(address: str) -> None:
+    """MachineError if nothing listens at HOST:PORT: Ray itself would try for a quarter of an hour, in silence."""
+    host, _, port = address.rpartition(":")
+    if "://" in address or not port.isdecimal():
+        return  # "auto", say
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_S).close()
+    except OSError as error:
+        raise MachineError(f"no Ray cluster answers at {address} ({error}); give the HOST:PORT of its head") from None
 
 
 @contextmanager

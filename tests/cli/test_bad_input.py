@@ -183,3 +183,9 @@ def test_seeds(recipe: str, tmp_path: Path):
     (tmp_path / "run" / "experiment.json").write_text('{"seeds": [1, 2]}')
     assert "holds the runs of several seeds" in refused(*command, "--set", 'evaluate.metrics=["mse"]')
     assert "has begun" in refused("status", "--run", str(tmp_path / "run"))
+
+
+def test_an_address_where_no_cluster_answers(recipe: str, tmp_path: Path):
+    """At once: Ray itself tries for a quarter of an hour."""
+    options = ("--recipe", recipe, "--run", str(tmp_path / "run"), "--address", "127.0.0.1:9")
+    assert "no Ray cluster answers at 127.0.0.1:9" in refused("pretrain", *options, code=3)

@@ -3,6 +3,8 @@
 import pytest
 
 from mucs_ray.engine.session import Cluster, await_worker
+from mucs_ray.engine.streaming import pool_size
+from mucs_ray.engine_config import EngineConfig
 from mucs_ray.errors import MachineError
 
 
@@ -20,6 +22,22 @@ def test_what_there_can_be_is_told_by_the_environment(cluster: Cluster, monkeypa
     monkeypatch.setenv("MUCS_RAY_MAX_GPUS", "many")
     with pytest.raises(MachineError, match="MUCS_RAY_MAX_GPUS is 'many'; expected the number of GPUs"):
         Cluster.now()
+
+
+@pytest.mark.parametrize(("share", "workers"), [(1.0, 4), (0.5, 8), (0.3, 12)])
+def test_workers_may_share_a_gpu(share: float, workers: int):
+    cluster = Cluster(cpus=16, gpus=4, nodes=1, slots=4, engine=EngineConfig(gpu_share=share))
+    assert cluster.num_workers == workers and cluster.worker_options["num_gpus"] == share
+
+
+@pytest.mark.parametrize(
+    ("asked", "units", "pool"),
+    [((0, 0), 100, (4, 100)), ((0, 0), 3, (3, 3)), ((1, 2), 100, (1, 2)), ((8, 2), 100, (2, 2)), ((0, 6), 100, (4, 6))],
+)
+def test_the_pool_of_scorers(asked: tuple[int, int], units: int, pool: tuple[int, int]):
+    """Smallest and largest: what there is room for, and no bound but the units; or as asked."""
+    cluster = Cluster(cpus=4, gpus=0, nodes=1, slots=4, engine=EngineConfig(actors=asked))
+    assert pool_size(cluster, units) == pool
 
 
 def test_a_cluster_with_workers_is_not_waited_for(cluster: Cluster):
