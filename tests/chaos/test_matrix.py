@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,11 +23,11 @@ import strikes
 from cluster_tools import Nodes, two_nodes
 from mucs_ray.engine.session import alive, session
 from processes import killing
-from tiny import TINY, tiny_dataset
+from tiny import tiny_dataset, tiny_toml
 
 METHOD = "strikes:StruckMUCS"
 NUM_IMAGES, NUM_ITEMS = 60, 2
-TRAINING = {**TINY["train"], "updates": 300, "updates_per_epoch": 20}  # fmt: skip
+TRAINING = ("train.updates=300", "train.updates_per_epoch=20")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,19 +81,11 @@ class Place:
         return [line for line in lines if line["event"] == event]
 
 
-def toml(values: dict) -> str:
-    sections = {name: each for name, each in values.items() if isinstance(each, dict)}
-    lines = [f"{name} = {json.dumps(each)}" for name, each in values.items() if name not in sections]
-    for name, section in sections.items():
-        lines += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in section.items())]
-    return "\n".join(lines) + "\n"
-
-
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     folder = tmp_path_factory.mktemp("chaos")
     tiny_dataset(folder / "data")
-    (folder / "tiny.toml").write_text(toml({**TINY, "data": str(folder / "data"), "engine": {"train_workers": 1}}))
+    (folder / "tiny.toml").write_text(tiny_toml(str(folder / "data"), engine={"train_workers": 1}))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MUCS_RAY_CACHE", str(folder / "cache"))
         patch.setenv("MUCS_RAY_STRIKES", str(folder / "strikes"))
@@ -154,12 +146,11 @@ def test_scoring(place: Place, victim: str, point: str):
 def test_training(place: Place, victim: str):
     """Killed in the middle of an epoch, with some epochs published: the same weights."""
     run, stage = f"train-{victim.replace(' ', '-')}", "pretrain"
-    settings = [f"train.updates={TRAINING['updates']}", f"train.updates_per_epoch={TRAINING['updates_per_epoch']}"]
     if not (place.folder / "calm-training").exists():
-        place.run("pretrain", "calm-training", *settings)
+        place.run("pretrain", "calm-training", *TRAINING)
     place.restore()
     started = time.monotonic()
-    process = place.start("pretrain", run, *settings)
+    process = place.start("pretrain", run, *TRAINING)
 
     def begun() -> bool:
         return any((place.folder / run / stage).glob("state.*"))
@@ -169,7 +160,7 @@ def test_training(place: Place, victim: str):
         out, _ = process.communicate(timeout=300)
     assert killed, out
     if victim == "driver":
-        place.run("pretrain", run, *settings)
+        place.run("pretrain", run, *TRAINING)
     else:
         assert process.returncode == 0, out
     differ = sum(
@@ -201,6 +192,29 @@ def test_a_node_that_is_told_to_go_is_left_in_time(place: Place):
     assert check(place, run) == {"lost": 0, "doubled": 0, "differ": 0}
     assert place.events(run, "failure") == []
     shutil.rmtree(place.folder / "strikes")
+
+
+@pytest.mark.slow
+def test_a_head_that_dies_ends_the_command_and_another_cluster_goes_on(place: Place):
+    """With the head goes all that Ray knows; the run directory has what is needed."""
+    run = "head"
+    place.copy(run)
+    strikes.lay("before-compute", "wait", 4)
+    with two_nodes() as own:
+        process = replace(place, nodes=own).start("attribute", run)
+        while strikes.left() > 1:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.1)
+        own.cluster.head_node.kill_all_processes(check_alive=False, allow_graceful=False)
+        out, _ = process.communicate(timeout=300)
+        assert process.returncode not in (0, None), out
+    shutil.rmtree(place.folder / "strikes")
+    there = len(list((place.folder / run / "attribute" / METHOD / "score").glob("train-*")))
+    assert there >= 1
+    place.restore()
+    place.run("attribute", run)
+    print(f"| head | {there} of 4 units done | {check(place, run)} |")
+    assert check(place, run) == {"lost": 0, "doubled": 0, "differ": 0}
 
 
 @pytest.mark.slow

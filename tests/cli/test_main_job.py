@@ -55,9 +55,13 @@ def run(place: Path, *arguments: str) -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
-def small_demo(folder: str) -> list[str]:
+def small(*command: str) -> list[str]:
     settings = [part for key, value in SMALL.items() for part in ("--set", f"{key}={value}")]
-    return ["demo", "--run", folder, "--json", *settings]
+    return [*command, "--json", *settings]
+
+
+def small_demo(folder: str) -> list[str]:
+    return small("demo", "--run", folder)
 
 
 def stop_when(process: subprocess.Popen[str], when: Callable[[], bool], with_signal: int) -> tuple[int, str]:
@@ -138,32 +142,42 @@ def test_again_does_nothing(undisturbed: dict[str, object], place: Path):
 
 
 def test_interrupted_and_killed_equals_undisturbed(undisturbed: dict[str, object], place: Path):
-    """Ctrl-C in the training, kill -9 in the scoring and between two retrainings; the same command goes on each time.
+    """Ctrl-C in the training, kill -9 in the scoring; the same command goes on each time.
 
-    It ends with the same scores and the same similarities, and nothing that was finished has been done again.
+    It ends with the same scores, and nothing that was finished has been done again.
     """
-    folder = place / "rough"
-    process = start(place, *small_demo("rough"))
-    code, said = stop_when(process, some(folder, "pretrain/state.*.safetensors"), signal.SIGINT)
+    folder, command = place / "rough", small("attribute", "--dataset", "emoji", "--run", "rough")
+    code, said = stop_when(start(place, *command), some(folder, "pretrain/state.*.safetensors"), signal.SIGINT)
     assert code == 130, said
     assert "the same command goes on from here" in said
-    process = start(place, *small_demo("rough"))
-    code, said = stop_when(process, some(folder, "attribute/mucs/score/train-*.parquet"), signal.SIGKILL)
+    scored = "attribute/mucs/score/train-*.parquet"
+    code, said = stop_when(start(place, *command), some(folder, scored), signal.SIGKILL)
     assert code == -signal.SIGKILL, said
-    process = start(place, *small_demo("rough"), "--set", "engine.trainings=1")
+    times = {part: part.stat().st_mtime_ns for part in folder.glob(scored)}
+    code, out, err = run(place, *command)
+    assert code == 0, err
+    resumed = json.loads(out)
+    assert "pretrain" in resumed["skipped"]
+    assert times and {part: part.stat().st_mtime_ns for part in times} == times
+    calm = Path(str(answer(undisturbed)["scores"])).read_bytes()
+    assert Path(str(answer(resumed)["scores"])).read_bytes() == calm
+
+
+@pytest.mark.slow
+def test_killed_between_two_retrainings(undisturbed: dict[str, object], place: Path):
+    """The same similarities, and the finished one is not done again."""
+    folder = place / "killed"
+    process = start(place, *small_demo("killed"), "--set", "engine.trainings=1")
     code, said = stop_when(process, some(folder, "retrain/*/manifest.json"), signal.SIGKILL)
     assert code == -signal.SIGKILL, said
-    kept = [*folder.glob("attribute/mucs/score/train-*.parquet"), *folder.glob("retrain/random/*.safetensors")]
-    times = {part: part.stat().st_mtime_ns for part in kept}
+    times = {part: part.stat().st_mtime_ns for part in folder.glob("retrain/random/*.safetensors")}
     assert times and not (folder / "retrain/mucs/manifest.json").exists()
-    code, out, err = run(place, *small_demo("rough"))
+    code, out, err = run(place, *small_demo("killed"))
     assert code == 0, err
     resumed = json.loads(out)
     assert {"pretrain", "attribute/mucs/score", "retrain/random"} <= set(resumed["skipped"])
     assert "retrain/mucs" in resumed["done_now"]
     assert {part: part.stat().st_mtime_ns for part in times} == times
-    calm = Path(str(answer(undisturbed)["scores"])).read_bytes()
-    assert Path(str(answer(resumed)["scores"])).read_bytes() == calm
     assert similarities(folder) == similarities(place / "calm")
 
 

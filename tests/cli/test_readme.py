@@ -2,6 +2,8 @@
 
 import re
 import shlex
+from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +12,11 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+from mucs_ray import driver
 from mucs_ray.cli import app
 from mucs_ray.data.sources import cifar10
+from mucs_ray.engine import preparing
+from mucs_ray.engine.session import session
 from mucs_ray.models.dit import DiT, DiTConfig
 
 README = Path(__file__).parents[2] / "README.md"
@@ -73,7 +78,16 @@ def test_there_are_commands():
     assert named >= {"data", "plan", "attribute", "status"}
 
 
-def test_every_command_runs(home: Path):
+@pytest.fixture
+def one_ray(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """One Ray for all commands: to start one for each takes a minute in all, and other tests see that they do."""
+    with session() as cluster:
+        for module in (driver, preparing):
+            monkeypatch.setattr(module, "session", lambda *_, **__: nullcontext(cluster))
+        yield
+
+
+def test_every_command_runs(home: Path, one_ray: None):
     for arguments in commands():
         expanded = [argument.replace("~", str(home)).replace("1..3", "1..1") for argument in arguments]
         if "coco" in arguments:  # nobody can prepare it without CLIP's weights; its options are checked all the same

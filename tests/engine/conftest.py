@@ -1,7 +1,8 @@
 """One real Ray for all tests of this folder, and one tiny run made through it."""
 
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,16 @@ def cluster(own_cache: None) -> Iterator[Cluster]:
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory, own_cache: None) -> Dataset:
     return tiny_dataset(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="session")
+def copied(finished: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
+    """Makes copies of the finished run, for tests that go on from its network and images."""
+
+    def copy() -> Path:
+        return Path(shutil.copytree(finished.run_url, tmp_path_factory.mktemp("copy") / "run"))
+
+    return copy
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """Retraining, regeneration and comparison through Ray equal the plain loop; modes of removal; planted duplicates."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -32,8 +33,8 @@ MSE = {"evaluate": {"metrics": ["mse"]}}
 
 
 @pytest.fixture(scope="module")
-def evaluated(data: Dataset, tmp_path_factory: pytest.TempPathFactory, cluster: Cluster) -> Pipeline:
-    pipeline = open_tiny(data, tmp_path_factory.mktemp("counterfactual"), **MSE)
+def evaluated(data: Dataset, copied: Callable[[], Path], cluster: Cluster) -> Pipeline:
+    pipeline = open_tiny(data, copied(), **MSE)
     work(pipeline, "evaluate", cluster)
     return pipeline
 

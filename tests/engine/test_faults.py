@@ -51,6 +51,7 @@ def test_a_killed_training_worker(undisturbed: Pipeline, data: Dataset, tmp_path
     assert all(torch.equal(calm[name], disturbed[name]) for name in calm)
 
 
+@pytest.mark.slow  # as chaos, and briefly in test_attempts
 def test_a_killed_scorer(undisturbed: Pipeline, data: Dataset, tmp_path: Path, cluster: Cluster):
     """One score for each (item, image), and the same ones."""
     pipeline = open_tiny(data, tmp_path, **SLOW)

@@ -1,5 +1,6 @@
 """Methods through Ray equal the plain loop over their hooks."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -32,9 +33,9 @@ SMALL = {
 
 
 @pytest.fixture(scope="module")
-def compared(data: Dataset, tmp_path_factory: pytest.TempPathFactory, cluster: Cluster) -> Pipeline:
+def compared(data: Dataset, copied: Callable[[], Path], cluster: Cluster) -> Pipeline:
     methods = (*METHODS, "mucs", "mucs/mutual", "ensemble/R")
-    pipeline = open_tiny(data, tmp_path_factory.mktemp("methods"), methods=methods, **SMALL)
+    pipeline = open_tiny(data, copied(), methods=methods, **SMALL)
     work(pipeline, "attribute", cluster)
     return pipeline
 
