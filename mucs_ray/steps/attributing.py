@@ -55,9 +55,10 @@ def prepare(pipeline: Pipeline, task: Task, cluster: Cluster) -> Output:
     stage = pipeline.stages[task.name]
     file = stage.part("prepared", "safetensors")
     stage.begin([file])
-    with shown(pipeline, task, 1, "times") as progress:
+    with shown(pipeline, task, 1, "step") as progress:
         job, inputs = job_of(pipeline, task), refs(pipeline, task)
         digest, facts = adapting.prepare_once(job, inputs, file, cluster=cluster, bar=progress)
+        progress.advance(1)
     return {file: digest}, facts
 
 
