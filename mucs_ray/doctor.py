@@ -105,7 +105,7 @@ def run_directory(run: str) -> Finding:
 
     try:
         return Finding(name="run", ok=True, found=f"{open_run(run)} can be written")
-    except MucsError as error:
+    except (OSError, MucsError) as error:
         return Finding(name="run", ok=False, found=str(error))
 
 

@@ -37,7 +37,6 @@ class Attempt:
     """Now going on."""
 
     worker: Worker
-    began: float
     seen: float
     """Last sign of life."""
 
@@ -78,14 +77,14 @@ class Sheet:
         return crew
 
     def begin(self, unit: str, worker: Worker) -> Answer:
-        """Before the work on a unit. "draining": leave it to another node."""
+        """Before the work on a unit. "given up": it is not tried any more; "draining": leave it to another node."""
         if unit in self.at_work:  # Ray gives it out again only if whoever had it is gone
             self.lost(unit)
         if self.is_given_up(unit):
             return "given up"
         if self.draining(worker.node):
             return "draining"
-        self.at_work[unit] = Attempt(worker=worker, began=self.clock(), seen=self.clock())
+        self.at_work[unit] = Attempt(worker=worker, seen=self.clock())
         return "go"
 
     def beat(self, unit: str) -> None:

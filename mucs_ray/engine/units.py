@@ -67,7 +67,7 @@ def completed(
                     yield unit, result
     finally:
         cancel_unfinished(list(running))  # of no use any more
-        watch.look()
+        watch.tell()
     if given_up := board.given_up():
         raise explain(given_up, len(units))
 

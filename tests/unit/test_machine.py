@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from mucs_ray import __version__, machine, probes, storage
+from mucs_ray import __version__, doctor, machine, probes, storage
+from mucs_ray.storage import StoreError
 
 
 def test_it_tells_versions_memory_and_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -57,3 +58,13 @@ def test_probes_take_away_the_folders_made_for_them_and_no_others(tmp_path: Path
 def test_a_probe_with_other_content_is_not_ours(tmp_path: Path):
     (tmp_path / ".probe-a").write_bytes(b"")
     assert probes.absent(storage.join(str(tmp_path), ".probe-"), ["a"]) == ["a"]
+
+
+def test_doctor_goes_on_where_a_store_fails(monkeypatch: pytest.MonkeyPatch):
+    """A line for the run directory, and not the end of all lines."""
+
+    def fails(url: str) -> str:
+        raise StoreError(f"{url}: no answer")
+
+    monkeypatch.setattr("mucs_ray.store.run.open_run", fails)
+    assert doctor.run_directory("s3://b/run") == doctor.Finding(name="run", ok=False, found="s3://b/run: no answer")
