@@ -44,8 +44,11 @@ class ScoreConfig:
     """Share of the rho-schedule that is used, from the largest sigma down."""
     epsilon: Annotated[float, Gt(0)] = 1e-3
     precision: Precision = "fp32"
-    images_per_forward: Annotated[int, Gt(0)] = 1
-    """Images (times `noises`) in one forward. At 1, fp32 scores are bitwise independent of how data is cut."""
+    images_per_forward: Literal["auto"] | Annotated[int, Gt(0)] = 1
+    """Images (times `noises`) in one forward, or "auto": what a worker finds to be fastest before the pass. At 1, fp32
+    scores are bitwise independent of how data is cut. Fewer where the device's memory is too small."""
+    compile: Literal["auto", "on", "off"] = "off"
+    """torch.compile for the network's blocks. "auto": where a worker finds it faster, and the pass is long enough."""
     keep_losses: bool = False
     """Also store every loss before and after, in fp16."""
     sigmas: Literal["schedule", "training"] = "schedule"

@@ -5,17 +5,17 @@ models of a run; the losses of F1 are computed once for all items. Shared by the
 Axes: b training images, i items, n noises.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from mucs_ray.attribution.base import Attributor, Columns, Knobs, Part, Passes, Tensors
 from mucs_ray.attribution.config import Measure, ScoreConfig
-from mucs_ray.attribution.skew import noise_losses, normalized_skew
+from mucs_ray.attribution.model_bank import ModelBank
+from mucs_ray.attribution.skew import normalized_skew
 from mucs_ray.diffusion.batch import Batch
 from mucs_ray.diffusion.denoiser import EDMDenoiser
 from mucs_ray.diffusion.noise import NoiseSet, generator
@@ -44,8 +44,8 @@ class LossChange:
         seed: int,
     ) -> None:
         """`denoiser` is F1, in eval mode on its device; `bank` holds the changed tensors of each item, on the same."""
-        self.denoiser = denoiser
-        self.bank = bank
+        self.models = ModelBank(denoiser, bank, config)
+        self.num_items = len(bank)
         self.config = config
         self.seed = seed
         self.shape = (3, image_size, image_size)
@@ -60,16 +60,19 @@ class LossChange:
     @property
     def forwards_an_image(self) -> int:
         """F1 and every F2 on every noise."""
-        return self.config.noises * (1 + len(self.bank))
+        return self.config.noises * (1 + self.num_items)
 
     def losses(self, batch: Batch) -> Losses:
         """RunFailed, naming the image, if a loss is not finite."""
-        before = self._measure(batch, "before")
-        after = []
-        for number, tensors in enumerate(self.bank):
-            with swapped(self.denoiser.network, tensors):
-                after.append(self._measure(batch, f"item={number}"))
-        return Losses(before=before, after=torch.stack(after) if after else before.new_zeros(0, *before.shape))
+        if self.shared is not None:
+            table = self.models.losses(batch, self.shared)
+        else:
+            cuts = [batch[at : at + 1] for at in range(len(batch))]
+            table = torch.cat([self._independent(one) for one in cuts], dim=1)
+        bad = ~table.isfinite().all(dim=2).all(dim=0).cpu()
+        if bad.any():
+            raise RunFailed(f"the loss of training image idx={batch.idx[bad][0].item()} is not finite")
+        return Losses(before=table[0], after=table[1:])
 
     def skew(self, losses: Losses) -> Float[Tensor, "b i"]:
         """Normalised skews, on the CPU; in (-1, 1), higher = more influential.
@@ -87,20 +90,11 @@ class LossChange:
         """Mean loss after minus mean loss before, on the CPU; higher = more influential (spec 8, S-C1)."""
         return (losses.after - losses.before).mean(dim=2).T.cpu()
 
-    def _measure(self, batch: Batch, model: str) -> Float[Tensor, "b n"]:
-        if self.shared is not None:
-            losses = self._losses(batch, self.shared)
-        else:
-            cuts = [batch[at : at + 1] for at in range(len(batch))]
-            losses = torch.cat([self._losses(one, self._own_noises(int(one.idx), model)) for one in cuts])
-        bad = ~losses.isfinite().all(dim=1).cpu()
-        if bad.any():
-            raise RunFailed(f"the loss of training image idx={batch.idx[bad][0].item()} is not finite")
-        return losses
-
-    def _losses(self, batch: Batch, noises: NoiseSet) -> Float[Tensor, "b n"]:
-        at_once, precision = self.config.images_per_forward, self.config.precision
-        return noise_losses(self.denoiser, batch, noises, images_per_forward=at_once, precision=precision)
+    def _independent(self, image: Batch) -> Float[Tensor, "m 1 n"]:
+        """One image under each model on draws of its own."""
+        idx, names = int(image.idx), ["before", *(f"item={number}" for number in range(self.num_items))]
+        tables = [self.models.losses(image, self._own_noises(idx, name), [n]) for n, name in enumerate(names)]
+        return torch.cat(tables)
 
     def _own_noises(self, idx: int, model: str) -> NoiseSet:
         """Levels and noise that belong to one image and one model."""
@@ -149,17 +143,3 @@ class LossAttributor(Attributor):
 def chosen(columns: Columns, measure: Measure) -> Float[Tensor, "b i"]:
     """Scores out of the stored columns."""
     return columns["difference"].abs() if measure == "absolute" else columns[measure]
-
-
-@contextmanager
-def swapped(network: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
-    """Let a network use other tensors under the same names for a while; nothing is copied."""
-    parameters = {name: network.get_parameter(name) for name in tensors}
-    own = {name: parameter.data for name, parameter in parameters.items()}
-    try:
-        for name, parameter in parameters.items():
-            parameter.data = tensors[name]
-        yield
-    finally:
-        for name, parameter in parameters.items():
-            parameter.data = own[name]

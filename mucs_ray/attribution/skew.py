@@ -36,14 +36,15 @@ def noise_losses(
         return torch.cat([_losses(denoiser, batch[slice(at, at + images_per_forward)], noises) for at in cuts])
 
 
-def _losses(denoiser: Denoiser, batch: Batch, noises: NoiseSet) -> Float[Tensor, "b n"]:
+def pairs(
+    batch: Batch, noises: NoiseSet
+) -> tuple[Float[Tensor, "p c h w"], Float[Tensor, "p c h w"], Float[Tensor, " p"], Float[Tensor, "p d"] | None]:
+    """Image, noise, sigma and condition of every image with every noise, image by image: p = b n rows."""
     num, count = len(batch), len(noises.sigma)
     condition = None if batch.condition is None else batch.condition.repeat_interleave(count, dim=0)
-    losses = denoising_loss(
-        denoiser,
-        batch.image.repeat_interleave(count, dim=0),
-        noises.unit.repeat(num, 1, 1, 1),
-        noises.sigma.repeat(num),
-        condition,
-    )
-    return losses.view(num, count)
+    image = batch.image.repeat_interleave(count, dim=0)
+    return image, noises.unit.repeat(num, 1, 1, 1), noises.sigma.repeat(num), condition
+
+
+def _losses(denoiser: Denoiser, batch: Batch, noises: NoiseSet) -> Float[Tensor, "b n"]:
+    return denoising_loss(denoiser, *pairs(batch, noises)).view(len(batch), len(noises.sigma))

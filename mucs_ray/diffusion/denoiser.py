@@ -3,6 +3,7 @@
 D(x_n, sigma) = c_skip x_n + c_out F(c_in x_n, c_noise).   Axes: b batch, c h w image, d condition.
 """
 
+from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -64,10 +65,19 @@ class EDMDenoiser(nn.Module):
         sigma: Float[Tensor, " b"],
         condition: Float[Tensor, "b d"] | None = None,
         augmented: Int[Tensor, " b"] | None = None,
+        tokens: Float[Tensor, "b t w"] | None = None,
     ) -> Float[Tensor, "b c h w"]:
-        """The denoised image in the precision of `noisy`; `augmented` is 1 where the image was distorted."""
-        raw = self.network(_per_image(c_in(sigma)) * noisy, c_noise(sigma), condition, augmented)
+        """The denoised image in the precision of `noisy`; `augmented` is 1 where the image was distorted, `tokens` what
+        `stem` made of the same input, if that is known already.
+        """
+        known = {} if tokens is None else {"tokens": tokens}
+        raw = self.network(_per_image(c_in(sigma)) * noisy, c_noise(sigma), condition, augmented, **known)
         return _per_image(c_skip(sigma)) * noisy + _per_image(c_out(sigma)) * raw.to(noisy.dtype)
+
+    def stem(self, noisy: Float[Tensor, "b c h w"], sigma: Float[Tensor, " b"]) -> Float[Tensor, "b t w"]:
+        """What the network makes of its input before anything else has a part in it."""
+        stem: Callable[[Tensor], Tensor] = self.network.stem  # pyright: ignore[reportAssignmentType] - nn.Module's
+        return stem(_per_image(c_in(sigma)) * noisy)
 
 
 def guided(denoiser: Denoiser, weight: float) -> Denoiser:

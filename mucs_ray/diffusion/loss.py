@@ -16,6 +16,13 @@ def loss_weight(sigma: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
     return (sigma**2 + SIGMA_DATA**2) / (sigma * SIGMA_DATA) ** 2
 
 
+def noised(
+    image: Float[Tensor, "b c h w"], noise: Float[Tensor, "b c h w"], sigma: Float[Tensor, " b"]
+) -> Float[Tensor, "b c h w"]:
+    """x + sigma eps."""
+    return image + sigma[:, None, None, None] * noise
+
+
 def denoising_loss(
     denoiser: Denoiser,
     image: Float[Tensor, "b c h w"],
@@ -25,9 +32,8 @@ def denoising_loss(
     augmented: Int[Tensor, " b"] | None = None,
 ) -> Float[Tensor, " b"]:
     """Mean over pixels and channels of omega (D(x + sigma eps) - x)^2, >= 0. Only an EDMDenoiser takes `augmented`."""
-    noisy = image + sigma[:, None, None, None] * noise
     extra = () if augmented is None else (augmented,)
-    denoised = denoiser(noisy, sigma, condition, *extra)
+    denoised = denoiser(noised(image, noise, sigma), sigma, condition, *extra)
     return loss_weight(sigma) * (denoised - image).square().mean(dim=(1, 2, 3))
 
 

@@ -38,6 +38,10 @@ class NoiseSet:
         """One standard normal draw of image `shape` for each sigma, from the stream of `name`."""
         return cls(sigma=sigma, unit=normal(generator(seed, name), len(sigma), *shape))
 
+    def __getitem__(self, at: slice) -> "NoiseSet":
+        """A cut of the set."""
+        return NoiseSet(sigma=self.sigma[at], unit=self.unit[at])
+
     def to(self, device: torch.device | str) -> "NoiseSet":
         """The same numbers on another device."""
         return NoiseSet(sigma=self.sigma.to(device), unit=self.unit.to(device))

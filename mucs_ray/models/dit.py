@@ -335,8 +335,11 @@ class DiT(nn.Module):
         level: Float[Tensor, " b"],
         condition: Float[Tensor, "b d"] | None = None,
         augmented: Int[Tensor, " b"] | None = None,
+        tokens: Float[Tensor, "b t w"] | None = None,
     ) -> Float[Tensor, "b c h w"]:
-        """`condition` None or zero = the null condition; ignored by an unconditional network. `augmented` None = 0."""
+        """`condition` None or zero = the null condition; ignored by an unconditional network. `augmented` None = 0.
+        `tokens`: stem(x), if that is known already.
+        """
         if augmented is None:
             augmented = torch.zeros(len(x), dtype=torch.long, device=x.device)
         inner = self.s_embedder(level) + self.a_embedder(augmented)
@@ -344,11 +347,25 @@ class DiT(nn.Module):
             if condition is None:
                 condition = x.new_zeros(len(x), self.config.condition_dim)
             inner = inner + self.y_embedder(condition)
-        tokens = self.pos_enc(self.x_embedder(self.encoder(x)))
+        if tokens is None:
+            tokens = self.stem(x)
         for block in self.dit_backbone:
             tokens = block(tokens, inner)
         tokens = self.dit_final(tokens, inner)[:, self.config.registers :]
         return self.last(self.decoder(self.unpatchify(tokens)))
+
+    def stem(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b t w"]:
+        """Image to tokens: what neither noise level, condition nor MUCS unlearning has a part in."""
+        return self.pos_enc(self.x_embedder(self.encoder(x)))
+
+
+STEM = ("encoder.", "x_embedder.", "pos_enc.")
+"""What the names of the stem's tensors begin with."""
+
+
+def repeated_modules(network: nn.Module) -> list[nn.Module]:
+    """What is worth compiling: nearly all of the work, in few kinds of modules, so that each kind is compiled once."""
+    return [module for module in network.modules() if isinstance(module, Block | ConvBlock)]
 
 
 def unlearned_names(network: nn.Module) -> list[str]:

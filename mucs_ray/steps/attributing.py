@@ -4,7 +4,8 @@ from contextlib import AbstractContextManager
 
 from ray import ObjectRef
 
-from mucs_ray.engine import adapting, streaming
+from mucs_ray.attribution.tuning import is_open
+from mucs_ray.engine import adapting, streaming, tuning
 from mucs_ray.engine.attributors import AttributeJob, Refs, unit_part
 from mucs_ray.engine.models import load_arrays
 from mucs_ray.engine.progress import Bar, bar
@@ -27,14 +28,22 @@ def stream(pipeline: Pipeline, task: Task, cluster: Cluster) -> Output:
     """Stream the training set, or its features, once; a part a unit."""
     stage, units = pipeline.stages[task.name], pipeline.dataset.units("train")
     names = {unit_part(stage, unit): unit for unit in units}
-    todo = [names[name] for name in stage.begin(list(names))]
+    found = [stage.part("tuning", "json")] if uses_scoring(task) and is_open(task.recipe.score) else []
+    missing = stage.begin([*names, *found])
+    todo = [unit for name, unit in names.items() if name in missing]
     with shown(pipeline, task, sum(unit.rows for unit in units), "images") as progress:
         progress.start_at(sum(unit.rows for unit in units) - sum(unit.rows for unit in todo))
-        totals, made = streaming.score(
-            job_of(pipeline, task), refs(pipeline, task), todo, cluster=cluster, bar=progress
-        )
+        job, inputs, told = job_of(pipeline, task), refs(pipeline, task), dict[str, str]()
+        if found and todo:
+            job, told = tuning.tuned(job, inputs, todo, found[0], cluster=cluster, bar=progress)
+        totals, made = streaming.score(job, inputs, todo, cluster=cluster, bar=progress)
         totals["wall_seconds"] = progress.elapsed
-    return digests(stage, list(names), made), totals
+    return digests(stage, [*names, *found], {**made, **told}), totals
+
+
+def uses_scoring(task: Task) -> bool:
+    """True for passes in which losses of many models are compared."""
+    return task.part is not None and "score" in task.part.reads
 
 
 def adapt(pipeline: Pipeline, task: Task, cluster: Cluster) -> Output:

@@ -17,7 +17,8 @@ from mucs_ray.attribution.abu import AbU
 from mucs_ray.attribution.base import Attributor, Item, Setting
 from mucs_ray.attribution.config import AbUConfig, ForwardINFConfig, RankConfig, ScoreConfig, UnlearnConfig
 from mucs_ray.attribution.forward_inf import ForwardINF
-from mucs_ray.attribution.loss_change import LossChange, chosen, swapped
+from mucs_ray.attribution.loss_change import LossChange, chosen
+from mucs_ray.attribution.model_bank import swapped
 from mucs_ray.attribution.mucs import MUCS
 from mucs_ray.attribution.skew import noise_losses, normalized_skew
 from mucs_ray.attribution.unlearn import null_loss, unlearn

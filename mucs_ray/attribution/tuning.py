@@ -1,0 +1,92 @@
+"""Settings of scoring that are found by trying: images in one forward, and whether compiled blocks are faster.
+
+How they are found once for a whole pass: `mucs_ray.engine.tuning`.
+"""
+
+import math
+import time
+from dataclasses import dataclass, replace
+
+import torch
+
+from mucs_ray.attribution.config import ScoreConfig
+from mucs_ray.attribution.model_bank import ModelBank
+from mucs_ray.diffusion.batch import Batch
+from mucs_ray.diffusion.denoiser import EDMDenoiser
+from mucs_ray.diffusion.noise import NoiseSet, generator, normal
+from mucs_ray.diffusion.schedule import scoring_sigmas
+
+MOST_IMAGES = 64
+BETTER = 1.03
+"""A setting is taken only if it is this much faster: larger forwards need more memory, compiling takes time."""
+TRY_S = 1.0
+"""Each setting is tried for this long, or once; forwards that take longer than this are large enough."""
+COMPILE_PAYS_S = 1800.0
+"""Compiling takes each worker a minute or two: not tried where a worker's share of the pass is shorter than this."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tuning:
+    """What was found."""
+
+    images_per_forward: int
+    compile: str
+    seconds_a_forward: float
+    """Of one image at one noise, in the worker that tried."""
+
+
+def is_open(config: ScoreConfig) -> bool:
+    """True if a setting is to be found."""
+    return "auto" in (config.images_per_forward, config.compile)
+
+
+def tune(denoiser: EDMDenoiser, batch: Batch, config: ScoreConfig, share: int) -> Tuning:
+    """Try settings on F1; `share`: forwards that a worker will make in the pass."""
+    stream, sigmas = generator(0, "tuning"), scoring_sigmas(config.noises, config.keep)
+    noises = NoiseSet(sigma=sigmas, unit=normal(stream, len(sigmas), *batch.image.shape[1:])).to(batch.image.device)
+    images = 1 if config.images_per_forward == "auto" else config.images_per_forward
+    compiling = "on" if config.compile == "on" else "off"
+
+    def of(images: int) -> tuple[float, bool]:
+        return timed(denoiser, batch[:images], noises, replace(config, images_per_forward=images, compile=compiling))
+
+    seconds, _ = of(images)
+    while config.images_per_forward == "auto" and 2 * images <= min(MOST_IMAGES, len(batch)):
+        larger, fits = of(2 * images)
+        if not fits or seconds < BETTER * larger:
+            break
+        images, seconds = 2 * images, larger
+    if config.compile == "auto" and share * seconds > COMPILE_PAYS_S:
+        found = compiled(denoiser, batch[:images], noises, replace(config, images_per_forward=images))
+        if seconds > BETTER * found:
+            compiling, seconds = "on", found
+    return Tuning(images_per_forward=images, compile=compiling, seconds_a_forward=seconds)
+
+
+def compiled(denoiser: EDMDenoiser, batch: Batch, noises: NoiseSet, config: ScoreConfig) -> float:
+    """Seconds a forward with compiled blocks; infinite if this machine cannot compile (it takes a C++ compiler)."""
+    try:
+        return timed(denoiser, batch, noises, replace(config, compile="on"))[0]
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # whatever a compiler raises
+        return math.inf
+
+
+def timed(denoiser: EDMDenoiser, batch: Batch, noises: NoiseSet, config: ScoreConfig) -> tuple[float, bool]:
+    """(seconds a forward of one image at one noise, whether the device's memory was large enough)."""
+    models = ModelBank(denoiser, [], config)
+    rows = models.most_rows
+
+    def once() -> float:
+        started = time.perf_counter()
+        models.losses(batch, noises).cpu()
+        return (time.perf_counter() - started) / (len(batch) * len(noises.sigma))
+
+    first, ends = once(), time.perf_counter() + TRY_S  # the first one warms up
+    if config.compile == "off" and first * rows > TRY_S:
+        return first, models.most_rows == rows
+    seconds = once()
+    while time.perf_counter() < ends:
+        seconds = min(seconds, once())
+    return seconds, models.most_rows == rows

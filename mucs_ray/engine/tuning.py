@@ -1,0 +1,48 @@
+"""What is found by trying is found once before a pass, by one worker on the first unit, and kept beside the parts: a
+resumed pass, and every worker, computes as the first one did.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+
+from mucs_ray import storage
+from mucs_ray.attribution.tuning import Tuning, tune
+from mucs_ray.config import Recipe, with_values
+from mucs_ray.data.table import Unit
+from mucs_ray.diffusion.batch import Batch
+from mucs_ray.engine.attributors import AttributeJob, Refs, read_rows, to_rows
+from mucs_ray.engine.models import best_device, build_denoiser
+from mucs_ray.engine.progress import Bar
+from mucs_ray.engine.session import Cluster
+from mucs_ray.engine.units import completed
+
+
+def settled(recipe: Recipe, found: Tuning) -> Recipe:
+    """The recipe with nothing left open."""
+    values = {"score.images_per_forward": found.images_per_forward, "score.compile": found.compile}
+    return with_values(recipe, values)
+
+
+def tune_task(refs: Refs, job: AttributeJob, unit: Unit, share: int) -> Tuning:
+    """In a worker."""
+    weights, _, _ = refs.fetch()
+    assert weights is not None
+    device = best_device()
+    batch = to_rows(job, read_rows(job, unit), device)
+    assert isinstance(batch, Batch)
+    return tune(build_denoiser(job.recipe.model, weights, device), batch, job.recipe.score, share)
+
+
+def tuned(
+    job: AttributeJob, refs: Refs, todo: Sequence[Unit], file: str, *, cluster: Cluster, bar: Bar
+) -> tuple[AttributeJob, dict[str, str]]:
+    """The job with nothing left open, and the sha256 of `file`, which says how."""
+    url = job.stage.url(file)
+    if storage.exists(url):
+        found = Tuning(**storage.read_json(url))
+        return replace(job, recipe=settled(job.recipe, found)), {}
+    counts = {"num_images": sum(unit.rows for unit in todo), "num_items": job.recipe.generate.items}
+    forwards = job.attributor.passes(job.part, job.recipe, **counts).forwards
+    share = forwards // min(cluster.num_workers, len(todo))
+    ((_, found),) = completed(tune_task, {"tuning": (refs, job, todo[0], share)}, cluster=cluster, bar=bar)
+    return replace(job, recipe=settled(job.recipe, found)), {file: storage.publish_json(url, asdict(found))}

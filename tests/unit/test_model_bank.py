@@ -1,0 +1,154 @@
+"""The inner loop of scoring: equal to a plain loop over the models, whatever is shared, lowered, split or compiled."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from mucs_ray.attribution import tuning
+from mucs_ray.attribution.config import ScoreConfig
+from mucs_ray.attribution.model_bank import ModelBank, matrix_names, swapped
+from mucs_ray.attribution.skew import noise_losses
+from mucs_ray.diffusion.batch import Batch
+from mucs_ray.diffusion.denoiser import EDMDenoiser
+from mucs_ray.diffusion.noise import NoiseSet, generator, normal
+from mucs_ray.diffusion.schedule import scoring_sigmas
+from mucs_ray.errors import RunFailed
+from mucs_ray.models.dit import DiT, DiTConfig, unlearned_names
+from mucs_ray.training.config import Precision
+from mucs_ray.training.ema import frozen_copy
+
+MODEL = DiTConfig(
+    image_size=8, patch_size=4, width=16, depth=2, num_heads=2, registers=1, condition_channels=16, condition_dim=3,
+    kernel_size=3, dropout=0.0,
+)  # fmt: skip
+CONFIG = ScoreConfig(noises=6)
+NOISES = NoiseSet.draw(1, "noise", scoring_sigmas(6, 0.7), (3, 8, 8))
+IMAGES = Batch(
+    idx=torch.arange(9), image=normal(generator(1, "images"), 9, 3, 8, 8).tanh(), condition=torch.eye(3).repeat(3, 1)
+)
+
+
+def lively() -> EDMDenoiser:
+    """F1 whose output depends on all its inputs and parameters."""
+    denoiser = frozen_copy(EDMDenoiser(DiT(MODEL)))
+    for number, parameter in enumerate(denoiser.parameters()):
+        parameter.copy_(0.2 * normal(generator(3, f"parameter={number}"), *parameter.shape))
+    return denoiser
+
+
+DENOISER = lively()
+ALL = [name for name, _ in DENOISER.network.named_parameters()]
+
+
+def changed(names: list[str], number: int) -> dict[str, Tensor]:
+    stream = generator(4, f"item={number}")
+    own = {name: DENOISER.network.get_parameter(name) for name in names}
+    return {name: tensor + 0.05 * normal(stream, *tensor.shape) for name, tensor in own.items()}
+
+
+BANK = [changed(unlearned_names(DENOISER.network), number) for number in range(3)]
+
+
+def plain(bank: list[dict[str, Tensor]], precision: Precision = "fp32") -> Tensor:
+    """One model after the other, an image a forward, nothing shared, weights converted by autocast."""
+    tables = []
+    for tensors in [{}, *bank]:
+        with swapped(DENOISER.network, tensors):
+            tables.append(noise_losses(DENOISER, IMAGES, NOISES, precision=precision))
+    return torch.stack(tables)
+
+
+@contextmanager
+def memory_for(rows: int) -> Iterator[list[int]]:
+    """A device that holds so many pairs at once; the sizes of the forwards that it was asked for."""
+    asked = []
+
+    def refuse(module: object, inputs: tuple[Tensor, ...], kwargs: object) -> None:
+        asked.append(len(inputs[0]))
+        if len(inputs[0]) > rows:
+            raise torch.OutOfMemoryError("artificial")
+
+    handle = DENOISER.network.register_forward_pre_hook(refuse, with_kwargs=True)
+    try:
+        yield asked
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize("names", [unlearned_names(DENOISER.network), ALL, ["last.proj.weight"]])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_equals_a_plain_loop_bit_for_bit(names: list[str], precision: Precision):
+    """Whether the models share the stem (the first and the last set of tensors) or not."""
+    bank = [changed(names, number) for number in range(2)]
+    models = ModelBank(DENOISER, bank, replace(CONFIG, precision=precision))
+    assert models.stem_is_shared == (names != ALL)
+    assert torch.equal(models.losses(IMAGES, NOISES), plain(bank, precision))
+
+
+def test_the_stem_is_computed_once_for_all_models():
+    calls = []
+    handle = DENOISER.network.encoder.register_forward_hook(lambda *_: calls.append(1))
+    ModelBank(DENOISER, BANK, replace(CONFIG, images_per_forward=3)).losses(IMAGES, NOISES)
+    handle.remove()
+    assert len(calls) == 3  # of 9 images, 3 at once, under 4 models
+
+
+def test_only_matrices_are_lowered_and_the_model_is_left_as_it_was():
+    before = {name: tensor.clone() for name, tensor in DENOISER.network.state_dict().items()}
+    models = ModelBank(DENOISER, BANK, replace(CONFIG, precision="bf16"))
+    models.losses(IMAGES[:1], NOISES)
+    for name, tensor in DENOISER.network.state_dict().items():
+        assert torch.equal(tensor, before[name])
+    assert {name for name in models.models[0]} == matrix_names(DENOISER.network)
+    assert all(tensor.dtype == torch.bfloat16 and tensor.ndim >= 2 for tensor in models.models[0].values())
+
+
+def test_chosen_models_only():
+    models = ModelBank(DENOISER, BANK, CONFIG)
+    assert torch.equal(models.losses(IMAGES, NOISES, [2, 0]), plain(BANK)[[2, 0]])
+
+
+@pytest.mark.parametrize(("images", "memory", "most"), [(8, 100, 48), (8, 20, 12), (8, 5, 3), (1, 5, 3), (1, 1, 1)])
+def test_too_little_memory_is_survived_and_remembered(images: int, memory: int, most: int):
+    """9 images at 6 noises: whole images while they fit, then some of an image's noises."""
+    models, expected = ModelBank(DENOISER, BANK, replace(CONFIG, images_per_forward=images)), plain(BANK)
+    with memory_for(memory) as asked:
+        table = models.losses(IMAGES, NOISES)
+        torch.testing.assert_close(table, expected, rtol=1e-5, atol=1e-6)
+        assert models.most_rows == most
+        failures = sum(rows > memory for rows in asked)
+        assert failures <= 4
+        models.losses(IMAGES, NOISES)
+        assert sum(rows > memory for rows in asked) == failures  # not tried again
+
+
+def test_a_device_too_small_for_one_pair_is_said():
+    with memory_for(0), pytest.raises(RunFailed, match="one image at one noise does not fit"):
+        ModelBank(DENOISER, BANK, CONFIG).losses(IMAGES, NOISES)
+
+
+@pytest.mark.parametrize(("memory", "most"), [(100, 8), (26, 4), (6, 1)])
+def test_tuning_takes_no_more_than_fits(memory: int, most: int, monkeypatch: pytest.MonkeyPatch):
+    """Larger forwards, if they are faster and while they fit (6 noises an image)."""
+    monkeypatch.setattr(tuning, "TRY_S", 0.0)
+    monkeypatch.setattr(tuning, "BETTER", 0.0)  # whatever the clock says, larger is faster
+    with memory_for(memory):
+        found = tuning.tune(DENOISER, IMAGES, ScoreConfig(noises=6, images_per_forward="auto"), share=1)
+    assert (found.images_per_forward, found.compile) == (most, "off")
+
+
+def test_tuning_leaves_what_is_set(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tuning, "TRY_S", 0.0)
+    found = tuning.tune(DENOISER, IMAGES, ScoreConfig(noises=6, images_per_forward=3, compile="auto"), share=1)
+    assert (found.images_per_forward, found.compile) == (3, "off")  # a pass too short for compiling
+    assert not tuning.is_open(CONFIG)
+
+
+@pytest.mark.slow
+def test_compiled_equals_eager():
+    models = ModelBank(lively(), BANK, replace(CONFIG, compile="on", images_per_forward=3))
+    torch.testing.assert_close(models.losses(IMAGES, NOISES), plain(BANK), rtol=1e-5, atol=1e-6)
