@@ -9,12 +9,12 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from mucs_ray import __version__
 from mucs_ray.errors import MucsError
@@ -58,6 +58,15 @@ SeedsOption = Annotated[
 WeightsDirOption = Annotated[
     str | None,
     typer.Option("--weights-dir", help="Folder with weights of similarity metrics [default: MUCS_RAY_WEIGHTS]."),
+]
+ForOption = Annotated[
+    Literal["attribute", "run"], typer.Option("--for", help="The command that is planned; run: with retrainings.")
+]
+WorkersOption = Annotated[
+    int | None, typer.Option("--workers", min=1, help="GPUs, or CPUs without any [default: those of this machine].")
+]
+PriceOption = Annotated[
+    float | None, typer.Option("--price", help="Of one GPU for an hour, or of one CPU without any, in your currency.")
 ]
 AddressOption = Annotated[str | None, typer.Option("--address", help="A Ray cluster [default: RAY_ADDRESS, or local].")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, everything else on stderr.")]
@@ -366,9 +375,17 @@ def plan(
     items: ItemsOption = None,
     seed: SeedOption = None,
     settings: SetOption = None,
+    method: MethodOption = None,
+    weights_dir: WeightsDirOption = None,
+    command: ForOption = "attribute",
+    workers: WorkersOption = None,
+    price: PriceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """What `attribute` would do now: stages, forwards, FLOP, bytes, and time by a short measurement on this machine."""
+    """What `attribute` or `run` would do now: stages, forwards, FLOP, bytes, and time and money as measured.
+
+    For a few seconds on this machine, or in the run itself, once it has streamed for a minute.
+    """
     with terminal(as_json=as_json) as speaking:
         options = Options(
             dataset=dataset,
@@ -378,15 +395,21 @@ def plan(
             items=items,
             seed=seed,
             settings=settings or (),
+            methods=method,
+            weights_dir=weights_dir,
         )
         (pipeline,) = open_pipeline(speaking, options)
         from mucs_ray.estimate import estimate
 
-        estimated = estimate(pipeline)
-        show_plan(speaking.console, pipeline, pipeline.plan("attribute"))
-        table = Table("stage", "work", "forwards", "FLOP", "written", "time here", box=None)
-        for each in estimated.stages:
-            table.add_row(*each.cells())
+        planned = "evaluate" if command == "run" else command
+        estimated = estimate(pipeline, planned, workers=workers, price=price)
+        show_plan(speaking.console, pipeline, pipeline.plan(planned))
+        # on a narrow screen the words take more lines
+        words = [Column(title, overflow="fold", min_width=8) for title in ("stage", "work")]
+        numbers = [Column(title, justify="right", no_wrap=True) for title in estimated.titles()]
+        table = Table(*words, *numbers, box=None, padding=(0, 2, 0, 0), pad_edge=False)
+        for each in (*estimated.stages, estimated.total):
+            table.add_row(each.stage.removeprefix("attribute/"), each.work, *each.cells())
         speaking.console.print(table)
         speaking.console.print(estimated.basis, highlight=False, soft_wrap=True)
         speaking.result(estimated.to_dict())

@@ -22,6 +22,7 @@ from mucs_ray.attribution.config import (
     ForwardINFConfig,
     RankConfig,
     ScoreConfig,
+    ScreenConfig,
     UnlearnConfig,
 )
 from mucs_ray.data.table import Card
@@ -44,6 +45,8 @@ class GenerateConfig:
     """Generated images that are not attributed, to see collateral damage."""
     steps: Annotated[int, Gt(0)] = 32
     guidance: float = 1.0
+    items_per_forward: Annotated[int, Gt(0)] = 1
+    """Images in one forward. At 1, in fp32, an image is bitwise independent of the others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +64,7 @@ class Recipe:
     generate: GenerateConfig = field(default_factory=GenerateConfig)
     unlearn: UnlearnConfig = field(default_factory=UnlearnConfig)
     score: ScoreConfig = field(default_factory=ScoreConfig)
+    screen: ScreenConfig = field(default_factory=ScreenConfig)
     forward_inf: ForwardINFConfig = field(default_factory=ForwardINFConfig)
     abu: AbUConfig = field(default_factory=AbUConfig)
     dtrak: DTRAKConfig = field(default_factory=DTRAKConfig)

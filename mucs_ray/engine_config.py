@@ -1,9 +1,17 @@
-"""The recipe's section `engine`; apart from the others, so that Ray's helper processes need not import torch."""
+"""How the work is spread: the recipe's section `engine`, and what is fixed.
+
+Apart from the other sections, so that Ray's helper processes need not import torch.
+"""
 
 from dataclasses import dataclass
 from typing import Annotated
 
 from annotated_types import Ge, Gt, Le
+
+LEAST_IMAGES = 8
+"""Of a batch, for one GPU, unless more workers are asked for: with fewer it would mostly wait for the others."""
+GROUPS = 16
+"""Groups of units whose sums are a part each: enough to share out, few enough to keep."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

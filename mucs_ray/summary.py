@@ -9,6 +9,7 @@ from typing import Any
 
 from mucs_ray import comparison, storage
 from mucs_ray.attribution.registry import REFERENCE
+from mucs_ray.attribution.screen import expectation
 from mucs_ray.comparison import is_done
 from mucs_ray.data.table import Row
 from mucs_ray.evaluation.analysis import Analysis
@@ -177,6 +178,8 @@ def run_facts(pipeline: Pipeline) -> Iterable[tuple[str, str]]:
         yield "removed", f"{recipe.remove.mode}: top {recipe.rank.top_percent:g} % an image"
     if is_done(pipeline.stages["attribute/mucs"]):
         yield from mucs_facts(pipeline)
+    if is_done(pipeline.stages["attribute/mucs/screen"]):
+        yield "screening", expectation(pipeline.stages["attribute/mucs/screen/bounds"].facts())
     versions = {**pipeline.stages["generate"].facts()["versions"], "python": platform.python_version()}
     yield "versions", ", ".join(f"{name} {value}" for name, value in versions.items())
     yield "fingerprint", pipeline.report().fingerprint[:16]

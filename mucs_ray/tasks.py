@@ -71,7 +71,7 @@ def attribution(
             knobs[f"encoder.{method.attributor.encoder}"] = encoder
         read |= knobs.keys()
         inputs = ("data", *(("pretrain",) * part.uses_model), *((TARGETS,) * part.uses_items), *parts)
-        key = (method.attributor, part, dumps(knobs, sort_keys=True), inputs)
+        key = (part.owner or method.attributor, replace(part, owner=None), dumps(knobs, sort_keys=True), inputs)
         if key not in shared:
             shared[key] = f"{folder}/{part.name}"
             yield Task(method=method, recipe=recipe, part=part, name=shared[key], reads=knobs, inputs=inputs)

@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mucs_ray.attribution.config import (
@@ -23,6 +24,7 @@ from mucs_ray.attribution.config import (
     ForwardINFConfig,
     RankConfig,
     ScoreConfig,
+    ScreenConfig,
     UnlearnConfig,
 )
 from mucs_ray.diffusion.batch import Batch
@@ -73,6 +75,11 @@ class Knobs(Protocol):
     @property
     def score(self) -> ScoreConfig:
         """Of all methods that compare losses."""
+        ...
+
+    @property
+    def screen(self) -> ScreenConfig:
+        """Of MUCS with fewer forwards."""
         ...
 
     @property
@@ -132,11 +139,13 @@ class Part:
 
     name: str
     """Folder and word for it, e.g. "unlearn"."""
-    hook: Literal["features", "total", "prepare", "adapt", "score"]
+    hook: Literal["features", "total", "prepare", "adapt", "sample", "bounds", "score"]
     reads: tuple[str, ...] = ()
     """Recipe sections or dotted keys that change its numbers; what an earlier part reads need not be repeated."""
     uses_model: bool = True
     uses_items: bool = True
+    owner: "type[Attributor] | None" = None
+    """The method whose part this is, where another takes it over as it is: then it is done once for both."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,7 +170,8 @@ class Attributor(ABC):
 
     Hooks run in this order, each only if `parts` lists it, and each sees what the earlier ones made:
     `features` (a table row an image, kept for all items), `total` (sums over the training set), `prepare` (once a
-    run), `adapt` (once an item), and after `load` the scorer: `columns`, which calls `score`.
+    run), `adapt` (once an item); after `load`, `sample` (a table row for each image of a random sample), `bounds` (once
+    a run, from that table), and, after `load` with these, the scorer: `columns`, which calls `score`.
     Where there are features, `total` and `score` get their rows instead of images.
     """
 
@@ -201,6 +211,18 @@ class Attributor(ABC):
         """
         raise NotImplementedError
 
+    def in_sample(self, idx: np.ndarray) -> Bool[np.ndarray, " b"]:
+        """Which images `sample` is given; depends on idx only."""
+        raise NotImplementedError
+
+    def sample(self, batch: Batch) -> Columns:
+        """A table row an image of the sample."""
+        raise NotImplementedError
+
+    def bounds(self, rows: Iterator[Any]) -> Tensors:
+        """Once a run, from the rows of `sample`; `load` gets it instead of what `prepare` made."""
+        raise NotImplementedError
+
     def load(self, prepared: Tensors, adapted: Sequence[Tensors]) -> None:  # noqa: B027 - not every method needs it
         """Before scoring: what `prepare` made, and what `adapt` made for each item, on the device."""
 
@@ -209,9 +231,8 @@ class Attributor(ABC):
         """What a part will cost, for `mucs-ray plan`; by default nothing to speak of."""
         return Passes()
 
-    @property
-    def forwards_an_image(self) -> int:
-        """Forward passes of the model that scoring one image takes, for the rate that is shown."""
+    def forwards(self, columns: Columns) -> int:
+        """Forward passes of the model that these columns took, for the rate that is shown."""
         return 0
 
     @abstractmethod

@@ -57,6 +57,21 @@ class ScoreConfig:
     """One set of levels and noise for every image, before and after; or each loss its own draws (spec 8, S-C2)."""
 
 
+Share = Annotated[float, Gt(0), Lt(1)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScreenConfig:
+    """How `mucs/screen` leaves images out early."""
+
+    recall: Share = 0.98
+    """Share of the true top-k, over all items, that is to be found."""
+    sample: Annotated[int, Ge(10)] = 1000
+    """Training images, drawn at random, that are scored in full to learn the bounds."""
+    rounds: tuple[Share, Share] = (0.1, 0.3)
+    """Shares of the noises after which images are left out."""
+
+
 Measure = Literal["skew", "difference", "absolute"]
 
 

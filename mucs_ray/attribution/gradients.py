@@ -214,10 +214,10 @@ class GradientAttributor(Attributor):
         vectors = torch.stack([tensors["vector"] for tensors in adapted], dim=1)
         self.vectors = vectors.to(self.setting.device, torch.float64)
 
-    @property
-    def forwards_an_image(self) -> int:
-        """One for each noise in the parts that use the model; scoring takes none."""
-        return self.config.noises if self.setting.denoiser is not None else 0
+    def forwards(self, columns: Columns) -> int:
+        """One for each image and noise in the parts that use the model; scoring takes none."""
+        num_images = len(next(iter(columns.values())))
+        return num_images * self.config.noises if self.setting.denoiser is not None else 0
 
     def score(self, rows: Columns) -> Float[Tensor, "b i"]:
         """phi_i^T K^-1 phi(item), in float64: rounded to fp32, it does not show how rows were cut."""

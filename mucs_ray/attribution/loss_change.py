@@ -58,9 +58,10 @@ class LossChange:
             self.shared = NoiseSet.draw(seed, "score/noise", sigmas, self.shape).to(self.device)
 
     @property
-    def forwards_an_image(self) -> int:
-        """F1 and every F2 on every noise."""
-        return self.config.noises * (1 + self.num_items)
+    def shared_noises(self) -> NoiseSet:
+        """What all images share, for a method that needs it."""
+        assert self.shared is not None, "score.noise must be shared"
+        return self.shared
 
     def losses(self, batch: Batch) -> Losses:
         """RunFailed, naming the image, if a loss is not finite."""
@@ -69,9 +70,7 @@ class LossChange:
         else:
             cuts = [batch[at : at + 1] for at in range(len(batch))]
             table = torch.cat([self._independent(one) for one in cuts], dim=1)
-        bad = ~table.isfinite().all(dim=2).all(dim=0).cpu()
-        if bad.any():
-            raise RunFailed(f"the loss of training image idx={batch.idx[bad][0].item()} is not finite")
+        require_finite(table, batch)
         return Losses(before=table[0], after=table[1:])
 
     def skew(self, losses: Losses) -> Float[Tensor, "b i"]:
@@ -121,10 +120,9 @@ class LossAttributor(Attributor):
         """Of scoring: F1 and every F2 on every noise."""
         return Passes(forwards=num_images * knobs.score.noises * (1 + num_items))
 
-    @property
-    def forwards_an_image(self) -> int:
+    def forwards(self, columns: Columns) -> int:
         """F1 and every F2 on every noise."""
-        return self.change.forwards_an_image
+        return len(next(iter(columns.values()))) * self.change.config.noises * (1 + self.change.num_items)
 
     def score(self, rows: Batch) -> Float[Tensor, "b i"]:
         """By the measure that `rank.measure` names."""
@@ -138,6 +136,13 @@ class LossAttributor(Attributor):
             columns["before"] = losses.before.half().cpu()
             columns["after"] = losses.after.transpose(0, 1).flatten(1).half().cpu()
         return columns
+
+
+def require_finite(table: Float[Tensor, "m b n"], batch: Batch) -> None:
+    """RunFailed, naming the image, if a loss is not finite."""
+    bad = ~table.isfinite().all(dim=2).all(dim=0).cpu()
+    if bad.any():
+        raise RunFailed(f"the loss of training image idx={batch.idx[bad][0].item()} is not finite")
 
 
 def chosen(columns: Columns, measure: Measure) -> Float[Tensor, "b i"]:

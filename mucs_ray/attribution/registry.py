@@ -25,6 +25,7 @@ from mucs_ray.attribution.forward_inf import ForwardINF
 from mucs_ray.attribution.mucs import MUCS
 from mucs_ray.attribution.pixel import Pixel
 from mucs_ray.attribution.random import Random
+from mucs_ray.attribution.screen import ScreenedMUCS
 from mucs_ray.errors import InputError
 
 ENTRY_POINTS = "mucs_ray.methods"
@@ -143,6 +144,13 @@ _ALL = (
     variant(MUCS, "independent-noise", "new noise for every loss", {"score.noise": "independent"}, TABLE_2),
     variant(MUCS, "full-schedule", "all noise levels, not the upper 70 %", {"score.keep": 1.0}, TABLE_2),
     variant(MUCS, "train-sigma", "scoring at the noise levels of training", {"score.sigmas": "training"}, TABLE_2),
+    variant(
+        ScreenedMUCS,
+        "screen",
+        "exact scores for what can be in the top-k, far fewer forwards for the rest",
+        {"score.noise": "shared", "rank.measure": "skew"},
+        "ours",
+    ),
     variant(MUCS, "mutual", "MUCS with hubs brought down by mutual ranks", {"rank.correction": "mutual"}, "ours"),
     *(ensemble(name, weights, f"the paper's ensemble {name}") for name, weights in WEIGHTS.items()),
     ensemble("learned", {}, "weights learned from the counterfactual tests of other seeds"),

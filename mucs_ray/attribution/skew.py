@@ -19,7 +19,12 @@ def normalized_skew(
     before: Float[Tensor, "b n"], after: Float[Tensor, "b n"], *, epsilon: float = 1e-3
 ) -> Float[Tensor, " b"]:
     """mean_j (after - before) / (after + before + epsilon): in (-1, 1), higher = more influential. Losses are >= 0."""
-    return ((after - before) / (after + before + epsilon)).mean(dim=1)
+    return skews(before, after, epsilon=epsilon).mean(dim=1)
+
+
+def skews(before: Float[Tensor, "..."], after: Float[Tensor, "..."], *, epsilon: float) -> Float[Tensor, "..."]:
+    """(after - before) / (after + before + epsilon), noise by noise."""
+    return (after - before) / (after + before + epsilon)
 
 
 @torch.inference_mode()

@@ -22,8 +22,8 @@ class Batch:
         """Number of images."""
         return len(self.idx)
 
-    def __getitem__(self, rows: slice) -> "Batch":
-        """A cut of the batch."""
+    def __getitem__(self, rows: slice | Int64[Tensor, " r"]) -> "Batch":
+        """A cut of the batch, or some of its images."""
         condition = None if self.condition is None else self.condition[rows]
         return Batch(idx=self.idx[rows], image=self.image[rows], condition=condition)
 

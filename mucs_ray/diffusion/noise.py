@@ -11,7 +11,7 @@ from hashlib import blake2b
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 
@@ -38,8 +38,8 @@ class NoiseSet:
         """One standard normal draw of image `shape` for each sigma, from the stream of `name`."""
         return cls(sigma=sigma, unit=normal(generator(seed, name), len(sigma), *shape))
 
-    def __getitem__(self, at: slice) -> "NoiseSet":
-        """A cut of the set."""
+    def __getitem__(self, at: slice | Int64[Tensor, " m"]) -> "NoiseSet":
+        """A cut of the set, or some of it."""
         return NoiseSet(sigma=self.sigma[at], unit=self.unit[at])
 
     def to(self, device: torch.device | str) -> "NoiseSet":

@@ -20,12 +20,11 @@ from mucs_ray.engine.models import Arrays, load_arrays, to_arrays, to_tensors
 from mucs_ray.engine.progress import Bar
 from mucs_ray.engine.session import Cluster
 from mucs_ray.engine.units import completed
+from mucs_ray.engine_config import GROUPS
 from mucs_ray.store import checkpoint
 from mucs_ray.store.items import item_file, item_name, load_item
 from mucs_ray.store.run import Stage
 
-GROUPS = 16
-"""Groups of units whose sums are a part each: enough to share out, few enough to keep."""
 Result = tuple[str, dict[str, Any]]
 """sha256 of what was published, and facts."""
 
@@ -69,7 +68,8 @@ def adapt_all(job: AttributeJob, refs: Refs, numbers: Sequence[int], *, cluster:
 def prepare(method: Attributor, job: AttributeJob, total: Arrays, file: str) -> Result:
     """The hook that runs once; what it made that is one number is a fact as well."""
     device = method.setting.device
-    tensors = method.prepare(to_tensors(total, device), stream_rows(job, device))
+    rows = stream_rows(job, device)
+    tensors = method.bounds(rows) if job.part.hook == "bounds" else method.prepare(to_tensors(total, device), rows)
     facts = {name: tensor.item() for name, tensor in tensors.items() if tensor.ndim == 0}
     return checkpoint.save(job.stage.url(file), tensors, facts), facts
 

@@ -39,7 +39,7 @@ class AttributeJob:
     stage: Stage
     generated: Stage
     features: Stage | None
-    """Where the method's features are, if it has some and this part reads them."""
+    """Where the method's features, or the rows of its sample, are, if this part reads them."""
     encoder: ReadyMetric | None
 
 
@@ -129,7 +129,9 @@ def stream_rows(job: AttributeJob, device: torch.device) -> Iterator[Batch | Col
     """All of them, a unit at a time."""
     for unit in job.dataset.units("train"):
         beat()
-        yield to_rows(job, read_rows(job, unit), device)
+        table = read_rows(job, unit)
+        if len(table):  # of a sample there may be none
+            yield to_rows(job, table, device)
 
 
 def matrix(table: pa.Table, name: str) -> np.ndarray:

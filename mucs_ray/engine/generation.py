@@ -40,17 +40,23 @@ def plan_items(dataset: Dataset, config: GenerateConfig, seed: int) -> list[Plan
     ]
 
 
-def generate_item(
-    denoiser: EDMDenoiser, test: LocalImages, planned: PlannedItem, config: GenerateConfig, seed: int
-) -> Item:
-    """One item, alone in its batch, so that it does not depend on the others to the last bit."""
+def generate_together(
+    denoiser: EDMDenoiser, test: LocalImages, planned: Sequence[PlannedItem], config: GenerateConfig, seed: int
+) -> list[Item]:
+    """Some items as one batch, each from its own named noise: alone in it, one does not depend on others to the last
+    bit.
+    """
     device = next(denoiser.parameters()).device
-    batch = test.batch(np.asarray([planned.row]))
+    batch = test.batch(np.asarray([each.row for each in planned]))
     condition = None if batch.condition is None else batch.condition.to(device)
-    noise = normal(generator(seed, f"generate/idx={planned.idx}"), 1, *batch.image.shape[1:]).to(device)
-    image = sample(guided(denoiser, config.guidance), noise, condition, num_steps=config.steps)
-    own_condition = None if batch.condition is None else batch.condition[0]
-    return Item(number=planned.number, idx=planned.idx, condition=own_condition, image=image[0].cpu())
+    size = batch.image.shape[1:]
+    noise = torch.cat([normal(generator(seed, f"generate/idx={each.idx}"), 1, *size) for each in planned]).to(device)
+    images = sample(guided(denoiser, config.guidance), noise, condition, num_steps=config.steps).cpu()
+    conditions = [None] * len(planned) if batch.condition is None else list(batch.condition)
+    return [
+        Item(number=each.number, idx=each.idx, condition=own, image=image)
+        for each, own, image in zip(planned, conditions, images, strict=True)
+    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,11 +76,16 @@ def generate_items(
     """Generate and publish some items; sha256 by file."""
     test = LocalImages(job.dataset, "test", on_unit=beat)
     digests = {}
-    for each in planned:
-        item = generate_item(denoiser, test, each, job.config, job.seed)
-        digests[item_file(job.stage, each.number)] = save_item(job.stage, item, {"role": each.role})
-        done(each.number)
+    for some in batches(planned, job.config.items_per_forward):
+        for each, item in zip(some, generate_together(denoiser, test, some, job.config, job.seed), strict=True):
+            digests[item_file(job.stage, each.number)] = save_item(job.stage, item, {"role": each.role})
+            done(each.number)
     return digests
+
+
+def batches(planned: Sequence[PlannedItem], size: int) -> list[Sequence[PlannedItem]]:
+    """Cuts of this many items."""
+    return [planned[at : at + size] for at in range(0, len(planned), size)]
 
 
 def generate_task(weights: Arrays, planned: list[PlannedItem], job: GenerateJob, board: Board) -> dict[str, str]:
@@ -91,8 +102,9 @@ def generate(
     board = new_board()
     tasks: dict[str, tuple[Any, ...]] = {}
     for weights, planned in groups:
-        num_tasks = min(max(1, cluster.num_workers // len(groups)), len(planned))
-        shares = [list(planned[start::num_tasks]) for start in range(num_tasks)]
+        together = batches(planned, job.config.items_per_forward)
+        num_tasks = min(max(1, cluster.num_workers // len(groups)), len(together))
+        shares = [[each for some in together[start::num_tasks] for each in some] for start in range(num_tasks)]
         tasks |= {items_name(share): (weights, share, job, board) for share in shares}
     first = bar.done
     digests: dict[str, str] = {}

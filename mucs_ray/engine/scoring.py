@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import ray
 
 from mucs_ray import storage
-from mucs_ray.attribution.base import Attributor
+from mucs_ray.attribution.base import Attributor, Columns
 from mucs_ray.data.table import Unit
 from mucs_ray.diffusion.batch import Batch
 from mucs_ray.engine import metrics
@@ -61,9 +61,10 @@ def score_unit(method: Attributor, job: AttributeJob, unit: Unit, table: pa.Tabl
     started = time.monotonic()
     if len(table) != unit.rows:
         raise RunFailed(f"unit {unit.name} came as {len(table)} rows instead of {unit.rows}")
-    rows = to_rows(job, table, method.setting.device)
+    if job.part.hook == "sample":
+        table = table.filter(pa.array(method.in_sample(table["idx"].to_numpy())))
     in_network = time.monotonic()
-    columns = method.features(rows) if isinstance(rows, Batch) and job.part.hook == "features" else method.columns(rows)
+    columns = computed(method, job, table) if len(table) else {}
     arrays = {name: column.cpu().numpy() for name, column in columns.items()}
     in_network = time.monotonic() - in_network
     content = part_bytes(table["idx"].to_numpy(), arrays)
@@ -72,11 +73,20 @@ def score_unit(method: Attributor, job: AttributeJob, unit: Unit, table: pa.Tabl
     return Receipt(
         unit=unit.name,
         sha256=digest,
-        rows=len(table),
-        forwards=len(table) * method.forwards_an_image,
+        rows=unit.rows,
+        forwards=method.forwards(columns) if columns else 0,
         worker_seconds=seconds,
         worker_seconds_outside=seconds - in_network,
     )
+
+
+def computed(method: Attributor, job: AttributeJob, table: pa.Table) -> Columns:
+    """What the part's hook makes of these rows."""
+    rows = to_rows(job, table, method.setting.device)
+    if not isinstance(rows, Batch):
+        return method.columns(rows)
+    hooks = {"features": method.features, "sample": method.sample, "score": method.columns}
+    return hooks[job.part.hook](rows)
 
 
 def part_bytes(idx: np.ndarray, columns: Mapping[str, np.ndarray]) -> bytes:
@@ -149,7 +159,7 @@ def loaded_method(job: AttributeJob, refs: Refs) -> Attributor:
     """The method, ready to score."""
     weights, prepared, adapted = refs.fetch()
     method = build(job, weights)
-    if job.part.hook == "score":
+    if job.part.hook in ("sample", "score"):
         device = method.setting.device
         method.load(to_tensors(prepared, device), [to_tensors(arrays, device) for arrays in adapted])
     return method

@@ -82,6 +82,11 @@ class Cluster:
         return self.gpus * int(1 / self.engine.gpu_share) or self.cpus
 
     @property
+    def processor(self) -> str:
+        """What a worker has one of, or a share of: "GPU" or "CPU"."""
+        return "GPU" if self.gpus else "CPU"
+
+    @property
     def worker_options(self) -> dict[str, float]:
         """Resources of one of them."""
         return {"num_cpus": ACTOR_CPUS, "num_gpus": self.engine.gpu_share if self.gpus else 0}

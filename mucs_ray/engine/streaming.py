@@ -19,6 +19,7 @@ from mucs_ray.data.table import Unit
 from mucs_ray.engine.attempts import explain
 from mucs_ray.engine.attributors import AttributeJob, Refs, read_rows, unit_part
 from mucs_ray.engine.board import Board, last_line, new_board
+from mucs_ray.engine.pace import PACE, Pace
 from mucs_ray.engine.progress import Bar
 from mucs_ray.engine.scoring import UNIT_COLUMN, Receipt, Scorer
 from mucs_ray.engine.session import READER_CPUS, Cluster, quiet_data
@@ -102,7 +103,7 @@ def pool_size(cluster: Cluster, num_units: int) -> tuple[int, int]:
 def score(
     job: AttributeJob, refs: Refs, units: Sequence[Unit], *, cluster: Cluster, bar: Bar
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Stream until every unit has its part; (totals over the receipts, sha256 by part).
+    """Stream until every unit has its part; (totals over the receipts and who made them, sha256 by part).
 
     What has no part after a pass is streamed again, in new workers. Once all others are there, those units that were
     given up are raised as one error.
@@ -110,7 +111,7 @@ def score(
     totals = {"rows": 0, "forwards": 0, "worker_seconds": 0.0, "worker_seconds_outside": 0.0}
     digests: dict[str, str] = {}
     names = {unit.name: unit_part(job.stage, unit) for unit in units}
-    board, todo = new_board(), list(units)
+    board, todo, pace = new_board(), list(units), Pace(images=bar.total)
     while todo:
         _, before, _ = board.news(0)
         cause = "it has no scores, and nobody said why"
@@ -122,6 +123,9 @@ def score(
                         totals[name] += getattr(receipt, name)
                     rate = totals["forwards"] / bar.elapsed
                     bar.advance(receipt.rows, f"{rate:,.0f} forwards/s" if rate else "")
+                    if line := pace.line(totals, at=bar.elapsed):
+                        facts = {**totals, "processor": cluster.processor, "fingerprint": job.stage.fingerprint}
+                        bar.tell(line, PACE, **facts)
         except ray.exceptions.RayError as error:
             cause = last_line(error)
         there = {*digests, *storage.names(job.stage.folder)}
@@ -134,4 +138,4 @@ def score(
         todo = [unit for unit in todo if unit.name not in given_up]
     if given_up := board.given_up():
         raise explain(given_up, len(units))
-    return totals, digests
+    return {**totals, "processor": cluster.processor}, digests

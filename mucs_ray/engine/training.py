@@ -28,6 +28,7 @@ from mucs_ray.engine.attempts import beat, beating
 from mucs_ray.engine.board import POLL_S, Board, cancel_unfinished, last_line, new_board, own_error, this_node
 from mucs_ray.engine.progress import Bar
 from mucs_ray.engine.session import ACTOR_CPUS, Cluster
+from mucs_ray.engine_config import LEAST_IMAGES
 from mucs_ray.errors import InputError, MucsError, RunFailed
 from mucs_ray.models.dit import DiT, DiTConfig
 from mucs_ray.store import checkpoint
@@ -37,8 +38,6 @@ from mucs_ray.training.config import TrainConfig
 from mucs_ray.training.step import Group, TrainState, name_torch_stream, training
 
 POST_INTERVAL_S = 0.5
-LEAST_IMAGES = 8
-"""Of a batch, for one GPU, unless more workers are asked for: with fewer it would mostly wait for the others."""
 PATIENCE_S = 10.0
 STARTS, PATIENT_STARTS = 5, 60
 """Attempts of a minute each to place the workers before giving up; many where machines may still come. Ray's own

@@ -4,6 +4,8 @@ from contextlib import AbstractContextManager
 
 from ray import ObjectRef
 
+from mucs_ray.attribution.loss_change import LossAttributor
+from mucs_ray.attribution.screen import expectation
 from mucs_ray.attribution.tuning import is_open
 from mucs_ray.engine import adapting, streaming, tuning
 from mucs_ray.engine.attributors import AttributeJob, Refs, unit_part
@@ -20,7 +22,8 @@ from mucs_ray.tasks import Task
 def work(pipeline: Pipeline, task: Task, cluster: Cluster) -> Output:
     """One part of one method."""
     assert task.part is not None
-    hooks = {"features": stream, "score": stream, "total": total, "prepare": prepare, "adapt": adapt}
+    hooks = {"features": stream, "sample": stream, "score": stream}
+    hooks |= {"total": total, "prepare": prepare, "bounds": prepare, "adapt": adapt}
     return hooks[task.part.hook](pipeline, task, cluster)
 
 
@@ -43,7 +46,13 @@ def stream(pipeline: Pipeline, task: Task, cluster: Cluster) -> Output:
 
 def uses_scoring(task: Task) -> bool:
     """True for passes in which losses of many models are compared."""
-    return task.part is not None and "score" in task.part.reads
+    method, part = task.method.attributor, task.part
+    return (
+        method is not None
+        and issubclass(method, LossAttributor)
+        and part is not None
+        and part.hook in ("sample", "score")
+    )
 
 
 def adapt(pipeline: Pipeline, task: Task, cluster: Cluster) -> Output:
@@ -68,6 +77,8 @@ def prepare(pipeline: Pipeline, task: Task, cluster: Cluster) -> Output:
         job, inputs = job_of(pipeline, task), refs(pipeline, task)
         digest, facts = adapting.prepare_once(job, inputs, file, cluster=cluster, bar=progress)
         progress.advance(1)
+        if task.part and task.part.hook == "bounds":
+            progress.tell(expectation(facts), "bounds", **facts)
     return {file: digest}, facts
 
 
@@ -91,7 +102,8 @@ def job_of(pipeline: Pipeline, task: Task) -> AttributeJob:
     """What a worker needs to know."""
     method, part = task.method.attributor, task.part
     assert method is not None and part is not None
-    features = earlier(pipeline, task, "features")
+    tables = {"total": "features", "prepare": "features", "score": "features", "bounds": "sample"}
+    features = earlier(pipeline, task, tables.get(part.hook, ""))
     return AttributeJob(
         dataset=pipeline.dataset,
         recipe=task.recipe,
@@ -99,7 +111,7 @@ def job_of(pipeline: Pipeline, task: Task) -> AttributeJob:
         part=part,
         stage=pipeline.stages[task.name],
         generated=pipeline.stages["generate"],
-        features=features[0] if features and part.hook in ("total", "prepare", "score") else None,
+        features=features[0] if features else None,
         encoder=pipeline.encoders[method.encoder] if method.encoder else None,
     )
 
@@ -107,7 +119,7 @@ def job_of(pipeline: Pipeline, task: Task) -> AttributeJob:
 def refs(pipeline: Pipeline, task: Task) -> Refs:
     """What earlier stages made, on its way into the object store."""
     assert task.part is not None
-    once = earlier(pipeline, task, "prepare") or earlier(pipeline, task, "total")
+    once = earlier(pipeline, task, "total", "prepare", "bounds")[-1:]
     items = earlier(pipeline, task, "adapt")
     return Refs(
         weights=weights_ref(pipeline) if task.part.uses_model else None,
@@ -116,9 +128,11 @@ def refs(pipeline: Pipeline, task: Task) -> Refs:
     )
 
 
-def earlier(pipeline: Pipeline, task: Task, hook: str) -> list[Stage]:
-    """The stage of the method's part with this hook, if there is one before this."""
-    return [pipeline.stages[name] for name in task.inputs if name in pipeline.tasks and hook_of(pipeline, name) == hook]
+def earlier(pipeline: Pipeline, task: Task, *hooks: str) -> list[Stage]:
+    """The stages of the method's parts with these hooks that there are before this, in order."""
+    return [
+        pipeline.stages[name] for name in task.inputs if name in pipeline.tasks and hook_of(pipeline, name) in hooks
+    ]
 
 
 def hook_of(pipeline: Pipeline, name: str) -> str:

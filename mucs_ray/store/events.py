@@ -9,6 +9,7 @@ unit that went well: the file stays small however large the training set is.
 import json
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
@@ -51,3 +52,10 @@ class EventLog:
             with suppress(OSError):  # the next one tries again; no run ends because of its log
                 storage.publish(self.url, ("\n".join(self.lines) + "\n").encode())
                 self.published = len(self.lines)
+
+
+def read_events(run_url: str) -> Iterator[dict[str, Any]]:
+    """All events of a run, the commands in the order they began."""
+    folder = storage.join(run_url, "events")
+    for name in sorted(storage.names(folder)):
+        yield from map(json.loads, storage.read_bytes(storage.join(folder, name)).splitlines())

@@ -185,6 +185,12 @@ def test_seeds(recipe: str, tmp_path: Path):
     assert "has begun" in refused("status", "--run", str(tmp_path / "run"))
 
 
+@pytest.mark.parametrize("price", ["0", "-2.5", "nan"])
+def test_a_price_that_is_none(recipe: str, tmp_path: Path, price: str):
+    line = refused("plan", "--recipe", recipe, "--run", str(tmp_path / "run"), "--price", price)
+    assert f"--price {price}: expected a number above 0" in line
+
+
 def test_an_address_where_no_cluster_answers(recipe: str, tmp_path: Path):
     """At once: Ray itself tries for a quarter of an hour."""
     options = ("--recipe", recipe, "--run", str(tmp_path / "run"), "--address", "127.0.0.1:9")

@@ -60,7 +60,7 @@ def test_the_whole_test_equals_the_plain_loop(evaluated: Pipeline, method: str, 
     test, expected = LocalImages(evaluated.dataset, "test"), {"target": [], "control": []}
     for planned in generation.plan_items(evaluated.dataset, recipe.generate, recipe.seed):
         with torch.inference_mode():
-            again = generation.generate_item(denoiser, test, planned, recipe.generate, recipe.seed)
+            (again,) = generation.generate_together(denoiser, test, [planned], recipe.generate, recipe.seed)
         stored = load_item(stages[f"regenerate/{method}"], planned.number)
         assert torch.equal(stored.image, again.image)
         before = load_item(stages["generate"], planned.number).image
@@ -105,7 +105,9 @@ def test_each_item_by_itself(data: Dataset, tmp_path: Path, cluster: Cluster):
     test = LocalImages(pipeline.dataset, "test")
     planned = generation.plan_items(pipeline.dataset, pipeline.recipe.generate, pipeline.recipe.seed)[1]
     with torch.inference_mode():
-        again = generation.generate_item(denoiser, test, planned, pipeline.recipe.generate, pipeline.recipe.seed)
+        (again,) = generation.generate_together(
+            denoiser, test, [planned], pipeline.recipe.generate, pipeline.recipe.seed
+        )
     assert torch.equal(again.image, images[1])
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from mucs_ray import storage
 from mucs_ray.attribution.base import Attributor
 from mucs_ray.attribution.loss_change import chosen
 from mucs_ray.attribution.ranking import mutual_ranks, ranks
@@ -23,11 +24,12 @@ from mucs_ray.store.items import load_item
 from tiny_run import open_tiny, work
 
 CPU = torch.device("cpu")
-METHODS = ("random", "pixel", "das", "forward-inf", "abu", "mucs/subtraction")
+METHODS = ("random", "pixel", "das", "forward-inf", "abu", "mucs/screen", "mucs/subtraction")
 """One for every way through the engine; tests/contract has all of them, without Ray."""
 SMALL = {
     "das": {"dim": 32, "noises": 4, "leverage": True},
     "abu": {"draws": 8, "draws_per_forward": 4, "fisher_draws": 2},
+    "screen": {"sample": 12, "recall": 0.05, "rounds": (0.3, 0.6)},
     "forward_inf": {"updates": 2, "draws": 4, "learning_rate_divisor": 1.0},
 }
 
@@ -78,6 +80,13 @@ def plain_scores(pipeline: Pipeline, method: str) -> np.ndarray:
                 prepared = hooked.prepare(total, iter([rows]))
             case "adapt":
                 adapted = [hooked.adapt(item, prepared, lambda step, loss: None).tensors for item in items]
+            case "sample":
+                hooked.load(prepared, adapted)
+                inside = torch.from_numpy(np.flatnonzero(hooked.in_sample(images.idx.numpy())))
+                assert 0 < len(inside) < len(images)
+                rows = hooked.sample(images[inside])
+            case "bounds":
+                prepared, rows = hooked.bounds(iter([rows])), images
             case "score":
                 hooked.load(prepared, adapted)
                 columns = hooked.columns(rows)
@@ -96,6 +105,44 @@ def test_a_method_through_ray_is_the_plain_loop(compared: Pipeline, method: str)
         np.testing.assert_allclose(scores, plain, rtol=2e-3, atol=2e-3 * np.abs(plain).max())
     else:
         assert np.array_equal(scores, plain)
+
+
+def test_screening_leaves_something_out_and_says_what_to_expect(compared: Pipeline):
+    stages = compared.stages
+    _, scores = all_scores(stored_scores(compared, "mucs/screen"))
+    _, exact = all_scores(stored_scores(compared, "mucs"))
+    out = scores < -1
+    assert 0 < out.mean() < 1
+    np.testing.assert_allclose(scores[~out], exact[~out], atol=1e-6)
+    facts, scored = stages["attribute/mucs/screen/bounds"].facts(), stages["attribute/mucs/screen/score"].facts()
+    assert 0 < facts["recall"] <= 1 and facts["sample"] < len(scores)
+    assert 0 < scored["forwards"] < stages["attribute/mucs/score"].facts()["forwards"]
+    assert "attribute/mucs/screen/unlearn" not in stages  # it is that of mucs
+
+
+def test_what_is_found_by_trying_is_kept(
+    compared: Pipeline, data: Dataset, copied: Callable[[], Path], cluster: Cluster
+):
+    """Images a forward: other than one, so equal to rounding; whoever goes on computes in the same way."""
+    score = {"images_per_forward": "auto", "compile": "auto"}
+    pipeline = open_tiny(data, copied(), methods=("mucs",), score=score)
+    work(pipeline, "attribute", cluster)
+    stage = pipeline.stages["attribute/mucs/score"]
+    file = stage.part("tuning", "json")
+    found = stage.manifest()
+    assert found is not None and file in found["files"]
+    tuning = storage.read_json(stage.url(file))
+    assert tuning["images_per_forward"] >= 1 and tuning["compile"] == "off" and tuning["seconds_a_forward"] > 0
+    _, scores = all_scores(stored_scores(pipeline, "mucs"))
+    np.testing.assert_allclose(scores, all_scores(stored_scores(compared, "mucs"))[1], atol=1e-4)
+    storage.remove(stage.url("manifest.json"))
+    lost = next(name for name in found["files"] if name.endswith(".parquet"))
+    storage.remove(stage.url(lost))
+    storage.publish_json(stage.url(file), {**tuning, "seconds_a_forward": 12.5})
+    work(pipeline, "attribute", cluster)
+    assert storage.read_json(stage.url(file))["seconds_a_forward"] == 12.5  # not tried again
+    again = stage.manifest()
+    assert again is not None and again["files"][lost] == found["files"][lost]
 
 
 def test_methods_differ(compared: Pipeline):

@@ -1,11 +1,19 @@
 """What a command plans with: what is there, or what it is told that there can be."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 
+from mucs_ray.data.table import Dataset
+from mucs_ray.engine import pace
 from mucs_ray.engine.session import Cluster, await_worker
 from mucs_ray.engine.streaming import pool_size
 from mucs_ray.engine_config import EngineConfig
 from mucs_ray.errors import MachineError
+from mucs_ray.speed import facts_of_streams
+from mucs_ray.store.events import read_events
+from tiny_run import open_tiny, work
 
 
 def test_what_there_can_be_is_told_by_the_environment(cluster: Cluster, monkeypatch: pytest.MonkeyPatch):
@@ -42,3 +50,20 @@ def test_the_pool_of_scorers(asked: tuple[int, int], units: int, pool: tuple[int
 
 def test_a_cluster_with_workers_is_not_waited_for(cluster: Cluster):
     await_worker(pytest.fail)
+
+
+def test_a_streamed_stage_tells_its_pace_and_plan_reads_it(
+    data: Dataset, copied: Callable[[], Path], cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+):
+    """At the first receipt here: the driver, which keeps the time, is told that a minute is 0 s long."""
+    monkeypatch.setattr(pace, "FIRST_S", 0.0)
+    pipeline, score = open_tiny(data, copied(), score={"noises": 7}), "attribute/mucs/score"
+    before = pipeline.plan("attribute")
+    assert before[score].status == "stale"
+    work(pipeline, score, cluster)
+    (event,) = (event for event in read_events(pipeline.run_url) if event["event"] == pace.PACE)
+    assert event["stage"] == score and event["forwards"] == 16 * 7 * 3 and event["processor"] == "CPU"
+    so_far = facts_of_streams(pipeline, before)[score]  # as of before it was done
+    assert so_far == event and so_far["worker_seconds"] > 0
+    whole = facts_of_streams(pipeline, pipeline.plan("attribute"))[score]
+    assert whole["forwards"] == 60 * 7 * 3 and whole["processor"] == "CPU"

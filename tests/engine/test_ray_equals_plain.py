@@ -94,7 +94,7 @@ def test_generation(finished: Pipeline):
     recipe = finished.recipe
     denoiser, test = denoiser_of(finished), LocalImages(finished.dataset, "test")
     for planned in generation.plan_items(finished.dataset, recipe.generate, recipe.seed):
-        item = generation.generate_item(denoiser, test, planned, recipe.generate, recipe.seed)
+        (item,) = generation.generate_together(denoiser, test, [planned], recipe.generate, recipe.seed)
         stored = load_item(finished.stages["generate"], planned.number)
         assert torch.equal(item.image, stored.image)
         assert item.condition is not None and stored.condition is not None

@@ -248,4 +248,5 @@ def test_parts_read_knobs_that_exist():
         (True, False), (False, False), (True, True), (False, False),
     ]  # fmt: skip
     assert issubclass(DTRAK, Attributor)
-    assert (method(DENOISER).forwards_an_image, method(None).forwards_an_image) == (NOISES, 0)
+    five = {"feature": torch.zeros(5, 2)}
+    assert (method(DENOISER).forwards(five), method(None).forwards(five)) == (5 * NOISES, 0)

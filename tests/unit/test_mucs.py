@@ -454,7 +454,7 @@ def test_what_is_stored_of_a_scored_batch():
     assert torch.equal(columns["before"], table.before.half())
     assert torch.equal(columns["after"].view(9, 3, 7), table.after.transpose(0, 1).half())
     assert torch.equal(method.score(IMAGES), columns["difference"].abs())
-    assert method.forwards_an_image == 7 * 4
+    assert method.forwards(columns) == 9 * 7 * 4
     plain = MUCS(setting(UnlearnConfig()))
     plain.load({}, BANK)
     assert set(plain.columns(IMAGES)) == {"skew", "difference"}

@@ -1,0 +1,147 @@
+"""MUCS for a fraction of the forwards: exact scores for the images that can be in the top-k, predictions for the rest.
+
+A random sample of the training images is scored in full. From it follow bounds (screening.py): an image whose predicted
+score is below its item's bound after a tenth of the noises, or after three tenths, is left out for that item.
+Axes: b images, i items, n noises.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from mucs_ray.attribution.base import Columns, Knobs, Part, Passes, Tensors
+from mucs_ray.attribution.loss_change import require_finite
+from mucs_ray.attribution.mucs import MUCS
+from mucs_ray.attribution.ranking import tie_break, top_k
+from mucs_ray.attribution.screening import Round, cuts, held_out, learn, spread
+from mucs_ray.attribution.skew import skews
+from mucs_ray.diffusion.batch import Batch
+
+LEFT_OUT = 2.0
+"""Taken off the prediction for an image that was left out: a skew is in (-1, 1), so all of these are below all exact
+ones."""
+BOUNDS = ("weights", "constant", "threshold")
+GUESSED_SHARE = 0.3
+"""Of the forwards after the first round, for `mucs-ray plan`; the true share is known once the sample is scored."""
+
+
+def expectation(facts: Mapping[str, float]) -> str:
+    """What to expect of the bounds, for people; `facts` as `ScreenedMUCS.bounds` makes them."""
+    low, high = facts["recall_low"], facts["recall_high"]
+    return (
+        f"finds {facts['recall']:.1%} of the top-k (95 % interval {low:.1%} to {high:.1%}, on held-out images of a"
+        f" sample of {facts['sample']:,.0f}) for {facts['share_of_forwards']:.0%} of the forwards"
+    )
+
+
+class ScreenedMUCS(MUCS):
+    """MUCS by successive halving over the noises."""
+
+    name = "mucs"
+    label = "MUCS screened"
+    cost = "that of mucs for a sample, then a tenth of the noises for every image and the rest for the best"
+    parts = (
+        *(replace(part, owner=MUCS) for part in MUCS.parts[:2]),
+        Part(name="sample", hook="sample", reads=("score", "screen.sample")),
+        Part(name="bounds", hook="bounds", reads=("screen", "rank.top_percent"), uses_model=False, uses_items=False),
+        Part(name="score", hook="score"),
+    )
+
+    @classmethod
+    def passes(cls, part: Part, knobs: Knobs, *, num_images: int, num_items: int) -> Passes:
+        """The sample in full, then all images on the noises of the first round, and a guessed share on the others."""
+        whole = knobs.score.noises * (1 + num_items)
+        if part.hook == "sample":
+            return Passes(forwards=min(num_images, knobs.screen.sample) * whole)
+        if part.hook == "bounds":
+            return Passes()
+        if part.hook == "score":
+            first = knobs.screen.rounds[0]
+            return Passes(forwards=round(num_images * whole * (first + GUESSED_SHARE * (1 - first))))
+        return super().passes(part, knobs, num_images=num_images, num_items=num_items)
+
+    def in_sample(self, idx: np.ndarray) -> Bool[np.ndarray, " b"]:
+        """Each image with the same probability, whatever else is there."""
+        share = min(1.0, self.setting.knobs.screen.sample / self.setting.num_images)
+        return tie_break(idx, self.setting.knobs.seed, "screen/sample") <= share * float(2**64 - 1)
+
+    def sample(self, batch: Batch) -> Columns:
+        """Every skew of these images."""
+        losses = self.change.losses(batch)
+        table = skews(losses.before[:, None], losses.after.transpose(0, 1), epsilon=self.change.config.epsilon)
+        return {"skews": table.flatten(1).cpu()}
+
+    def bounds(self, rows: Iterator[Any]) -> Tensors:
+        """From the skews of the sample, [b, i n]: weights [r, n], constants and thresholds [r, i] of the rounds; and
+        what to expect of them.
+        """
+        knobs = self.setting.knobs
+        table = torch.cat([columns["skews"].cpu() for columns in rows]).numpy()
+        table = table.reshape(len(table), -1, knobs.score.noises)
+        num = self.setting.num_images
+        asked: dict[str, Any] = {
+            "top_share": top_k(num, knobs.rank.top_percent) / num,
+            "counts": cuts(knobs.score.noises, knobs.screen.rounds),
+            "recall": knobs.screen.recall,
+        }
+        rounds, expected = learn(table, **asked), held_out(table, **asked)
+        facts = {"recall": expected.recall, "recall_low": expected.low, "recall_high": expected.high}
+        facts |= {"share_of_forwards": expected.share, "sample": len(table), "tops": expected.tops}
+        return {
+            **{name: torch.from_numpy(np.asarray([getattr(each, name) for each in rounds])) for name in BOUNDS},
+            **{name: torch.tensor(float(value), dtype=torch.float64) for name, value in facts.items()},
+        }
+
+    def load(self, prepared: Tensors, adapted: Sequence[Tensors]) -> None:
+        """The bank of all F2, and the bounds if they are known."""
+        super().load(prepared, adapted)
+        if "threshold" in prepared:
+            columns = [prepared[name].cpu().numpy() for name in BOUNDS]
+            self.rounds = [Round(**dict(zip(BOUNDS, each, strict=True))) for each in zip(*columns, strict=True)]
+
+    def columns(self, rows: Batch) -> Columns:
+        """score[items], the skew or, below all of those, its prediction - 2; and noises[items] that it is from."""
+        num_noises = self.change.config.noises
+        order, counts = spread(num_noises), cuts(num_noises, self.setting.knobs.screen.rounds)
+        table = np.zeros((len(rows), self.change.num_items, num_noises), dtype=np.float32)
+        alive = np.ones(table.shape[:2], dtype=bool)
+        used, score = np.zeros(table.shape[:2], dtype=np.int16), np.zeros(table.shape[:2], dtype=np.float32)
+        for number, (start, stop) in enumerate(zip([0, *counts], counts, strict=False)):
+            self.measure(rows, alive, np.sort(order[start:stop]), table)
+            used[alive] = stop
+            if number < len(self.rounds):
+                predicted, before = self.rounds[number].predict(table), alive.copy()
+                alive &= predicted >= self.rounds[number].threshold
+                score[before & ~alive] = predicted[before & ~alive] - LEFT_OUT
+        score[alive] = torch.from_numpy(table).mean(dim=2).numpy()[alive]
+        return {"score": torch.from_numpy(score), "noises": torch.from_numpy(used)}
+
+    def measure(self, rows: Batch, alive: Bool[np.ndarray, "b i"], at: np.ndarray, table: np.ndarray) -> None:
+        """Fill in the skews at these noises, of the images that are still there for an item."""
+        noises, models = self.change.shared_noises[torch.from_numpy(at)], self.change.models
+        if alive.all():
+            losses = models.losses(rows, noises)
+        else:
+            losses = rows.image.new_zeros(1 + alive.shape[1], len(rows), len(at))
+            for number, there in enumerate([alive.any(axis=1), *alive.T]):
+                some = torch.from_numpy(np.flatnonzero(there))
+                losses[number, some.to(losses.device)] = models.losses(rows[some], noises, [number])[0]
+        require_finite(losses, rows)
+        found = skews(losses[0], losses[1:], epsilon=self.change.config.epsilon)
+        table[:, :, at] = found.transpose(0, 1).cpu().numpy()
+
+    def score(self, rows: Batch) -> Float[Tensor, "b i"]:
+        """Exact where it can matter for the top-k."""
+        return self.columns(rows)["score"]
+
+    def forwards(self, columns: Columns) -> int:
+        """F2 as often as there were noises for an item, F1 as often as for any item."""
+        used = columns.get("noises")
+        if used is None:
+            return super().forwards(columns)
+        return int(used.sum() + used.amax(dim=1).sum())

@@ -1,0 +1,191 @@
+"""What `mucs-ray plan` makes of counts and a speed; the speed is given here, so every number is worked out by hand.
+
+The tiny set: 60 training images in 4 units, 2 items and 1 control, 12 updates of 8 images.
+"""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from mucs_ray import estimate as estimating
+from mucs_ray import speed as speeds
+from mucs_ray.attribution.base import Passes
+from mucs_ray.cli import app
+from mucs_ray.data.table import Dataset
+from mucs_ray.engine.pace import PACE
+from mucs_ray.errors import InputError
+from mucs_ray.estimate import cost, estimate, hours_text
+from mucs_ray.pipeline import Pipeline
+from mucs_ray.speed import Speed
+from mucs_ray.workload import Work, left_to_do
+from tiny import tiny_dataset, tiny_recipe, tiny_toml
+
+HERE = Speed(forward_s=0.5, backward_s=2.0, forward_flop=100.0, processor="CPU", measured="on one CPU of this machine")
+SCORE = "attribute/mucs/score"
+UPDATES = 12 * 8
+"""Images that a training sees."""
+SCORED = 60 * 5 * (1 + 2)
+"""Forwards: images, noises, and networks."""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return tiny_dataset(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(autouse=True)
+def known_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speeds, "measure", lambda pipeline: HERE)
+    monkeypatch.setattr(estimating, "usable_cpus", lambda: 2)
+    monkeypatch.setattr(estimating.torch.cuda, "device_count", lambda: 0)
+
+
+def opened(data: Dataset, folder: Path, **changes: object) -> Pipeline:
+    recipe = tiny_recipe(data.url, **{"evaluate": {"metrics": ["mse"]}, **changes})
+    return Pipeline.open(recipe, data, str(folder), console=Console(file=io.StringIO()))
+
+
+def rows(pipeline: Pipeline, command: Any = "attribute", *, processor: str = "CPU") -> dict[str, Work]:
+    return {each.stage: each for each in left_to_do(pipeline, pipeline.plan(command), processor=processor)}
+
+
+@pytest.mark.parametrize(
+    ("pieces", "workers", "wall"),
+    [(4, 1, 7200), (4, 2, 3600), (4, 3, 3600), (4, 4, 1800), (4, 100, 1800), (1, 8, 7200)],
+)
+def test_more_workers_take_less_time_and_as_many_hours(pieces: int, workers: int, wall: float):
+    """2 hours of work: with 3 workers for 4 pieces there are two rounds, and one worker waits in the second."""
+    work = Work(
+        stage="s", work="", passes=Passes(forwards=4000, backwards=2600), written_bytes=0, pieces=pieces
+    )  # 4000 x 0.5 s + 2600 x 2 s = 7200 s
+    found = cost(work, HERE, workers=workers, price=2.5)
+    assert (found.seconds, found.worker_seconds, found.money) == (wall, 7200, 5.0)
+    assert found.forwards == 6600 and found.flop == 100 * (4000 + 3 * 2600)
+
+
+def test_no_price_is_no_money(data: Dataset, tmp_path: Path):
+    found = estimate(opened(data, tmp_path))
+    assert found.price is None and found.total.money is None and "money" not in found.titles()
+    assert {stage.money for stage in found.stages} == {None}
+    assert len(found.titles()) == len(found.total.cells())
+
+
+def test_the_total_is_of_one_stage_after_another(data: Dataset, tmp_path: Path):
+    """Of 2 workers, pretraining and scoring (4 units) have work for both."""
+    found = estimate(opened(data, tmp_path), price=3600.0)
+    stages = {stage.stage: stage for stage in found.stages}
+    assert stages["pretrain"].worker_seconds == UPDATES * 2.0 and stages["pretrain"].seconds == UPDATES * 1.0
+    assert stages[SCORE].worker_seconds == SCORED * 0.5 and stages[SCORE].seconds == SCORED * 0.25
+    assert found.total.worker_seconds == sum(stage.worker_seconds for stage in found.stages) == found.total.money
+    assert found.total.seconds == sum(stage.seconds for stage in found.stages)
+    assert found.processor == "CPU" and "CPU-h" in found.titles() and "money" in found.titles()
+    assert len(found.titles()) == len(found.total.cells())
+    assert "measured on one CPU of this machine: 2 forwards/s" in found.basis and "2 CPUs" in found.basis
+
+
+def test_workers_of_another_place(data: Dataset, tmp_path: Path):
+    """There are 4 units: the other workers have nothing to score."""
+    found = {stage.stage: stage for stage in estimate(opened(data, tmp_path), workers=1000).stages}
+    assert found[SCORE].seconds == SCORED * 0.5 / 4 and found[SCORE].worker_seconds == SCORED * 0.5
+
+
+@pytest.mark.parametrize("price", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_price_is_a_number_above_0(data: Dataset, tmp_path: Path, price: float):
+    with pytest.raises(InputError, match=r"--price .* expected a number above 0"):
+        estimate(opened(data, tmp_path), price=price)
+
+
+def test_into_how_many_pieces_work_falls(data: Dataset, tmp_path: Path):
+    pieces = {name: work.pieces for name, work in rows(opened(data, tmp_path)).items()}
+    assert pieces == {"pretrain": 2, "generate": 3, "attribute/mucs/null": 1, "attribute/mucs/unlearn": 2, SCORE: 4}
+    assert rows(opened(data, tmp_path), processor="GPU")["pretrain"].pieces == 1  # 8 images at least for a GPU
+    assert rows(opened(data, tmp_path, engine={"train_workers": 4}))["pretrain"].pieces == 4
+
+
+def test_the_counterfactual_test_is_counted_for_run(data: Dataset, tmp_path: Path):
+    """Two retrainings, of random's and of MUCS's images, side by side; the same images again from both networks."""
+    attribution, whole = rows(opened(data, tmp_path)), rows(opened(data, tmp_path), "evaluate")
+    assert set(whole) - set(attribution) == {"retrain", "regenerate"}
+    assert whole["retrain"].passes == Passes(backwards=2 * UPDATES) and whole["retrain"].pieces == 2 * 2
+    assert whole["generate"].passes == Passes(forwards=3 * 7 * 2)  # 4 steps take 7 evaluations, guided ones two each
+    assert whole["regenerate"].passes == Passes(forwards=2 * 3 * 7 * 2) and whole["regenerate"].pieces == 2 * 3
+
+
+def test_a_retraining_an_item(data: Dataset, tmp_path: Path):
+    whole = rows(opened(data, tmp_path, remove={"mode": "per-item"}), "evaluate")
+    assert whole["retrain"].passes == Passes(backwards=2 * 2 * UPDATES)
+    assert whole["regenerate"].passes == Passes(forwards=2 * 2 * 7 * 2)  # no control
+
+
+def test_what_is_done_costs_nothing(data: Dataset, tmp_path: Path):
+    pipeline = opened(data, tmp_path)
+    for name in ("pretrain", "retrain/random"):
+        pipeline.stage(name).finish({}, {})
+    whole = rows(pipeline, "evaluate")
+    assert "pretrain" not in whole and whole["retrain"].passes == Passes(backwards=UPDATES)
+
+
+def begun(pipeline: Pipeline, **facts: object) -> None:
+    """As if scoring had told its pace."""
+    told = {"forwards": 1000, "worker_seconds": 250.0, "processor": "GPU"}
+    fingerprint = pipeline.stages[SCORE].fingerprint
+    pipeline.events.add(PACE, **{"stage": SCORE, "fingerprint": fingerprint, **told, **facts})
+    pipeline.events.flush()
+
+
+def test_a_run_that_has_told_its_pace_is_planned_by_it(data: Dataset, tmp_path: Path):
+    """4 forwards a second instead of 2; a backward pass takes 4 times as long as a forward, as here."""
+    pipeline = opened(data, tmp_path)
+    begun(pipeline, forwards=1, worker_seconds=99.0)
+    begun(pipeline)  # the last one counts
+    found = estimate(pipeline)
+    stages = {stage.stage: stage for stage in found.stages}
+    assert stages[SCORE].worker_seconds == SCORED * 0.25 and stages["pretrain"].worker_seconds == UPDATES * 1.0
+    assert found.basis.startswith(f"measured in this run on {SCORE}: 4 forwards/s")
+    assert found.processor == "GPU" and "GPU-h" in found.titles()
+
+
+@pytest.mark.parametrize("facts", [{"fingerprint": "of other settings"}, {"forwards": 0}, {"stage": "attribute/gone"}])
+def test_a_pace_that_says_nothing_of_this_run(data: Dataset, tmp_path: Path, facts: dict[str, object]):
+    pipeline = opened(data, tmp_path)
+    begun(pipeline, **facts)
+    assert estimate(pipeline).basis.startswith("measured on one CPU of this machine")
+
+
+def test_a_finished_stage_tells_its_speed(data: Dataset, tmp_path: Path):
+    """Rather than its first minute; here of the run that `mucs` alone was attributed in, and the test is to come."""
+    pipeline = opened(data, tmp_path)
+    begun(pipeline)
+    pipeline.stage(SCORE).finish({}, {"forwards": 900, "worker_seconds": 90.0})
+    found = estimate(pipeline, "evaluate")
+    (retrained,) = (stage for stage in found.stages if stage.stage == "retrain")
+    assert retrained.worker_seconds == pytest.approx(2 * UPDATES * 0.4)
+    assert found.basis.startswith(f"measured in this run on {SCORE}: 10 forwards/s")
+
+
+def test_the_command_tells_the_same_numbers(data: Dataset, tmp_path: Path):
+    """Scoring: 450 s of workers, two rounds of 4 units on 3 workers, 2.5 an hour."""
+    recipe = tmp_path / "tiny.toml"
+    recipe.write_text(tiny_toml(data.url, evaluate={"metrics": ["mse"]}))
+    options = ["--recipe", str(recipe), "--run", str(tmp_path / "run"), "--price", "2.5", "--workers", "3"]
+    told = CliRunner().invoke(app, ["plan", *options, "--for", "run", "--json"])
+    assert told.exit_code == 0, told.output
+    document = json.loads(told.stdout)
+    (score,) = (stage for stage in document["stages"] if stage["stage"] == SCORE)
+    assert (score["worker_seconds"], score["seconds"], score["money"]) == (450.0, 225.0, 0.3125)
+    assert (document["workers"], document["processor"], document["price"]) == (3, "CPU", 2.5)
+    assert "retrain" in [stage["stage"] for stage in document["stages"]] and document["total"]["money"] > 0.3125
+    shown = CliRunner().invoke(app, ["plan", *options]).stdout
+    (line,) = (line for line in shown.splitlines() if line.startswith("mucs/score"))
+    assert "0.125" in line and "3.8 min" in line and line.endswith(" 0.31")
+    assert "in all" in shown and "CPU-h" in shown and "with 3 CPUs like it" in shown and "regenerate" not in shown
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(36, "0.010"), (3600 * 18.8, "18.8"), (3600 * 796e3, "796,000.0")])
+def test_hours_for_reading(seconds: float, text: str):
+    assert hours_text(seconds) == text
