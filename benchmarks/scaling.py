@@ -17,42 +17,15 @@ import threading
 import time
 from pathlib import Path
 
-import numpy as np
 from rich.console import Console
+from synthetic import SHAPES, write
 
-from mucs_ray import driver, storage
+from mucs_ray import driver
 from mucs_ray.config import build, from_card, read_recipe, with_settings
-from mucs_ray.data.table import Card, Dataset, Row, Shard, schema, to_parquet, to_table
 from mucs_ray.pipeline import Pipeline
 
-SIZE, CLASSES, UNIT = 16, 10, 128
-
-
-def write(url: str, num: int) -> Dataset:
-    """`num` training and 16 test pictures of noise."""
-    rng = np.random.default_rng(0)
-    shards = []
-    for split, first, count in (("train", 0, num), ("test", num, 16)):
-        for number, start in enumerate(range(0, count, 4096)):
-            size = min(4096, count - start)
-            images = rng.integers(0, 256, (size, 3, SIZE, SIZE), dtype=np.uint8)
-            rows = [Row(idx=first + start + n, image=image, label=n % CLASSES) for n, image in enumerate(images)]
-            path = f"{split}/part-{number:05d}.parquet"
-            content = to_parquet(to_table(rows, schema(CLASSES, embedding=False)), UNIT)
-            groups = tuple(min(UNIT, size - at) for at in range(0, size, UNIT))
-            digest = storage.publish(storage.join(url, path), content)
-            shards.append(Shard(path=path, split=split, row_groups=groups, sha256=digest))  # pyright: ignore
-    card = Card(
-        name="synthetic",
-        source="noise",
-        licence="none",
-        size=SIZE,
-        condition="label",
-        condition_dim=CLASSES,
-        shards=tuple(shards),
-    )
-    storage.publish_json(storage.join(url, "card.json"), card.to_json())
-    return Dataset.open(url)
+UNIT = 128
+"""Images in a row group."""
 
 
 class Memory:
@@ -82,7 +55,8 @@ def resident_mib(pid: int) -> float:
 
 def measure(folder: str, num: int, noises: int) -> str:
     """One line of the table."""
-    dataset = write(f"{folder}/data-{num}", num)
+    size, classes = SHAPES["emoji"]
+    dataset = write(f"{folder}/data-{num}", num, size=size, classes=classes, unit=UNIT)
     settings = ["train.updates=1", "generate.items=2", "unlearn.max_updates=1", f"score.noises={noises}"]
     values = with_settings({**read_recipe("emoji"), "data": dataset.url}, [*settings, "unlearn.null_loss=1.0"])
     recipe = build(from_card(values, dataset.card))

@@ -22,7 +22,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from mucs_ray.data.prepare import ROWS_PER_UNIT
 from mucs_ray.data.sources.registry import load_source
 from mucs_ray.data.table import Row
 

@@ -63,8 +63,9 @@ def score_unit(method: Attributor, job: AttributeJob, unit: Unit, table: pa.Tabl
         raise RunFailed(f"unit {unit.name} came as {len(table)} rows instead of {unit.rows}")
     if job.part.hook == "sample":
         table = table.filter(pa.array(method.in_sample(table["idx"].to_numpy())))
+    rows = to_rows(job, table, method.setting.device) if len(table) else None
     in_network = time.monotonic()
-    columns = computed(method, job, table) if len(table) else {}
+    columns = {} if rows is None else computed(method, job.part.hook, rows)
     arrays = {name: column.cpu().numpy() for name, column in columns.items()}
     in_network = time.monotonic() - in_network
     content = part_bytes(table["idx"].to_numpy(), arrays)
@@ -80,13 +81,11 @@ def score_unit(method: Attributor, job: AttributeJob, unit: Unit, table: pa.Tabl
     )
 
 
-def computed(method: Attributor, job: AttributeJob, table: pa.Table) -> Columns:
-    """What the part's hook makes of these rows."""
-    rows = to_rows(job, table, method.setting.device)
+def computed(method: Attributor, hook: str, rows: Batch | Columns) -> Columns:
+    """What the hook makes of these rows."""
     if not isinstance(rows, Batch):
         return method.columns(rows)
-    hooks = {"features": method.features, "sample": method.sample, "score": method.columns}
-    return hooks[job.part.hook](rows)
+    return {"features": method.features, "sample": method.sample, "score": method.columns}[hook](rows)
 
 
 def part_bytes(idx: np.ndarray, columns: Mapping[str, np.ndarray]) -> bytes:

@@ -1,0 +1,199 @@
+"""What the benchmarks measure with: a network, F1 and the F2s, and images; random ones, or those of a finished run."""
+
+import argparse
+import io
+import os
+import platform
+import time
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from synthetic import SHAPES, write
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from mucs_ray.attribution.loss_change import LossChange
+from mucs_ray.attribution.tuning import MOST_IMAGES, is_open, tune
+from mucs_ray.config import Recipe, build, from_card, read_recipe, with_settings
+from mucs_ray.data.table import Dataset, read_unit
+from mucs_ray.diffusion.batch import Batch
+from mucs_ray.diffusion.denoiser import EDMDenoiser
+from mucs_ray.engine.tuning import settled
+from mucs_ray.errors import InputError
+from mucs_ray.models.dit import DiT, unlearned_names
+from mucs_ray.pipeline import reopen
+from mucs_ray.store import checkpoint
+from mucs_ray.store.checkpoint import Tensors
+from mucs_ray.store.run import Stage
+from mucs_ray.training.step import name_torch_stream
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+SMALL = 0.1
+"""Standard deviation of what fills layers that start at zero, and of a random F2's change in units of the changed
+tensor's own; so that skews are far above rounding."""
+
+LONG_PASS = 10**12
+"""Forwards with which compiling would pay."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """A model that was, or might have been, trained and unlearned."""
+
+    recipe: Recipe
+    dataset: Dataset
+    denoiser: EDMDenoiser
+    """F1, frozen, in eval mode, on DEVICE."""
+    bank: list[Tensors]
+    """The changed tensors of each F2, on DEVICE."""
+    origin: str
+
+    @property
+    def forwards_an_image(self) -> int:
+        """F1 and every F2 on every noise."""
+        return self.recipe.score.noises * (1 + len(self.bank))
+
+    def images(self, count: int) -> Batch:
+        """The first of the training set, on DEVICE."""
+        tables = (self.dataset.batch(read_unit(unit)) for unit in self.dataset.units("train"))
+        pieces, there = [], 0
+        while there < count and (piece := next(tables, None)) is not None:
+            pieces.append(piece[: count - there])
+            there += len(pieces[-1])
+        conditions = [piece.condition for piece in pieces if piece.condition is not None]
+        return Batch(
+            idx=torch.cat([piece.idx for piece in pieces]),
+            image=torch.cat([piece.image for piece in pieces]),
+            condition=torch.cat(conditions) if conditions else None,
+        ).to(DEVICE)
+
+    def loss_change(self) -> LossChange:
+        """A scoring pass with a network of its own, which it may compile."""
+        recipe, lent = self.recipe, deepcopy(self.denoiser)
+        size = recipe.model.image_size
+        return LossChange(lent, self.bank, config=recipe.score, image_size=size, seed=recipe.seed)
+
+    def settled(self, share: int = LONG_PASS) -> "Subject":
+        """With nothing left at "auto": found by trying, as for a pass of so many forwards a worker."""
+        if not is_open(self.recipe.score):
+            return self
+        found = tune(deepcopy(self.denoiser), self.images(MOST_IMAGES), self.recipe.score, share)
+        return replace(self, recipe=settled(self.recipe, found))
+
+    @property
+    def how(self) -> str:
+        """The settings of scoring that its speed depends on."""
+        score = self.recipe.score
+        return f"{score.precision}, {score.images_per_forward} x {score.noises} a forward, compile {score.compile}"
+
+    def flop(self) -> int:
+        """Floating-point operations of one plain forward of one image, as torch counts them."""
+        one = self.images(1)
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            self.denoiser(one.image, torch.ones(1, device=DEVICE), one.condition)
+        return counter.get_total_flops()
+
+
+def add_options(options: argparse.ArgumentParser) -> None:
+    """Those of `subject`, but for --run."""
+    options.add_argument("--model", choices=list(SHAPES), default="emoji", help="random weights of this recipe's shape")
+    options.add_argument("--items", type=int, default=2, help="F2s")
+    options.add_argument("--noises", type=int, help="the recipe's by default")
+    options.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="score settings of our side")
+
+
+def add_run_option(options: argparse.ArgumentParser) -> None:
+    """For benchmarks that can use trained weights."""
+    told = "run directory of a finished attribution, instead of --model: its weights and data set"
+    options.add_argument("--run", metavar="FOLDER", help=told)
+
+
+def subject(chosen: argparse.Namespace, folder: str, *, images: int, settings: list[str]) -> Subject:
+    """As the options say; a random one has `images` pictures of noise in one unit, written to the folder."""
+    if chosen.noises:
+        settings = [f"score.noises={chosen.noises}", *settings]
+    if chosen.run:
+        return trained(chosen.run, chosen.items, settings)
+    size, classes = SHAPES[chosen.model]
+    dataset = write(f"{folder}/data", images, size=size, classes=classes, unit=images)
+    values = with_settings({**read_recipe(chosen.model), "data": dataset.url}, settings)
+    recipe = build(from_card(values, dataset.card))
+    name_torch_stream(recipe.seed, "benchmark")
+    network = filled(DiT(recipe.model)).to(DEVICE)
+    denoiser = EDMDenoiser(network).eval().requires_grad_(False)
+    bank = [nudged(network) for _ in range(chosen.items)]
+    return Subject(recipe=recipe, dataset=dataset, denoiser=denoiser, bank=bank, origin="random weights")
+
+
+def filled(network: nn.Module) -> nn.Module:
+    """With small normal values wherever everything starts at zero, so that every layer has a say."""
+    for parameter in network.parameters():
+        if not parameter.any():
+            nn.init.normal_(parameter, std=SMALL)
+    return network
+
+
+def nudged(network: nn.Module) -> Tensors:
+    """A small random change of the tensors that unlearning changes."""
+    own = {name: network.get_parameter(name).detach() for name in unlearned_names(network)}
+    return {name: each + SMALL * each.std() * torch.randn_like(each) for name, each in own.items()}
+
+
+def trained(run_url: str, items: int, settings: list[str]) -> Subject:
+    """F1, the first F2s and the data set of a run that may be of an older version; nothing is written to it."""
+    pipeline = reopen(run_url, console=Console(file=io.StringIO()))
+    recipe = build(with_settings(pipeline.recipe.to_dict(), settings))
+    weights = parts(pipeline.run_url, "pretrain", "best" if recipe.weights else recipe.train.checkpoint)
+    bank = parts(pipeline.run_url, "attribute/mucs/unlearn", "item-")
+    if len(bank) < items:
+        raise InputError(f"{run_url} has {len(bank)} unlearned items, fewer than the {items} asked for")
+    denoiser = EDMDenoiser(DiT(recipe.model))
+    checkpoint.strict_load(denoiser.network, weights[0], source=run_url)
+    return Subject(
+        recipe=recipe,
+        dataset=pipeline.dataset,
+        denoiser=denoiser.to(DEVICE).eval().requires_grad_(False),
+        bank=[{name: each.to(DEVICE) for name, each in tensors.items()} for tensors in bank[:items]],
+        origin="trained weights",
+    )
+
+
+def parts(run_url: str, name: str, prefix: str) -> list[Tensors]:
+    """The tensors of a finished stage whose file names begin so, in order, by its manifest alone."""
+    stage = Stage(run_url=run_url, name=name, reads={}, inputs={})
+    manifest = stage.manifest()
+    if manifest is None:
+        raise InputError(f"{name} of {run_url} is not done; give the run directory of a finished attribution")
+    files = sorted(file for file in manifest["files"] if file.startswith(prefix) and file.endswith(".safetensors"))
+    return [checkpoint.parse(stage.checked(file, manifest), stage.url(file))[0] for file in files]
+
+
+def machine() -> str:
+    """What the numbers below it were measured on."""
+    if DEVICE.type == "cuda":
+        name = torch.cuda.get_device_name()
+    else:
+        told = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+        names = [line.split(":")[1].strip() for line in told.splitlines() if line.startswith("model name")]
+        name = names[0] if names else platform.machine()
+    cores, load = len(os.sched_getaffinity(0)), os.getloadavg()[0]
+    return f"{name}, {cores} cores ({torch.get_num_threads()} thread used), load {load:.1f}, torch {torch.__version__}"
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Of one call, from an idle GPU until the GPU has finished."""
+    synchronize()
+    started = time.monotonic()
+    work()
+    synchronize()
+    return time.monotonic() - started
+
+
+def synchronize() -> None:
+    """Wait for the GPU, if there is one."""
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()

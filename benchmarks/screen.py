@@ -1,0 +1,137 @@
+"""How many forwards does screening save, which recall does it reach, and does it tell that recall right?
+
+    python benchmarks/screen.py --run FOLDER [--items 8] [--noises 100] [--images 1715] [--sample 300]
+
+Scores the first images of a finished run's training set in full and by `mucs/screen`, in one process on one thread or
+GPU, for the same items, and compares the lists. `published`: the plain published procedure on a part of the images,
+multiplied out. Below, the same bounds learned from other random samples, evaluated on the table of all skews.
+"""
+
+import argparse
+import statistics
+import tempfile
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from models import DEVICE, Subject, add_options, add_run_option, machine, seconds, subject
+from sidebyside import PUBLISHED_BATCH, published
+
+from mucs_ray.attribution.base import Columns, Setting
+from mucs_ray.attribution.ranking import top_k
+from mucs_ray.attribution.screen import ScreenedMUCS, expectation
+from mucs_ray.attribution.screening import cuts, held_out, kept, learn
+from mucs_ray.config import with_values
+from mucs_ray.diffusion.batch import Batch
+
+UNIT = 64
+"""Images that are screened together, as a row group is."""
+TOP_PERCENT = 2.0
+SHOWN = ("recall", "recall_low", "recall_high", "sample", "share_of_forwards")
+
+
+def main() -> None:
+    chosen = parse()
+    torch.set_num_threads(1)
+    print(machine())
+    with tempfile.TemporaryDirectory() as folder:
+        model = subject(chosen, folder, images=chosen.images, settings=chosen.set).settled()
+        model = replace(model, recipe=with_values(model.recipe, {"rank.top_percent": TOP_PERCENT}))
+        batch = model.images(chosen.images)
+        table = measured(model, batch, chosen)
+        resampled(table, chosen)
+
+
+def measured(model: Subject, batch: Batch, chosen: argparse.Namespace) -> np.ndarray:
+    """Time and lists of a full and a screened pass; returns the skews[images, items, noises] of the full one."""
+    print(f"{len(batch)} images x {model.recipe.score.noises} noises x {1 + len(model.bank)} models; {model.how}")
+    method = screened(model, len(batch), chosen)
+    inside = torch.from_numpy(np.flatnonzero(method.in_sample(batch.idx.numpy())))
+    made: dict[str, Any] = {}
+    part = batch[: min(len(batch), 4 * PUBLISHED_BATCH)]
+    theirs = published(model, batch=PUBLISHED_BATCH, bf16=False)
+    method.sample(batch[:8])  # to warm up
+    took = {
+        "published": seconds(lambda: theirs(part)) * len(batch) / len(part),
+        "full": seconds(lambda: made.update(full=[method.sample(unit)["skews"] for unit in units(batch)])),
+        "sample": seconds(lambda: made.update(sample=method.sample(batch[inside]))),
+    }
+    bounds = method.bounds(iter([made["sample"]]))
+    method.load(bounds, model.bank)
+    took["screened"] = seconds(lambda: made.update(columns=[method.columns(unit) for unit in units(batch)]))
+    table = torch.cat(made["full"]).view(len(batch), len(model.bank), -1).numpy()
+    columns: Columns = {name: torch.cat([each[name] for each in made["columns"]]) for name in ("score", "noises")}
+    both = took["sample"] + took["screened"]
+    print(f"published, multiplied out: {took['published']:.0f} s; full: {took['full']:.0f} s; sample of {len(inside)}:")
+    print(f"{took['sample']:.0f} s; screened: {took['screened']:.0f} s. Full / screened with its sample:")
+    print(f"{took['full'] / both:.2f}, published / that: {took['published'] / both:.2f}")
+    print(f"mucs/screen {expectation({name: bounds[name].item() for name in SHOWN})}")
+    k = top_k(len(batch), TOP_PERCENT)
+    forwards = method.forwards(columns) / table.size / (1 + 1 / len(model.bank))
+    found = [overlap(a, b, k) for a, b in zip(table.mean(axis=2).T, columns["score"].numpy().T, strict=True)]
+    print(f"found: {statistics.mean(found):.1%} of the top {k} (least of an item: {min(found):.1%}), {forwards:.1%} of")
+    print("the forwards, the sample's not counted")
+    return table
+
+
+def screened(model: Subject, num_images: int, chosen: argparse.Namespace) -> ScreenedMUCS:
+    """The method with all models, before its bounds are known."""
+    settings = {"screen.sample": chosen.sample, "screen.recall": chosen.recall}
+    recipe = with_values(model.recipe, settings)
+    method = ScreenedMUCS(Setting(knobs=recipe, device=DEVICE, num_images=num_images, denoiser=model.denoiser))
+    method.load({}, model.bank)
+    return method
+
+
+def units(batch: Batch) -> list[Batch]:
+    """Cuts of UNIT images."""
+    return [batch[at : at + UNIT] for at in range(0, len(batch), UNIT)]
+
+
+def overlap(one: np.ndarray, other: np.ndarray, k: int) -> float:
+    """Share of the k highest that both have."""
+    return len({*np.argsort(-one)[:k]} & {*np.argsort(-other)[:k]}) / k
+
+
+def resampled(table: np.ndarray, chosen: argparse.Namespace) -> None:
+    """Recall and cost over random samples, beside what was told of them."""
+    scores = table.mean(axis=2)
+    top = scores >= np.sort(scores, axis=0)[-top_k(len(scores), TOP_PERCENT)]
+    counts = cuts(table.shape[2], (0.1, 0.3))
+    steps = np.diff([0, *counts]) / counts[-1]
+    print(f"over {chosen.samples} random samples (mean, least):")
+    print("asked   sample  recall          told    within its interval  share of forwards")
+    for recall in (0.9, 0.98):
+        for size in chosen.sizes:
+            told, real, share = [], [], []
+            for seed in range(chosen.samples):
+                rows = np.random.default_rng(seed).choice(len(table), size, replace=False)
+                asked: dict[str, Any] = {"top_share": TOP_PERCENT / 100, "counts": counts, "recall": recall}
+                alive = kept(learn(table[rows], **asked), table)
+                told.append(held_out(table[rows], **asked))
+                real.append((alive[-1] & top).sum() / top.sum())
+                share.append(steps[0] + sum(step * each.mean() for step, each in zip(steps[1:], alive, strict=True)))
+            within = statistics.mean(each.low <= found <= each.high for each, found in zip(told, real, strict=True))
+            mean_told = statistics.mean(each.recall for each in told)
+            print(
+                f"{recall:>5.0%} {size:>8} {np.mean(real):>8.1%} {min(real):>6.1%} {mean_told:>7.1%}"
+                f" {within:>20.0%} {np.mean(share):>18.1%}"
+            )
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_options(options)
+    add_run_option(options)
+    options.add_argument("--images", type=int, default=1715)
+    options.add_argument("--sample", type=int, default=300)
+    options.add_argument("--recall", type=float, default=0.98)
+    options.add_argument("--samples", type=int, default=20, help="random samples, for the table")
+    options.add_argument("--sizes", type=int, nargs="+", default=[150, 300, 600], help="of these")
+    return options.parse_args()
+
+
+if __name__ == "__main__":
+    main()

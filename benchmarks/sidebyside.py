@@ -1,0 +1,147 @@
+"""How much faster is our scoring pass than the plain published procedure, and does it find the same?
+
+    python benchmarks/sidebyside.py [--model emoji|cifar10] [--images 64] [--noises N] [--items 2] [--rounds 3]
+    python benchmarks/sidebyside.py --run FOLDER --images 1000 --items 20 --set score.images_per_forward=8
+
+Both sides (the other is published.py) take turns in one process with the same weights, noise set, images and
+precision, on one thread or one GPU, after a warm-up. Both use this project's network, whose patch convolutions are
+faster than torch's own: what is compared is the procedure. Forwards are counted as if nothing were shared between
+models, with the operations of the plain forward. `--set` changes our side alone.
+"""
+
+import argparse
+import statistics
+import tempfile
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+
+import torch
+from models import DEVICE, Subject, add_options, add_run_option, machine, seconds, subject
+from published import skews
+from scipy.stats import spearmanr
+from torch import Tensor
+
+from mucs_ray.attribution.ranking import top_k
+from mucs_ray.diffusion.batch import Batch
+from mucs_ray.diffusion.noise import NoiseSet
+from mucs_ray.diffusion.schedule import scoring_sigmas
+
+PUBLISHED_BATCH = 16
+"""Images in a micro-batch."""
+TOP_PERCENT = 2.0
+
+Side = Callable[[Batch], Tensor]
+"""Images to skews[images, items], on the CPU."""
+
+
+def main() -> None:
+    chosen = parse()
+    torch.set_num_threads(1)
+    print(machine())
+    settings = [f"score.precision={chosen.precision}", *chosen.set]
+    with tempfile.TemporaryDirectory() as folder:
+        model = subject(chosen, folder, images=chosen.images, settings=settings).settled()
+        compare(model, model.images(chosen.images), chosen)
+
+
+def compare(model: Subject, batch: Batch, chosen: argparse.Namespace) -> None:
+    """Run the rounds and print what they show."""
+    score, flop, count = model.recipe.score, model.flop(), len(batch) * model.forwards_an_image
+    at_once = largest_that_fits(model, chosen.published_batch)
+    print(
+        f"{model.recipe.name}, {model.origin}: {len(batch)} images x {score.noises} noises x {1 + len(model.bank)}"
+        f" models = {count:,} forwards of {flop / 1e9:.4g} GFLOP\n"
+        f"ours: {model.how}\npublished: {chosen.precision}, {at_once} x {score.noises} a forward (in the paper"
+        f" {PUBLISHED_BATCH} x 100)"
+    )
+    sides = {"ours": ours(model), "published": published(model, batch=at_once, bf16=chosen.precision == "bf16")}
+    first = batch[: max(at_once, int(score.images_per_forward))]
+    found = {name: side(first) for name, side in sides.items()}  # to warm up
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    print("round  side        seconds  s a forward  forwards/s   GFLOP/s")
+    for number in range(1, chosen.rounds + 1):
+        for name, side in sides.items():
+            took = seconds(lambda: found.update({name: side(batch)}))  # noqa: B023
+            times[name].append(took)
+            speed = f"{took / count:>12.3g} {count / took:>11,.4g} {flop * count / took / 1e9:>9,.4g}"
+            print(f"{number:>5}  {name:<9} {took:>9.2f} {speed}", flush=True)
+    ratios = [theirs / our for our, theirs in zip(times["ours"], times["published"], strict=True)]
+    spread = f"{min(ratios):.3f} .. {max(ratios):.3f} over {len(ratios)} rounds"
+    print(f"published / ours: {statistics.median(ratios):.3f} ({spread})")
+    print(agreement(found["ours"], found["published"]))
+
+
+def ours(model: Subject) -> Side:
+    """The scoring pass as it is, of which only constructor, `losses` and `skew` are used."""
+    change = model.loss_change()
+    return lambda batch: change.skew(change.losses(batch))
+
+
+def published(model: Subject, *, batch: int, bf16: bool) -> Side:
+    """The published procedure with our noise set, which is drawn again by its name."""
+    score, size = model.recipe.score, model.recipe.model.image_size
+    sigmas = scoring_sigmas(score.noises, score.keep)
+    noises = NoiseSet.draw(model.recipe.seed, "score/noise", sigmas, (3, size, size)).to(DEVICE)
+    network, first = deepcopy(model.denoiser.network), model.denoiser.network.state_dict()
+
+    def side(images: Batch) -> Tensor:
+        data = images.image, images.condition, noises.sigma, noises.unit
+        return skews(network, first, model.bank, *data, batch=batch, bf16=bf16).cpu()
+
+    return side
+
+
+def largest_that_fits(model: Subject, images: int) -> int:
+    """Images in a micro-batch: as asked, or halved, with a line, until its activations fit into three quarters of the
+    free memory. The largest are the MLP's, before and after its activation, beside about five of the block's width.
+    """
+    config, noises = model.recipe.model, model.recipe.score.noises
+    in_blocks = (config.grid**2 + config.registers) * config.width * (2 * config.mlp_ratio + 5)
+    in_convolutions = config.image_size**2 * 4 * 2 * max(12, *config.channels)
+    need = 4 * noises * max(in_blocks, in_convolutions)
+    free, fits = free_bytes(), images
+    while fits > 1 and fits * need > 0.75 * free:
+        fits //= 2
+    if fits < images:
+        told = f"about {images * need / 2**30:.1f} GiB of {free / 2**30:.1f} GiB that are free"
+        print(f"a micro-batch of {images} images x {noises} noises would take {told}: {fits} instead")
+    return fits
+
+
+def free_bytes() -> int:
+    """Of the GPU, or else of this machine's memory."""
+    if DEVICE.type == "cuda":
+        return torch.cuda.mem_get_info()[0]
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+
+
+def agreement(one: Tensor, other: Tensor) -> str:
+    """How far two sides' skews[images, items] agree, and in the order of images, item by item."""
+    k = top_k(len(one), TOP_PERCENT)
+    pairs = list(zip(one.T, other.T, strict=True))
+    correlations = [spearmanr(a.numpy(), b.numpy()).statistic for a, b in pairs]  # pyright: ignore[reportAttributeAccessIssue]
+    overlaps = [len({*a.topk(k).indices.tolist()} & {*b.topk(k).indices.tolist()}) / k for a, b in pairs]
+    return (
+        f"skews: largest difference {(one - other).abs().max():.2g} (largest skew {other.abs().max():.2g});"
+        f" rank correlation {statistics.mean(correlations):.6f} (least {min(correlations):.6f});"
+        f" top {TOP_PERCENT:g} % ({k} images) in common {statistics.mean(overlaps):.1%} (least {min(overlaps):.1%})"
+    )
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_options(options)
+    add_run_option(options)
+    options.add_argument("--images", type=int, default=64)
+    options.add_argument("--rounds", type=int, default=3)
+    precision = "bf16" if DEVICE.type == "cuda" else "fp32"
+    options.add_argument("--precision", choices=("fp32", "bf16"), default=precision, help="of both sides")
+    options.add_argument("--published-batch", type=int, default=PUBLISHED_BATCH, help="images in its micro-batch")
+    return options.parse_args()
+
+
+if __name__ == "__main__":
+    main()

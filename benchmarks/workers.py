@@ -1,0 +1,190 @@
+"""What does Ray cost, and how does scoring scale with workers on one machine?
+
+    python benchmarks/workers.py [--workers 1 2] [--units 4] [--seconds 20] [--rounds 3]
+
+Cuts a synthetic training set into units that take a worker about `seconds` each, by a rate that is measured first. In
+every round `units` of them are scored in a plain loop in this process, and then, for each number of workers w, `units`
+x w of them by w scorers of a Ray that is started for it. The method is built anew each time.
+
+`wall` is the time from the beginning of the first unit to the last receipt; `start` is what went before: Ray, its
+processes, the model in them. Overhead = wall with Ray and 1 worker / wall of the plain loop - 1, and again with the
+start counted. Efficiency = rate of w workers / (w x rate of 1 worker), rate = forwards / wall.
+"""
+
+import argparse
+import io
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from models import DEVICE, Subject, add_options, machine, parts, seconds, subject
+from rich.console import Console
+from synthetic import SHAPES, write
+
+from mucs_ray import driver
+from mucs_ray.config import build, with_settings, with_values
+from mucs_ray.data.table import Unit, read_unit
+from mucs_ray.engine import streaming
+from mucs_ray.engine.attributors import build as build_method
+from mucs_ray.engine.attributors import unit_part
+from mucs_ray.engine.board import new_board
+from mucs_ray.engine.models import to_arrays, to_tensors
+from mucs_ray.engine.progress import Bar
+from mucs_ray.engine.scoring import Receipt, score_unit
+from mucs_ray.engine.session import session
+from mucs_ray.engine.watch import watching
+from mucs_ray.pipeline import Pipeline
+from mucs_ray.steps import attributing
+
+UNLEARN, SCORE = "attribute/mucs/unlearn", "attribute/mucs/score"
+BEFORE = ("pretrain", "generate", "attribute/mucs/null", UNLEARN)
+QUICK = (
+    "train.updates=1",
+    "train.batch_size=4",
+    "engine.train_workers=1",
+    "generate.controls=0",
+    "generate.steps=2",
+    "unlearn.max_updates=1",
+    "unlearn.batch_size=4",
+    "unlearn.null_loss=1.0",
+)
+"""What comes before scoring is over soon, and its speed does not depend on the weights."""
+PROBE_S, PROBED = 2.0, 256
+"""Seconds of measuring the rate, and images at most."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wall:
+    """Of some units."""
+
+    start_s: float
+    """Before the first was begun."""
+    units_s: float
+    forwards: int
+
+    @property
+    def rate(self) -> float:
+        """Forwards a second."""
+        return self.forwards / self.units_s
+
+
+def main() -> None:
+    chosen = parse()
+    torch.set_num_threads(1)
+    print(machine())
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["MUCS_RAY_CACHE"] = f"{folder}/cache"
+        pipeline = unlearned(chosen, folder)
+        units = pipeline.dataset.units("train")
+        size = f"{units[0].rows} images x {pipeline.recipe.score.noises} noises x {1 + chosen.items} models"
+        print(f"{pipeline.recipe.name}: units of {size}, {chosen.units} units a worker")
+        print("round  how            start s    wall s  forwards/s  overhead  with start  efficiency")
+        measured = [one_round(pipeline, units, chosen, number) for number in range(1, chosen.rounds + 1)]
+    for name in measured[0]:
+        values = [each[name] for each in measured]
+        print(f"{name}: {statistics.median(values):.2%} ({min(values):.2%} .. {max(values):.2%})")
+
+
+def one_round(pipeline: Pipeline, units: Sequence[Unit], chosen: argparse.Namespace, number: int) -> dict[str, float]:
+    """The plain loop, then Ray with each number of workers; prints a line each and returns the shares."""
+    plain = plain_loop(pipeline, units[: chosen.units])
+    print(line(number, "plain loop", plain), flush=True)
+    shares, one = {}, plain
+    for workers in sorted({1, *chosen.workers}):
+        wall = with_ray(pipeline, units[: chosen.units * workers], workers)
+        told = line(number, f"Ray, {workers} worker{'s' * (workers > 1)}", wall)
+        if workers == 1:
+            one = wall
+            shares["overhead"] = wall.units_s / plain.units_s - 1
+            shares["overhead with start"] = (wall.start_s + wall.units_s) / plain.units_s - 1
+            print(f"{told} {shares['overhead']:>9.2%} {shares['overhead with start']:>11.2%}", flush=True)
+        else:
+            shares[f"efficiency of {workers} workers"] = efficiency = wall.rate / (workers * one.rate)
+            print(f"{told} {efficiency:>33.2%}", flush=True)
+    return shares
+
+
+def line(number: int, how: str, wall: Wall) -> str:
+    """Of the table."""
+    return f"{number:>5}  {how:<14} {wall.start_s:>7.2f} {wall.units_s:>9.2f} {wall.rate:>11,.4g}"
+
+
+def plain_loop(pipeline: Pipeline, units: Sequence[Unit]) -> Wall:
+    """The inner loop of a worker and nothing around it."""
+    started = time.monotonic()
+    job = attributing.job_of(pipeline, pipeline.tasks[SCORE])
+    weights, *_ = parts(pipeline.run_url, "pretrain", pipeline.recipe.train.checkpoint)
+    method = build_method(job, to_arrays(weights))
+    bank = parts(pipeline.run_url, UNLEARN, "item-")
+    method.load({}, [to_tensors(to_arrays(tensors), DEVICE) for tensors in bank])
+    begun = time.monotonic()
+    receipts = [score_unit(method, job, unit, read_unit(unit)) for unit in units]
+    units_s = time.monotonic() - begun
+    return Wall(start_s=begun - started, units_s=units_s, forwards=sum(each.forwards for each in receipts))
+
+
+def with_ray(pipeline: Pipeline, units: Sequence[Unit], workers: int) -> Wall:
+    """The pipeline's streaming pass (mucs_ray.steps.attributing.stream), of which each receipt is kept."""
+    pipeline = replace(pipeline, recipe=with_values(pipeline.recipe, {"engine.actors": (workers, workers)}))
+    started = over = time.time()
+    receipts: dict[str, Receipt] = {}
+    with session():
+        cluster, task, board = driver.now(pipeline), pipeline.tasks[SCORE], new_board()
+        job, inputs = attributing.job_of(pipeline, task), attributing.refs(pipeline, task)
+        bar = Bar(pipeline.console, SCORE, len(units), "units", None)
+        with watching(board, bar, cluster.engine.timeout):
+            for receipt in streaming.stream(job, inputs, units, board, cluster):
+                receipts[receipt.unit], over = receipt, time.time()
+    # a worker has begun a unit so long before it published the part
+    files = {unit.name: Path(job.stage.url(unit_part(job.stage, unit))) for unit in units}
+    begun = min(file.stat().st_mtime - receipts[name].worker_seconds for name, file in files.items())
+    forwards = sum(each.forwards for each in receipts.values())
+    return Wall(start_s=begun - started, units_s=over - begun, forwards=forwards)
+
+
+def unlearned(chosen: argparse.Namespace, folder: str) -> Pipeline:
+    """A run with everything that scoring needs, and units of the right size."""
+    model = subject(chosen, f"{folder}/probe", images=PROBED, settings=chosen.set).settled(0)
+    print(model.how)
+    rows = max(1, round(chosen.seconds * probed_rate(model) / model.forwards_an_image))
+    size, classes = SHAPES[chosen.model]
+    count = rows * chosen.units * max(chosen.workers)
+    dataset = write(f"{folder}/data", count, size=size, classes=classes, unit=rows)
+    settings = [f"data={dataset.url}", f"generate.items={chosen.items}", *QUICK]
+    recipe = build(with_settings(model.recipe.to_dict(), settings))
+    pipeline = Pipeline.open(recipe, dataset, f"{folder}/run", console=Console(file=io.StringIO()))
+    with session():
+        driver.do([(pipeline, name) for name in BEFORE])
+    return pipeline
+
+
+def probed_rate(model: Subject) -> float:
+    """Forwards a second in this process, over PROBE_S or more."""
+    change, batch, count, took = model.loss_change(), model.images(PROBED), 1, 0.0
+    change.losses(batch[:1])
+    while took < PROBE_S and count < len(batch):
+        count = min(2 * count, len(batch))
+        took = seconds(partial(change.losses, batch[:count]))
+    return count * model.forwards_an_image / took
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_options(options)
+    options.set_defaults(run=None)
+    options.add_argument("--workers", type=int, nargs="+", default=[1, 2])
+    options.add_argument("--units", type=int, default=4, help="a worker")
+    options.add_argument("--seconds", type=float, default=20, help="of a unit, about")
+    options.add_argument("--rounds", type=int, default=3)
+    return options.parse_args()
+
+
+if __name__ == "__main__":
+    main()
