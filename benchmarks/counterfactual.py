@@ -14,6 +14,7 @@ import json
 import subprocess
 import sys
 import time
+from typing import Any
 
 
 def main() -> None:
@@ -40,7 +41,7 @@ def p_text(p: float | None) -> str:
     return "" if p is None else f" (p {p:.2g})"
 
 
-def run(options: argparse.Namespace, settings: list[str]) -> dict[str, object]:
+def run(options: argparse.Namespace, settings: list[str]) -> dict[str, Any]:
     """The whole protocol in a process of its own, as a user would; its statistics."""
     command = [sys.executable, "-m", "mucs_ray.cli", "run", "--json", "--run", options.run, "--seeds", options.seeds]
     command += ["--dataset", options.dataset, "--items", str(options.items), "--method", options.method]

@@ -25,6 +25,9 @@ from PIL import Image
 from mucs_ray.data.sources.registry import load_source
 from mucs_ray.data.table import Row
 
+ROWS_PER_UNIT = 256
+"""As data sets propose it."""
+
 Decode = Callable[[bytes, tuple[int, ...]], np.ndarray]
 
 

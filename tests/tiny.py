@@ -9,6 +9,10 @@ import numpy as np
 from mucs_ray import storage
 from mucs_ray.config import Recipe, build
 from mucs_ray.data.table import Card, Dataset, Row, Shard, schema, to_parquet, to_table
+from mucs_ray.diffusion.denoiser import EDMDenoiser
+from mucs_ray.diffusion.noise import generator, normal
+from mucs_ray.models.dit import DiT, DiTConfig
+from mucs_ray.training.ema import frozen_copy
 
 SIZE, CLASSES = 8, ("red", "green", "blue")
 
@@ -85,3 +89,11 @@ def tiny_toml(data: str, **sections: dict[str, object]) -> str:
         if isinstance(section, dict):
             lines += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in section.items())]
     return "\n".join(lines) + "\n"
+
+
+def lively(model: DiTConfig) -> EDMDenoiser:
+    """F1 whose output depends on all its inputs and parameters."""
+    denoiser = frozen_copy(EDMDenoiser(DiT(model)))
+    for number, parameter in enumerate(denoiser.parameters()):
+        parameter.copy_(0.2 * normal(generator(3, f"parameter={number}"), *parameter.shape))
+    return denoiser

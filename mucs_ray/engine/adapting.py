@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
+import torch
 from ray import ObjectRef
 from torch import Tensor
 
@@ -45,6 +46,8 @@ def adapt_task(refs: Refs, number: int, job: AttributeJob, board: Board) -> Resu
     weights, prepared, _ = refs.fetch()
     item = load_item(job.generated, number)
     method = build(job, weights)
+    if method.setting.device.type == "cuda":
+        torch.set_float32_matmul_precision("medium")  # as in training (spec 5); on CPUs this would mean bf16
     return adapt_item(method, item, prepared, job.stage, lambda step, loss: board.post(str(number), (step, loss)))
 
 

@@ -17,9 +17,7 @@ from mucs_ray.diffusion.denoiser import EDMDenoiser
 from mucs_ray.diffusion.loss import denoising_loss
 from mucs_ray.diffusion.noise import generator, normal
 from mucs_ray.errors import RunFailed
-from mucs_ray.models.dit import DiT
-from mucs_ray.training.ema import frozen_copy
-from tiny import rows, tiny_recipe
+from tiny import lively, rows, tiny_recipe
 
 CPU = torch.device("cpu")
 NOISES, DIM = 5, 64
@@ -40,15 +38,7 @@ class Linear(nn.Module):
 LINEAR = EDMDenoiser(Linear()).eval().requires_grad_(False)
 
 
-def lively() -> EDMDenoiser:
-    """F1 whose output depends on all its inputs and parameters."""
-    denoiser = frozen_copy(EDMDenoiser(DiT(tiny_recipe("nowhere").model)))
-    for number, parameter in enumerate(denoiser.parameters()):
-        parameter.copy_(0.2 * normal(generator(3, f"parameter={number}"), *parameter.shape))
-    return denoiser
-
-
-DENOISER = lively()
+DENOISER = lively(tiny_recipe("nowhere").model)
 
 
 def some_images(count: int, *, seed: int) -> Batch:

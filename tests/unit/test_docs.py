@@ -28,11 +28,9 @@ from mucs_ray.data.sources import registry
 from mucs_ray.diffusion.batch import Batch
 from mucs_ray.diffusion.denoiser import EDMDenoiser
 from mucs_ray.diffusion.noise import generator, normal
-from mucs_ray.models.dit import DiT
-from mucs_ray.training.ema import frozen_copy
 from mucs_ray.weights import load_weights
+from tiny import lively, tiny_recipe
 from tiny import rows as tiny_rows
-from tiny import tiny_recipe
 
 ROOT = Path(__file__).parents[2]
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", ROOT / "CHANGELOG.md"]
@@ -169,14 +167,6 @@ def test_the_source_of_the_example_is_prepared(tmp_path: Path, monkeypatch: pyte
     assert [pictures[row.image.tobytes()] for row in rows] == [row.label for row in rows]
 
 
-def lively_f1(recipe: Recipe) -> EDMDenoiser:
-    """Frozen, with an output that depends on all its inputs."""
-    denoiser = frozen_copy(EDMDenoiser(DiT(recipe.model)))
-    for number, parameter in enumerate(denoiser.parameters()):
-        parameter.copy_(0.2 * normal(generator(3, f"parameter={number}"), *parameter.shape))
-    return denoiser
-
-
 def log_losses_by_hand(denoiser: EDMDenoiser, image: torch.Tensor, condition: torch.Tensor, seed: int) -> torch.Tensor:
     """log mean (D(x + s n) - x)^2 (s^2 + 1/4) / (s / 2)^2 at the largest 4 of floor(4 / 0.7) = 5 levels."""
     ends = 80 ** (1 / 7), 0.002 ** (1 / 7)
@@ -198,7 +188,7 @@ def test_the_method_of_the_example_scores(tmp_path: Path, monkeypatch: pytest.Mo
     method = find("my_method:MyMethod")
     assert method.attributor is not None and method.name == "my_method:MyMethod"
     recipe = tiny_recipe("nowhere", score={"noises": 4, "keep": 0.7})
-    made, f1 = tiny_rows(5, first_idx=10, seed=4), lively_f1(recipe)
+    made, f1 = tiny_rows(5, first_idx=10, seed=4), lively(recipe.model)
     images = Batch(
         idx=torch.tensor([row.idx for row in made]),
         image=torch.from_numpy(np.stack([row.image for row in made])).float() / 127.5 - 1,

@@ -18,7 +18,7 @@ from mucs_ray.diffusion.noise import generator, normal
 from mucs_ray.errors import RunFailed
 from mucs_ray.models.dit import DiT, unlearned_names
 from mucs_ray.training.ema import frozen_copy
-from tiny import rows, tiny_recipe
+from tiny import lively, rows, tiny_recipe
 
 CPU = torch.device("cpu")
 NOISES, DIM = 4, 64
@@ -38,15 +38,7 @@ def method(denoiser: EDMDenoiser | None, **knobs: Any) -> DTRAK:
     return DTRAK(Setting(knobs=recipe, device=CPU, num_images=9, denoiser=denoiser))
 
 
-def lively() -> EDMDenoiser:
-    """F1 whose output depends on all its inputs and parameters."""
-    denoiser = frozen_copy(EDMDenoiser(DiT(tiny_recipe("nowhere").model)))
-    for number, parameter in enumerate(denoiser.parameters()):
-        parameter.copy_(0.2 * normal(generator(3, f"parameter={number}"), *parameter.shape))
-    return denoiser
-
-
-DENOISER = lively()
+DENOISER = lively(tiny_recipe("nowhere").model)
 IMAGES = some_images(9, seed=5)
 FEATURES = method(DENOISER).features(IMAGES)["feature"]
 

@@ -13,13 +13,12 @@ from mucs_ray.attribution.config import ScoreConfig
 from mucs_ray.attribution.model_bank import ModelBank, matrix_names, swapped
 from mucs_ray.attribution.skew import noise_losses
 from mucs_ray.diffusion.batch import Batch
-from mucs_ray.diffusion.denoiser import EDMDenoiser
 from mucs_ray.diffusion.noise import NoiseSet, generator, normal
 from mucs_ray.diffusion.schedule import scoring_sigmas
 from mucs_ray.errors import RunFailed
-from mucs_ray.models.dit import DiT, DiTConfig, unlearned_names
+from mucs_ray.models.dit import DiTConfig, unlearned_names
 from mucs_ray.training.config import Precision
-from mucs_ray.training.ema import frozen_copy
+from tiny import lively
 
 MODEL = DiTConfig(
     image_size=8, patch_size=4, width=16, depth=2, num_heads=2, registers=1, condition_channels=16, condition_dim=3,
@@ -32,15 +31,7 @@ IMAGES = Batch(
 )
 
 
-def lively() -> EDMDenoiser:
-    """F1 whose output depends on all its inputs and parameters."""
-    denoiser = frozen_copy(EDMDenoiser(DiT(MODEL)))
-    for number, parameter in enumerate(denoiser.parameters()):
-        parameter.copy_(0.2 * normal(generator(3, f"parameter={number}"), *parameter.shape))
-    return denoiser
-
-
-DENOISER = lively()
+DENOISER = lively(MODEL)
 ALL = [name for name, _ in DENOISER.network.named_parameters()]
 
 
@@ -150,5 +141,5 @@ def test_tuning_leaves_what_is_set(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.slow
 def test_compiled_equals_eager():
-    models = ModelBank(lively(), BANK, replace(CONFIG, compile="on", images_per_forward=3))
+    models = ModelBank(lively(MODEL), BANK, replace(CONFIG, compile="on", images_per_forward=3))
     torch.testing.assert_close(models.losses(IMAGES, NOISES), plain(BANK), rtol=1e-5, atol=1e-6)

@@ -31,10 +31,9 @@ from mucs_ray.diffusion.schedule import random_schedule_sigmas, scoring_sigmas, 
 from mucs_ray.errors import RunFailed
 from mucs_ray.models.dit import DiT, DiTConfig, unlearned_names
 from mucs_ray.training.config import TrainConfig
-from mucs_ray.training.ema import frozen_copy
 from mucs_ray.training.order import batch_rows
 from mucs_ray.training.step import Group, TrainState, name_torch_stream, training
-from tiny import rows
+from tiny import lively, rows
 
 MODEL = DiTConfig(
     image_size=8, patch_size=4, width=16, depth=2, num_heads=2, registers=1, condition_channels=16, condition_dim=3,
@@ -56,14 +55,6 @@ def picked(batch: Batch, at: list[int]) -> Batch:
     return Batch(idx=batch.idx[at], image=batch.image[at], condition=batch.condition[at])
 
 
-def lively() -> EDMDenoiser:
-    """F1 whose output depends on all its inputs and parameters."""
-    denoiser = frozen_copy(EDMDenoiser(DiT(MODEL)))
-    for number, parameter in enumerate(denoiser.parameters()):
-        parameter.copy_(0.2 * normal(generator(3, f"parameter={number}"), *parameter.shape))
-    return denoiser
-
-
 def other_tensors(denoiser: EDMDenoiser, name: str, *, size: float = 0.05) -> dict[str, Tensor]:
     """What an unlearning might have left."""
     stream = generator(4, name)
@@ -71,7 +62,7 @@ def other_tensors(denoiser: EDMDenoiser, name: str, *, size: float = 0.05) -> di
     return {each: tensor + size * normal(stream, *tensor.shape) for each, tensor in own.items()}
 
 
-DENOISER = lively()
+DENOISER = lively(MODEL)
 BANK = [other_tensors(DENOISER, f"item={number}") for number in range(3)]
 IMAGES = some_images(9, seed=5)
 

@@ -18,11 +18,10 @@ from mucs_ray.attribution.registry import find
 from mucs_ray.attribution.screen import LEFT_OUT, ScreenedMUCS
 from mucs_ray.attribution.screening import Round, cuts, held_out, kept, learn, regression, spread, wilson
 from mucs_ray.diffusion.batch import Batch
-from mucs_ray.diffusion.denoiser import EDMDenoiser
 from mucs_ray.diffusion.noise import generator, normal
 from mucs_ray.errors import RunFailed
-from mucs_ray.models.dit import DiT, DiTConfig, unlearned_names
-from mucs_ray.training.ema import frozen_copy
+from mucs_ray.models.dit import DiTConfig, unlearned_names
+from tiny import lively
 
 MODEL = DiTConfig(
     image_size=8, patch_size=4, width=16, depth=1, num_heads=2, registers=0, condition_channels=16, kernel_size=3,
@@ -126,15 +125,7 @@ def test_wilson_by_hand():
 # --- the method -------------------------------------------------------------------------------------------------------
 
 
-def lively() -> EDMDenoiser:
-    """F1 whose output depends on all its inputs and parameters."""
-    denoiser = frozen_copy(EDMDenoiser(DiT(MODEL)))
-    for number, parameter in enumerate(denoiser.parameters()):
-        parameter.copy_(0.2 * normal(generator(3, f"parameter={number}"), *parameter.shape))
-    return denoiser
-
-
-DENOISER = lively()
+DENOISER = lively(MODEL)
 BANK = [
     {
         name: DENOISER.network.get_parameter(name) + 0.1 * normal(generator(4, f"{item}/{name}"), *tensor.shape)
