@@ -51,7 +51,8 @@ def tune(denoiser: EDMDenoiser, batch: Batch, config: ScoreConfig, share: int) -
         return timed(denoiser, batch[:images], noises, replace(config, images_per_forward=images, compile=compiling))
 
     seconds, _ = of(images)
-    while config.images_per_forward == "auto" and 2 * images <= min(MOST_IMAGES, len(batch)):
+    most = min(MOST_IMAGES, len(batch)) if config.images_per_forward == "auto" else images
+    while 2 * images <= most and seconds * images * len(sigmas) < TRY_S:
         larger, fits = of(2 * images)
         if not fits or seconds < BETTER * larger:
             break

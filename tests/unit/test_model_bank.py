@@ -1,6 +1,6 @@
 """The inner loop of scoring: equal to a plain loop over the models, whatever is shared, lowered, split or compiled."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -125,11 +125,51 @@ def test_a_device_too_small_for_one_pair_is_said():
 @pytest.mark.parametrize(("memory", "most"), [(100, 8), (26, 4), (6, 1)])
 def test_tuning_takes_no_more_than_fits(memory: int, most: int, monkeypatch: pytest.MonkeyPatch):
     """Larger forwards, if they are faster and while they fit (6 noises an image)."""
-    monkeypatch.setattr(tuning, "TRY_S", 0.0)
+    monkeypatch.setattr(tuning, "timed", quick(tuning.timed))
     monkeypatch.setattr(tuning, "BETTER", 0.0)  # whatever the clock says, larger is faster
     with memory_for(memory):
         found = tuning.tune(DENOISER, IMAGES, ScoreConfig(noises=6, images_per_forward="auto"), share=1)
     assert (found.images_per_forward, found.compile) == (most, "off")
+
+
+def quick(timed: Callable[..., tuple[float, bool]]) -> Callable[..., tuple[float, bool]]:
+    """Once, and with a clock that says one microsecond a forward."""
+
+    def once(*arguments: object) -> tuple[float, bool]:
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(tuning, "TRY_S", 0.0)
+            return 1e-6, timed(*arguments)[1]
+
+    return once
+
+
+def test_a_forward_that_takes_long_is_large_enough(monkeypatch: pytest.MonkeyPatch):
+    """At 6 noises an image, 0.1 s a forward of one: two images take longer than TRY_S, so four are not tried."""
+    monkeypatch.setattr(tuning, "timed", lambda *_: (0.1, True))
+    monkeypatch.setattr(tuning, "BETTER", 0.0)
+    found = tuning.tune(DENOISER, IMAGES, ScoreConfig(noises=6, images_per_forward="auto"), share=1)
+    assert (found.images_per_forward, found.seconds_a_forward) == (2, 0.1)
+
+
+def test_compiling_is_tried_for_a_long_pass_and_taken_if_it_is_faster(monkeypatch: pytest.MonkeyPatch):
+    config = ScoreConfig(noises=6, compile="auto")
+    speeds = {"off": 0.2, "on": 0.1}
+    monkeypatch.setattr(tuning, "timed", lambda _1, _2, _3, config: (speeds[config.compile], True))
+    long, short = int(tuning.COMPILE_PAYS_S / 0.2) + 1, int(tuning.COMPILE_PAYS_S / 0.2) - 1
+    assert tuning.tune(DENOISER, IMAGES, config, share=long).compile == "on"
+    assert tuning.tune(DENOISER, IMAGES, config, share=short).compile == "off"
+    speeds["on"] = 0.199
+    assert tuning.tune(DENOISER, IMAGES, config, share=long).compile == "off"
+
+
+def test_a_machine_that_cannot_compile_goes_without(monkeypatch: pytest.MonkeyPatch):
+    def timed(denoiser: object, batch: object, noises: object, config: ScoreConfig) -> tuple[float, bool]:
+        if config.compile == "on":
+            raise RuntimeError("no C++ compiler")
+        return 1.0, True
+
+    monkeypatch.setattr(tuning, "timed", timed)
+    assert tuning.tune(DENOISER, IMAGES, ScoreConfig(noises=6, compile="auto"), share=10**9).compile == "off"
 
 
 def test_tuning_leaves_what_is_set(monkeypatch: pytest.MonkeyPatch):
