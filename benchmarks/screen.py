@@ -63,15 +63,15 @@ def measured(model: Subject, batch: Batch, chosen: argparse.Namespace) -> np.nda
     table = torch.cat(made["full"]).view(len(batch), len(model.bank), -1).numpy()
     columns: Columns = {name: torch.cat([each[name] for each in made["columns"]]) for name in ("score", "noises")}
     both = took["sample"] + took["screened"]
-    print(f"published, multiplied out: {took['published']:.0f} s; full: {took['full']:.0f} s; sample of {len(inside)}:")
-    print(f"{took['sample']:.0f} s; screened: {took['screened']:.0f} s. Full / screened with its sample:")
-    print(f"{took['full'] / both:.2f}, published / that: {took['published'] / both:.2f}")
+    print(f"published (multiplied out) {took['published']:.0f} s, full {took['full']:.0f} s")
+    print(f"screened {took['screened']:.0f} s and its sample of {len(inside)} images {took['sample']:.0f} s, together")
+    print(f"{took['full'] / both:.2f} times as fast as full, {took['published'] / both:.2f} times as published")
     print(f"mucs/screen {expectation({name: bounds[name].item() for name in SHOWN})}")
     k = top_k(len(batch), TOP_PERCENT)
     forwards = method.forwards(columns) / table.size / (1 + 1 / len(model.bank))
     found = [overlap(a, b, k) for a, b in zip(table.mean(axis=2).T, columns["score"].numpy().T, strict=True)]
-    print(f"found: {statistics.mean(found):.1%} of the top {k} (least of an item: {min(found):.1%}), {forwards:.1%} of")
-    print("the forwards, the sample's not counted")
+    print(f"found: {statistics.mean(found):.1%} of the top {k} (least of an item: {min(found):.1%})")
+    print(f"forwards: {forwards:.1%}, the sample's not counted")
     return table
 
 
@@ -112,7 +112,7 @@ def resampled(table: np.ndarray, chosen: argparse.Namespace) -> None:
                 told.append(held_out(table[rows], **asked))
                 real.append((alive[-1] & top).sum() / top.sum())
                 share.append(steps[0] + sum(step * each.mean() for step, each in zip(steps[1:], alive, strict=True)))
-            within = statistics.mean(each.low <= found <= each.high for each, found in zip(told, real, strict=True))
+            within = np.mean([each.low <= found <= each.high for each, found in zip(told, real, strict=True)])
             mean_told = statistics.mean(each.recall for each in told)
             print(
                 f"{recall:>5.0%} {size:>8} {np.mean(real):>8.1%} {min(real):>6.1%} {mean_told:>7.1%}"

@@ -37,8 +37,8 @@ def stream(pipeline: Pipeline, task: Task, cluster: Cluster) -> Output:
     with shown(pipeline, task, sum(unit.rows for unit in units), "images") as progress:
         progress.start_at(sum(unit.rows for unit in units) - sum(unit.rows for unit in todo))
         job, inputs, told = job_of(pipeline, task), refs(pipeline, task), dict[str, str]()
-        if found and todo:
-            job, told = tuning.tuned(job, inputs, todo, found[0], cluster=cluster, bar=progress)
+        if found and missing:
+            job, told = tuning.tuned(job, inputs, todo or units, found[0], cluster=cluster, bar=progress)
         totals, made = streaming.score(job, inputs, todo, cluster=cluster, bar=progress)
         totals["wall_seconds"] = progress.elapsed
     return digests(stage, [*names, *found], {**made, **told}), totals
