@@ -26,6 +26,7 @@ from mucs_ray.attribution.ranking import top_k
 from mucs_ray.diffusion.batch import Batch
 from mucs_ray.diffusion.noise import NoiseSet
 from mucs_ray.diffusion.schedule import scoring_sigmas
+from mucs_ray.machine import keep_freed_memory
 
 PUBLISHED_BATCH = 16
 """Images in a micro-batch."""
@@ -38,6 +39,7 @@ Side = Callable[[Batch], Tensor]
 def main() -> None:
     chosen = parse()
     torch.set_num_threads(1)
+    keep_freed_memory()  # as workers do; both sides profit
     print(machine())
     settings = [f"score.precision={chosen.precision}", *chosen.set]
     with tempfile.TemporaryDirectory() as folder:

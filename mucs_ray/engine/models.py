@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mucs_ray.diffusion.denoiser import EDMDenoiser
 from mucs_ray.engine.attempts import beat
+from mucs_ray.machine import keep_freed_memory
 from mucs_ray.models.dit import DiT, DiTConfig
 from mucs_ray.store import checkpoint
 from mucs_ray.store.run import Stage
@@ -39,6 +40,7 @@ def best_device() -> torch.device:
 
 def build_denoiser(config: DiTConfig, arrays: Mapping[str, np.ndarray], device: torch.device) -> EDMDenoiser:
     """The denoiser with these weights, frozen, in eval mode."""
+    keep_freed_memory()
     denoiser = EDMDenoiser(DiT(config))
     denoiser.network.load_state_dict(to_tensors(arrays, torch.device("cpu")))
     denoiser.network.register_forward_pre_hook(lambda *_: beat())  # whoever computes is alive

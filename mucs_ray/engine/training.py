@@ -30,6 +30,7 @@ from mucs_ray.engine.progress import Bar
 from mucs_ray.engine.session import ACTOR_CPUS, Cluster
 from mucs_ray.engine_config import LEAST_IMAGES
 from mucs_ray.errors import InputError, MucsError, RunFailed
+from mucs_ray.machine import keep_freed_memory
 from mucs_ray.models.dit import DiT, DiTConfig
 from mucs_ray.store import checkpoint
 from mucs_ray.store.run import Stage
@@ -67,6 +68,7 @@ class TrainRun:
 
 def run_training(job: TrainJob, group: Group, device: torch.device, post: Callable[[str, Any], None]) -> TrainState:
     """One worker's share, from the published state if there is one. RunFailed if the validation loss is not finite."""
+    keep_freed_memory()
     facts = {**model_facts(job.model), "seed": job.seed}
     state = fresh_state(job, device)
     load_state(job.stage, state)
