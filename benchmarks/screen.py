@@ -24,7 +24,6 @@ from mucs_ray.attribution.screen import ScreenedMUCS, expectation
 from mucs_ray.attribution.screening import cuts, held_out, kept, learn
 from mucs_ray.config import with_values
 from mucs_ray.diffusion.batch import Batch
-from mucs_ray.machine import keep_freed_memory
 
 UNIT = 64
 """Images that are screened together, as a row group is."""
@@ -35,7 +34,6 @@ SHOWN = ("recall", "recall_low", "recall_high", "sample", "share_of_forwards")
 def main() -> None:
     chosen = parse()
     torch.set_num_threads(1)
-    keep_freed_memory()  # as workers do; both sides profit
     print(machine())
     with tempfile.TemporaryDirectory() as folder:
         model = subject(chosen, folder, images=chosen.images, settings=chosen.set).settled()

@@ -39,7 +39,8 @@ Side = Callable[[Batch], Tensor]
 def main() -> None:
     chosen = parse()
     torch.set_num_threads(1)
-    keep_freed_memory()  # as workers do; both sides profit
+    if chosen.keep_memory:
+        keep_freed_memory()
     print(machine())
     settings = [f"score.precision={chosen.precision}", *chosen.set]
     with tempfile.TemporaryDirectory() as folder:
@@ -141,6 +142,8 @@ def parse() -> argparse.Namespace:
     options.add_argument("--rounds", type=int, default=3)
     precision = "bf16" if DEVICE.type == "cuda" else "fp32"
     options.add_argument("--precision", choices=("fp32", "bf16"), default=precision, help="of both sides")
+    told = "both sides keep freed memory, as our workers do; without, both run under the allocator's own defaults"
+    options.add_argument("--keep-memory", action="store_true", help=told)
     options.add_argument("--published-batch", type=int, default=PUBLISHED_BATCH, help="images in its micro-batch")
     return options.parse_args()
 
