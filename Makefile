@@ -10,7 +10,7 @@ export OMP_NUM_THREADS ?= 1
 # without .pyc files every process of Ray starts several times slower
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test test-plain test-ray test-commands lint format clean
+.PHONY: setup demo test test-plain test-ray lint format clean
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
@@ -31,16 +31,13 @@ demo: setup
 
 # side by side: tests with Ray wait for processes to start half of the time
 test: setup
-	@$(MAKE) --no-print-directory -j4 lint test-plain test-ray test-commands
+	@$(MAKE) --no-print-directory -j3 lint test-plain test-ray
 
 test-plain: setup
 	$(BIN)/python -m pytest tests/unit tests/contract
 
 test-ray: setup
-	$(BIN)/python -m pytest tests/cluster tests/chaos tests/engine
-
-test-commands: setup
-	$(BIN)/python -m pytest tests/cli tests/stores
+	$(BIN)/python -m pytest tests/cli tests/cluster tests/chaos tests/engine tests/stores
 
 lint: setup
 	$(BIN)/ruff check .
