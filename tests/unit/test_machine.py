@@ -80,8 +80,8 @@ from mucs_ray.machine import keep_freed_memory
 from mucs_ray.models.dit import DiT, DiTConfig
 if sys.argv[1] == "kept":
     keep_freed_memory()
-config = DiTConfig(image_size=16, channels=(8, 8), kernel_size=3, patch_size=4, width=96, depth=3, num_heads=4, registers=0)
-network = DiT(config).eval()
+shape = dict(image_size=16, channels=(8, 8), kernel_size=3, patch_size=4, width=96, depth=3, num_heads=4, registers=0)
+network = DiT(DiTConfig(**shape)).eval()
 def forwards():
     with torch.inference_mode():
         for _ in range(2):
