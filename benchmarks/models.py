@@ -112,6 +112,15 @@ def add_run_option(options: argparse.ArgumentParser) -> None:
     options.add_argument("--run", metavar="FOLDER", help=told)
 
 
+def parser(description: str | None, *, images: int) -> argparse.ArgumentParser:
+    """For a benchmark that scores some images of random or trained weights."""
+    options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_options(options)
+    add_run_option(options)
+    options.add_argument("--images", type=int, default=images)
+    return options
+
+
 def subject(chosen: argparse.Namespace, folder: str, *, images: int, settings: list[str]) -> Subject:
     """As the options say; a random one has `images` pictures of noise in one unit, written to the folder."""
     if chosen.noises:

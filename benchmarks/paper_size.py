@@ -11,12 +11,11 @@ import argparse
 import os
 import platform
 import tempfile
-import time
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import torch
+from models import DEVICE, seconds
 from torch.utils.flop_counter import FlopCounterMode
 
 from mucs_ray.attribution.base import Item
@@ -29,17 +28,6 @@ from mucs_ray.data.prepare import prepare
 from mucs_ray.diffusion.denoiser import EDMDenoiser
 from mucs_ray.models.dit import DiT
 from mucs_ray.training.step import Group, TrainState, name_torch_stream, train_update
-
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def seconds(work: Callable[[], object]) -> float:
-    """Of one call, after the GPU has finished."""
-    started = time.monotonic()
-    work()
-    if DEVICE.type == "cuda":
-        torch.cuda.synchronize()
-    return time.monotonic() - started
 
 
 def main() -> None:

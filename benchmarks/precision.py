@@ -7,12 +7,11 @@ layers rounded to fp8 (e4m3, a scale a tensor, or a scale a row), products and s
 product would do, at a CPU's speed. Prints how far skews and lists agree with fp32.
 """
 
-import argparse
 import tempfile
 from copy import deepcopy
 
 import torch
-from models import Subject, add_options, add_run_option, machine, subject
+from models import Subject, machine, parser, subject
 from sidebyside import agreement
 from torch import Tensor, nn
 
@@ -24,10 +23,7 @@ LARGEST = torch.finfo(torch.float8_e4m3fn).max
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_options(options)
-    add_run_option(options)
-    options.add_argument("--images", type=int, default=600)
+    options = parser(__doc__, images=600)
     chosen = options.parse_args()
     torch.set_num_threads(1)
     print(machine())

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from models import DEVICE, Subject, add_options, add_run_option, machine, seconds, subject
-from sidebyside import PUBLISHED_BATCH, published
+from models import DEVICE, Subject, machine, parser, seconds, subject
+from sidebyside import PUBLISHED_BATCH, overlap, published
 
 from mucs_ray.attribution.base import Columns, Setting
 from mucs_ray.attribution.ranking import top_k
@@ -69,7 +69,7 @@ def measured(model: Subject, batch: Batch, chosen: argparse.Namespace) -> np.nda
     print(f"mucs/screen {expectation({name: bounds[name].item() for name in SHOWN})}")
     k = top_k(len(batch), TOP_PERCENT)
     forwards = method.forwards(columns) / table.size / (1 + 1 / len(model.bank))
-    found = [overlap(a, b, k) for a, b in zip(table.mean(axis=2).T, columns["score"].numpy().T, strict=True)]
+    found = overlap(torch.from_numpy(table.mean(axis=2)), columns["score"], k)
     print(f"found: {statistics.mean(found):.1%} of the top {k} (least of an item: {min(found):.1%})")
     print(f"forwards: {forwards:.1%}, the sample's not counted")
     return table
@@ -87,11 +87,6 @@ def screened(model: Subject, num_images: int, chosen: argparse.Namespace) -> Scr
 def units(batch: Batch) -> list[Batch]:
     """Cuts of UNIT images."""
     return [batch[at : at + UNIT] for at in range(0, len(batch), UNIT)]
-
-
-def overlap(one: np.ndarray, other: np.ndarray, k: int) -> float:
-    """Share of the k highest that both have."""
-    return len({*np.argsort(-one)[:k]} & {*np.argsort(-other)[:k]}) / k
 
 
 def resampled(table: np.ndarray, chosen: argparse.Namespace) -> None:
@@ -122,10 +117,7 @@ def resampled(table: np.ndarray, chosen: argparse.Namespace) -> None:
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_options(options)
-    add_run_option(options)
-    options.add_argument("--images", type=int, default=1715)
+    options = parser(__doc__, images=1715)
     options.add_argument("--sample", type=int, default=300)
     options.add_argument("--recall", type=float, default=0.98)
     options.add_argument("--samples", type=int, default=20, help="random samples, for the table")

@@ -17,7 +17,7 @@ from copy import deepcopy
 from pathlib import Path
 
 import torch
-from models import DEVICE, Subject, add_options, add_run_option, machine, seconds, subject
+from models import DEVICE, Subject, machine, parser, seconds, subject
 from published import skews
 from scipy.stats import spearmanr
 from torch import Tensor
@@ -26,6 +26,7 @@ from mucs_ray.attribution.ranking import top_k
 from mucs_ray.diffusion.batch import Batch
 from mucs_ray.diffusion.noise import NoiseSet
 from mucs_ray.diffusion.schedule import scoring_sigmas
+from mucs_ray.evaluation.statistics import between_overlap
 from mucs_ray.machine import keep_freed_memory
 
 PUBLISHED_BATCH = 16
@@ -125,7 +126,7 @@ def agreement(one: Tensor, other: Tensor) -> str:
     k = top_k(len(one), TOP_PERCENT)
     pairs = list(zip(one.T, other.T, strict=True))
     correlations = [spearmanr(a.numpy(), b.numpy()).statistic for a, b in pairs]  # pyright: ignore[reportAttributeAccessIssue]
-    overlaps = [len({*a.topk(k).indices.tolist()} & {*b.topk(k).indices.tolist()}) / k for a, b in pairs]
+    overlaps = overlap(one, other, k)
     return (
         f"skews: largest difference {(one - other).abs().max():.2g} (largest skew {other.abs().max():.2g});"
         f" rank correlation {statistics.mean(correlations):.6f} (least {min(correlations):.6f});"
@@ -133,12 +134,15 @@ def agreement(one: Tensor, other: Tensor) -> str:
     )
 
 
+def overlap(one: Tensor, other: Tensor, k: int) -> list[float]:
+    """Share of the k highest of scores[images, items] that both have, item by item."""
+    tops = [each.topk(k, dim=0).indices.T.numpy() for each in (one, other)]
+    return [between_overlap(a[None], b[None]) / 100 for a, b in zip(*tops, strict=True)]
+
+
 def parse() -> argparse.Namespace:
     """The command line."""
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_options(options)
-    add_run_option(options)
-    options.add_argument("--images", type=int, default=64)
+    options = parser(__doc__, images=64)
     options.add_argument("--rounds", type=int, default=3)
     precision = "bf16" if DEVICE.type == "cuda" else "fp32"
     options.add_argument("--precision", choices=("fp32", "bf16"), default=precision, help="of both sides")

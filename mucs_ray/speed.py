@@ -52,10 +52,14 @@ def speed_of(pipeline: Pipeline, states: Mapping[str, State]) -> Speed:
 
 
 def facts_of_streams(pipeline: Pipeline, states: Mapping[str, State]) -> dict[str, Mapping[str, Any]]:
-    """`forwards` and `worker_seconds` of stages that were streamed under these settings: at the end, else so far."""
+    """`forwards` and `worker_seconds` of stages that were streamed under these settings: at the end, else so far.
+
+    Not of features, where a backward pass comes with each forward.
+    """
     so_far = {event["stage"]: event for event in read_events(pipeline.run_url) if event["event"] == PACE}
     found = {}
-    for name in (name for name in states if name in pipeline.tasks):
+    scoring = [name for name in states if name in pipeline.tasks and pipeline.tasks[name].hook in ("sample", "score")]
+    for name in scoring:
         stage, facts = pipeline.stages[name], so_far.get(name, {})
         if states[name].status == "done":
             facts = stage.facts()

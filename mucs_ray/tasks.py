@@ -48,6 +48,11 @@ class Task:
     reads: dict[str, Any]
     inputs: tuple[str, ...]
 
+    @property
+    def hook(self) -> str:
+        """Of the part; "" for a ranking."""
+        return self.part.hook if self.part else ""
+
 
 Shared = dict[tuple[Any, ...], str]
 """By what a part of an attribution does and reads: the stage that does it, so that variants share what is the same."""

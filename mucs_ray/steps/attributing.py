@@ -46,13 +46,8 @@ def stream(pipeline: Pipeline, task: Task, cluster: Cluster) -> Output:
 
 def uses_scoring(task: Task) -> bool:
     """True for passes in which losses of many models are compared."""
-    method, part = task.method.attributor, task.part
-    return (
-        method is not None
-        and issubclass(method, LossAttributor)
-        and part is not None
-        and part.hook in ("sample", "score")
-    )
+    method = task.method.attributor
+    return method is not None and issubclass(method, LossAttributor) and task.hook in ("sample", "score")
 
 
 def adapt(pipeline: Pipeline, task: Task, cluster: Cluster) -> Output:
@@ -77,7 +72,7 @@ def prepare(pipeline: Pipeline, task: Task, cluster: Cluster) -> Output:
         job, inputs = job_of(pipeline, task), refs(pipeline, task)
         digest, facts = adapting.prepare_once(job, inputs, file, cluster=cluster, bar=progress)
         progress.advance(1)
-        if task.part and task.part.hook == "bounds":
+        if task.hook == "bounds":
             progress.tell(expectation(facts), "bounds", **facts)
     return {file: digest}, facts
 
@@ -131,14 +126,8 @@ def refs(pipeline: Pipeline, task: Task) -> Refs:
 def earlier(pipeline: Pipeline, task: Task, *hooks: str) -> list[Stage]:
     """The stages of the method's parts with these hooks that there are before this, in order."""
     return [
-        pipeline.stages[name] for name in task.inputs if name in pipeline.tasks and hook_of(pipeline, name) in hooks
+        pipeline.stages[name] for name in task.inputs if name in pipeline.tasks and pipeline.tasks[name].hook in hooks
     ]
-
-
-def hook_of(pipeline: Pipeline, name: str) -> str:
-    """Of a stage under attribute/; "" for a ranking."""
-    part = pipeline.tasks[name].part
-    return part.hook if part else ""
 
 
 def files(stage: Stage) -> list[str]:

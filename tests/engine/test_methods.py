@@ -17,6 +17,7 @@ from mucs_ray.engine.attributors import build
 from mucs_ray.engine.models import Arrays, to_arrays
 from mucs_ray.engine.session import Cluster
 from mucs_ray.pipeline import Pipeline
+from mucs_ray.speed import facts_of_streams
 from mucs_ray.steps.attributing import job_of
 from mucs_ray.steps.ranking import all_scores, ranking_name, stored_scores
 from mucs_ray.store import checkpoint
@@ -143,6 +144,14 @@ def test_what_is_found_by_trying_is_kept(
     assert storage.read_json(stage.url(file))["seconds_a_forward"] == 12.5  # not tried again
     again = stage.manifest()
     assert again is not None and again["files"][lost] == found["files"][lost]
+
+
+def test_the_speed_of_the_run_is_that_of_scoring_alone(compared: Pipeline):
+    """With features comes a backward pass for each forward."""
+    found = facts_of_streams(compared, compared.plan("attribute"))
+    assert {"attribute/mucs/score", "attribute/mucs/screen/sample"} <= found.keys()
+    assert compared.stages["attribute/das/features"].facts()["forwards"] > 0
+    assert all(name.endswith(("/score", "/sample")) for name in found)
 
 
 def test_methods_differ(compared: Pipeline):
