@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from mucs_ray.attribution.tuning import precisions
 from mucs_ray.diffusion.denoiser import EDMDenoiser
 from mucs_ray.diffusion.loss import denoising_loss
 from mucs_ray.engine.pace import PACE
@@ -15,6 +16,7 @@ from mucs_ray.models.dit import DiT
 from mucs_ray.pipeline import Pipeline
 from mucs_ray.store.events import read_events
 from mucs_ray.store.run import State
+from mucs_ray.training.config import Precision
 from mucs_ray.training.step import autocast
 
 MEASURE_S = 1.5
@@ -83,13 +85,15 @@ def measure(pipeline: Pipeline) -> Speed:
         image, noise = torch.zeros(2, count, 3, side, side, device=device)
         return denoising_loss(denoiser, image, noise, torch.ones(count, device=device), None).mean()
 
-    with torch.no_grad(), autocast(recipe.score.precision, device):
-        with FlopCounterMode(display=False) as counter:
-            run(1)
-        affordable = max(1, int(MEASURE_S / timed(lambda: run(1), budget_s=0)))
-        num = min(recipe.score.noises, affordable)
-        forward_s = timed(lambda: run(num)) / num
-    small = min(recipe.train.batch_size, max(1, affordable // 4))
+    def forward(precision: Precision) -> float:
+        with torch.no_grad(), autocast(precision, device):
+            num = min(recipe.score.noises, max(1, int(MEASURE_S / timed(lambda: run(1), budget_s=0))))
+            return timed(lambda: run(num)) / num
+
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        run(1)
+    forward_s = min(forward(precision) for precision in precisions(recipe.score, device))
+    small = min(recipe.train.batch_size, max(1, int(MEASURE_S / forward_s / 4)))
     backward_s = timed(lambda: run(small).backward()) / small
     torch.set_num_threads(threads)
     processor = "GPU" if device.type == "cuda" else "CPU"

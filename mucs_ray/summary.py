@@ -190,7 +190,9 @@ def mucs_facts(pipeline: Pipeline) -> Iterable[tuple[str, str]]:
     stages, score = pipeline.stages, pipeline.recipe.score
     measured = stages["attribute/mucs/score"].facts()
     yield "null loss", f"{stages['attribute/mucs/null'].facts()['null_loss']:.4f}"
-    yield "noises an image", f"{score.noises}, precision {score.precision}"
+    compiled = ", compiled" if measured["compile"] == "on" else ""
+    how = f"{measured['precision']}, {measured['images_per_forward']} images a forward{compiled}"
+    yield "noises an image", f"{score.noises}; {how}"
     if measured.get("forwards"):
         rate = measured["forwards"] / measured["wall_seconds"]
         outside = measured["worker_seconds_outside"] / measured["worker_seconds"]

@@ -33,8 +33,8 @@ class ModelBank:
     def __init__(self, denoiser: EDMDenoiser, bank: Sequence[Mapping[str, Tensor]], config: ScoreConfig) -> None:
         """`denoiser` is F1, in eval mode on its device; `bank` holds the changed tensors of each item, on the same."""
         self.denoiser = denoiser
-        self.precision: Precision = config.precision
-        matrices = matrix_names(denoiser.network) if config.precision == "bf16" else frozenset()
+        self.precision: Precision = "fp32" if config.precision == "auto" else config.precision
+        matrices = matrix_names(denoiser.network) if self.precision == "bf16" else frozenset()
         own = {name: denoiser.network.get_parameter(name).detach() for name in matrices}
         self.models = [lowered(tensors, matrices) for tensors in (own, *bank)]
         self.stem_is_shared = not any(name.startswith(STEM) for tensors in bank for name in tensors)

@@ -1,4 +1,4 @@
-"""Settings of scoring that are found by trying: images in one forward, and whether compiled blocks are faster.
+"""Settings of scoring that are found by trying: precision, images in one forward, whether compiled blocks are faster.
 
 How they are found once for a whole pass: `mucs_ray.engine.tuning`.
 """
@@ -15,7 +15,10 @@ from mucs_ray.diffusion.batch import Batch
 from mucs_ray.diffusion.denoiser import EDMDenoiser
 from mucs_ray.diffusion.noise import NoiseSet, generator, normal
 from mucs_ray.diffusion.schedule import scoring_sigmas
+from mucs_ray.training.config import Precision
 
+OPEN = ("precision", "images_per_forward", "compile")
+"""Settings that may be "auto"."""
 MOST_IMAGES = 64
 BETTER = 1.03
 """A setting is taken only if it is this much faster: larger forwards need more memory, compiling takes time."""
@@ -29,6 +32,7 @@ COMPILE_PAYS_S = 1800.0
 class Tuning:
     """What was found."""
 
+    precision: Precision
     images_per_forward: int
     compile: str
     seconds_a_forward: float
@@ -37,7 +41,7 @@ class Tuning:
 
 def is_open(config: ScoreConfig) -> bool:
     """True if a setting is to be found."""
-    return "auto" in (config.images_per_forward, config.compile)
+    return any(getattr(config, knob) == "auto" for knob in OPEN)
 
 
 def tune(denoiser: EDMDenoiser, batch: Batch, config: ScoreConfig, share: int) -> Tuning:
@@ -45,23 +49,38 @@ def tune(denoiser: EDMDenoiser, batch: Batch, config: ScoreConfig, share: int) -
     stream, sigmas = generator(0, "tuning"), scoring_sigmas(config.noises, config.keep)
     noises = NoiseSet(sigma=sigmas, unit=normal(stream, len(sigmas), *batch.image.shape[1:])).to(batch.image.device)
     images = 1 if config.images_per_forward == "auto" else config.images_per_forward
-    compiling = "on" if config.compile == "on" else "off"
+    precision, *others = precisions(config, batch.image.device)
+    compiling = "off" if config.compile == "auto" else config.compile
 
-    def of(images: int) -> tuple[float, bool]:
-        return timed(denoiser, batch[:images], noises, replace(config, images_per_forward=images, compile=compiling))
+    def of(images: int, precision: Precision, noises: NoiseSet = noises) -> tuple[float, bool]:
+        score = replace(config, precision=precision, images_per_forward=images, compile=compiling)
+        return timed(denoiser, batch[:images], noises, score)
 
-    seconds, _ = of(images)
+    seconds, _ = of(images, precision)
+    for other in others:
+        few = noises[: max(1, int(TRY_S / seconds))]  # a CPU that is not made for bf16 takes several times as long
+        if of(images, precision, few)[0] > BETTER * of(images, other, few)[0]:
+            precision, (seconds, _) = other, of(images, other)
     most = min(MOST_IMAGES, len(batch)) if config.images_per_forward == "auto" else images
     while 2 * images <= most and seconds * images * len(sigmas) < TRY_S:
-        larger, fits = of(2 * images)
+        larger, fits = of(2 * images, precision)
         if not fits or seconds < BETTER * larger:
             break
         images, seconds = 2 * images, larger
     if config.compile == "auto" and share * seconds > COMPILE_PAYS_S:
-        found = compiled(denoiser, batch[:images], noises, replace(config, images_per_forward=images))
+        found = compiled(
+            denoiser, batch[:images], noises, replace(config, precision=precision, images_per_forward=images)
+        )
         if seconds > BETTER * found:
             compiling, seconds = "on", found
-    return Tuning(images_per_forward=images, compile=compiling, seconds_a_forward=seconds)
+    return Tuning(precision=precision, images_per_forward=images, compile=compiling, seconds_a_forward=seconds)
+
+
+def precisions(config: ScoreConfig, device: torch.device) -> tuple[Precision, ...]:
+    """What to try: for "auto" on a GPU bf16, as in the paper (spec 7.3); on a CPU either may be faster."""
+    if config.precision != "auto":
+        return (config.precision,)
+    return ("fp32", "bf16") if device.type == "cpu" else ("bf16",)
 
 
 def compiled(denoiser: EDMDenoiser, batch: Batch, noises: NoiseSet, config: ScoreConfig) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 
 from mucs_ray import storage
-from mucs_ray.attribution.tuning import Tuning, tune
+from mucs_ray.attribution.tuning import OPEN, Tuning, tune
 from mucs_ray.config import Recipe, with_values
 from mucs_ray.data.table import Unit
 from mucs_ray.diffusion.batch import Batch
@@ -19,8 +19,7 @@ from mucs_ray.engine.units import completed
 
 def settled(recipe: Recipe, found: Tuning) -> Recipe:
     """The recipe with nothing left open."""
-    values = {"score.images_per_forward": found.images_per_forward, "score.compile": found.compile}
-    return with_values(recipe, values)
+    return with_values(recipe, {f"score.{knob}": getattr(found, knob) for knob in OPEN})
 
 
 def tune_task(refs: Refs, job: AttributeJob, unit: Unit, share: int) -> Tuning:

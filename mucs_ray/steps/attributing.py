@@ -6,7 +6,7 @@ from ray import ObjectRef
 
 from mucs_ray.attribution.loss_change import LossAttributor
 from mucs_ray.attribution.screen import expectation
-from mucs_ray.attribution.tuning import is_open
+from mucs_ray.attribution.tuning import OPEN, is_open
 from mucs_ray.engine import adapting, streaming, tuning
 from mucs_ray.engine.attributors import AttributeJob, Refs, unit_part
 from mucs_ray.engine.models import load_arrays
@@ -37,10 +37,12 @@ def stream(pipeline: Pipeline, task: Task, cluster: Cluster) -> Output:
     with shown(pipeline, task, sum(unit.rows for unit in units), "images") as progress:
         progress.start_at(sum(unit.rows for unit in units) - sum(unit.rows for unit in todo))
         job, inputs, told = job_of(pipeline, task), refs(pipeline, task), dict[str, str]()
-        if found and missing:
+        if found:
             job, told = tuning.tuned(job, inputs, todo or units, found[0], cluster=cluster, bar=progress)
         totals, made = streaming.score(job, inputs, todo, cluster=cluster, bar=progress)
         totals["wall_seconds"] = progress.elapsed
+    if uses_scoring(task):
+        totals |= {knob: getattr(job.recipe.score, knob) for knob in OPEN}
     return digests(stage, [*names, *found], {**made, **told}), totals
 
 
