@@ -4,25 +4,40 @@ Neither torch nor ray is imported before a command needs it, so `--help` is quic
 Exit codes: 0 done, 1 failed (the run directory is consistent, run again), 2 bad input, 3 the machine, 130 interrupted.
 """
 
-import json
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
-from rich.table import Column, Table
 
 from mucs_ray import __version__
-from mucs_ray.errors import MucsError
+from mucs_ray.options import (
+    AddressOption,
+    CheckDatasetOption,
+    CheckRunOption,
+    DatasetOption,
+    DemoRunOption,
+    ForOption,
+    ItemsOption,
+    JsonOption,
+    MethodOption,
+    Options,
+    PriceOption,
+    RecipeOption,
+    RunOption,
+    SeedOption,
+    SeedsOption,
+    SetOption,
+    VerboseOption,
+    WeightsDirOption,
+    WeightsOption,
+    WorkersOption,
+)
+from mucs_ray.terminal import Terminal, show_answer, show_estimate, show_plan, tell_left_out, terminal
 
 if TYPE_CHECKING:
-    from mucs_ray.evaluation.analysis import Analysis
     from mucs_ray.pipeline import Pipeline
-    from mucs_ray.store.run import State
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -32,101 +47,6 @@ app = typer.Typer(
 )
 data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Prepare and look at training sets.")
 app.add_typer(data_app, name="data")
-
-DatasetOption = Annotated[
-    str | None, typer.Option("--dataset", help="A prepared data set: a recipe's name (emoji, cifar10, ...) or its URL.")
-]
-RecipeOption = Annotated[str | None, typer.Option("--recipe", help="A recipe's name or a TOML file.")]
-RunOption = Annotated[str | None, typer.Option("--run", help="Run directory, any fsspec URL [default: runs/RECIPE].")]
-DemoRunOption = Annotated[str | None, typer.Option("--run", help="Run directory, any fsspec URL [default: runs/demo].")]
-CheckRunOption = Annotated[
-    str | None, typer.Option("--run", help="A run directory that every node should share, any fsspec URL.")
-]
-CheckDatasetOption = Annotated[
-    str | None, typer.Option("--dataset", help="URL of a prepared data set that every node should read.")
-]
-WeightsOption = Annotated[str | None, typer.Option("--weights", help="Attribute with these weights; do not train.")]
-ItemsOption = Annotated[int | None, typer.Option("--items", help="Generated images to attribute.")]
-SeedOption = Annotated[int | None, typer.Option("--seed", help="Names every random number of the run.")]
-SetOption = Annotated[list[str] | None, typer.Option("--set", help="A recipe value, e.g. --set score.noises=50.")]
-MethodOption = Annotated[
-    list[str] | None, typer.Option("--method", help="Once or more, or a,b; see `mucs-ray methods` [default: mucs].")
-]
-SeedsOption = Annotated[
-    str | None, typer.Option("--seeds", help="Several runs side by side, e.g. 1..6 or 1,2,5, in RUN/seed-N.")
-]
-WeightsDirOption = Annotated[
-    str | None,
-    typer.Option("--weights-dir", help="Folder with weights of similarity metrics [default: MUCS_RAY_WEIGHTS]."),
-]
-ForOption = Annotated[
-    Literal["attribute", "run"], typer.Option("--for", help="The command that is planned; run: with retrainings.")
-]
-WorkersOption = Annotated[
-    int | None, typer.Option("--workers", min=1, help="GPUs, or CPUs without any [default: those of this machine].")
-]
-PriceOption = Annotated[
-    float | None, typer.Option("--price", help="Of one GPU for an hour, or of one CPU without any, in your currency.")
-]
-AddressOption = Annotated[str | None, typer.Option("--address", help="A Ray cluster [default: RAY_ADDRESS, or local].")]
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, everything else on stderr.")]
-VerboseOption = Annotated[bool, typer.Option("--verbose", help="Show Ray's own output too.")]
-
-
-class Terminal:
-    """Where a command speaks: people on stdout (stderr with --json), results on stdout.
-
-    Ray prints stray lines to sys.stdout, so that is pointed at stderr for the whole command.
-    """
-
-    def __init__(self, *, as_json: bool) -> None:
-        """Takes over sys.stdout."""
-        self.out: TextIO = sys.stdout
-        sys.stdout = sys.stderr
-        self.as_json = as_json
-        self.console = Console(file=sys.stderr if as_json else self.out)
-
-    def result(self, document: dict[str, Any]) -> None:
-        """The machine-readable answer."""
-        if self.as_json:
-            print(json.dumps(document), file=self.out, flush=True)
-
-
-@contextmanager
-def terminal(*, as_json: bool = False) -> Iterator[Terminal]:
-    """A command's frame: our own errors become one line and an exit code."""
-    speaking = Terminal(as_json=as_json)
-    try:
-        yield speaking
-    except MucsError as error:
-        Console(file=sys.stderr).print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-        raise typer.Exit(error.exit_code) from None
-    except OSError as error:
-        told = escape(" ".join(str(error).splitlines()) or type(error).__name__)
-        Console(file=sys.stderr).print(f"[red]error:[/] {told}", highlight=False, soft_wrap=True)
-        raise typer.Exit(3) from None
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        raise typer.Exit(130) from None
-    finally:
-        sys.stdout = speaking.out
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """What the commands that run a pipeline have in common."""
-
-    dataset: str | None = None
-    recipe: str | None = None
-    run: str | None = None
-    weights: str | None = None
-    items: int | None = None
-    seed: int | None = None
-    settings: Sequence[str] = ()
-    methods: Sequence[str] | None = None
-    weights_dir: str | None = None
-    address: str | None = None
-    verbose: bool = False
 
 
 def open_pipeline(speaking: Terminal, options: Options, *, seeds: Sequence[int] | None = None) -> "list[Pipeline]":
@@ -205,56 +125,6 @@ def work_on_seeds(speaking: Terminal, options: Options, seeds: Sequence[int]) ->
     document = {**experiment.as_json(analysis), "done_now": done, "report": f"{experiment.run_url}/report.html"}
     show_answer(speaking.console, document, analysis)
     speaking.result(document)
-
-
-def tell_left_out(console: Console, pipeline: "Pipeline") -> None:
-    """One line on the metrics that cannot be measured here."""
-    from mucs_ray.comparison import left_out
-
-    for line in left_out([pipeline]):
-        console.print(f"[yellow]{escape(line)}[/]", highlight=False, soft_wrap=True)
-
-
-def show_plan(console: Console, pipeline: "Pipeline", plan: "Mapping[str, State]") -> None:
-    """One line a stage: where it stands and why."""
-    console.print(
-        f"[bold]{escape(pipeline.recipe.name)}[/]  {escape(pipeline.run_url)}", highlight=False, soft_wrap=True
-    )
-    width = max(len(name) for name in plan)
-    for name, state in plan.items():
-        colour = "green" if state.status == "done" else "yellow"
-        reason = "" if state.status == "done" else escape(state.reason)
-        line = f"  {name:<{width}} [{colour}]{state.status:<8}[/] [dim]{reason}[/]"
-        console.print(line, highlight=False, soft_wrap=True)
-
-
-def show_answer(console: Console, document: dict[str, Any], analysis: "Analysis | None") -> None:
-    """The first places of each item, the verdict of the counterfactual test, and where the rest is."""
-    from mucs_ray.comparison import sentence, without_variants
-
-    attributions = document.get("attributions", {})
-    for method in without_variants(list(attributions)):
-        found = attributions[method]
-        table = Table("item", "test idx", f"most influential training images by {method}: idx (score)", box=None)
-        for item in found["items"]:
-            first = "  ".join(f"{idx} ({score:.3f})" for idx, score in item["top"][:4])
-            table.add_row(str(item["item"]), str(item["idx"]), first)
-        console.print(table)
-        for name in ("scores", "topk"):
-            console.print(f"{name:<7} {found[name]}", highlight=False, soft_wrap=True)
-    if analysis is not None:
-        console.print(auc_table(analysis))
-        console.print(sentence(analysis), highlight=False, soft_wrap=True)
-    console.print(f"{'report':<7} {document['report']}", highlight=False, soft_wrap=True)
-
-
-def auc_table(analysis: "Analysis") -> Table:
-    """AUC against random removal by method and metric; .5 = no effect, 1 = total separation."""
-    table = Table("AUC", "removed", *analysis.metrics, box=None)
-    for method in analysis.methods:
-        values = [f"{method.metrics[metric].auc:.3f}" for metric in analysis.metrics]
-        table.add_row(method.method, f"{method.removed_share:.1%}", *values)
-    return table
 
 
 @app.callback(invoke_without_command=True)
@@ -404,14 +274,7 @@ def plan(
         planned = "evaluate" if command == "run" else command
         estimated = estimate(pipeline, planned, workers=workers, price=price)
         show_plan(speaking.console, pipeline, pipeline.plan(planned))
-        # on a narrow screen the words take more lines
-        words = [Column(title, overflow="fold", min_width=8) for title in ("stage", "work")]
-        numbers = [Column(title, justify="right", no_wrap=True) for title in estimated.titles()]
-        table = Table(*words, *numbers, box=None, padding=(0, 2, 0, 0), pad_edge=False)
-        for each in (*estimated.stages, estimated.total):
-            table.add_row(each.stage.removeprefix("attribute/"), each.work, *each.cells())
-        speaking.console.print(table)
-        speaking.console.print(estimated.basis, highlight=False, soft_wrap=True)
+        show_estimate(speaking.console, estimated)
         speaking.result(estimated.to_dict())
 
 

@@ -1,0 +1,63 @@
+"""What the commands can be told: one type for each option, with its help, and the values of those of a pipeline."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import typer
+
+DatasetOption = Annotated[
+    str | None, typer.Option("--dataset", help="A prepared data set: a recipe's name (emoji, cifar10, ...) or its URL.")
+]
+RecipeOption = Annotated[str | None, typer.Option("--recipe", help="A recipe's name or a TOML file.")]
+RunOption = Annotated[str | None, typer.Option("--run", help="Run directory, any fsspec URL [default: runs/RECIPE].")]
+DemoRunOption = Annotated[str | None, typer.Option("--run", help="Run directory, any fsspec URL [default: runs/demo].")]
+CheckRunOption = Annotated[
+    str | None, typer.Option("--run", help="A run directory that every node should share, any fsspec URL.")
+]
+CheckDatasetOption = Annotated[
+    str | None, typer.Option("--dataset", help="URL of a prepared data set that every node should read.")
+]
+WeightsOption = Annotated[str | None, typer.Option("--weights", help="Attribute with these weights; do not train.")]
+ItemsOption = Annotated[int | None, typer.Option("--items", help="Generated images to attribute.")]
+SeedOption = Annotated[int | None, typer.Option("--seed", help="Names every random number of the run.")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="A recipe value, e.g. --set score.noises=50.")]
+MethodOption = Annotated[
+    list[str] | None, typer.Option("--method", help="Once or more, or a,b; see `mucs-ray methods` [default: mucs].")
+]
+SeedsOption = Annotated[
+    str | None, typer.Option("--seeds", help="Several runs side by side, e.g. 1..6 or 1,2,5, in RUN/seed-N.")
+]
+WeightsDirOption = Annotated[
+    str | None,
+    typer.Option("--weights-dir", help="Folder with weights of similarity metrics [default: MUCS_RAY_WEIGHTS]."),
+]
+ForOption = Annotated[
+    Literal["attribute", "run"], typer.Option("--for", help="The command that is planned; run: with retrainings.")
+]
+WorkersOption = Annotated[
+    int | None, typer.Option("--workers", min=1, help="GPUs, or CPUs without any [default: those of this machine].")
+]
+PriceOption = Annotated[
+    float | None, typer.Option("--price", help="Of one GPU for an hour, or of one CPU without any, in your currency.")
+]
+AddressOption = Annotated[str | None, typer.Option("--address", help="A Ray cluster [default: RAY_ADDRESS, or local].")]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, everything else on stderr.")]
+VerboseOption = Annotated[bool, typer.Option("--verbose", help="Show Ray's own output too.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What the commands that run a pipeline have in common."""
+
+    dataset: str | None = None
+    recipe: str | None = None
+    run: str | None = None
+    weights: str | None = None
+    items: int | None = None
+    seed: int | None = None
+    settings: Sequence[str] = ()
+    methods: Sequence[str] | None = None
+    weights_dir: str | None = None
+    address: str | None = None
+    verbose: bool = False
