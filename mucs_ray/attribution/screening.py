@@ -131,4 +131,5 @@ def wilson(found: float, tops: int) -> tuple[float, float]:
     share = found / tops
     middle = (share + Z**2 / (2 * tops)) / (1 + Z**2 / tops)
     half = Z / (1 + Z**2 / tops) * np.sqrt(share * (1 - share) / tops + Z**2 / (4 * tops**2))
-    return float(middle - half), float(min(1.0, middle + half))
+    # rounding would put the end of the interval below the 1 that it holds
+    return float(middle - half), 1.0 if found == tops else float(middle + half)
