@@ -82,12 +82,12 @@ def show_plan(console: Console, pipeline: "Pipeline", plan: "Mapping[str, State]
 
 def show_estimate(console: Console, estimated: "Estimate") -> None:
     """A line a stage, the sum, and what it rests on."""
-    # on a narrow screen the words take more lines
+    # on a narrow screen the words take more lines; stages are called as beside their progress
     words = [Column(title, overflow="fold", min_width=8) for title in ("stage", "work")]
     numbers = [Column(title, justify="right", no_wrap=True) for title in estimated.titles()]
     table = Table(*words, *numbers, box=None, padding=(0, 2, 0, 0), pad_edge=False)
     for each in (*estimated.stages, estimated.total):
-        table.add_row(each.stage.removeprefix("attribute/"), each.work, *each.cells())
+        table.add_row(each.stage.removeprefix("attribute/").replace("/", " "), each.work, *each.cells())
     console.print(table)
     console.print(estimated.basis, highlight=False, soft_wrap=True)
 

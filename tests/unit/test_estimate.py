@@ -181,7 +181,7 @@ def test_the_command_tells_the_same_numbers(data: Dataset, tmp_path: Path):
     assert (document["workers"], document["processor"], document["price"]) == (3, "CPU", 2.5)
     assert "retrain" in [stage["stage"] for stage in document["stages"]] and document["total"]["money"] > 0.3125
     shown = CliRunner().invoke(app, ["plan", *options]).stdout
-    (line,) = (line for line in shown.splitlines() if line.startswith("mucs/score"))
+    (line,) = (line for line in shown.splitlines() if line.startswith("mucs score"))
     assert "0.125" in line and "3.8 min" in line and line.endswith(" 0.31")
     assert "in all" in shown and "CPU-h" in shown and "with 3 CPUs like it" in shown and "regenerate" not in shown
 
