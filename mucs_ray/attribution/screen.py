@@ -43,7 +43,6 @@ class ScreenedMUCS(MUCS):
     """MUCS by successive halving over the noises."""
 
     name = "mucs"
-    label = "MUCS screened"
     cost = "that of mucs for a sample, then a tenth of the noises for every image and the rest for the best"
     parts = (
         *(replace(part, owner=MUCS) for part in MUCS.parts[:2]),
