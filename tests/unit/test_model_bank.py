@@ -151,6 +151,14 @@ def test_a_forward_that_takes_long_is_large_enough(monkeypatch: pytest.MonkeyPat
     assert (found.images_per_forward, found.seconds_a_forward) == (2, 0.1)
 
 
+def test_a_larger_forward_must_be_faster(monkeypatch: pytest.MonkeyPatch):
+    """Two images are, by more than 3 %; four are not, by enough."""
+    speeds = {1: 0.0100, 2: 0.0090, 4: 0.0089, 8: 0.0010}
+    monkeypatch.setattr(tuning, "timed", lambda _1, _2, _3, config: (speeds[config.images_per_forward], True))
+    found = tuning.tune(DENOISER, IMAGES, ScoreConfig(noises=6, images_per_forward="auto"), share=1)
+    assert (found.images_per_forward, found.seconds_a_forward) == (2, 0.009)
+
+
 def test_compiling_is_tried_for_a_long_pass_and_taken_if_it_is_faster(monkeypatch: pytest.MonkeyPatch):
     config = ScoreConfig(noises=6, compile="auto")
     speeds = {"off": 0.2, "on": 0.1}
