@@ -117,6 +117,13 @@ def test_too_little_memory_is_survived_and_remembered(images: int, memory: int, 
         assert sum(rows > memory for rows in asked) == failures  # not tried again
 
 
+def test_a_forward_of_one_image_holds_one_image_on_fewer_noises_too():
+    """As screening asks for them: a loss must not depend on which images are together."""
+    with memory_for(100) as asked:
+        ModelBank(DENOISER, BANK, CONFIG).losses(IMAGES, NOISES[slice(0, 2)])
+    assert asked == [2] * 9 * 4
+
+
 def test_a_device_too_small_for_one_pair_is_said():
     with memory_for(0), pytest.raises(RunFailed, match="one image at one noise does not fit"):
         ModelBank(DENOISER, BANK, CONFIG).losses(IMAGES, NOISES)
