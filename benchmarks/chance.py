@@ -12,9 +12,8 @@ import statistics
 from dataclasses import replace
 
 import torch
-from models import DEVICE, Subject, machine, parser, parts, trained
-from scipy.stats import spearmanr
-from sidebyside import overlap
+from models import DEVICE, Subject, machine, parser, parts, subject
+from sidebyside import overlap, rank_correlation
 from torch import Tensor
 
 from mucs_ray.attribution.base import Item
@@ -36,8 +35,7 @@ def main() -> None:
     torch.set_num_threads(1)
     keep_freed_memory()
     print(machine())
-    noises = [f"score.noises={chosen.noises}"] if chosen.noises else []
-    model = trained(chosen.run, chosen.items, [*noises, *chosen.set]).settled()
+    model = subject(chosen, "", images=chosen.images, settings=chosen.set).settled()  # with --run nothing is written
     batch = model.images(chosen.images)
     levels = {each: replace(model.recipe.score, sigmas=each) for each in ("schedule", "training")}
     k = top_k(len(batch), chosen.top_percent)
@@ -79,9 +77,7 @@ def unlearned(model: Subject, chosen: argparse.Namespace, seed: int) -> list[Ten
 
 def agreement(one: Tensor, other: Tensor, k: int) -> str:
     """Of two scorings of the same images for the same items."""
-    pairs = zip(one.T, other.T, strict=True)
-    correlations = [spearmanr(a.numpy(), b.numpy()).statistic for a, b in pairs]  # pyright: ignore[reportAttributeAccessIssue]
-    shared = overlap(one, other, k)
+    correlations, shared = rank_correlation(one, other), overlap(one, other, k)
     return (
         f"rank correlation {statistics.mean(correlations):.3f} (least {min(correlations):.3f}),"
         f" {statistics.mean(shared):.0%} of the top in common (least {min(shared):.0%})"

@@ -93,9 +93,8 @@ class Subject:
     def flop(self) -> int:
         """Floating-point operations of one plain forward of one image, as torch counts them."""
         one = self.images(1)
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            self.denoiser(one.image, torch.ones(1, device=DEVICE), one.condition)
-        return counter.get_total_flops()
+        with torch.no_grad():
+            return counted(lambda: self.denoiser(one.image, torch.ones(1, device=DEVICE), one.condition))
 
 
 def add_options(options: argparse.ArgumentParser) -> None:
@@ -191,6 +190,13 @@ def machine() -> str:
         name = names[0] if names else platform.machine()
     cores, load = len(os.sched_getaffinity(0)), os.getloadavg()[0]
     return f"{name}, {cores} cores ({torch.get_num_threads()} thread used), load {load:.1f}, torch {torch.__version__}"
+
+
+def counted(work: Callable[[], object]) -> int:
+    """Floating-point operations of one call, as torch counts them."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops()
 
 
 def seconds(work: Callable[[], object]) -> float:

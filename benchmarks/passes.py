@@ -5,8 +5,7 @@
 
 Training and unlearning updates, the gradient features of D-TRAK and DAS, the Fisher pass of AbU, scoring and generation
 take turns in one process on one thread or one GPU, with the recipe's own precision and sizes. Operations are counted by
-torch, forward and backward; the share is that of the fastest matrix product in fp32 or, on a GPU, in the recipe's
-precision.
+torch, forward and backward; the share is that of the fastest matrix product in fp32, whatever the precision.
 """
 
 import argparse
@@ -18,9 +17,8 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from models import DEVICE, Subject, machine, parser, seconds, subject
+from models import DEVICE, Subject, counted, machine, parser, seconds, subject
 from throughput import ceiling
-from torch.utils.flop_counter import FlopCounterMode
 
 from mucs_ray.attribution.abu import AbU
 from mucs_ray.attribution.base import Item, Setting
@@ -106,13 +104,6 @@ def passes(model: Subject, num_images: int) -> dict[str, Callable[[], object]]:
             model.denoiser, noise, conditions, num_steps=STEPS
         ),
     }
-
-
-def counted(work: Callable[[], object]) -> int:
-    """Floating-point operations of one call."""
-    with FlopCounterMode(display=False) as counter:
-        work()
-    return counter.get_total_flops()
 
 
 def parse() -> argparse.Namespace:

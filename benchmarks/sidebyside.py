@@ -124,14 +124,18 @@ def free_bytes() -> int:
 def agreement(one: Tensor, other: Tensor) -> str:
     """How far two sides' skews[images, items] agree, and in the order of images, item by item."""
     k = top_k(len(one), TOP_PERCENT)
-    pairs = list(zip(one.T, other.T, strict=True))
-    correlations = [spearmanr(a.numpy(), b.numpy()).statistic for a, b in pairs]  # pyright: ignore[reportAttributeAccessIssue]
-    overlaps = overlap(one, other, k)
+    correlations, overlaps = rank_correlation(one, other), overlap(one, other, k)
     return (
         f"skews: largest difference {(one - other).abs().max():.2g} (largest skew {other.abs().max():.2g});"
         f" rank correlation {statistics.mean(correlations):.6f} (least {min(correlations):.6f});"
         f" top {TOP_PERCENT:g} % ({k} images) in common {statistics.mean(overlaps):.1%} (least {min(overlaps):.1%})"
     )
+
+
+def rank_correlation(one: Tensor, other: Tensor) -> list[float]:
+    """Of scores[images, items], item by item."""
+    pairs = zip(one.T, other.T, strict=True)
+    return [spearmanr(a.numpy(), b.numpy()).statistic for a, b in pairs]  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def overlap(one: Tensor, other: Tensor, k: int) -> list[float]:

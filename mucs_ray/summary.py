@@ -191,7 +191,8 @@ def mucs_facts(pipeline: Pipeline) -> Iterable[tuple[str, str]]:
     measured = stages["attribute/mucs/score"].facts()
     yield "null loss", f"{stages['attribute/mucs/null'].facts()['null_loss']:.4f}"
     compiled = ", compiled" if measured["compile"] == "on" else ""
-    how = f"{measured['precision']}, {measured['images_per_forward']} images a forward{compiled}"
+    together = "1 image" if measured["images_per_forward"] == 1 else f"{measured['images_per_forward']} images"
+    how = f"{measured['precision']}, {together} a forward{compiled}"
     yield "noises an image", f"{score.noises}; {how}"
     if measured.get("forwards"):
         rate = measured["forwards"] / measured["wall_seconds"]
