@@ -330,9 +330,9 @@ def methods(as_json: JsonOption = False) -> None:
 
         for method in known().values():
             told = f"[bold]{escape(method.name)}[/]  [cyan]{method.cost_class}[/]  {escape(method.summary)}"
-            settings = ", ".join(f"{key}={value}" for key, value in {**method.settings, **method.weights}.items())
+            settings = ", ".join(f"{key}={value}" for key, value in (method.weights or method.settings).items())
             more = f"needs {method.needs}; costs {method.cost}; {method.source}"
-            told += f"  [dim]{escape(settings)}[/]" if "/" in method.name else f"\n    [dim]{escape(more)}[/]"
+            told += f"\n    [dim]{escape('; '.join(filter(None, (settings, more))))}[/]"
             speaking.console.print(told, highlight=False, soft_wrap=True)
         speaking.result({"methods": [method.facts() for method in known().values()]})
 

@@ -7,7 +7,7 @@ A stage's name is its folder in the run directory.
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 
 from mucs_ray import storage
-from mucs_ray.attribution.registry import REFERENCE, Method
+from mucs_ray.attribution.registry import LEARNED, REFERENCE, Method
 from mucs_ray.config import Recipe, build, check_fits
 from mucs_ray.data.table import Dataset
 from mucs_ray.errors import InputError, MucsError
@@ -30,6 +30,7 @@ from mucs_ray.tasks import (
     all_tasks,
     check_method,
     known_methods,
+    learned_from,
     ready_encoders,
     settings,
 )
@@ -58,6 +59,8 @@ class Pipeline:
     verbose: bool = False
     weights_digest: str | None = None
     """sha256 of the recipe's `weights`, if it has any."""
+    learned: Mapping[str, float] = field(default_factory=dict)
+    """Weights of ensemble/learned, if recipe.json has any: the run they are from may have been moved since."""
 
     @classmethod
     def open(
@@ -85,7 +88,8 @@ class Pipeline:
     def describe(self) -> dict[str, Any]:
         """For recipe.json: enough to see where the run stands from any folder, without the weights' file."""
         told = {"weights_sha256": self.weights_digest, "methods": self.methods, "weights_dir": self.weights_dir}
-        return {**self.recipe.to_dict(), "data": self.dataset.url, **told}
+        learned = dict(self.known[LEARNED].weights)
+        return {**self.recipe.to_dict(), "data": self.dataset.url, **told, **({"learned": learned} if learned else {})}
 
     @cached_property
     def events(self) -> EventLog:
@@ -112,7 +116,12 @@ class Pipeline:
     @cached_property
     def known(self) -> dict[str, Method]:
         """All methods there are, by name."""
-        return known_methods(self.methods, self.recipe)
+        return known_methods(self.methods, self.learn)
+
+    def learn(self, methods: Collection[str]) -> Mapping[str, float]:
+        """Weights of ensemble/learned: as this run has had them, else out of the run that the recipe names."""
+        source, recipe = self.recipe.ensemble.learned_from, self.recipe
+        return self.learned or (learned_from(source, self.run_url, recipe.seed, methods) if source else {})
 
     @cached_property
     def needed(self) -> tuple[str, ...]:
@@ -280,7 +289,7 @@ def reopen(run_url: str, *, console: Console) -> Pipeline:
             f"no run at {run_url} (expected recipe.json there); start one with: mucs-ray attribute --run URL"
         )
     digest, weights_dir = values.pop("weights_sha256", None), values.pop("weights_dir", None)
-    methods = tuple(values.pop("methods", ("mucs",)))
+    methods, learned = tuple(values.pop("methods", ("mucs",))), values.pop("learned", {})
     recipe, dataset = build(values), Dataset.open(values["data"])
     return Pipeline(
         recipe=recipe,
@@ -290,4 +299,5 @@ def reopen(run_url: str, *, console: Console) -> Pipeline:
         methods=methods,
         weights_dir=weights_dir,
         weights_digest=digest,
+        learned=learned,
     )

@@ -4,7 +4,7 @@ attribute/METHOD/PART     a hook of the method (mucs_ray.attribution.base), in t
 attribute/METHOD          scores.parquet and topk.csv
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from json import dumps
 from typing import Any
@@ -101,15 +101,18 @@ def all_tasks(
     return found
 
 
-def known_methods(names: Iterable[str], recipe: Recipe) -> dict[str, Method]:
-    """All methods there are, by name; ensembles whose weights are learned have them, if the recipe says where from."""
-    source, methods = recipe.ensemble.learned_from, known(names)
+def known_methods(names: Collection[str], learn: Callable[[Collection[str]], Mapping[str, float]]) -> dict[str, Method]:
+    """All methods there are, by name.
+
+    An ensemble that is asked for and has no weights gets what is learned from the tests of the single methods, which
+    `learn` is told the names of.
+    """
+    methods = known(names)
     single = [name for name, each in methods.items() if each.attributor]
-    weights = learned_from(source, recipe.seed, single) if source else {}
-    return {
-        name: replace(each, weights=weights) if each.attributor is None and not each.weights else each
-        for name, each in methods.items()
-    }
+    for name in names:
+        if methods[name].attributor is None and not methods[name].weights:
+            methods[name] = replace(methods[name], weights=learn(single))
+    return methods
 
 
 def ready_encoders(weights_dir: str | None) -> dict[str, ReadyMetric]:
@@ -136,9 +139,15 @@ def check_method(method: Method, card: Card, weights_dir: str | None) -> None:
         ready_metrics((method.attributor.encoder,), weights_dir)
 
 
-def learned_from(run_url: str, seed: int, methods: Collection[str]) -> dict[str, float]:
-    """Weights of some methods out of another run's finished tests (spec 10). InputError if they are of this seed."""
-    url = storage.join(storage.absolute(run_url), "report/report.json")
+def learned_from(source: str, run_url: str, seed: int, methods: Collection[str]) -> dict[str, float]:
+    """Weights of some methods for a run, out of another run's finished tests (spec 10).
+
+    InputError if those are of this seed, or if this run's report would take the other's place.
+    """
+    source = storage.absolute(source)
+    if f"{run_url}/".startswith(f"{source.rstrip('/')}/"):
+        raise InputError(f"ensemble.learned_from: {source} is this run itself; give another folder with --run")
+    url = storage.join(source, "report/report.json")
     try:
         document = storage.read_json(url)
     except (FileNotFoundError, NotADirectoryError, ValueError):

@@ -12,11 +12,19 @@ from mucs_ray.pipeline import Pipeline
 from tiny import tiny_recipe
 
 
-def open_tiny(dataset: Dataset, run: Path, *, methods: tuple[str, ...] = ("mucs",), **changes: object) -> Pipeline:
+def open_tiny(
+    dataset: Dataset,
+    run: Path,
+    *,
+    methods: tuple[str, ...] = ("mucs",),
+    weights_dir: str | None = None,
+    **changes: object,
+) -> Pipeline:
     """A pipeline on the tiny data set; with one training worker and one scorer unless changed, which start sooner."""
     changes = {"engine": {"train_workers": 1, "actors": [1, 1]}, **changes}
     console = Console(file=io.StringIO())
-    return Pipeline.open(tiny_recipe(dataset.url, **changes), dataset, str(run), console=console, methods=methods)
+    recipe = tiny_recipe(dataset.url, **changes)
+    return Pipeline.open(recipe, dataset, str(run), console=console, methods=methods, weights_dir=weights_dir)
 
 
 def work(pipeline: Pipeline, target: str, cluster: Cluster) -> list[str]:

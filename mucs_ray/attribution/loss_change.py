@@ -133,9 +133,14 @@ class LossAttributor(Attributor):
         losses = self.change.losses(rows)
         columns = {"skew": self.change.skew(losses), "difference": self.change.difference(losses)}
         if self.change.config.keep_losses:
-            columns["before"] = losses.before.half().cpu()
-            columns["after"] = losses.after.transpose(0, 1).flatten(1).half().cpu()
+            columns["before"] = fp16(losses.before)
+            columns["after"] = fp16(losses.after.transpose(0, 1).flatten(1))
         return columns
+
+
+def fp16(losses: Float[Tensor, "b n"]) -> Float[Tensor, "b n"]:
+    """On the CPU; what is larger than fp16 can be, after an ascent without bounds, becomes the largest it can."""
+    return losses.clamp(max=torch.finfo(torch.float16).max).half().cpu()
 
 
 def require_finite(table: Float[Tensor, "m b n"], batch: Batch) -> None:

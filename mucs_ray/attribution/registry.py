@@ -76,7 +76,13 @@ def method_of(attributor: type[Attributor], *, name: str | None = None, **settin
 
 
 def variant(
-    attributor: type[Attributor], name: str, summary: str, settings: Mapping[str, Any], source: str = ""
+    attributor: type[Attributor],
+    name: str,
+    summary: str,
+    settings: Mapping[str, Any],
+    source: str = "",
+    *,
+    cost: str = "",
 ) -> Method:
     """A method under other recipe values."""
     return Method(
@@ -84,7 +90,7 @@ def variant(
         label=f"{attributor.label} {name}",
         summary=summary,
         needs=attributor.needs,
-        cost=attributor.cost,
+        cost=cost or attributor.cost,
         source=source or attributor.source,
         attributor=attributor,
         settings=settings,
@@ -101,23 +107,30 @@ def ensemble(name: str, weights: Mapping[str, float], summary: str) -> Method:
         needs=needs,
         cost="that of its members",
         source="MUCS, ensembles",
+        settings=UNCORRECTED,
         weights=weights,
     )
 
 
 TABLE_2 = "MUCS, table 2"
 PUBLISHED_FORWARD_INF = {"score.sigmas": "training", "score.noise": "independent", "rank.measure": "difference"}
-PUBLISHED_ABU = {"score.keep": 1.0, "rank.measure": "difference"}
+WHOLE_SCHEDULE = {"score.sigmas": "schedule", "score.keep": 1.0}
+PUBLISHED_ABU = {**WHOLE_SCHEDULE, "score.noise": "shared", "rank.measure": "difference"}
+PER_NOISE = "as published: a backward pass for each noise"
+PER_NOISE_COST = "(N + items) x noises backward passes, then one product an item"
+LEARNED = "ensemble/learned"
+UNCORRECTED = {"rank.correction": "none"}
+"""Random lists are the reference as they are; an ensemble's members have been corrected."""
 _ALL = (
-    method_of(Random),
+    method_of(Random, settings=UNCORRECTED),
     method_of(Pixel),
     method_of(Condition),
     method_of(CLIP),
     method_of(DINO),
     method_of(DTRAK),
-    variant(DTRAK, "per-noise", "as published: a backward pass for each noise", {"dtrak.gradients": "per_noise"}),
+    variant(DTRAK, "per-noise", PER_NOISE, {"dtrak.gradients": "per_noise"}, cost=PER_NOISE_COST),
     method_of(DAS),
-    variant(DAS, "per-noise", "as published: a backward pass for each noise", {"das.gradients": "per_noise"}),
+    variant(DAS, "per-noise", PER_NOISE, {"das.gradients": "per_noise"}, cost=PER_NOISE_COST),
     method_of(ForwardINF, settings=PUBLISHED_FORWARD_INF),
     variant(ForwardINF, "skew", "scored as MUCS: what its unlearning alone contributes", {}),
     method_of(AbU, settings=PUBLISHED_ABU),
@@ -142,7 +155,7 @@ _ALL = (
     variant(MUCS, "full-block", "unlearn attention as well", {"unlearn.parameters": "block"}, TABLE_2),
     variant(MUCS, "subtraction", "mean loss difference, not the skew", {"rank.measure": "difference"}, TABLE_2),
     variant(MUCS, "independent-noise", "new noise for every loss", {"score.noise": "independent"}, TABLE_2),
-    variant(MUCS, "full-schedule", "all noise levels, not the upper 70 %", {"score.keep": 1.0}, TABLE_2),
+    variant(MUCS, "full-schedule", "all noise levels, not the upper 70 %", WHOLE_SCHEDULE, TABLE_2),
     variant(MUCS, "train-sigma", "scoring at the noise levels of training", {"score.sigmas": "training"}, TABLE_2),
     variant(
         ScreenedMUCS,

@@ -4,7 +4,8 @@ Each is a Ray task that publishes safetensors: unlearning, for the methods that 
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import ray
@@ -13,6 +14,7 @@ from ray import ObjectRef
 from torch import Tensor
 
 from mucs_ray.attribution.base import Attributor, Item
+from mucs_ray.attribution.loss_change import LossAttributor
 from mucs_ray.data.table import Unit
 from mucs_ray.engine.attempts import beat
 from mucs_ray.engine.attributors import AttributeJob, Refs, build, read_rows, stream_rows, to_rows
@@ -22,6 +24,7 @@ from mucs_ray.engine.progress import Bar
 from mucs_ray.engine.session import Cluster
 from mucs_ray.engine.units import completed
 from mucs_ray.engine_config import GROUPS
+from mucs_ray.errors import RunFailed
 from mucs_ray.store import checkpoint
 from mucs_ray.store.items import item_file, item_name, load_item
 from mucs_ray.store.run import Stage
@@ -46,9 +49,20 @@ def adapt_task(refs: Refs, number: int, job: AttributeJob, board: Board) -> Resu
     weights, prepared, _ = refs.fetch()
     item = load_item(job.generated, number)
     method = build(job, weights)
-    if method.setting.device.type == "cuda":
-        torch.set_float32_matmul_precision("medium")  # as in training (spec 5); on CPUs this would mean bf16
-    return adapt_item(method, item, prepared, job.stage, lambda step, loss: board.post(str(number), (step, loss)))
+    with as_in_training(method):
+        return adapt_item(method, item, prepared, job.stage, lambda step, loss: board.post(str(number), (step, loss)))
+
+
+@contextmanager
+def as_in_training(method: Attributor) -> Iterator[None]:
+    """Unlearning multiplies matrices as training does (spec 5); whatever else is made of items is in true fp32."""
+    before = torch.get_float32_matmul_precision()
+    if isinstance(method, LossAttributor) and method.setting.device.type == "cuda":  # on CPUs this would mean bf16
+        torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:  # the process may do another task next
+        torch.set_float32_matmul_precision(before)
 
 
 def adapt_all(job: AttributeJob, refs: Refs, numbers: Sequence[int], *, cluster: Cluster, bar: Bar) -> list[Result]:
@@ -100,7 +114,11 @@ def sum_group(method: Attributor, job: AttributeJob, units: Sequence[Unit], file
     total: dict[str, Tensor] = {}
     for unit in units:
         rows = to_rows(job, read_rows(job, unit), method.setting.device)
-        for name, tensor in method.total(rows).items():
+        try:
+            sums = method.total(rows)
+        except RunFailed as error:
+            raise RunFailed(f"{unit.name}: {error}") from None
+        for name, tensor in sums.items():
             total[name] = total[name] + tensor.double() if name in total else tensor.double()
         beat()
         board.post(f"{file}/{unit.name}", unit.rows)

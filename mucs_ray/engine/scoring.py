@@ -68,6 +68,7 @@ def score_unit(method: Attributor, job: AttributeJob, unit: Unit, table: pa.Tabl
     columns = {} if rows is None else computed(method, job.part.hook, rows)
     arrays = {name: column.cpu().numpy() for name, column in columns.items()}
     in_network = time.monotonic() - in_network
+    require_finite(table["idx"].to_numpy(), arrays)
     content = part_bytes(table["idx"].to_numpy(), arrays)
     digest = storage.publish(job.stage.url(unit_part(job.stage, unit)), content)
     seconds = time.monotonic() - started
@@ -86,6 +87,14 @@ def computed(method: Attributor, hook: str, rows: Batch | Columns) -> Columns:
     if not isinstance(rows, Batch):
         return method.columns(rows)
     return {"features": method.features, "sample": method.sample, "score": method.columns}[hook](rows)
+
+
+def require_finite(idx: np.ndarray, columns: Mapping[str, np.ndarray]) -> None:
+    """RunFailed, naming column and image, if a number is not finite: no such part is published."""
+    for name, values in columns.items():
+        bad = ~np.isfinite(values.reshape(len(idx), -1)).all(axis=1)
+        if bad.any():
+            raise RunFailed(f"`{name}` of training image idx={idx[bad][0]} is not finite")
 
 
 def part_bytes(idx: np.ndarray, columns: Mapping[str, np.ndarray]) -> bytes:

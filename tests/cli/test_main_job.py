@@ -135,6 +135,12 @@ def test_report_is_one_file_without_links(undisturbed: dict[str, object]):
     assert html.count("data:image/png;base64,") >= 2 * 16
 
 
+def test_the_report_has_a_section_on_hubs(undisturbed: dict[str, object], place: Path):
+    assert sorted(undisturbed["hubs"]) == ["mucs", "random"]
+    assert undisturbed["hubs"]["mucs"]["num_lists"] == 2 and undisturbed["hubs"]["mucs"]["top_k"] == TOP
+    assert "Training images that come up again and again" in Path(str(undisturbed["report"])).read_text()
+
+
 def test_again_does_nothing(undisturbed: dict[str, object], place: Path):
     code, out, _ = run(place, *small_demo("calm"))
     again = json.loads(out)

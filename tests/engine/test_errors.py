@@ -1,5 +1,6 @@
 """What goes wrong in a worker reaches the user as our own one-line error, and nothing finished is lost."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -54,9 +55,27 @@ def test_a_nan_is_named(finished: Pipeline, data: Dataset, tmp_path: Path, clust
     manifest = stage.manifest()
     assert manifest is not None
     stage.finish({**manifest["files"], item_file(stage, 1): digest}, manifest["facts"])
-    with pytest.raises(RunFailed, match=r"loss of training image idx=\d+ is not finite"):
+    with pytest.raises(RunFailed, match=r"train-\d+-\d+.*: the loss of training image idx=\d+ is not finite"):
         work(pipeline, "attribute/mucs/score", cluster)
     assert stage.state().status == "done" and pipeline.stages["attribute/mucs/score"].manifest() is None
+
+
+@pytest.mark.parametrize(
+    ("method", "told"),
+    [
+        ("users:Undefined", r"train-\d+-\d+: `score` of training image idx=21 is not finite"),
+        ("users:UndefinedSum", r"train-\d+-\d+: the gradient of training image idx=21 is not finite"),
+    ],
+)
+def test_what_is_not_a_number_is_not_published(
+    copied: Callable[[], Path], data: Dataset, cluster: Cluster, method: str, told: str
+):
+    """Unit and image are named, and the stage stays unfinished, so that a mended method goes on from there."""
+    pipeline = open_tiny(data, copied(), methods=(method,))
+    with pytest.raises(RunFailed, match=told):
+        work(pipeline, "attribute", cluster)
+    part = "score" if method == "users:Undefined" else "total"
+    assert pipeline.stages[f"attribute/{method}/{part}"].state().status == "failed"
 
 
 def test_too_small_a_training_set(data: Dataset, tmp_path: Path, cluster: Cluster):

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import users
 
 from mucs_ray import storage
 from mucs_ray.attribution.base import Attributor
@@ -17,6 +18,7 @@ from mucs_ray.diffusion.batch import Batch
 from mucs_ray.engine.attributors import build
 from mucs_ray.engine.models import Arrays, to_arrays
 from mucs_ray.engine.session import Cluster
+from mucs_ray.evaluation.pretrained import DINO_WEIGHTS
 from mucs_ray.pipeline import Pipeline
 from mucs_ray.speed import facts_of_streams
 from mucs_ray.steps.attributing import job_of
@@ -175,6 +177,43 @@ def test_mutual_ranks_are_those_of_all_scores(compared: Pipeline):
     names = [ranking_name(number) for number in range(scores.shape[1])]
     _, mutual = all_scores(stored_scores(compared, "mucs/mutual"))
     assert np.array_equal(mutual, mutual_ranks(scores, idx, compared.recipe.seed, names))
+
+
+def test_the_ensemble_of_mucs_alone_orders_as_mucs_when_corrected(
+    compared: Pipeline, data: Dataset, copied: Callable[[], Path], cluster: Cluster
+):
+    """Ranks are corrected once, and those of the reference not at all."""
+    mutual = open_tiny(data, copied(), methods=("random", "mucs", "ensemble/R"), rank={"correction": "mutual"}, **SMALL)
+    work(mutual, "attribute", cluster)
+    found = {name: all_scores(stored_scores(mutual, name)) for name in ("random", "mucs", "ensemble/R")}
+    plain = {name: all_scores(stored_scores(compared, name)) for name in ("random", "mucs/mutual")}
+    assert np.array_equal(found["random"][1], plain["random"][1])
+    assert np.array_equal(found["mucs"][1], plain["mucs/mutual"][1])
+    idx, scores = found["mucs"]
+    for number, together in enumerate(found["ensemble/R"][1].T):
+        name, seed = ranking_name(number), mutual.recipe.seed
+        assert np.array_equal(ranks(scores[:, number], idx, seed, name), ranks(together, idx, seed, name))
+
+
+def test_an_encoder_through_ray_is_the_plain_network(
+    data: Dataset, copied: Callable[[], Path], cluster: Cluster, tmp_path: Path
+):
+    """Weights are found on the driver and loaded in the workers; other weights make the scores stale."""
+    weights = tmp_path / DINO_WEIGHTS.names[0]
+    weights.write_text("5")
+    run = copied()
+    pipeline = open_tiny(data, run, methods=("users:SmallDINO",), weights_dir=str(tmp_path))
+    work(pipeline, "attribute", cluster)
+    idx, scores = all_scores(stored_scores(pipeline, "users:SmallDINO"))
+    network, images = users.small_network(str(weights), CPU), whole(data)
+    items = [load_item(pipeline.stages["generate"], n).image for n in range(pipeline.recipe.generate.items)]
+    of_images, of_items = (network.embed((each.clamp(-1, 1) + 1) / 2) for each in (images.image, torch.stack(items)))
+    assert np.array_equal(idx, images.idx.numpy())
+    np.testing.assert_allclose(scores, (of_images.double() @ of_items.double().T).numpy(), atol=1e-6)
+    assert scores.std(axis=0).min() > 0.01
+    weights.write_text("16")
+    again = open_tiny(data, run, methods=("users:SmallDINO",), weights_dir=str(tmp_path))
+    assert again.stages["attribute/users:SmallDINO/score"].state().status == "stale"
 
 
 def test_again_does_nothing(compared: Pipeline, cluster: Cluster):

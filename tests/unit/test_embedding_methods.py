@@ -171,6 +171,17 @@ def test_a_planted_duplicate_is_on_top(kind: type[Attributor]):
     torch.testing.assert_close(found.max(dim=0).values, torch.ones(2), rtol=0, atol=1e-4)
 
 
+def test_a_planted_duplicate_is_on_top_by_its_caption():
+    """With classes it shares the first place with all of its class."""
+    captioned, classes = drawn(60, classes=8), drawn(60)
+    assert captioned.condition is not None and classes.condition is not None
+    captioned.condition[:] = torch.randn(60, 8, generator=torch.Generator().manual_seed(3))
+    (by_caption,) = method(Condition, [item(captioned.image[41], 2 * captioned.condition[41])]).score(captioned).T
+    assert by_caption.argmax() == 41
+    (by_class,) = method(Condition, [item(classes.image[41], classes.condition[41])]).score(classes).T
+    assert by_class[41] == by_class.max() and (by_class == by_class.max()).sum() > 1
+
+
 @pytest.mark.parametrize("kind", [Random, *COMPARING])
 @settings(deadline=None, max_examples=15)
 @given(cuts=st.sets(st.integers(1, 11), max_size=4))

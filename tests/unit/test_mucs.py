@@ -18,7 +18,7 @@ from mucs_ray.attribution.abu import AbU
 from mucs_ray.attribution.base import Attributor, Item, Setting
 from mucs_ray.attribution.config import AbUConfig, ForwardINFConfig, RankConfig, ScoreConfig, UnlearnConfig
 from mucs_ray.attribution.forward_inf import ForwardINF
-from mucs_ray.attribution.loss_change import LossChange, chosen
+from mucs_ray.attribution.loss_change import LossChange, chosen, fp16
 from mucs_ray.attribution.model_bank import swapped
 from mucs_ray.attribution.mucs import MUCS
 from mucs_ray.attribution.skew import noise_losses, normalized_skew
@@ -451,6 +451,10 @@ def test_what_is_stored_of_a_scored_batch():
     plain.load({}, BANK)
     assert set(plain.columns(IMAGES)) == {"skew", "difference"}
     assert torch.equal(plain.score(IMAGES), SCORES)
+
+
+def test_a_loss_beyond_fp16_is_stored_as_the_largest():
+    assert fp16(torch.tensor([[0.25, 70_000.0]])).tolist() == [[0.25, 65_504.0]]
 
 
 # --- the method as a whole ----------------------------------------------------------------------------------------

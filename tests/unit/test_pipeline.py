@@ -152,9 +152,50 @@ def test_learned_weights_come_from_other_seeds(data: Dataset, tmp_path: Path):
     assert learned.known["ensemble/learned"].weights == {"mucs": 10.0, "pixel": 2.5}
     assert {"attribute/mucs", "attribute/pixel", "attribute/ensemble/learned"} <= {*learned.plan("attribute")}
     with pytest.raises(InputError, match=r"has seed 7 itself; learn weights on other seeds"):
-        _ = opened(data, tmp_path / "c", seed=7, **change).known
+        _ = opened(data, tmp_path / "c", methods=("ensemble/learned",), seed=7, **change).known
+    for folder in (other, f"{other}/seed-1"):
+        with pytest.raises(InputError, match=r"other is this run itself; give another folder with --run"):
+            _ = opened(data, folder, methods=("ensemble/learned",), **change).known
+    missing = {"ensemble": {"learned_from": str(tmp_path / "none")}}
     with pytest.raises(InputError, match=r"no report at .*; run mucs-ray run there first"):
-        _ = opened(data, tmp_path / "d", ensemble={"learned_from": str(tmp_path / "none")}).known
+        _ = opened(data, tmp_path / "d", methods=("mucs", "ensemble/learned"), **missing).known
+    assert opened(data, tmp_path / "d", **missing).known["ensemble/learned"].weights == {}  # not asked for
+
+
+def test_learned_weights_are_kept_with_the_run(data: Dataset, tmp_path: Path):
+    """Where they were learned may be gone when somebody looks at the run."""
+    tested = [{"method": "mucs", "metrics": {"mse": {"auc": 0.7}}}]
+    other = tmp_path / "other"
+    storage.publish_json(f"{other}/report/report.json", {"evaluation": {"seeds": [7], "methods": tested}})
+    run = opened(data, tmp_path / "run", methods=("ensemble/learned",), ensemble={"learned_from": str(other)})
+    storage.publish_json(storage.join(run.run_url, "recipe.json"), run.describe())
+    (other / "report/report.json").unlink()
+    again = reopen(run.run_url, console=run.console)
+    assert again.known["ensemble/learned"].weights == {"mucs": 10.0}
+    assert again.describe() == run.describe()
+
+
+def test_ranks_are_corrected_once_and_the_reference_never(data: Dataset, tmp_path: Path):
+    tasks = opened(data, tmp_path, methods=("mucs", "ensemble/R"), rank={"correction": "mutual"}).tasks
+    found = {name: tasks[f"attribute/{name}"] for name in ("random", "mucs", "pixel", "ensemble/R")}
+    corrections = {name: task.recipe.rank.correction for name, task in found.items()}
+    assert corrections == {"random": "none", "mucs": "mutual", "pixel": "mutual", "ensemble/R": "none"}
+    assert {name: task.reads["rank.correction"] for name, task in found.items()} == corrections
+
+
+def test_variants_stay_what_they_are_called(data: Dataset, tmp_path: Path):
+    """Under other settings of the recipe too."""
+    other = {"sigmas": "training", "noise": "independent", "keep": 0.5}
+    tasks = opened(data, tmp_path, score=other, rank={"measure": "skew"}).tasks
+
+    def scored(method: str) -> tuple[object, ...]:
+        recipe = tasks[f"attribute/{method}"].recipe
+        return recipe.score.sigmas, recipe.score.keep, recipe.score.noise, recipe.rank.measure
+
+    assert scored("abu") == ("schedule", 1.0, "shared", "difference")
+    assert scored("mucs/full-schedule") == ("schedule", 1.0, "independent", "skew")
+    assert scored("forward-inf") == ("training", 0.5, "independent", "difference")
+    assert scored("abu/skew") == scored("forward-inf/skew") == scored("mucs")  # whatever MUCS is scored by
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,12 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from mucs_ray.attribution import registry
 from mucs_ray.attribution.mucs import MUCS
 from mucs_ray.attribution.registry import METHODS, find, known
+from mucs_ray.cli import app
 from mucs_ray.errors import InputError
 
 MINE = """
@@ -87,6 +89,18 @@ def test_cost_classes():
     expected |= {"forward-inf": "unlearning", "abu": "unlearning", "mucs": "unlearning", "ensemble/A": "ranks"}
     assert {name: METHODS[name].cost_class for name in expected} == expected
     assert all(json_ready(value) for method in METHODS.values() for value in method.facts().values())
+
+
+def test_the_command_tells_of_each_what_it_needs_and_costs_and_where_it_is_from():
+    result = CliRunner().invoke(app, ["methods"])
+    assert result.exit_code == 0
+    told = result.stdout.splitlines()
+    for name, method in known().items():
+        (at,) = [at for at, line in enumerate(told) if line.startswith(f"{name}  {method.cost_class}  ")]
+        assert method.summary in told[at]
+        assert told[at + 1].endswith(f"needs {method.needs}; costs {method.cost}; {method.source}")
+        assert all(f"{key}={value}" in told[at + 1] for key, value in (method.weights or method.settings).items())
+    assert "needs finished tests on other seeds, ensemble.learned_from" in told[-1]
 
 
 def json_ready(value: object) -> bool:

@@ -347,7 +347,7 @@ STALE: dict[str, tuple[Any, set[str]]] = {
     "score.noise": ("independent", SCORED),
     "rank.top_percent": (5.0, RERANKED),
     "rank.measure": ("difference", RERANKED),
-    "rank.correction": ("mutual", RERANKED),
+    "rank.correction": ("mutual", RANKED),
     "remove.mode": ("matched", REMOVED),
     "remove.size": (9, set()),  # read in mode "matched" only
     "evaluate.metrics": (["mse"], set()),  # all there is for 8 px and without weights

@@ -1,0 +1,55 @@
+"""Methods as users write them: two that compute what is not a number, and DINO with a small network."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mucs_ray.attribution.base import Attributor, Part, Tensors
+from mucs_ray.attribution.dino import DINO
+from mucs_ray.diffusion.batch import Batch
+from mucs_ray.engine import attributors
+from mucs_ray.errors import RunFailed
+from mucs_ray.evaluation.encoders import Encoder
+
+BAD = 21
+"""idx of the training image that they cannot cope with."""
+
+
+class Undefined(Attributor):
+    """Scores of which one is 0 / 0."""
+
+    name, label, summary = "undefined", "Undefined", "0 / 0 for one image"
+    parts = (Part(name="score", hook="score", uses_model=False),)
+
+    def score(self, rows: Batch) -> Tensor:
+        zero = (rows.idx != BAD).float()
+        return (zero / zero)[:, None].expand(-1, len(self.setting.items))
+
+
+class UndefinedSum(Undefined):
+    """Sums over the training set that it refuses to make."""
+
+    name, label = "undefined-sum", "Undefined sum"
+    parts = (Part(name="total", hook="total", uses_model=False, uses_items=False), *Undefined.parts)
+
+    def total(self, rows: Batch) -> Tensors:
+        if BAD in rows.idx:
+            raise RunFailed(f"the gradient of training image idx={BAD} is not finite")
+        return {"count": torch.tensor(float(len(rows)))}
+
+
+def small_network(path: str, device: torch.device) -> Encoder:
+    """Instead of DINOv2; the weights are what the file says."""
+    seed = int(Path(path).read_text())
+    weights = torch.randn(3 * 8 * 8, 16, generator=torch.Generator().manual_seed(seed))
+    return Encoder(network=lambda images: images.flatten(1) @ weights, prepare=lambda x: x, dim=16, device=device)
+
+
+attributors.LOAD_ENCODER["dino"] = small_network  # in every process that knows this module, workers too
+
+
+class SmallDINO(DINO):
+    """DINO, but for its network."""
+
+    name, label = "small-dino", "Small DINO"
