@@ -534,6 +534,7 @@ def test_bf16_keeps_the_ranks_of_a_trained_model(memorised: SimpleNamespace):
         (ForwardINF, ScoreConfig(noises=60, sigmas="training", noise="independent"), "difference"),
         (ForwardINF, ScoreConfig(noises=20, images_per_forward=20), "skew"),
         (AbU, ScoreConfig(noises=20, keep=1.0, images_per_forward=20), "difference"),
+        (AbU, ScoreConfig(noises=20, images_per_forward=20), "skew"),
     ],
 )
 def test_planted_duplicates_rank_in_the_top_decile(
