@@ -35,7 +35,7 @@ from mucs_ray.tasks import (
     settings,
 )
 
-REPORT_LAYOUT = 3
+REPORT_LAYOUT = 4
 """Raise when the report changes, so that reports are made again."""
 PHASES = ("pretrain", "generate", "attribute", "retrain", "regenerate", "evaluate", "report")
 """First folders of the stages' names, in order."""

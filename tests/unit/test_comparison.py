@@ -1,0 +1,42 @@
+"""What the report says of retrainings that went badly."""
+
+from types import SimpleNamespace
+from typing import Any
+
+from mucs_ray.comparison import bad_retrainings
+
+LABELS = {"random": "Random", "mucs": "MUCS", "das": "DAS"}
+
+
+def run(seed: int, losses: dict[str, list[float]]) -> Any:
+    """A run of which nothing but the retrainings' lowest validation losses is known."""
+    stages = {
+        f"retrain/{method}/{number}": SimpleNamespace(facts=lambda loss=loss: {"best_loss": loss})
+        for method, each in losses.items()
+        for number, loss in enumerate(each)
+    }
+    return SimpleNamespace(
+        recipe=SimpleNamespace(seed=seed),
+        stages=stages,
+        retrained=lambda method: [name for name in stages if name.split("/")[1] == method],
+    )
+
+
+def test_a_retraining_far_above_the_best_of_its_seed_is_named():
+    runs = [
+        run(1, {"random": [0.5], "mucs": [0.59], "das": [0.4917]}),  # 0.59 is 1.19999 times the best
+        run(2, {"random": [0.408], "mucs": [0.392], "das": [0.523]}),
+        run(3, {"random": [0.5], "mucs": [0.39], "das": [0.4]}),
+    ]
+    assert bad_retrainings(runs, LABELS) == [
+        "Seed 2, DAS: its retraining ended at a validation loss of 0.523, the best one of this seed at 0.392. A model "
+        "that is worse in all changes every image, whichever training images it lacks.",
+        "Seed 3, Random: its retraining ended at a validation loss of 0.500, the best one of this seed at 0.390. A "
+        "model that is worse in all changes every image, whichever training images it lacks.",
+    ]
+
+
+def test_of_a_retraining_for_each_item_the_worst_counts():
+    one = run(1, {"random": [0.4, 0.41], "mucs": [0.4, 0.6], "das": [0.4, 0.4]})
+    (told,) = bad_retrainings([one], LABELS)
+    assert told.startswith("Seed 1, MUCS: its retraining ended at a validation loss of 0.600")
