@@ -136,7 +136,7 @@ def test_report_is_one_file_without_links(undisturbed: dict[str, object]):
 
 
 def test_the_report_has_a_section_on_hubs(undisturbed: dict[str, object], place: Path):
-    assert sorted(undisturbed["hubs"]) == ["mucs", "random"]
+    assert list(undisturbed["hubs"]) == ["mucs"]  # random lists have none
     assert undisturbed["hubs"]["mucs"]["num_lists"] == 2 and undisturbed["hubs"]["mucs"]["top_k"] == TOP
     assert "Training images that come up again and again" in Path(str(undisturbed["report"])).read_text()
 
