@@ -68,8 +68,9 @@ def score_unit(method: Attributor, job: AttributeJob, unit: Unit, table: pa.Tabl
     columns = {} if rows is None else computed(method, job.part.hook, rows)
     arrays = {name: column.cpu().numpy() for name, column in columns.items()}
     in_network = time.monotonic() - in_network
-    require_finite(table["idx"].to_numpy(), arrays)
-    content = part_bytes(table["idx"].to_numpy(), arrays)
+    idx = table["idx"].to_numpy()
+    require_finite(idx, arrays)
+    content = part_bytes(idx, arrays)
     digest = storage.publish(job.stage.url(unit_part(job.stage, unit)), content)
     seconds = time.monotonic() - started
     return Receipt(

@@ -1,7 +1,9 @@
 """Methods through Ray equal the plain loop over their hooks."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,12 +11,16 @@ import torch
 import users
 
 from mucs_ray import storage
+from mucs_ray.attribution.abu import AbU
 from mucs_ray.attribution.base import Attributor
+from mucs_ray.attribution.das import DAS
 from mucs_ray.attribution.loss_change import chosen
+from mucs_ray.attribution.mucs import MUCS
 from mucs_ray.attribution.ranking import mutual_ranks, ranks
 from mucs_ray.attribution.tuning import OPEN
 from mucs_ray.data.table import Dataset, read_unit
 from mucs_ray.diffusion.batch import Batch
+from mucs_ray.engine.adapting import as_in_training
 from mucs_ray.engine.attributors import build
 from mucs_ray.engine.models import Arrays, to_arrays
 from mucs_ray.engine.session import Cluster
@@ -157,6 +163,18 @@ def test_the_speed_of_the_run_is_that_of_scoring_alone(compared: Pipeline):
     assert {"attribute/mucs/score", "attribute/mucs/screen/sample"} <= found.keys()
     assert compared.stages["attribute/das/features"].facts()["forwards"] > 0
     assert all(name.endswith(("/score", "/sample")) for name in found)
+
+
+@pytest.mark.parametrize(("kind", "device", "inside"), [
+    (MUCS, "cuda", "medium"), (AbU, "cuda", "medium"), (DAS, "cuda", "highest"), (MUCS, "cpu", "highest"),
+])  # fmt: skip
+def test_only_unlearning_on_a_gpu_multiplies_as_training_does(kind: type[Attributor], device: str, inside: str):
+    """And whatever the process does next is as exact as before."""
+    method = kind(SimpleNamespace(device=torch.device(device)))  # pyright: ignore[reportArgumentType]
+    with suppress(OSError), as_in_training(method):
+        assert torch.get_float32_matmul_precision() == inside
+        raise OSError
+    assert torch.get_float32_matmul_precision() == "highest"
 
 
 def test_methods_differ(compared: Pipeline):
