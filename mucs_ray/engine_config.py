@@ -31,6 +31,8 @@ class EngineConfig:
     """Restarts of a training after a lost worker or a hang; a machine that is taken away does not count."""
     gpu_share: Annotated[float, Gt(0), Le(1)] = 1.0
     """GPU of one worker outside training, e.g. 0.5 for two workers on one GPU."""
+    cuda_graphs: bool = True
+    """Capture forwards whose shape comes again, so that a GPU need not wait for Python; changes no score."""
     timeout: Annotated[float, Ge(10)] = 900.0
     """Seconds without a sign of life (a forward pass, or the end of a unit) after which a worker is ended, and what it
     did tried again elsewhere."""

@@ -125,6 +125,10 @@ class Setting:
     `adapt` only."""
     encode: Callable[[Float[Tensor, "b c h w"]], Float[Tensor, "b d"]] | None = None
     """Images in [0, 1] to vectors of length 1, by the pretrained network that the method names as its `encoder`."""
+    captures: bool = False
+    """Whether forwards that come again with the same shape are captured as CUDA graphs; changes no number."""
+    on_progress: Callable[[], None] = lambda: None
+    """A sign of life, for a hook that makes forwards which Python does not see (a replayed CUDA graph)."""
 
     @property
     def model(self) -> EDMDenoiser:
@@ -186,6 +190,8 @@ class Attributor(ABC):
     """A pretrained network whose weights it needs."""
     parts: ClassVar[tuple[Part, ...]] = (Part(name="score", hook="score"),)
     """None: `score` reads nothing but idx, and no pass over the data is made for it."""
+    places_adapted: ClassVar[bool] = False
+    """True if `load` takes the items' tensors in main memory and moves to the device what fits there."""
 
     def __init__(self, setting: Setting) -> None:
         """Once a worker."""
@@ -224,7 +230,9 @@ class Attributor(ABC):
         raise NotImplementedError
 
     def load(self, prepared: Tensors, adapted: Sequence[Tensors]) -> None:  # noqa: B027 - not every method needs it
-        """Before scoring: what `prepare` made, and what `adapt` made for each item, on the device."""
+        """Before scoring: what `prepare` made, and what `adapt` made for each item: both on the device,
+        the latter in main memory if the method has `places_adapted`.
+        """
 
     @classmethod
     def passes(cls, part: Part, knobs: Knobs, *, num_images: int, num_items: int) -> Passes:

@@ -25,6 +25,7 @@ from mucs_ray.attribution.projection import Sketch
 from mucs_ray.diffusion.batch import Batch
 from mucs_ray.diffusion.denoiser import SIGMA_DATA, EDMDenoiser, c_in, c_noise
 from mucs_ray.diffusion.noise import NoiseSet, generator
+from mucs_ray.diffusion.replay import Replay
 from mucs_ray.diffusion.schedule import training_sigmas
 from mucs_ray.errors import RunFailed
 from mucs_ray.models.dit import unlearned_names
@@ -54,10 +55,12 @@ class ImageGradients:
         unit_length: bool,
         config: GradientConfig,
         seed: int,
+        captures: bool = False,
     ) -> None:
         """`denoiser` is frozen and stays so: gradients are taken at aliases of its weights.
 
-        With `unit_length` a gradient is scaled to length 1: that of the average, or each one before averaging.
+        With `unit_length` a gradient is scaled to length 1: that of the average, or each one before averaging. With
+        `captures` the passes of an image are captured as a CUDA graph at the first one.
         """
         self.network, self.function, self.noises = denoiser.network, function, noises
         self.weights = {name: weight.detach() for name, weight in self.network.named_parameters()}
@@ -70,8 +73,26 @@ class ImageGradients:
         at_once = 1 if per_noise else min(config.noises_per_forward, count)
         self.scale_each, self.scale_average = unit_length and per_noise, unit_length and not per_noise
         self.cuts = [slice(at, at + at_once) for at in range(0, count, at_once)]
+        self.captures = captures
+        self.replay: Replay | None = None
 
     def __call__(self, image: Float[Tensor, "c h w"], condition: Float[Tensor, " d"] | None) -> Measured:
+        """phi and the losses of one image; the same numbers with and without `captures`."""
+        if not self.captures:
+            feature, losses = self._passes(image, condition)
+            return Measured(feature=feature, losses=losses)
+        if self.replay is None:
+            self.fixed = image.clone(), None if condition is None else condition.clone()
+            self.replay = Replay(lambda: self._passes(*self.fixed), image.device)
+        for fixed, new in zip(self.fixed, (image, condition), strict=True):
+            if fixed is not None and new is not None:
+                fixed.copy_(new)
+        feature, losses = self.replay()
+        return Measured(feature=feature.clone(), losses=losses.clone())
+
+    def _passes(
+        self, image: Float[Tensor, "c h w"], condition: Float[Tensor, " d"] | None
+    ) -> tuple[Float[Tensor, " k"], Float[Tensor, " n"]]:
         """One backward pass a cut of the noises: all of them, as many as fit, or one.
 
         The average is projected, not each gradient: the projection is linear, and a pass over all weights.
@@ -89,7 +110,7 @@ class ImageGradients:
         if self.scale_average:
             length = get_total_norm(total) + 1e-8
             total = [summed / length for summed in total]
-        return Measured(feature=self.sketch(total), losses=torch.cat(losses))
+        return self.sketch(total), torch.cat(losses)
 
     def _forward(
         self, image: Float[Tensor, "c h w"], condition: Float[Tensor, " d"] | None, cut: slice
@@ -155,13 +176,20 @@ class GradientAttributor(Attributor):
         sigmas = training_sigmas(generator(seed, f"{self.name}/sigma"), config.noises)
         noises = NoiseSet.draw(seed, f"{self.name}/noise", sigmas, (3, size, size)).to(setting.device)
         return ImageGradients(
-            setting.model, self.function, noises, unit_length=self.unit_length, config=config, seed=seed
+            setting.model,
+            self.function,
+            noises,
+            unit_length=self.unit_length,
+            config=config,
+            seed=seed,
+            captures=setting.captures,
         )
 
     def measured(self, image: Float[Tensor, "c h w"], condition: Float[Tensor, " d"] | None) -> Measured:
         """Of one image, on whatever device."""
         device = self.setting.device
         there = None if condition is None else condition.to(device)
+        self.setting.on_progress()
         return self.gradients(image.to(device), there)
 
     def row(self, measured: Measured) -> Columns:

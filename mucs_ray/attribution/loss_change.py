@@ -5,7 +5,7 @@ models of a run; the losses of F1 are computed once for all items. Shared by the
 Axes: b training images, i items, n noises.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -42,9 +42,11 @@ class LossChange:
         config: ScoreConfig,
         image_size: int,
         seed: int,
+        captures: bool = False,
+        on_progress: Callable[[], None] = lambda: None,
     ) -> None:
-        """`denoiser` is F1, in eval mode on its device; `bank` holds the changed tensors of each item, on the same."""
-        self.models = ModelBank(denoiser, bank, config)
+        """`denoiser` is F1, in eval mode on its device; `bank` holds the changed tensors of each item, anywhere."""
+        self.models = ModelBank(denoiser, bank, config, captures=captures, on_progress=on_progress)
         self.num_items = len(bank)
         self.config = config
         self.seed = seed
@@ -108,11 +110,19 @@ class LossChange:
 class LossAttributor(Attributor):
     """A method that unlearns each item and scores an image by how its loss changed; subclasses say how to unlearn."""
 
+    places_adapted = True
+
     def load(self, prepared: Tensors, adapted: Sequence[Tensors]) -> None:
         """The bank of all F2."""
         knobs = self.setting.knobs
         self.change = LossChange(
-            self.setting.model, adapted, config=knobs.score, image_size=knobs.model.image_size, seed=knobs.seed
+            self.setting.model,
+            adapted,
+            config=knobs.score,
+            image_size=knobs.model.image_size,
+            seed=knobs.seed,
+            captures=self.setting.captures,
+            on_progress=self.setting.on_progress,
         )
 
     @classmethod

@@ -2,10 +2,13 @@
 
 Done once for all models: the noisy images, and the stem of the network, which unlearning does not change. In bf16 the
 matrices are kept as autocast would make them, so it has nothing left to convert. Weights are swapped by reference.
-Axes: m models (F1 first), b training images, n noises, c h w image, d condition.
+Where the F2s do not fit beside F1 on a GPU they take turns (model_slots.py); forwards of one shape can be captured as
+CUDA graphs (fixed_pass.py).
+Axes: m models (F1 first), b training images, n noises, c h w image.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -14,34 +17,62 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mucs_ray.attribution.config import ScoreConfig
+from mucs_ray.attribution.fixed_pass import FixedPass
+from mucs_ray.attribution.model_slots import ModelSlots
 from mucs_ray.attribution.skew import pairs
 from mucs_ray.diffusion.batch import Batch
 from mucs_ray.diffusion.denoiser import EDMDenoiser
 from mucs_ray.diffusion.loss import denoising_loss, noised
 from mucs_ray.diffusion.noise import NoiseSet
+from mucs_ray.diffusion.replay import graph_pool
 from mucs_ray.errors import RunFailed
 from mucs_ray.models.dit import STEM, repeated_modules
 from mucs_ray.training.config import Precision
 from mucs_ray.training.step import autocast
 
 MATRIX_MODULES = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
+MAX_QUEUED = 2
+"""Pieces of a batch that wait for a GPU at once: it always has work, and is never minutes behind Python."""
+MAX_CAPTURED_SHAPES = 8
+"""Screening asks for a shape for each of its rounds; whatever else comes runs eagerly."""
 
 
 class ModelBank:
     """The models of a scoring pass; number 0 is F1, number 1 + i the F2 of item i."""
 
-    def __init__(self, denoiser: EDMDenoiser, bank: Sequence[Mapping[str, Tensor]], config: ScoreConfig) -> None:
-        """`denoiser` is F1, in eval mode on its device; `bank` holds the changed tensors of each item, on the same."""
+    def __init__(
+        self,
+        denoiser: EDMDenoiser,
+        bank: Sequence[Mapping[str, Tensor]],
+        config: ScoreConfig,
+        *,
+        resident: int | None = None,
+        captures: bool = False,
+        on_progress: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`denoiser` is F1, in eval mode on its device; `bank` holds the changed tensors of each item, on any device.
+
+        `resident` F2s are kept on the device at once; None = as many as half of its free memory holds. With `captures`
+        forwards whose shape comes again are captured as CUDA graphs. `on_progress` is called after some forwards.
+        """
         self.denoiser = denoiser
+        self.device = next(denoiser.parameters()).device
         self.precision: Precision = "fp32" if config.precision == "auto" else config.precision
         matrices = matrix_names(denoiser.network) if self.precision == "bf16" else frozenset()
         own = {name: denoiser.network.get_parameter(name).detach() for name in matrices}
-        self.models = [lowered(tensors, matrices) for tensors in (own, *bank)]
+        self.first = cast_to_bf16(own, matrices)
+        self.slots = ModelSlots([cast_to_bf16(each, matrices) for each in bank], self.device, resident)
         self.stem_is_shared = not any(name.startswith(STEM) for tensors in bank for name in tensors)
         self.alone = config.images_per_forward == 1
         at_once = 1 if config.images_per_forward == "auto" else config.images_per_forward
         self.most_rows = at_once * config.noises
         """(image, noise) pairs in one forward; halved when the device's memory is too small for them."""
+        self.on_progress = on_progress
+        self.queued: deque[torch.cuda.Event] = deque()
+        self.captures = captures
+        self.pool = graph_pool(self.device) if captures else None
+        self.captured: dict[tuple[int, int], FixedPass | None] = {}
+        """By images and noises of a forward; None for a shape that was met once: it is captured the second time."""
         if config.compile == "on":
             for module in repeated_modules(denoiser.network):
                 module.compile()
@@ -53,36 +84,73 @@ class ModelBank:
         With one image a forward every forward has the same shape and holds one image only, so a loss does not depend,
         to the last bit, on which other images are in the batch.
         """
-        chosen = range(len(self.models)) if models is None else models
+        chosen = range(1 + len(self.slots)) if models is None else models
         table = torch.empty(len(chosen), len(batch), len(noises.sigma), device=batch.image.device)
-        with autocast(self.precision, batch.image.device), swapped(self.denoiser.network, self.models[0]):
-            waiting = list(self._pieces(len(batch), len(noises.sigma)))[::-1]
-            while waiting:
-                rows, columns = waiting.pop()
-                piece, some = batch[rows], noises[columns]
-                pairs_here = len(piece) * len(some.sigma)
-                if pairs_here <= self.most_rows:
-                    try:
-                        table[:, rows, columns] = self._forwards(piece, some, chosen)
-                        continue
-                    except torch.OutOfMemoryError:
-                        if pairs_here == 1:
-                            raise RunFailed("one image at one noise does not fit into the device's memory") from None
-                    # after the except clause, which would keep the failed forward's tensors alive
-                    torch.cuda.empty_cache()
-                    self.most_rows = pairs_here // 2
-                waiting += list(self._pieces(len(piece), len(some.sigma), rows.start, columns.start))[::-1]
+        with autocast(self.precision, self.device), swapped(self.denoiser.network, self.first):
+            for start, turn in self.slots.turns(chosen):
+                self._fill(table[start : start + len(turn)], batch, noises, turn)
         return table
 
-    def _forwards(self, batch: Batch, noises: NoiseSet, models: Sequence[int]) -> Float[Tensor, "m b n"]:
+    def _fill(self, table: Float[Tensor, "m b n"], batch: Batch, noises: NoiseSet, models: Sequence[int]) -> None:
+        """The losses under models that are all on the device."""
+        waiting = list(self._pieces(len(batch), len(noises.sigma)))[::-1]
+        while waiting:
+            rows, columns = waiting.pop()
+            piece, some = batch[rows], noises[columns]
+            pairs_here = len(piece) * len(some.sigma)
+            if pairs_here <= self.most_rows:
+                try:
+                    self._forwards(table[:, rows, columns], piece, some, models)
+                    self._keep_queue_short()
+                    continue
+                except torch.OutOfMemoryError:
+                    if pairs_here == 1:
+                        raise RunFailed("one image at one noise does not fit into the device's memory") from None
+                # after the except clause, which would keep the failed forward's tensors alive
+                self.captured.clear()
+                torch.cuda.empty_cache()
+                self.most_rows = pairs_here // 2
+            waiting += list(self._pieces(len(piece), len(some.sigma), rows.start, columns.start))[::-1]
+
+    def _forwards(self, table: Float[Tensor, "m b n"], batch: Batch, noises: NoiseSet, models: Sequence[int]) -> None:
+        """Fill in the losses at these pairs; nothing in here waits for the device."""
+        captured = self._captured(batch, noises) if self.captures else None
+        inputs = self.inputs(batch, noises) if captured is None else captured.inputs(batch, noises)
+        for row, number in zip(table, models, strict=True):
+            losses = self.model_losses(inputs, number) if captured is None else captured.losses(inputs, number)
+            row.copy_(losses.view_as(row))
+
+    def _keep_queue_short(self) -> None:
+        """Wait until few pieces are ahead of this one, so that progress means what the device has done."""
+        if self.device.type == "cuda":
+            self.queued.append(torch.cuda.Event())
+            self.queued[-1].record()
+            if len(self.queued) > MAX_QUEUED:
+                self.queued.popleft().synchronize()
+        self.on_progress()
+
+    def _captured(self, batch: Batch, noises: NoiseSet) -> FixedPass | None:
+        shape = len(batch), len(noises.sigma)
+        if shape not in self.captured and len(self.captured) < MAX_CAPTURED_SHAPES:
+            self.captured[shape] = None
+        elif shape in self.captured and self.captured[shape] is None:
+            self.captured[shape] = FixedPass(
+                self.inputs, self.model_losses, self.slots.slot, batch, noises, pool=self.pool
+            )
+        return self.captured.get(shape)
+
+    def inputs(self, batch: Batch, noises: NoiseSet) -> tuple[Tensor, ...]:
+        """What all models of a forward share: image, noise and sigma of every pair; tokens, condition if there are."""
         image, noise, sigma, condition = pairs(batch, noises)
-        tokens = self.denoiser.stem(noised(image, noise, sigma), sigma) if self.stem_is_shared else None
-        denoiser = partial(self.denoiser, tokens=tokens)
-        losses = []
-        for number in models:
-            with swapped(self.denoiser.network, self.models[number]):
-                losses.append(denoising_loss(denoiser, image, noise, sigma, condition))
-        return torch.stack(losses).view(len(models), len(batch), len(noises.sigma))
+        shared = (self.denoiser.stem(noised(image, noise, sigma), sigma),) if self.stem_is_shared else ()
+        return image, noise, sigma, *shared, *(() if condition is None else (condition,))
+
+    def model_losses(self, inputs: tuple[Tensor, ...], number: int) -> Float[Tensor, " p"]:
+        """The losses of one model, which is on the device, at all pairs."""
+        image, noise, sigma, *rest = inputs
+        tokens = rest.pop(0) if self.stem_is_shared else None
+        with swapped(self.denoiser.network, self.slots[number]):
+            return denoising_loss(partial(self.denoiser, tokens=tokens), image, noise, sigma, rest[0] if rest else None)
 
     def _pieces(self, images: int, noises: int, row: int = 0, column: int = 0) -> Iterator[tuple[slice, slice]]:
         """Cuts of at most `most_rows` pairs: whole images, or, where one is too much, some of its noises."""
@@ -99,7 +167,7 @@ def matrix_names(network: nn.Module) -> frozenset[str]:
     return frozenset(f"{name}.weight" for name in modules)
 
 
-def lowered(tensors: Mapping[str, Tensor], names: frozenset[str]) -> dict[str, Tensor]:
+def cast_to_bf16(tensors: Mapping[str, Tensor], names: frozenset[str]) -> dict[str, Tensor]:
     """These tensors, those of the names in bf16."""
     return {name: tensor.bfloat16() if name in names else tensor for name, tensor in tensors.items()}
 

@@ -72,8 +72,15 @@ def build(job: AttributeJob, weights: Arrays | None, device: torch.device | None
         denoiser=None if weights is None else build_denoiser(recipe.model, weights, device),
         batches=named_batches(job.dataset, recipe.seed, device),
         encode=None if job.encoder is None else encoder(job.encoder, device),
+        captures=captures_graphs(recipe, device),
+        on_progress=beat,
     )
     return job.attributor(setting)
+
+
+def captures_graphs(recipe: Recipe, device: torch.device) -> bool:
+    """Whether a worker on this device captures its forwards as CUDA graphs."""
+    return device.type == "cuda" and recipe.engine.cuda_graphs
 
 
 def to_device(item: Item, device: torch.device) -> Item:

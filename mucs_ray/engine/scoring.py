@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
+import torch
 
 from mucs_ray import storage
 from mucs_ray.attribution.base import Attributor, Columns
@@ -170,7 +171,8 @@ def loaded_method(job: AttributeJob, refs: Refs) -> Attributor:
     method = build(job, weights)
     if job.part.hook in ("sample", "score"):
         device = method.setting.device
-        method.load(to_tensors(prepared, device), [to_tensors(arrays, device) for arrays in adapted])
+        place = torch.device("cpu") if method.places_adapted else device
+        method.load(to_tensors(prepared, device), [to_tensors(arrays, place) for arrays in adapted])
     return method
 
 

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 
 from mucs_ray import storage
-from mucs_ray.attribution.tuning import OPEN, Tuning, tune
+from mucs_ray.attribution.tuning import OPEN, RANK_MODELS, Tuning, tune
 from mucs_ray.config import Recipe, with_values
 from mucs_ray.data.table import Unit
 from mucs_ray.diffusion.batch import Batch
-from mucs_ray.engine.attributors import AttributeJob, Refs, read_rows, to_rows
-from mucs_ray.engine.models import best_device, build_denoiser
+from mucs_ray.engine.attributors import AttributeJob, Refs, captures_graphs, read_rows, to_rows
+from mucs_ray.engine.models import best_device, build_denoiser, to_tensors
 from mucs_ray.engine.progress import Bar
 from mucs_ray.engine.session import Cluster
 from mucs_ray.engine.units import completed
@@ -24,12 +24,19 @@ def settled(recipe: Recipe, found: Tuning) -> Recipe:
 
 def tune_task(refs: Refs, job: AttributeJob, unit: Unit, share: int) -> Tuning:
     """In a worker."""
-    weights, _, _ = refs.fetch()
+    weights, _, adapted = refs.fetch()
     assert weights is not None
     device = best_device()
     batch = to_rows(job, read_rows(job, unit), device)
     assert isinstance(batch, Batch)
-    return tune(build_denoiser(job.recipe.model, weights, device), batch, job.recipe.score, share)
+    return tune(
+        build_denoiser(job.recipe.model, weights, device),
+        batch,
+        job.recipe.score,
+        share,
+        bank=[to_tensors(arrays, device) for arrays in adapted[:RANK_MODELS]],
+        captures=captures_graphs(job.recipe, device),
+    )
 
 
 def tuned(

@@ -11,9 +11,11 @@ from torch import Tensor
 from mucs_ray.attribution import tuning
 from mucs_ray.attribution.config import ScoreConfig
 from mucs_ray.attribution.model_bank import ModelBank, matrix_names, swapped
+from mucs_ray.attribution.model_slots import ModelSlots
 from mucs_ray.attribution.skew import noise_losses
 from mucs_ray.diffusion.batch import Batch
 from mucs_ray.diffusion.noise import NoiseSet, generator, normal
+from mucs_ray.diffusion.replay import Replay
 from mucs_ray.diffusion.schedule import scoring_sigmas
 from mucs_ray.errors import RunFailed
 from mucs_ray.models.dit import DiTConfig, unlearned_names
@@ -94,13 +96,101 @@ def test_only_matrices_are_lowered_and_the_model_is_left_as_it_was():
     models.losses(IMAGES[:1], NOISES)
     for name, tensor in DENOISER.network.state_dict().items():
         assert torch.equal(tensor, before[name])
-    assert {name for name in models.models[0]} == matrix_names(DENOISER.network)
-    assert all(tensor.dtype == torch.bfloat16 and tensor.ndim >= 2 for tensor in models.models[0].values())
+    assert {name for name in models.first} == matrix_names(DENOISER.network)
+    assert all(tensor.dtype == torch.bfloat16 and tensor.ndim >= 2 for tensor in models.first.values())
 
 
 def test_chosen_models_only():
     models = ModelBank(DENOISER, BANK, CONFIG)
     assert torch.equal(models.losses(IMAGES, NOISES, [2, 0]), plain(BANK)[[2, 0]])
+
+
+# --- captured forwards, and models that take turns --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("images", [1, 2])
+def test_captured_forwards_equal_eager_ones_bit_for_bit(images: int, precision: Precision):
+    """Each call has other images; the last of 9 images, two at once, is alone and is captured at the second call."""
+    config = replace(CONFIG, images_per_forward=images, precision=precision)
+    eager, captured = ModelBank(DENOISER, BANK, config), ModelBank(DENOISER, BANK, config, captures=True)
+    for order in (torch.arange(9), torch.arange(9).flip(0), torch.tensor([4, 4, 1])):
+        assert torch.equal(captured.losses(IMAGES[order], NOISES), eager.losses(IMAGES[order], NOISES))
+    for some in (slice(0, 2), slice(2, 4), slice(4, 6)):  # as a round of screening, under some of the models
+        assert torch.equal(captured.losses(IMAGES, NOISES[some], [3, 0]), eager.losses(IMAGES, NOISES[some], [3, 0]))
+    assert all(each is not None for each in captured.captured.values())
+
+
+def test_captured_forwards_read_and_write_the_same_addresses():
+    """A graph knows addresses only: of its inputs, of every model's tensors, and of its results."""
+    models = ModelBank(DENOISER, BANK, CONFIG, captures=True, resident=2)
+    models.losses(IMAGES, NOISES)
+    (captured,) = models.captured.values()
+    assert captured is not None
+
+    def addresses() -> list[int]:
+        fixed = [captured.batch.image, captured.batch.condition, captured.noises.sigma, captured.noises.unit]
+        results = [each for replay in (captured.shared, *captured.in_slot.values()) for each in replay.results]
+        slots = [each for tensors in models.slots.slots for each in tensors.values()]
+        return [each.data_ptr() for each in (*fixed, *results, *slots) if each is not None]
+
+    before = addresses()
+    models.losses(IMAGES[torch.arange(9).flip(0)], NOISES)
+    assert addresses() == before
+    assert set(captured.in_slot) == {-1, 0, 1}  # F1 and two slots for three models
+
+
+def test_a_result_that_is_not_read_in_time_is_overwritten():
+    """The rule of a replay: on the CPU as on a GPU."""
+    source = torch.zeros(3)
+    replay = Replay(lambda: (source + 1,), torch.device("cpu"))
+    (first,) = replay()
+    source.fill_(5)
+    (second,) = replay()
+    assert second is first
+    assert torch.equal(first, torch.full((3,), 6.0))
+
+
+@pytest.mark.parametrize("captures", [False, True])
+@pytest.mark.parametrize("resident", [1, 2, 3])
+def test_models_that_take_turns_equal_models_that_all_fit_bit_for_bit(resident: int, captures: bool):
+    config = replace(CONFIG, precision="bf16")
+    models = ModelBank(DENOISER, BANK, config, resident=resident, captures=captures)
+    assert models.slots.all_fit == (resident == 3)
+    for _ in range(2):
+        assert torch.equal(models.losses(IMAGES, NOISES), plain(BANK, "bf16"))
+    assert torch.equal(models.losses(IMAGES, NOISES, [3, 1, 0]), plain(BANK, "bf16")[[3, 1, 0]])
+
+
+@pytest.mark.parametrize(
+    ("numbers", "turns"),
+    [
+        ([0, 1, 2, 3], [(0, [0, 1, 2]), (3, [3])]),
+        ([3, 1, 0], [(0, [3]), (1, [1, 0])]),  # 1 and 3 have one slot
+        ([0], [(0, [0])]),
+        ([], []),
+    ],
+)
+def test_turns(numbers: list[int], turns: list[tuple[int, list[int]]]):
+    slots = ModelSlots(BANK, torch.device("cpu"), resident=2)
+    assert [(start, list(some)) for start, some in slots.turns(numbers)] == turns
+
+
+def test_the_losses_of_f1_are_computed_once_when_models_take_turns():
+    calls = []
+    handle = DENOISER.network.register_forward_hook(lambda *_: calls.append(1))
+    ModelBank(DENOISER, BANK, replace(CONFIG, images_per_forward=9), resident=1).losses(IMAGES, NOISES)
+    handle.remove()
+    assert len(calls) == 4  # F1 and three F2s, each for all images at once
+
+
+def test_progress_is_told_after_each_piece():
+    told = []
+    ModelBank(DENOISER, BANK, CONFIG, on_progress=lambda: told.append(1)).losses(IMAGES, NOISES)
+    assert len(told) == 9  # an image each
+
+
+# --- too little memory ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("images", "memory", "most"), [(8, 100, 48), (8, 20, 12), (8, 5, 3), (1, 5, 3), (1, 1, 1)])
@@ -142,7 +232,7 @@ def test_tuning_takes_no_more_than_fits(memory: int, most: int, monkeypatch: pyt
 def quick(timed: Callable[..., tuple[float, bool]]) -> Callable[..., tuple[float, bool]]:
     """Once, and with a clock that says one microsecond a forward."""
 
-    def once(*arguments: object) -> tuple[float, bool]:
+    def once(*arguments: object, **_: object) -> tuple[float, bool]:
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(tuning, "TRY_S", 0.0)
             return 1e-6, timed(*arguments)[1]
@@ -152,7 +242,7 @@ def quick(timed: Callable[..., tuple[float, bool]]) -> Callable[..., tuple[float
 
 def test_a_forward_that_takes_long_is_large_enough(monkeypatch: pytest.MonkeyPatch):
     """At 6 noises an image, 0.1 s a forward of one: two images take longer than TRY_S, so four are not tried."""
-    monkeypatch.setattr(tuning, "timed", lambda *_: (0.1, True))
+    monkeypatch.setattr(tuning, "timed", lambda *_1, **_2: (0.1, True))
     monkeypatch.setattr(tuning, "BETTER", 0.0)
     found = tuning.tune(DENOISER, IMAGES, ScoreConfig(noises=6, images_per_forward="auto"), share=1)
     assert (found.images_per_forward, found.seconds_a_forward) == (2, 0.1)
@@ -161,7 +251,7 @@ def test_a_forward_that_takes_long_is_large_enough(monkeypatch: pytest.MonkeyPat
 def test_a_larger_forward_must_be_faster(monkeypatch: pytest.MonkeyPatch):
     """Two images are, by more than 3 %; four are not, by enough."""
     speeds = {1: 0.0100, 2: 0.0090, 4: 0.0089, 8: 0.0010}
-    monkeypatch.setattr(tuning, "timed", lambda _1, _2, _3, config: (speeds[config.images_per_forward], True))
+    monkeypatch.setattr(tuning, "timed", lambda _1, _2, _3, config, **_4: (speeds[config.images_per_forward], True))
     found = tuning.tune(DENOISER, IMAGES, ScoreConfig(noises=6, images_per_forward="auto"), share=1)
     assert (found.images_per_forward, found.seconds_a_forward) == (2, 0.009)
 
@@ -169,7 +259,7 @@ def test_a_larger_forward_must_be_faster(monkeypatch: pytest.MonkeyPatch):
 def test_compiling_is_tried_for_a_long_pass_and_taken_if_it_is_faster(monkeypatch: pytest.MonkeyPatch):
     config = ScoreConfig(noises=6, compile="auto")
     speeds = {"off": 0.2, "on": 0.1}
-    monkeypatch.setattr(tuning, "timed", lambda _1, _2, _3, config: (speeds[config.compile], True))
+    monkeypatch.setattr(tuning, "timed", lambda _1, _2, _3, config, **_4: (speeds[config.compile], True))
     long, short = int(tuning.COMPILE_PAYS_S / 0.2) + 1, int(tuning.COMPILE_PAYS_S / 0.2) - 1
     assert tuning.tune(DENOISER, IMAGES, config, share=long).compile == "on"
     assert tuning.tune(DENOISER, IMAGES, config, share=short).compile == "off"
@@ -181,7 +271,7 @@ def test_the_faster_precision_is_taken_and_tried_on_a_few_noises(monkeypatch: py
     """At 0.3 s a forward of fp32, on 3 of 6 noises, before the rest is tried in what was found."""
     tried: list[tuple[str, int, object]] = []
 
-    def timed(denoiser: object, batch: object, noises: NoiseSet, config: ScoreConfig) -> tuple[float, bool]:
+    def timed(denoiser: object, batch: object, noises: NoiseSet, config: ScoreConfig, **_: bool) -> tuple[float, bool]:
         tried.append((config.precision, len(noises.sigma), config.images_per_forward))
         return speeds[config.precision], True
 
@@ -207,8 +297,35 @@ def test_precisions_to_try():
     assert tuning.precisions(ScoreConfig(precision="bf16"), cpu) == ("bf16",)
 
 
+@pytest.mark.parametrize(("bf16_noise", "precision"), [(0.0, "bf16"), (1.0, "fp32")])
+def test_bf16_is_taken_only_where_scores_keep_their_order(
+    bf16_noise: float, precision: str, monkeypatch: pytest.MonkeyPatch
+):
+    """bf16 is said to be faster; with losses that are mostly noise it is not taken all the same."""
+    speeds = {"fp32": 0.3, "bf16": 0.1}
+    monkeypatch.setattr(tuning, "timed", lambda _1, _2, _3, config, **_4: (speeds[config.precision], True))
+    exact = ModelBank.losses
+
+    def losses(self: ModelBank, batch: Batch, noises: NoiseSet) -> Tensor:
+        table = exact(self, batch, noises)
+        low = self.precision == "bf16"
+        return table * (1 + low * bf16_noise * normal(generator(9, "rounding"), *table.shape).abs())
+
+    monkeypatch.setattr(ModelBank, "losses", losses)
+    found = tuning.tune(DENOISER, IMAGES, ScoreConfig(noises=6, precision="auto"), share=1, bank=BANK)
+    assert (found.precision, found.seconds_a_forward) == (precision, speeds[precision])
+    assert found.rank_correlation is not None
+    assert (found.rank_correlation > 0.99) == (precision == "bf16")
+    monkeypatch.undo()
+    monkeypatch.setattr(tuning, "timed", lambda _1, _2, _3, config, **_4: (speeds[config.precision], True))
+    assert (
+        tuning.tune(DENOISER, IMAGES, ScoreConfig(noises=6, precision="bf16"), share=1, bank=BANK).rank_correlation
+        is None
+    )
+
+
 def test_a_machine_that_cannot_compile_goes_without(monkeypatch: pytest.MonkeyPatch):
-    def timed(denoiser: object, batch: object, noises: object, config: ScoreConfig) -> tuple[float, bool]:
+    def timed(denoiser: object, batch: object, noises: object, config: ScoreConfig, **_: bool) -> tuple[float, bool]:
         if config.compile == "on":
             raise RuntimeError("no C++ compiler")
         return 1.0, True

@@ -1,0 +1,54 @@
+"""Forwards of one shape under every model, captured as CUDA graphs: one for what models share, one for each slot.
+
+Axes: p pairs of image and noise.
+"""
+
+from collections.abc import Callable
+
+from jaxtyping import Float
+from torch import Tensor
+
+from mucs_ray.diffusion.batch import Batch
+from mucs_ray.diffusion.noise import NoiseSet
+from mucs_ray.diffusion.replay import Pool, Replay, Results
+
+
+class FixedPass:
+    """Images and noises of one shape, copied to fixed addresses, from which captured forwards read."""
+
+    def __init__(
+        self,
+        shared: Callable[[Batch, NoiseSet], Results],
+        model_losses: Callable[[Results, int], Float[Tensor, " p"]],
+        slot: Callable[[int], int],
+        batch: Batch,
+        noises: NoiseSet,
+        *,
+        pool: Pool | None = None,
+    ) -> None:
+        """`shared` makes what all models need of a batch; `model_losses` the losses of one model from that;
+        `slot` says where a model's tensors are: models that take turns in one slot share its captured forward.
+        """
+        condition = None if batch.condition is None else batch.condition.clone()
+        self.batch = Batch(idx=batch.idx, image=batch.image.clone(), condition=condition)
+        self.noises = NoiseSet(sigma=noises.sigma.clone(), unit=noises.unit.clone())
+        self.device, self.pool = batch.image.device, pool
+        self.shared = Replay(lambda: shared(self.batch, self.noises), self.device, pool=pool)
+        self.model_losses, self.slot = model_losses, slot
+        self.in_slot: dict[int, Replay] = {}
+
+    def inputs(self, batch: Batch, noises: NoiseSet) -> Results:
+        """What all models need of this batch; the next call overwrites it."""
+        self.batch.image.copy_(batch.image)
+        if self.batch.condition is not None and batch.condition is not None:
+            self.batch.condition.copy_(batch.condition)
+        self.noises.sigma.copy_(noises.sigma)
+        self.noises.unit.copy_(noises.unit)
+        return self.shared()
+
+    def losses(self, inputs: Results, number: int) -> Float[Tensor, " p"]:
+        """The losses of a model, which is on the device; the next call for its slot overwrites them."""
+        slot = self.slot(number)
+        if slot not in self.in_slot:
+            self.in_slot[slot] = Replay(lambda: (self.model_losses(inputs, number),), self.device, pool=self.pool)
+        return self.in_slot[slot]()[0]

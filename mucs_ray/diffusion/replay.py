@@ -1,0 +1,53 @@
+"""A computation at fixed addresses: captured once as a CUDA graph, then replayed by one launch.
+
+A forward of a small network is some hundred kernels of a few microseconds, which Python launches more slowly than a GPU
+runs them. A graph reads and writes the memory that it was captured with, so whoever replays it copies new inputs to the
+old addresses and reads the results before the next replay. On a CPU the computation runs anew each time and its results
+are copied to the old addresses: the same rules hold, and tests without a GPU can break them.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+Results = tuple[Tensor, ...]
+Pool = tuple[int, int]
+"""Memory that several graphs compute in; they are never replayed at the same time."""
+
+
+def graph_pool(device: torch.device) -> Pool | None:
+    """New memory for graphs; a CPU needs none."""
+    return torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+
+
+class Replay:
+    """`compute()` as one launch. It may read tensors that stay where they are, and must not wait for the device."""
+
+    def __init__(self, compute: Callable[[], Results], device: torch.device, *, pool: Pool | None = None) -> None:
+        """Run `compute` once to warm up, which compiles and allocates what it needs, and capture a second run.
+
+        Raises torch.OutOfMemoryError if the device's memory is too small.
+        """
+        self.compute = compute
+        self.graph = None
+        if device.type != "cuda":
+            self.results = tuple(each.clone() for each in compute())
+            return
+        stream, current = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+        stream.wait_stream(current)
+        with torch.cuda.stream(stream):
+            compute()
+        current.wait_stream(stream)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph, pool=pool):
+            self.results = compute()
+
+    def __call__(self) -> Results:
+        """The results, at the same addresses each time: the next call overwrites them."""
+        if self.graph is not None:
+            self.graph.replay()
+            return self.results
+        for fixed, fresh in zip(self.results, self.compute(), strict=True):
+            fixed.copy_(fresh)
+        return self.results
