@@ -29,7 +29,7 @@ from mucs_ray.config import Recipe, build, with_settings
 from mucs_ray.data.local import LocalImages
 from mucs_ray.diffusion.sampler import sample
 from mucs_ray.machine import keep_freed_memory
-from mucs_ray.training.step import Group, TrainState, train_update
+from mucs_ray.training.step import Group, TrainState, draw_update, train_update
 
 UPDATES = 4
 """Of unlearning, timed together with the losses before and after; and of training."""
@@ -88,7 +88,8 @@ def passes(model: Subject, num_images: int) -> dict[str, Callable[[], object]]:
 
     def training() -> None:
         for _ in range(UPDATES):
-            train_update(state, images, recipe.train, seed=1, group=Group())
+            draws = draw_update(images, recipe.train, seed=1, step=state.step)
+            train_update(state, draws, recipe.train, seed=1, group=Group())
 
     def unlearning() -> None:
         unlearn(model.denoiser, item, lambda _: batch, bound=NO_BOUND, config=config, learning_rate=rate, seed=1)

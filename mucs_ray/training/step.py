@@ -6,6 +6,7 @@ Axes: b batch, c h w image, d condition.
 """
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
@@ -103,8 +104,10 @@ def training(
     state: TrainState, images: TrainingImages, test: TrainingImages, config: TrainConfig, *, seed: int, group: Group
 ) -> Iterator[Update]:
     """Updates until the bound or early stopping; `state` is changed in place and is whole whenever this yields."""
+    draws = draws_ahead if next(state.live.parameters()).device.type == "cuda" else draws_when_needed
+    upcoming = draws(images, config, seed=seed, first=state.step)
     while state.step < config.updates and not out_of_patience(state, config):
-        loss = train_update(state, images, config, seed=seed, group=group)
+        loss = train_update(state, next(upcoming), config, seed=seed, group=group)
         at_epoch_end = state.step % config.updates_per_epoch == 0 or state.step == config.updates
         validation = None
         if at_epoch_end:
@@ -119,19 +122,52 @@ def out_of_patience(state: TrainState, config: TrainConfig) -> bool:
     return config.patience > 0 and state.step - state.best_step >= config.patience * config.updates_per_epoch
 
 
-def train_update(
-    state: TrainState, images: TrainingImages, config: TrainConfig, *, seed: int, group: Group
-) -> Float[Tensor, ""]:
-    """One update; returns this worker's mean loss."""
-    step = state.step
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateDraws:
+    """The images of one update, distorted, and what is drawn for them: of the whole batch, on the CPU."""
+
+    image: Float[Tensor, "b c h w"]
+    condition: Float[Tensor, "b d"] | None
+    augmented: Int64[Tensor, " b"]
+    sigma: Float[Tensor, " b"]
+    noise: Float[Tensor, "b c h w"]
+
+
+def draw_update(images: TrainingImages, config: TrainConfig, *, seed: int, step: int) -> UpdateDraws:
+    """A pure function of seed and step."""
     stream = generator(seed, f"train/step={step}")
     rows = batch_rows(seed, "train", step, num_images=len(images), batch_size=config.batch_size)
     batch = images.batch(rows, stream)
     image, augmented = augment(batch.image, stream, probability=config.augment, flip=config.flip)
     sigma, noise = training_sigmas(stream, len(rows)), normal(stream, *image.shape)
+    return UpdateDraws(image=image, condition=batch.condition, augmented=augmented, sigma=sigma, noise=noise)
+
+
+def draws_when_needed(images: TrainingImages, config: TrainConfig, *, seed: int, first: int) -> Iterator[UpdateDraws]:
+    """The draws of one update after the other, made when they are asked for."""
+    for step in range(first, config.updates):
+        yield draw_update(images, config, seed=seed, step=step)
+
+
+def draws_ahead(images: TrainingImages, config: TrainConfig, *, seed: int, first: int) -> Iterator[UpdateDraws]:
+    """The same draws, each made by a thread while a GPU works on the update before."""
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="draws") as thread:
+        ahead = thread.submit(draw_update, images, config, seed=seed, step=first)
+        for step in range(first, config.updates):
+            drawn = ahead.result()
+            if step + 1 < config.updates:
+                ahead = thread.submit(draw_update, images, config, seed=seed, step=step + 1)
+            yield drawn
+
+
+def train_update(
+    state: TrainState, draws: UpdateDraws, config: TrainConfig, *, seed: int, group: Group
+) -> Float[Tensor, ""]:
+    """One update; returns this worker's mean loss."""
+    step = state.step
     device = next(state.live.parameters()).device
     mine = slice(group.rank, None, group.size)
-    condition = None if batch.condition is None else batch.condition[mine].to(device)
+    condition = None if draws.condition is None else draws.condition[mine].to(device)
 
     name_torch_stream(seed, f"train/step={step}/rank={group.rank}")
     for settings in state.optimizer.param_groups:
@@ -140,11 +176,11 @@ def train_update(
     with autocast(config.precision, device):
         losses = denoising_loss(
             group.wrapped or state.live,
-            image[mine].to(device),
-            noise[mine].to(device),
-            sigma[mine].to(device),
+            draws.image[mine].to(device),
+            draws.noise[mine].to(device),
+            draws.sigma[mine].to(device),
             condition,
-            augmented[mine].to(device),
+            draws.augmented[mine].to(device),
         )
     loss = losses.mean()
     state.optimizer.zero_grad(set_to_none=True)

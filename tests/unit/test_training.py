@@ -31,6 +31,8 @@ from mucs_ray.training.order import batch_rows
 from mucs_ray.training.step import (
     Group,
     TrainState,
+    UpdateDraws,
+    draw_update,
     learning_rate,
     name_torch_stream,
     out_of_patience,
@@ -161,11 +163,27 @@ def test_adamw_decays_all_parameters(recipe: Recipe):
         torch.testing.assert_close(parameter.detach(), before[name] * (1 - 0.5 * 0.01), msg=name)
 
 
+def draws_of(state: TrainState, images: LocalImages, recipe: Recipe) -> UpdateDraws:
+    return draw_update(images, recipe.train, seed=recipe.seed, step=state.step)
+
+
+def test_draws_made_ahead_are_those_made_when_needed(recipe: Recipe, images: LocalImages):
+    """What a thread draws while a GPU works: the same tensors, from any first step, and no more of them."""
+    pairs = [stepping.draws_ahead, stepping.draws_when_needed]
+    ahead, needed = (list(draws(images, recipe.train, seed=3, first=5)) for draws in pairs)
+    assert len(ahead) == len(needed) == recipe.train.updates - 5
+    for one, other in zip(ahead, needed, strict=True):
+        for name in ("image", "condition", "augmented", "sigma", "noise"):
+            assert torch.equal(getattr(one, name), getattr(other, name))
+    with pytest.raises(InputError, match="fewer than one batch"):
+        next(stepping.draws_ahead(images, replace(recipe.train, batch_size=1000), seed=3, first=0))
+
+
 def test_first_update_by_hand(recipe: Recipe, images: LocalImages):
     """Adam's first step is lr * grad / (|grad| + eps) after decay, at the first stair of the learning rate."""
     state = fresh(recipe)
     before = {name: parameter.detach().clone() for name, parameter in state.live.named_parameters()}
-    loss = train_update(state, images, recipe.train, seed=recipe.seed, group=Group())
+    loss = train_update(state, draws_of(state, images, recipe), recipe.train, seed=recipe.seed, group=Group())
     rate = 0.005 * 5e-3
     for name, parameter in state.live.named_parameters():
         assert parameter.grad is not None
@@ -463,7 +481,7 @@ def test_an_early_stop_is_remembered(recipe: Recipe, images: LocalImages, test_i
     recipe = tiny_recipe(recipe.data, train={"updates": 100, "patience": 2})
     stage = Stage(run_url=str(tmp_path), name="pretrain", reads={}, inputs={})
     state = fresh(recipe)
-    train_update(state, images, recipe.train, seed=recipe.seed, group=Group())
+    train_update(state, draws_of(state, images, recipe), recipe.train, seed=recipe.seed, group=Group())
     state.step, state.best_loss, state.best_step = 4, 0.25, 4
     save_state(stage, state, {})  # publishes the best weights too
     state.step = 12
@@ -512,7 +530,7 @@ def seen_by(
     monkeypatch.setattr(stepping, "denoising_loss", spy)
     state = fresh(recipe)
     state.step = step
-    train_update(state, images, recipe.train, seed=recipe.seed, group=group)
+    train_update(state, draws_of(state, images, recipe), recipe.train, seed=recipe.seed, group=group)
     return seen
 
 
@@ -558,7 +576,9 @@ def test_dropout_is_on_and_drawn_from_a_name(monkeypatch: pytest.MonkeyPatch, re
         state.step = step
         state.live.eval()
         torch.manual_seed(len(drawn))
-        train_update(state, images, recipe.train, seed=recipe.seed, group=Group(rank=rank, size=2))
+        train_update(
+            state, draws_of(state, images, recipe), recipe.train, seed=recipe.seed, group=Group(rank=rank, size=2)
+        )
         assert not state.average.training
     assert drawn[0] == drawn[1]
     assert len(set(drawn)) == 3
