@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from random_weights import filled, nudged
 from rich.console import Console
 from synthetic import SHAPES, write
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mucs_ray.attribution.loss_change import LossChange
@@ -24,7 +24,7 @@ from mucs_ray.diffusion.batch import Batch
 from mucs_ray.diffusion.denoiser import EDMDenoiser
 from mucs_ray.engine.tuning import settled
 from mucs_ray.errors import InputError
-from mucs_ray.models.dit import DiT, unlearned_names
+from mucs_ray.models.dit import DiT
 from mucs_ray.pipeline import reopen
 from mucs_ray.store import checkpoint
 from mucs_ray.store.checkpoint import Tensors
@@ -32,10 +32,6 @@ from mucs_ray.store.run import Stage
 from mucs_ray.training.step import name_torch_stream
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-SMALL = 0.1
-"""Standard deviation of what fills layers that start at zero, and of a random F2's change in units of the changed
-tensor's own; so that skews are far above rounding."""
-
 LONG_PASS = 10**12
 """Forwards with which compiling would pay."""
 
@@ -135,20 +131,6 @@ def subject(chosen: argparse.Namespace, folder: str, *, images: int, settings: l
     denoiser = EDMDenoiser(network).eval().requires_grad_(False)
     bank = [nudged(network) for _ in range(chosen.items)]
     return Subject(recipe=recipe, dataset=dataset, denoiser=denoiser, bank=bank, origin="random weights")
-
-
-def filled(network: nn.Module) -> nn.Module:
-    """With small normal values wherever everything starts at zero, so that every layer has a say."""
-    for parameter in network.parameters():
-        if not parameter.any():
-            nn.init.normal_(parameter, std=SMALL)
-    return network
-
-
-def nudged(network: nn.Module) -> Tensors:
-    """A small random change of the tensors that unlearning changes."""
-    own = {name: network.get_parameter(name).detach() for name in unlearned_names(network)}
-    return {name: each + SMALL * each.std() * torch.randn_like(each) for name, each in own.items()}
 
 
 def trained(run_url: str, items: int, settings: list[str]) -> Subject:

@@ -1,0 +1,433 @@
+"""Section c: a counterfactual test on real CIFAR-10 pictures, whole, in minutes.
+
+    python benchmarks/gpu/cifar10.py --out FOLDER --data FOLDER [--tiny]
+
+10,000 real training pictures (DATA/cifar10/data_batch_1.webp, as 100 x 100 tiles), a DiT of about 8 M weights without
+conditions, trained in bf16; 10 generated pictures are attributed by MUCS, `mucs/sigma-schedule`, DAS and at random, 2 % of
+the set each. The union of a method's lists is removed, the network trained again from the same initial weights, and the
+pictures generated again from the same noise. How many updates and noises there are follows from the speed measured
+first, so that the section ends in time. The pictures are kept in OUT/pictures.npz; LPIPS is left to page.py.
+"""
+
+import argparse
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from common import (
+    DEVICE,
+    SEED,
+    TINY,
+    Results,
+    flop_of_a_forward,
+    options,
+    seconds,
+    seconds_a_call,
+    sections,
+)
+
+# isort: split
+import numpy as np
+import torch
+from jaxtyping import Int64
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from scipy.stats import spearmanr
+from torch import Tensor
+
+from mucs_ray.attribution.base import Attributor, Item, Setting
+from mucs_ray.attribution.config import DASConfig, RankConfig, ScoreConfig, UnlearnConfig
+from mucs_ray.attribution.das import DAS
+from mucs_ray.attribution.loss_change import LossChange
+from mucs_ray.attribution.mucs import MUCS
+from mucs_ray.attribution.ranking import top_k
+from mucs_ray.attribution.screening import cuts as screening_cuts
+from mucs_ray.attribution.screening import held_out
+from mucs_ray.attribution.skew import skews
+from mucs_ray.diffusion.batch import Batch
+from mucs_ray.diffusion.denoiser import EDMDenoiser
+from mucs_ray.diffusion.noise import generator, normal
+from mucs_ray.diffusion.sampler import sample
+from mucs_ray.evaluation.counterfactual import union
+from mucs_ray.evaluation.similarity import ssim
+from mucs_ray.evaluation.statistics import auc, paired_wilcoxon
+from mucs_ray.models.dit import DiT, DiTConfig
+from mucs_ray.training.config import TrainConfig
+from mucs_ray.training.ema import frozen_copy
+from mucs_ray.training.order import batch_rows
+from mucs_ray.training.step import Group, TrainState, draw_update, name_torch_stream, train_update, training
+
+MODEL = DiTConfig(width=256, depth=8, num_heads=4, registers=4, kernel_size=3, channels=(8, 8), dropout=0.0)
+"""7.9 M weights, 3.6 GFLOP a forward."""
+TRAIN = TrainConfig(
+    updates=1, batch_size=256, learning_rate=5e-4, warmup_epochs=0, ema_decay=0.999, augment=0.0, patience=0,
+    checkpoint="last", precision="bf16",
+)  # fmt: skip
+PRETRAIN_S, UNLEARN_S, SCORE_S, FEATURES_S = 28.0, 40.0, 40.0, 35.0
+"""What each part may take; four retrainings side by side take up to four times as long as pretraining."""
+METHODS = ("random", "mucs", "mucs/sigma-schedule", "das")
+STEPS = 18
+
+
+def main() -> None:
+    chosen = parse()
+    torch.set_num_threads(1)
+    torch.set_float32_matmul_precision(
+        "medium" if DEVICE.type == "cuda" else "highest"
+    )  # as the engine trains (spec 5)
+    if chosen.retrain is not None:
+        retrain_alone(chosen)
+        return
+    results = Results(chosen.out, "cifar10")
+    scale = Scale.tiny() if chosen.tiny else Scale()
+    images = Images(load_pictures(chosen.data, scale.images))
+    results["weights"] = sum(each.numel() for each in DiT(scale.model).parameters())
+    train = replace(scale.train, updates=affordable_updates(results, images, scale))
+    results["training"] = {"images": len(images), "updates": train.updates, "images an update": train.batch_size}
+    denoiser, took = trained(images, train, scale.model)
+    results["pretraining, s"] = took
+    noise = torch.stack([normal(generator(SEED, f"generate/item={n}"), 3, 32, 32) for n in range(scale.items)])
+    pictures = {"generated": generated(denoiser, noise)}
+    items = [Item(number=n, idx=n, condition=None, image=each) for n, each in enumerate(pictures["generated"])]
+    lists = attributed(results, denoiser, items, images, train, scale)
+    results["removed"] = {name: len(union(each)) for name, each in lists.items()}
+    started = time.monotonic()
+    for name, again in retrained(chosen, lists, train, images).items():
+        pictures[name] = generated(again, noise)
+    results["retraining side by side, s"] = time.monotonic() - started
+    compare(results, pictures)
+    np.savez_compressed(chosen.out / "pictures.npz", **{name: as_bytes(each) for name, each in pictures.items()})
+    results.finish()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """How large the test is; in miniature on a CPU."""
+
+    model: DiTConfig = MODEL
+    train: TrainConfig = TRAIN
+    images: int = 10_000
+    items: int = 10
+    max_noises: int = 100
+    max_updates: int = 2000
+    null_batches: int = 200
+    dim: int = 4096
+    share_of_time: float = 1.0
+
+    @classmethod
+    def tiny(cls) -> "Scale":
+        """A minute on one core."""
+        model = replace(TINY, image_size=32, condition_dim=0)
+        train = replace(TRAIN, batch_size=16, precision="fp32")
+        return cls(
+            model=model,
+            train=train,
+            images=200,
+            items=2,
+            max_noises=4,
+            max_updates=3,
+            null_batches=2,
+            dim=64,
+            share_of_time=0.02,
+        )
+
+
+class Images:
+    """Real pictures in memory, less removed ones; rows count from 0 without gaps."""
+
+    def __init__(self, pixels: np.ndarray, removed: frozenset[int] = frozenset()) -> None:
+        """`pixels` is uint8 [n, 3, 32, 32]; a picture's number is its place there."""
+        self.pixels = pixels
+        self.kept = np.flatnonzero(~np.isin(np.arange(len(pixels)), list(removed)))
+
+    def __len__(self) -> int:
+        """Pictures that are left."""
+        return len(self.kept)
+
+    def batch(self, rows: Int64[np.ndarray, " b"], stream: np.random.Generator | None = None) -> Batch:
+        """In [-1, 1]."""
+        at = self.kept[rows]
+        image = torch.from_numpy(self.pixels[at]).float() / 127.5 - 1
+        return Batch(idx=torch.from_numpy(at), image=image, condition=None)
+
+    def named(self, name: str, size: int) -> Callable[[int], Batch]:
+        """batches(step), as the engine makes them for unlearning."""
+        return lambda step: self.batch(batch_rows(SEED, name, step, num_images=len(self), batch_size=size)).to(DEVICE)
+
+
+def load_pictures(data: Path | None, count: int) -> np.ndarray:
+    """The first pictures of the sheet."""
+    sheet = None if data is None else data / "cifar10" / "data_batch_1.webp"
+    if sheet is None or not sheet.exists():
+        raise SystemExit(f"no CIFAR-10 pictures at {sheet}; give the folder that holds cifar10/ with --data")
+    Image.MAX_IMAGE_PIXELS = None
+    grid = np.asarray(Image.open(sheet)).reshape(100, 32, 100, 32, 3).transpose(0, 2, 4, 1, 3)
+    return np.ascontiguousarray(grid.reshape(10_000, 3, 32, 32)[:count])
+
+
+def fresh(train: TrainConfig, model: DiTConfig) -> TrainState:
+    """The same initial weights for every training."""
+    name_torch_stream(SEED, "train/init")
+    return TrainState.fresh(EDMDenoiser(DiT(model)).to(DEVICE), train)
+
+
+def affordable_updates(results: Results, images: Images, scale: Scale) -> int:
+    """As many as pretraining has time for, by the speed of some."""
+    train, state = replace(scale.train, updates=10**6), fresh(scale.train, scale.model)
+    group, count = Group(), 3 if scale.share_of_time < 1 else 30
+
+    def some() -> None:
+        for _ in range(count):
+            draws = draw_update(images, train, seed=SEED, step=state.step)
+            train_update(state, draws, train, seed=SEED, group=group)
+
+    some()
+    took = seconds(some) / count
+    results["training, updates/s measured"] = 1 / took
+    return max(4, int(scale.share_of_time * PRETRAIN_S / took))
+
+
+def trained(images: Images, train: TrainConfig, model: DiTConfig) -> tuple[EDMDenoiser, float]:
+    """EMA weights after all updates, and seconds."""
+    state = fresh(train, model)
+
+    def work() -> None:
+        for _ in training(state, images, Images(images.pixels[:128]), train, seed=SEED, group=Group()):
+            pass
+
+    took = seconds(work)
+    return frozen_copy(state.average), took
+
+
+def retrained(
+    chosen: argparse.Namespace, lists: dict[str, list[np.ndarray]], train: TrainConfig, images: Images
+) -> dict[str, EDMDenoiser]:
+    """Networks trained without what each method found, in processes that share the device."""
+    folder = chosen.out / "retrainings"
+    folder.mkdir(exist_ok=True)
+    processes = {}
+    for name, ranked in lists.items():
+        stem = folder / name.replace("/", "-")
+        np.save(f"{stem}.npy", np.array(sorted(union(ranked))))
+        command = [sys.executable, __file__, "--out", str(chosen.out), "--data", str(chosen.data)]
+        command += ["--retrain", str(stem), "--updates", str(train.updates), *(["--tiny"] if chosen.tiny else [])]
+        processes[name] = stem, subprocess.Popen(command)
+    networks = {}
+    model = (Scale.tiny() if chosen.tiny else Scale()).model
+    for name, (stem, process) in processes.items():
+        if process.wait():
+            raise SystemExit(f"retraining without the pictures of {name} failed")
+        network = DiT(model)
+        network.load_state_dict(load_file(f"{stem}.safetensors"))
+        networks[name] = EDMDenoiser(network).to(DEVICE).eval().requires_grad_(False)
+    return networks
+
+
+def retrain_alone(chosen: argparse.Namespace) -> None:
+    """One retraining, in a process of its own."""
+    scale = Scale.tiny() if chosen.tiny else Scale()
+    removed = frozenset(np.load(f"{chosen.retrain}.npy").tolist())
+    images = Images(load_pictures(chosen.data, scale.images), removed)
+    average, _ = trained(images, replace(scale.train, updates=chosen.updates), scale.model)
+    tensors = {name: each.cpu().contiguous() for name, each in average.network.state_dict().items()}
+    save_file(tensors, f"{chosen.retrain}.safetensors")
+
+
+def generated(denoiser: EDMDenoiser, noise: Tensor) -> Tensor:
+    """Pictures in about [-1, 1], on the CPU."""
+    return sample(denoiser, noise.to(DEVICE), None, num_steps=STEPS).cpu()
+
+
+def attributed(
+    results: Results, denoiser: EDMDenoiser, items: list[Item], images: Images, train: TrainConfig, scale: Scale
+) -> dict[str, list[np.ndarray]]:
+    """For each method the top-k lists of all items."""
+    k = top_k(len(images), RankConfig().top_percent)
+    stream = generator(SEED, "random")
+    lists = {"random": [stream.permutation(len(images))[:k] for _ in items]}
+    banks = {}
+    limit = unlearning_limit(results, denoiser, items[0], images, train, scale)
+    for name, sigmas in (("mucs", "training"), ("mucs/sigma-schedule", "schedule")):
+        config = UnlearnConfig(
+            sigmas=sigmas, max_updates=limit, batch_size=min(100, len(images)), null_batches=scale.null_batches
+        )
+        banks[name] = unlearned(results, name, config, denoiser, items, images, train, scale)
+    found = scored(results, denoiser, [each for bank in banks.values() for each in bank], images, scale)
+    for number, name in enumerate(banks):
+        columns = found[:, number * len(items) : (number + 1) * len(items)]
+        lists[name] = [column.topk(k).indices.numpy() for column in columns.T]
+    influence = by_das(results, denoiser, items, images, train, scale)
+    lists["das"] = [column.topk(k).indices.numpy() for column in influence.T]
+    return {name: lists[name] for name in METHODS}
+
+
+def setting(method: type[Attributor], denoiser: EDMDenoiser, images: Images, knobs: Any) -> Attributor:
+    """A method as the engine sets it up in a worker."""
+    return method(
+        Setting(
+            knobs=knobs,
+            device=DEVICE,
+            num_images=len(images),
+            denoiser=denoiser,
+            batches=images.named,
+            captures=DEVICE.type == "cuda",
+        )
+    )
+
+
+def unlearning_limit(
+    results: Results, denoiser: EDMDenoiser, item: Item, images: Images, train: TrainConfig, scale: Scale
+) -> int:
+    """Updates an item may take at most, by the speed of some."""
+    config = UnlearnConfig(fixed_updates=3, batch_size=min(100, len(images)))
+    method = setting(MUCS, denoiser, images, sections(scale.model, train=train, unlearn=config))
+    bound = {"null_loss": torch.tensor(10.0, dtype=torch.float64)}
+    took = seconds_a_call(lambda: method.adapt(item, bound, lambda *_: None), 0.0) / 3
+    results["unlearning, updates/s measured"] = 1 / took
+    return min(scale.max_updates, max(3, int(scale.share_of_time * UNLEARN_S / took / (2 * scale.items))))
+
+
+def unlearned(
+    results: Results,
+    name: str,
+    config: UnlearnConfig,
+    denoiser: EDMDenoiser,
+    items: list[Item],
+    images: Images,
+    train: TrainConfig,
+    scale: Scale,
+) -> list[dict[str, Tensor]]:
+    """The changed tensors of all items."""
+    method = setting(MUCS, denoiser, images, sections(scale.model, train=train, unlearn=config))
+    bound = method.prepare({}, iter(()))
+    started = time.monotonic()
+    states = [method.adapt(item, bound, lambda *_: None) for item in items]
+    facts = [state.facts for state in states]
+    results[f"unlearning, {name}"] = {
+        "null loss": float(bound["null_loss"]),
+        "outcomes": {each: sum(fact["outcome"] == each for fact in facts) for each in {f["outcome"] for f in facts}},
+        "updates": [fact["updates"] for fact in facts],
+        "limit": config.max_updates,
+        "seconds an item": (time.monotonic() - started) / len(items),
+    }
+    return [state.tensors for state in states]
+
+
+def scored(
+    results: Results, denoiser: EDMDenoiser, bank: list[dict[str, Tensor]], images: Images, scale: Scale
+) -> Tensor:
+    """Skews[images, models] of all pictures, on as many noises as there is time for, and what bf16 does to them."""
+    gpu = DEVICE.type == "cuda"
+    flop, tried = flop_of_a_forward(denoiser, scale.model), images.batch(np.arange(min(32, len(images)))).to(DEVICE)
+    precision = "bf16" if gpu else "fp32"
+    config = ScoreConfig(noises=scale.max_noises, images_per_forward=8, precision=precision)
+
+    def change(config: ScoreConfig) -> LossChange:
+        return LossChange(denoiser, bank, config=config, image_size=32, seed=SEED, captures=gpu)
+
+    ready = change(config)
+    a_forward = seconds_a_call(lambda: ready.losses(tried), 0.0) / (len(tried) * config.noises * (1 + len(bank)))
+    whole = len(images) * (1 + len(bank)) * a_forward
+    config = replace(config, noises=max(4, min(scale.max_noises, int(scale.share_of_time * SCORE_S / whole))))
+    ready, pieces, tables = change(config), [], []
+    started = time.monotonic()
+    for start in range(0, len(images), 500):
+        batch = images.batch(np.arange(start, min(start + 500, len(images)))).to(DEVICE)
+        losses = ready.losses(batch)
+        pieces.append(ready.skew(losses))
+        if start < 1000:
+            tables.append(skews(losses.before[:, None], losses.after.transpose(0, 1), epsilon=config.epsilon).cpu())
+    took = time.monotonic() - started
+    forwards = len(images) * config.noises * (1 + len(bank))
+    results["scoring"] = {
+        "noises": config.noises,
+        "forwards/s": forwards / took,
+        "TFLOP/s": forwards * flop / took / 1e12,
+        "seconds an item": took / len(bank),
+    }
+    if config.noises >= 10:
+        results["screening, told by held-out pictures"] = told_of_screening(torch.cat(tables), config)
+    if gpu:
+        some = images.batch(np.arange(500)).to(DEVICE)
+        exact = change(replace(config, precision="fp32"))
+        torch.set_float32_matmul_precision("highest")
+        results["bf16 beside fp32, trained model"] = agreement(torch.cat(pieces)[:500], exact.skew(exact.losses(some)))
+        torch.set_float32_matmul_precision("medium")
+    return torch.cat(pieces)
+
+
+def told_of_screening(table: Tensor, config: ScoreConfig) -> dict[str, float]:
+    """Share of the forwards that `mucs/screen` would make, and the recall it would tell."""
+    rounds = (0.1, 0.3)
+    expected = held_out(table.numpy(), top_share=0.02, counts=screening_cuts(config.noises, rounds), recall=0.98)
+    return {"share of forwards": expected.share, "recall": expected.recall, "sample": len(table)}
+
+
+def agreement(found: Tensor, exact: Tensor) -> dict[str, float]:
+    """Of skews[images, models]: rank correlation and common top tenth, the least of the models."""
+    correlations = [float(spearmanr(a, b).statistic) for a, b in zip(found.T, exact.T, strict=True)]
+    k = len(found) // 10
+    tops = [[set(column.topk(k).indices.tolist()) for column in scores.T] for scores in (found, exact)]
+    return {
+        "rank correlation": min(correlations),
+        "top tenth in common": min(len(a & b) / k for a, b in zip(*tops, strict=True)),
+        "largest difference": float((found - exact).abs().max()),
+        "largest skew": float(exact.abs().max()),
+    }
+
+
+def by_das(
+    results: Results, denoiser: EDMDenoiser, items: list[Item], images: Images, train: TrainConfig, scale: Scale
+) -> Tensor:
+    """Scores[images, items]."""
+
+    def method(noises: int) -> Attributor:
+        return setting(
+            DAS, denoiser, images, sections(scale.model, train=train, das=DASConfig(noises=noises, dim=scale.dim))
+        )
+
+    tried = images.batch(np.arange(4)).to(DEVICE)
+    noises = min(20, scale.max_noises)
+    took = seconds_a_call(lambda ready=method(noises): ready.features(tried), 0.5 * scale.share_of_time) / len(tried)
+    noises = max(2, min(noises, int(noises * scale.share_of_time * FEATURES_S / took / len(images))))
+    ready = method(noises)
+    started, rows = time.monotonic(), []
+    for start in range(0, len(images), 500):
+        rows.append(ready.features(images.batch(np.arange(start, min(start + 500, len(images)))).to(DEVICE)))
+    results["features of DAS"] = {"noises": noises, "images/s": len(images) / (time.monotonic() - started)}
+    on_device = [{name: each.to(DEVICE) for name, each in row.items()} for row in rows]
+    prepared = ready.prepare({}, iter(on_device))
+    ready.load(prepared, [ready.adapt(item, prepared, lambda *_: None).tensors for item in items])
+    return torch.cat([ready.score(row).cpu() for row in on_device])
+
+
+def compare(results: Results, pictures: dict[str, Tensor]) -> None:
+    """SSIM of every picture with what it was, and the AUC of each method against random removal."""
+    unit = {name: (each.clamp(-1, 1) + 1) / 2 for name, each in pictures.items()}
+    similar = {name: ssim(each, unit["generated"]).numpy() for name, each in unit.items() if name != "generated"}
+    results["n"] = len(unit["generated"])
+    for name, values in similar.items():
+        results[f"SSIM, {name}"] = {
+            "mean": float(values.mean()),
+            "AUC": auc(values, similar["random"]),
+            "p, paired": paired_wilcoxon(values, similar["random"]),
+            "each": [round(float(value), 4) for value in values],
+        }
+
+
+def as_bytes(pictures: Tensor) -> np.ndarray:
+    """8-bit pixels."""
+    return (((pictures.clamp(-1, 1) + 1) / 2) * 255).round().to(torch.uint8).numpy()
+
+
+def parse() -> argparse.Namespace:
+    """The command line; the last two options are for the processes that this one starts."""
+    return options(__doc__, ("--retrain", str), ("--updates", int))
+
+
+if __name__ == "__main__":
+    main()

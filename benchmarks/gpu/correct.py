@@ -1,0 +1,250 @@
+"""Section a: is what a GPU computes right? A small model on the CPU and on the GPU, from the same named draws.
+
+    python benchmarks/gpu/correct.py --out FOLDER [--tiny]
+
+The CPU in fp32 is the reference. Without a GPU the same comparisons run CPU against CPU.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from common import DEVICE, SEED, TINY, Results, noise_set, options, random_batch, seconds, sections
+
+# isort: split
+import torch
+from common import random_denoiser
+from scipy.stats import spearmanr
+from torch import Tensor
+
+from mucs_ray.attribution.base import Item, Setting
+from mucs_ray.attribution.config import DASConfig, DTRAKConfig, ScoreConfig, UnlearnConfig
+from mucs_ray.attribution.das import DAS
+from mucs_ray.attribution.dtrak import DTRAK
+from mucs_ray.attribution.model_bank import ModelBank
+from mucs_ray.attribution.skew import normalized_skew
+from mucs_ray.attribution.unlearn import Unlearned, unlearn
+from mucs_ray.diffusion.batch import Batch
+from mucs_ray.diffusion.denoiser import EDMDenoiser
+from mucs_ray.diffusion.sampler import sample
+from mucs_ray.models.dit import DiTConfig
+from mucs_ray.training.config import TrainConfig
+from mucs_ray.training.step import Group, TrainState, UpdateDraws, train_update
+
+CPU = torch.device("cpu")
+SMALL = replace(TINY, width=128, depth=4, num_heads=4, condition_channels=64, registers=4)
+IMAGES, ITEMS, NOISES, TOP = 200, 3, 50, 20
+ITEM_UPDATES, TRAIN_UPDATES = 20, 30
+
+
+def main() -> None:
+    chosen = options(__doc__)
+    torch.set_num_threads(1)
+    results = Results(chosen.out, "correct")
+    model, scale = (TINY, 8) if chosen.tiny else (SMALL, 1)
+    images, noises = random_batch(model, IMAGES // scale, CPU), noise_set(model, NOISES // scale, CPU)
+    results["sizes"] = {"images": len(images), "noises": len(noises.sigma), "items": ITEMS}
+    results["named noise equal"] = torch.equal(noise_set(model, NOISES // scale).unit.cpu(), noises.unit)
+    compare_training(results, model, TRAIN_UPDATES // scale)
+    bank = compare_unlearning(results, model, images, ITEM_UPDATES // scale)
+    compare_scores(results, model, images, bank, NOISES // scale)
+    compare_features(results, model, images)
+    compare_generation(results, model)
+    if DEVICE.type == "cuda":
+        results["too little memory"] = scores_with_little_memory(model, images, bank)
+    results.finish()
+
+
+def difference(found: Tensor, exact: Tensor) -> float:
+    """Norm of the difference over the norm."""
+    found, exact = found.detach().cpu().double(), exact.detach().cpu().double()
+    return float((found - exact).norm() / exact.norm())
+
+
+@contextmanager
+def matrices(precision: str) -> Iterator[None]:
+    """torch's precision of fp32 matrix products: "highest", or "medium" as in training and unlearning on a GPU."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision if DEVICE.type == "cuda" else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@contextmanager
+def deterministic() -> Iterator[None]:
+    """torch's own switch."""
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def train(model: DiTConfig, device: torch.device, updates: int) -> tuple[Tensor, EDMDenoiser]:
+    """(losses, EMA weights) after some updates."""
+    config = TrainConfig(batch_size=32, learning_rate=1e-3, warmup_epochs=0, augment=0.0, flip=False)
+    state = TrainState.fresh(random_denoiser(model, device).requires_grad_(True), config)
+    losses = []
+    for step in range(updates):
+        batch, noise = (random_batch(model, 32, CPU, f"{name}/{step}") for name in ("train", "noise"))
+        draws = UpdateDraws(
+            image=batch.image,
+            condition=batch.condition,
+            augmented=torch.zeros(32, dtype=torch.long),
+            sigma=noise.image.flatten(1).std(dim=1),
+            noise=noise.image,
+        )
+        losses.append(train_update(state, draws, config, seed=SEED, group=Group()).cpu())
+    return torch.stack(losses), state.average
+
+
+def compare_training(results: Results, model: DiTConfig, updates: int) -> None:
+    exact, _ = train(model, CPU, updates)
+    for precision in ("highest", "medium"):
+        with matrices(precision):
+            (losses, one), (_, other) = train(model, DEVICE, updates), train(model, DEVICE, updates)
+            equal = same(dict(one.named_parameters()), dict(other.named_parameters()))
+            results[f"training, {precision}"] = {"losses off by": difference(losses, exact), "twice equal": equal}
+    with matrices("medium"):
+        plain = seconds(lambda: train(model, DEVICE, updates))
+        with deterministic():
+            took = seconds(lambda: train(model, DEVICE, updates))
+            weights = [dict(train(model, DEVICE, updates)[1].named_parameters()) for _ in range(2)]
+    results["training, deterministic algorithms"] = {"twice equal": same(*weights), "times as long": took / plain}
+
+
+def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Bit for bit."""
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def unlearned(model: DiTConfig, images: Batch, device: torch.device, number: int, updates: int) -> Unlearned:
+    """F2 of an item after some updates."""
+    item, there = random_batch(model, 1, device, f"item/{number}"), images[:32].to(device)
+    return unlearn(
+        random_denoiser(model, device),
+        Item(number=number, idx=number, image=item.image[0], condition=item.condition[0]),  # pyright: ignore[reportOptionalSubscript]
+        lambda _: there,
+        bound=1e6,
+        config=UnlearnConfig(fixed_updates=updates, batch_size=32),
+        learning_rate=1e-3,
+        seed=SEED,
+    )
+
+
+def compare_unlearning(results: Results, model: DiTConfig, images: Batch, updates: int) -> list[dict[str, Tensor]]:
+    exact = [unlearned(model, images, CPU, number, updates) for number in range(ITEMS)]
+    for precision in ("highest", "medium"):
+        with matrices(precision):
+            found, again = (unlearned(model, images, DEVICE, 0, updates) for _ in range(2))
+        results[f"unlearning, {precision}"] = {
+            "trace off by": difference(torch.tensor(found.item_loss), torch.tensor(exact[0].item_loss)),
+            "twice equal": same(found.tensors, again.tensors),
+        }
+    with matrices("medium"), deterministic():
+        one, other = (unlearned(model, images, DEVICE, 0, updates) for _ in range(2))
+    results["unlearning, deterministic algorithms"] = {"twice equal": same(one.tensors, other.tensors)}
+    return [each.tensors for each in exact]
+
+
+def skews(
+    model: DiTConfig, images: Batch, bank: list[dict[str, Tensor]], device: torch.device, count: int, **given: Any
+) -> tuple[Tensor, Tensor]:
+    """(losses of every model, skews[images, items]), twice through the bank, so that captured forwards are replayed."""
+    knobs = {name: given.pop(name) for name in ("precision", "compile") if name in given}
+    config = ScoreConfig(noises=count, images_per_forward=4, **knobs)
+    there = [{name: each.to(device) for name, each in tensors.items()} for tensors in bank]
+    models = ModelBank(random_denoiser(model, device), there, config, **given)
+    batch, noises = images.to(device), noise_set(model, count, device)
+    models.losses(batch[:8], noises)
+    table = models.losses(batch, noises).cpu()
+    return table, torch.stack([normalized_skew(table[0], each) for each in table[1:]], dim=1)
+
+
+def compare_scores(
+    results: Results, model: DiTConfig, images: Batch, bank: list[dict[str, Tensor]], count: int
+) -> None:
+    exact_losses, exact = skews(model, images, bank, CPU, count)
+    ways: dict[str, dict[str, Any]] = {
+        "fp32": {},
+        "fp32, captured": {"captures": True},
+        "fp32, one F2 at a time": {"resident": 1, "captures": True},
+        "fp32, compiled": {"compile": "on"},
+        "fp32, compiled and captured": {"compile": "on", "captures": True},
+        "bf16": {"precision": "bf16"},
+        "bf16, captured": {"precision": "bf16", "captures": True},
+    }
+    if DEVICE.type == "cpu":  # a compiler is not to be had everywhere
+        ways = {name: given for name, given in ways.items() if "compile" not in given}
+    tables = {}
+    for name, given in ways.items():
+        tables[name], found = skews(model, images, bank, DEVICE, count, **given)
+        results[f"scores, {name}"] = {
+            "losses off by": difference(tables[name], exact_losses),
+            "skews off by": difference(found, exact),
+            "rank correlation": min(float(spearmanr(a, b).statistic) for a, b in zip(found.T, exact.T, strict=True)),
+            f"top {TOP} in common": common_top(found, exact),
+        }
+    captured = [
+        torch.equal(tables["fp32"], tables["fp32, captured"]),
+        torch.equal(tables["bf16"], tables["bf16, captured"]),
+    ]
+    results["captured equals eager bit for bit"] = all(captured)
+    results["turns equal all at once bit for bit"] = torch.equal(tables["fp32"], tables["fp32, one F2 at a time"])
+
+
+def common_top(found: Tensor, exact: Tensor) -> float:
+    """Share of the highest scores that both have, the least of the items."""
+    k = min(TOP, len(found) // 2)
+    tops = [[set(column.topk(k).indices.tolist()) for column in scores.T] for scores in (found, exact)]
+    return min(len(a & b) / k for a, b in zip(*tops, strict=True))
+
+
+def compare_features(results: Results, model: DiTConfig, images: Batch) -> None:
+    knobs = sections(model, dtrak=DTRAKConfig(noises=10, dim=512), das=DASConfig(noises=10, dim=512))
+    for method in (DTRAK, DAS):
+        exact = method(setting(knobs, model, CPU, captures=False)).features(images[:4])["feature"]
+        for captures in (False, True):
+            found = method(setting(knobs, model, DEVICE, captures=captures)).features(images[:4].to(DEVICE))["feature"]
+            name = f"features of {method.label}{', captured' if captures else ''}"
+            results[name] = {"off by": difference(found, exact)}
+
+
+def setting(knobs: Any, model: DiTConfig, device: torch.device, *, captures: bool) -> Setting:
+    """What a method works with."""
+    denoiser = random_denoiser(model, device)
+    return Setting(knobs=knobs, device=device, num_images=IMAGES, denoiser=denoiser, captures=captures)
+
+
+def compare_generation(results: Results, model: DiTConfig) -> None:
+    start = random_batch(model, 2, CPU, "generate")
+    pictures = [
+        sample(random_denoiser(model, device), start.image.to(device), start.condition.to(device), num_steps=4)  # pyright: ignore[reportOptionalMemberAccess]
+        for device in (CPU, DEVICE)
+    ]
+    results["generation"] = {"off by": difference(pictures[1], pictures[0])}
+
+
+def scores_with_little_memory(model: DiTConfig, images: Batch, bank: list[dict[str, Tensor]]) -> dict[str, Any]:
+    """Forwards of all images at once, where the memory holds only a part of them."""
+    noises, config = noise_set(model, NOISES), ScoreConfig(noises=NOISES, images_per_forward=len(images))
+    plenty, _ = skews(model, images, bank, DEVICE, NOISES)
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(0.6 * 2**30 / total)
+    found: dict[str, Any] = {}
+    for name, captures in (("eager", False), ("captured", True)):
+        there = [{n: each.to(DEVICE) for n, each in tensors.items()} for tensors in bank]
+        models = ModelBank(random_denoiser(model), there, config, captures=captures)
+        tables = [models.losses(images.to(DEVICE), noises).cpu() for _ in range(3)]
+        asked = len(images) * NOISES
+        found[name] = {"pairs a forward": [asked, models.most_rows], "off by": difference(tables[-1], plenty)}
+    torch.cuda.set_per_process_memory_fraction(1.0)
+    return found
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,243 @@
+"""Section b: how fast are the inner loops on this GPU, and what would an item of the paper's data sets take?
+
+    python benchmarks/gpu/throughput.py --out FOLDER [--tiny]
+
+Networks of the packaged recipes with random weights, 100 noises, bf16. For each size: the matrix ceiling, the
+micro-batch that the engine's own probe finds, scoring in four ways, the published procedure (../published.py) on the
+same weights, unlearning, the features of D-TRAK and DAS, and what follows for an item: 20 items, 109 updates each.
+Numbers are forwards as if nothing were shared between models; FLOP are those of a plain forward.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from common import (
+    DEVICE,
+    SEED,
+    TINY,
+    Results,
+    flop_of_a_forward,
+    noise_set,
+    options,
+    random_bank,
+    random_batch,
+    random_denoiser,
+    recipe_model,
+    seconds,
+    seconds_a_call,
+    sections,
+)
+
+# isort: split
+import published
+import torch
+
+from mucs_ray.attribution.base import Item, Setting
+from mucs_ray.attribution.config import DASConfig, DTRAKConfig, ScoreConfig, UnlearnConfig
+from mucs_ray.attribution.das import DAS
+from mucs_ray.attribution.dtrak import DTRAK
+from mucs_ray.attribution.model_bank import ModelBank
+from mucs_ray.attribution.mucs import EXPECTED_UPDATES
+from mucs_ray.attribution.tuning import tune
+from mucs_ray.attribution.unlearn import unlearn
+from mucs_ray.diffusion.denoiser import EDMDenoiser
+from mucs_ray.models.dit import DiTConfig
+from mucs_ray.training.config import TrainConfig
+from mucs_ray.training.step import Group, TrainState, UpdateDraws, train_update
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """A data set of the paper, and the minutes an item that the paper reports for it on an H100 (its table 6)."""
+
+    images: int
+    paper: dict[str, float]
+
+
+SIZES = {
+    "cifar10": Size(images=50_000, paper={"MUCS": 22.8, "D-TRAK": 57.4, "DAS": 66.7}),
+    "coco": Size(images=118_287, paper={"MUCS": 56.5, "D-TRAK": 101.1, "DAS": 113.9}),
+    "artbench10": Size(images=49_900, paper={"MUCS": 24.2, "D-TRAK": 36.0, "DAS": 40.8}),
+}
+ITEMS_OF_A_RUN = 20
+MEASURED_ITEMS = 4
+PUBLISHED_IMAGES = 16
+"""In a forward of the published procedure, each at all noises."""
+
+
+def main() -> None:
+    chosen = options(__doc__)
+    torch.set_num_threads(1)
+    results = Results(chosen.out, "throughput")
+    budget = 0.2 if chosen.tiny else 3.0
+    for name, size in {"cifar10": SIZES["cifar10"]}.items() if chosen.tiny else SIZES.items():
+        model = TINY if chosen.tiny else recipe_model(name)
+        measured = Measured(model, noises=4 if chosen.tiny else 100, budget=budget, tiny=chosen.tiny)
+        ceiling = measured.ceiling()
+        results[f"{name}, ceiling TFLOP/s"] = {shape: rate / 1e12 for shape, rate in ceiling.items()}
+        results[f"{name}, GFLOP a forward"] = measured.flop / 1e9
+        rates = scoring(results, name, measured, ceiling["best"], compiles=DEVICE.type == "cuda")
+        speeds = other_passes(results, name, measured) if name == "cifar10" else {}
+        results[f"{name}, minutes an item"] = minutes(size, measured.num_noises, rates, speeds) | {"paper": size.paper}
+        del measured
+        if DEVICE.type == "cuda":
+            torch.cuda.empty_cache()
+    results.finish()
+
+
+class Measured:
+    """A network of one size on the device, with F2s near it."""
+
+    def __init__(self, model: DiTConfig, *, noises: int, budget: float, tiny: bool) -> None:
+        self.model, self.num_noises, self.budget, self.tiny = model, noises, budget, tiny
+        self.denoiser = random_denoiser(model)
+        self.bank = random_bank(self.denoiser, 1 if tiny else MEASURED_ITEMS)
+        self.noises = noise_set(model, noises)
+        self.flop = flop_of_a_forward(self.denoiser, model)
+
+    def ceiling(self) -> dict[str, float]:
+        """FLOP/s of the fastest bf16 matrix product, and of each: a large one, and those of the network's layers."""
+        rows, width = (self.model.grid**2 + self.model.registers) * self.num_noises, self.model.width
+        side = 256 if self.tiny else 8192
+        shapes = [(side, side, side), (rows, width, 4 * width), (rows, 4 * width, width), (rows, width, 3 * width)]
+        rates = {}
+        for m, k, n in shapes:
+            left, right = (torch.randn(*shape, device=DEVICE, dtype=torch.bfloat16) for shape in ((m, k), (n, k)))
+            took = seconds_a_call(lambda: torch.nn.functional.linear(left, right), self.budget / 6)  # noqa: B023
+            rates[f"{m} x {k} x {n}"] = 2 * m * k * n / took
+        return {"best": max(rates.values()), **rates}
+
+    def scoring_rate(self, config: ScoreConfig, *, captures: bool) -> float:
+        """Forwards a second through the bank; of four pieces, so that the last of one call and the next are like any."""
+        models = ModelBank(self.denoiser, self.bank, config, captures=captures)
+        images = 4 * int(config.images_per_forward)
+        batch = random_batch(self.model, images)
+        models.losses(batch, self.noises)
+        took = seconds_a_call(lambda: models.losses(batch, self.noises), self.budget)
+        return images * self.num_noises * (1 + len(self.bank)) / took
+
+    def published_rate(self) -> float:
+        """The same by the published procedure, eager and in bf16."""
+        network, images = self.denoiser.network, PUBLISHED_IMAGES
+        first = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+        batch = random_batch(self.model, images)
+
+        def work() -> torch.Tensor:
+            data = batch.image, batch.condition, self.noises.sigma, self.noises.unit
+            return published.skews(network, first, self.bank, *data, batch=images, bf16=DEVICE.type == "cuda")
+
+        took = seconds_a_call(work, self.budget)
+        network.load_state_dict(first)
+        return images * self.num_noises * (1 + len(self.bank)) / took
+
+
+def scoring(results: Results, name: str, measured: Measured, ceiling: float, *, compiles: bool) -> dict[str, float]:
+    """Forwards a second, way by way."""
+    precision = "bf16" if DEVICE.type == "cuda" else "fp32"
+    probe = ScoreConfig(noises=measured.num_noises, images_per_forward="auto", precision=precision)
+    found = tune(measured.denoiser, random_batch(measured.model, 16), probe, share=0, captures=True)
+    images = found.images_per_forward
+    results[f"{name}, probe"] = {"images a forward": images, "forwards/s": 1 / found.seconds_a_forward}
+    rates: dict[str, float] = {}
+    ways: dict[str, Callable[[], float]] = {
+        "published": measured.published_rate,
+        **{
+            f"{how}{', captured' if captures else ''}": way(measured, images, precision, how, captures=captures)
+            for how in (("eager", "compiled") if compiles else ("eager",))
+            for captures in (False, True)
+        },
+    }
+    for how, rate in ways.items():
+        started = time.monotonic()
+        try:
+            rates[how] = rate()
+        except Exception as error:  # a way that fails is told, and the others go on
+            results[f"{name}, {how}"] = {"failed": f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"}
+            continue
+        results[f"{name}, {how}"] = {
+            "forwards/s": round(rates[how], 1),
+            "TFLOP/s": round(rates[how] * measured.flop / 1e12, 2),
+            "of the ceiling": round(rates[how] * measured.flop / ceiling, 3),
+            "with warming up, s": round(time.monotonic() - started, 1),
+        }
+    return rates
+
+
+def way(measured: Measured, images: int, precision: Any, how: str, *, captures: bool) -> Callable[[], float]:
+    """One way to score."""
+    config = ScoreConfig(
+        noises=measured.num_noises,
+        images_per_forward=images,
+        precision=precision,
+        compile="on" if how == "compiled" else "off",
+    )
+    return lambda: measured.scoring_rate(config, captures=captures)
+
+
+def other_passes(results: Results, name: str, measured: Measured) -> dict[str, float]:
+    """Updates of unlearning and training a second, and features a second."""
+    speeds: dict[str, float] = {}
+    model, batch_size = measured.model, 4 if measured.tiny else 100
+    some = random_batch(model, batch_size)
+    item = Item(number=0, idx=0, image=some.image[0], condition=None if some.condition is None else some.condition[0])
+    count = 2 if measured.tiny else 10
+
+    def unlearning() -> object:
+        config = UnlearnConfig(fixed_updates=count, batch_size=batch_size)
+        return unlearn(measured.denoiser, item, lambda _: some, bound=1e6, config=config, learning_rate=1e-6, seed=SEED)
+
+    def training() -> None:
+        config = TrainConfig(batch_size=len(draws.image), precision="bf16")
+        for _ in range(count):
+            train_update(state, draws, config, seed=SEED, group=Group())
+
+    for precision in ("medium", "highest") if DEVICE.type == "cuda" else ("highest",):
+        torch.set_float32_matmul_precision(precision)
+        unlearning()
+        speeds[f"unlearning updates/s, {precision}"] = count / seconds(unlearning)
+        num_noises = 2 if measured.tiny else 100
+        knobs = sections(model, dtrak=DTRAKConfig(noises=num_noises), das=DASConfig(noises=num_noises))
+        for method in (DTRAK, DAS):
+            ready = method(features_setting(knobs, measured.denoiser))
+            took = seconds_a_call(lambda: ready.features(some[:2]), measured.budget / 2)  # noqa: B023
+            speeds[f"features of {method.label}/s, {precision}"] = 2 / took
+            del ready
+        results[f"{name}, {precision}"] = {key: round(each, 2) for key, each in speeds.items() if precision in key}
+    torch.set_float32_matmul_precision("highest")
+    batch = random_batch(model, 8 if measured.tiny else 128)
+    draws = UpdateDraws(
+        image=batch.image.cpu(),
+        condition=batch.condition if batch.condition is None else batch.condition.cpu(),
+        augmented=torch.zeros(len(batch), dtype=torch.long),
+        sigma=batch.image.flatten(1).std(dim=1).cpu(),
+        noise=batch.image.cpu(),
+    )
+    state = TrainState.fresh(EDMDenoiser(random_denoiser(model).network).requires_grad_(True), TrainConfig())
+    training()
+    results[f"{name}, training updates/s of {len(batch)}, bf16"] = round(count / seconds(training), 2)
+    return speeds
+
+
+def features_setting(knobs: Any, denoiser: EDMDenoiser) -> Setting:
+    """What a gradient method works with."""
+    return Setting(knobs=knobs, device=DEVICE, num_images=1000, denoiser=denoiser, captures=True)
+
+
+def minutes(size: Size, noises: int, rates: dict[str, float], speeds: dict[str, float]) -> dict[str, float]:
+    """What an item would take, multiplied out; a run has 20 items, and F1 and the features are shared by them."""
+    per_item = size.images * noises * (1 + 1 / ITEMS_OF_A_RUN)
+    found = {f"MUCS scoring, {how}": per_item / rate / 60 for how, rate in rates.items()}
+    for name, speed in speeds.items():
+        what, precision = name.split(", ")
+        if what.startswith("unlearning"):
+            found[f"MUCS unlearning, {precision}"] = EXPECTED_UPDATES / speed / 60
+        else:
+            label = what.removeprefix("features of ").removesuffix("/s")
+            found[f"{label}, {precision}"] = (size.images / ITEMS_OF_A_RUN + 1) / speed / 60
+    return {name: round(each, 2) for name, each in found.items()}
+
+
+if __name__ == "__main__":
+    main()
