@@ -3,9 +3,9 @@
     python benchmarks/gpu/cifar10.py --out FOLDER --data FOLDER [--tiny]
 
 10,000 real training pictures (DATA/cifar10/data_batch_1.webp, as 100 x 100 tiles), a DiT of about 8 M weights without
-conditions, trained in bf16; 10 generated pictures are attributed by MUCS, `mucs/sigma-schedule`, DAS and at random, 2 % of
-the set each. The union of a method's lists is removed, the network trained again from the same initial weights, and the
-pictures generated again from the same noise. How many updates and noises there are follows from the speed measured
+conditions, trained in bf16; 10 generated pictures are attributed by MUCS, `mucs/sigma-schedule`, DAS and at random, 2 %
+of the set each. The union of a method's lists is removed, the network trained again from the same initial weights, and
+the pictures generated again from the same noise. How many updates and noises there are follows from the speed measured
 first, so that the section ends in time. The pictures are kept in OUT/pictures.npz; LPIPS is left to page.py.
 """
 
@@ -58,6 +58,7 @@ from mucs_ray.evaluation.statistics import auc, paired_wilcoxon
 from mucs_ray.models.dit import DiT, DiTConfig
 from mucs_ray.training.config import TrainConfig
 from mucs_ray.training.ema import frozen_copy
+from mucs_ray.training.numerics import as_in_training
 from mucs_ray.training.order import batch_rows
 from mucs_ray.training.step import Group, TrainState, draw_update, name_torch_stream, train_update, training
 
@@ -185,8 +186,9 @@ def affordable_updates(results: Results, images: Images, scale: Scale) -> int:
             draws = draw_update(images, train, seed=SEED, step=state.step)
             train_update(state, draws, train, seed=SEED, group=group)
 
-    some()
-    took = seconds(some) / count
+    with as_in_training(DEVICE):
+        some()
+        took = seconds(some) / count
     results["training, updates/s measured"] = 1 / took
     return max(4, int(scale.share_of_time * PRETRAIN_S / took))
 
@@ -199,7 +201,8 @@ def trained(images: Images, train: TrainConfig, model: DiTConfig) -> tuple[EDMDe
         for _ in training(state, images, Images(images.pixels[:128]), train, seed=SEED, group=Group()):
             pass
 
-    took = seconds(work)
+    with as_in_training(DEVICE):
+        took = seconds(work)
     return frozen_copy(state.average), took
 
 
@@ -286,7 +289,8 @@ def unlearning_limit(
     config = UnlearnConfig(fixed_updates=3, batch_size=min(100, len(images)))
     method = setting(MUCS, denoiser, images, sections(scale.model, train=train, unlearn=config))
     bound = {"null_loss": torch.tensor(10.0, dtype=torch.float64)}
-    took = seconds_a_call(lambda: method.adapt(item, bound, lambda *_: None), 0.0) / 3
+    with as_in_training(DEVICE):
+        took = seconds_a_call(lambda: method.adapt(item, bound, lambda *_: None), 0.0) / 3
     results["unlearning, updates/s measured"] = 1 / took
     return min(scale.max_updates, max(3, int(scale.share_of_time * UNLEARN_S / took / (2 * scale.items))))
 
@@ -305,7 +309,8 @@ def unlearned(
     method = setting(MUCS, denoiser, images, sections(scale.model, train=train, unlearn=config))
     bound = method.prepare({}, iter(()))
     started = time.monotonic()
-    states = [method.adapt(item, bound, lambda *_: None) for item in items]
+    with as_in_training(DEVICE):
+        states = [method.adapt(item, bound, lambda *_: None) for item in items]
     facts = [state.facts for state in states]
     results[f"unlearning, {name}"] = {
         "null loss": float(bound["null_loss"]),
@@ -352,10 +357,12 @@ def scored(
     if config.noises >= 10:
         results["screening, told by held-out pictures"] = told_of_screening(torch.cat(tables), config)
     if gpu:
-        some = images.batch(np.arange(500)).to(DEVICE)
+        some = images.batch(np.arange(min(500, len(images)))).to(DEVICE)
         exact = change(replace(config, precision="fp32"))
         torch.set_float32_matmul_precision("highest")
-        results["bf16 beside fp32, trained model"] = agreement(torch.cat(pieces)[:500], exact.skew(exact.losses(some)))
+        results["bf16 beside fp32, trained model"] = agreement(
+            torch.cat(pieces)[: len(some)], exact.skew(exact.losses(some))
+        )
         torch.set_float32_matmul_precision("medium")
     return torch.cat(pieces)
 
@@ -392,7 +399,8 @@ def by_das(
 
     tried = images.batch(np.arange(4)).to(DEVICE)
     noises = min(20, scale.max_noises)
-    took = seconds_a_call(lambda ready=method(noises): ready.features(tried), 0.5 * scale.share_of_time) / len(tried)
+    ready = method(noises)
+    took = seconds_a_call(lambda: ready.features(tried), 0.5 * scale.share_of_time) / len(tried)
     noises = max(2, min(noises, int(noises * scale.share_of_time * FEATURES_S / took / len(images))))
     ready = method(noises)
     started, rows = time.monotonic(), []

@@ -65,7 +65,7 @@ class Results:
         self.values: dict[str, Any] = {"machine": machine(), "started": time.strftime("%Y-%m-%d %H:%M:%S")}
         self.started = time.monotonic()
 
-    def __setitem__(self, key: str, value: Any) -> None:  # noqa: ANN401 - whatever JSON holds
+    def __setitem__(self, key: str, value: Any) -> None:
         self.values[key] = value
         self.values["seconds"] = round(time.monotonic() - self.started, 1)
         self.part.write_text(json.dumps(self.values, indent=1))
@@ -108,7 +108,12 @@ def seconds_a_call(work: Callable[[], object], budget_s: float) -> float:
     work()
     first = seconds(work)
     calls = max(1, int(budget_s / max(first, 1e-6)))
-    return seconds(lambda: [work() for _ in range(calls)]) / calls
+
+    def all_calls() -> None:
+        for _ in range(calls):
+            work()
+
+    return seconds(all_calls) / calls
 
 
 def recipe_model(name: str) -> DiTConfig:
@@ -150,7 +155,7 @@ def noise_set(model: DiTConfig, count: int, device: torch.device = DEVICE) -> No
     return NoiseSet.draw(SEED, "score/noise", scoring_sigmas(count, 0.7), shape).to(device)
 
 
-def sections(model: DiTConfig, **given: object) -> Any:  # noqa: ANN401 - what methods read of a recipe
+def sections(model: DiTConfig, **given: object) -> Any:
     """A recipe's sections with their defaults, but for those given."""
     defaults: dict[str, object] = {
         "seed": SEED,

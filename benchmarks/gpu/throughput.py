@@ -10,6 +10,7 @@ Numbers are forwards as if nothing were shared between models; FLOP are those of
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +46,7 @@ from mucs_ray.attribution.unlearn import unlearn
 from mucs_ray.diffusion.denoiser import EDMDenoiser
 from mucs_ray.models.dit import DiTConfig
 from mucs_ray.training.config import TrainConfig
+from mucs_ray.training.numerics import as_in_training
 from mucs_ray.training.step import Group, TrainState, UpdateDraws, train_update
 
 
@@ -110,7 +112,7 @@ class Measured:
         return {"best": max(rates.values()), **rates}
 
     def scoring_rate(self, config: ScoreConfig, *, captures: bool) -> float:
-        """Forwards a second through the bank; of four pieces, so that the last of one call and the next are like any."""
+        """Forwards a second through the bank, four pieces a call."""
         models = ModelBank(self.denoiser, self.bank, config, captures=captures)
         images = 4 * int(config.images_per_forward)
         batch = random_batch(self.model, images)
@@ -193,10 +195,11 @@ def other_passes(results: Results, name: str, measured: Measured) -> dict[str, f
         for _ in range(count):
             train_update(state, draws, config, seed=SEED, group=Group())
 
-    for precision in ("medium", "highest") if DEVICE.type == "cuda" else ("highest",):
-        torch.set_float32_matmul_precision(precision)
-        unlearning()
-        speeds[f"unlearning updates/s, {precision}"] = count / seconds(unlearning)
+    for precision in ("TF32", "fp32") if DEVICE.type == "cuda" else ("fp32",):
+        with as_in_training(DEVICE) if precision == "TF32" else nullcontext():
+            unlearning()
+            speeds[f"unlearning updates/s, {precision}"] = count / seconds(unlearning)
+        torch.set_float32_matmul_precision("medium" if precision == "TF32" else "highest")
         num_noises = 2 if measured.tiny else 100
         knobs = sections(model, dtrak=DTRAKConfig(noises=num_noises), das=DASConfig(noises=num_noises))
         for method in (DTRAK, DAS):
@@ -204,8 +207,8 @@ def other_passes(results: Results, name: str, measured: Measured) -> dict[str, f
             took = seconds_a_call(lambda: ready.features(some[:2]), measured.budget / 2)  # noqa: B023
             speeds[f"features of {method.label}/s, {precision}"] = 2 / took
             del ready
+        torch.set_float32_matmul_precision("highest")
         results[f"{name}, {precision}"] = {key: round(each, 2) for key, each in speeds.items() if precision in key}
-    torch.set_float32_matmul_precision("highest")
     batch = random_batch(model, 8 if measured.tiny else 128)
     draws = UpdateDraws(
         image=batch.image.cpu(),
@@ -215,8 +218,12 @@ def other_passes(results: Results, name: str, measured: Measured) -> dict[str, f
         noise=batch.image.cpu(),
     )
     state = TrainState.fresh(EDMDenoiser(random_denoiser(model).network).requires_grad_(True), TrainConfig())
-    training()
-    results[f"{name}, training updates/s of {len(batch)}, bf16"] = round(count / seconds(training), 2)
+    for how in (nullcontext(), as_in_training(DEVICE)):
+        with how:
+            training()
+            order = "fixed" if torch.are_deterministic_algorithms_enabled() else "any"
+            rate = round(count / seconds(training), 2)
+            results[f"{name}, training updates/s of {len(batch)}, bf16, order of sums {order}"] = rate
     return speeds
 
 

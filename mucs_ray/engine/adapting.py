@@ -4,12 +4,11 @@ Each is a Ray task that publishes safetensors: unlearning, for the methods that 
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import ray
-import torch
 from ray import ObjectRef
 from torch import Tensor
 
@@ -28,6 +27,7 @@ from mucs_ray.errors import RunFailed
 from mucs_ray.store import checkpoint
 from mucs_ray.store.items import item_file, item_name, load_item
 from mucs_ray.store.run import Stage
+from mucs_ray.training.numerics import as_in_training
 
 Result = tuple[str, dict[str, Any]]
 """sha256 of what was published, and facts."""
@@ -49,20 +49,13 @@ def adapt_task(refs: Refs, number: int, job: AttributeJob, board: Board) -> Resu
     weights, prepared, _ = refs.fetch()
     item = load_item(job.generated, number)
     method = build(job, weights)
-    with as_in_training(method):
+    with numerics(method):
         return adapt_item(method, item, prepared, job.stage, lambda step, loss: board.post(str(number), (step, loss)))
 
 
-@contextmanager
-def as_in_training(method: Attributor) -> Iterator[None]:
-    """Unlearning multiplies matrices as training does (spec 5); whatever else is made of items is in true fp32."""
-    before = torch.get_float32_matmul_precision()
-    if isinstance(method, LossAttributor) and method.setting.device.type == "cuda":  # on CPUs this would mean bf16
-        torch.set_float32_matmul_precision("medium")
-    try:
-        yield
-    finally:  # the process may do another task next
-        torch.set_float32_matmul_precision(before)
+def numerics(method: Attributor) -> AbstractContextManager[None]:
+    """Unlearning computes as training does; whatever else is made of items is in true fp32."""
+    return as_in_training(method.setting.device) if isinstance(method, LossAttributor) else nullcontext()
 
 
 def adapt_all(job: AttributeJob, refs: Refs, numbers: Sequence[int], *, cluster: Cluster, bar: Bar) -> list[Result]:

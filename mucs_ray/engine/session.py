@@ -257,9 +257,10 @@ def usable_cpus() -> int:
 
 
 def worker_environment() -> dict[str, str]:
-    """One thread a worker: there are as many workers as CPUs, and the bits of a sum depend on the number of threads.
+    """One thread a worker: there are as many workers as CPUs, and the bits of a sum depend on the number of threads. On
+    a GPU they depend on cuBLAS' workspace, which training asks to be fixed (training/numerics.py).
 
     Our own settings (MUCS_RAY_...) go along, so that workers look for weights and caches where the user said.
     """
     own = {name: value for name, value in os.environ.items() if name.startswith("MUCS_RAY_")}
-    return {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", **own}
+    return {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", **own, "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}

@@ -36,6 +36,7 @@ from mucs_ray.store import checkpoint
 from mucs_ray.store.run import Stage
 from mucs_ray.store.weights import load_state, model_facts, save_average, save_state
 from mucs_ray.training.config import TrainConfig
+from mucs_ray.training.numerics import as_in_training
 from mucs_ray.training.step import Group, TrainState, name_torch_stream, training
 
 POST_INTERVAL_S = 0.5
@@ -120,10 +121,8 @@ def train_worker(task: dict[str, Any]) -> None:
     board: Board = task["board"]
     group = Group(rank=context.get_world_rank(), size=context.get_world_size())
     device = ray.train.torch.get_device()
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision("medium")  # spec 5; on CPUs this would mean bf16
     try:
-        with beating(lambda: board.post("alive", time.time())):
+        with as_in_training(device), beating(lambda: board.post("alive", time.time())):
             run_training(task["job"], group, device, lambda key, value: board.post(key, value))
     except MucsError as error:
         board.post_now("error", error)

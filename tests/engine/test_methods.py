@@ -20,7 +20,7 @@ from mucs_ray.attribution.ranking import mutual_ranks, ranks
 from mucs_ray.attribution.tuning import OPEN
 from mucs_ray.data.table import Dataset, read_unit
 from mucs_ray.diffusion.batch import Batch
-from mucs_ray.engine.adapting import as_in_training
+from mucs_ray.engine.adapting import numerics
 from mucs_ray.engine.attributors import build
 from mucs_ray.engine.models import Arrays, to_arrays
 from mucs_ray.engine.session import Cluster
@@ -171,10 +171,12 @@ def test_the_speed_of_the_run_is_that_of_scoring_alone(compared: Pipeline):
 def test_only_unlearning_on_a_gpu_multiplies_as_training_does(kind: type[Attributor], device: str, inside: str):
     """And whatever the process does next is as exact as before."""
     method = kind(SimpleNamespace(device=torch.device(device)))  # pyright: ignore[reportArgumentType]
-    with suppress(OSError), as_in_training(method):
+    with suppress(OSError), numerics(method):
         assert torch.get_float32_matmul_precision() == inside
+        assert torch.are_deterministic_algorithms_enabled() == (inside == "medium")
         raise OSError
     assert torch.get_float32_matmul_precision() == "highest"
+    assert not torch.are_deterministic_algorithms_enabled()
 
 
 def test_methods_differ(compared: Pipeline):
