@@ -166,8 +166,9 @@ def load_pictures(data: Path | None, count: int) -> np.ndarray:
     if sheet is None or not sheet.exists():
         raise SystemExit(f"no CIFAR-10 pictures at {sheet}; give the folder that holds cifar10/ with --data")
     Image.MAX_IMAGE_PIXELS = None
-    grid = np.asarray(Image.open(sheet)).reshape(100, 32, 100, 32, 3).transpose(0, 2, 4, 1, 3)
-    return np.ascontiguousarray(grid.reshape(10_000, 3, 32, 32)[:count])
+    pixels = np.asarray(Image.open(sheet))
+    tiles = pixels.reshape(len(pixels) // 32, 32, -1, 32, 3).transpose(0, 2, 4, 1, 3)
+    return np.ascontiguousarray(tiles.reshape(-1, 3, 32, 32)[:count])
 
 
 def fresh(train: TrainConfig, model: DiTConfig) -> TrainState:

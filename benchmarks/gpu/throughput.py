@@ -218,10 +218,9 @@ def other_passes(results: Results, name: str, measured: Measured) -> dict[str, f
         noise=batch.image.cpu(),
     )
     state = TrainState.fresh(EDMDenoiser(random_denoiser(model).network).requires_grad_(True), TrainConfig())
-    for how in (nullcontext(), as_in_training(DEVICE)):
+    for order, how in (("any", nullcontext()), ("fixed", as_in_training(DEVICE))):
         with how:
             training()
-            order = "fixed" if torch.are_deterministic_algorithms_enabled() else "any"
             rate = round(count / seconds(training), 2)
             results[f"{name}, training updates/s of {len(batch)}, bf16, order of sums {order}"] = rate
     return speeds

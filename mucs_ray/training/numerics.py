@@ -2,9 +2,12 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch.utils import deterministic as deterministic_options
+import torch.utils.deterministic
+
+memory_options: Any = torch.utils.deterministic
 
 
 @contextmanager
@@ -18,16 +21,13 @@ def as_in_training(device: torch.device) -> Iterator[None]:
         yield
         return
     precision, fixed_order = torch.get_float32_matmul_precision(), torch.are_deterministic_algorithms_enabled()
-    warns, fills = (
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-        deterministic_options.fill_uninitialized_memory,
-    )
+    warns, fills = torch.is_deterministic_algorithms_warn_only_enabled(), memory_options.fill_uninitialized_memory
     torch.set_float32_matmul_precision("medium")
     torch.use_deterministic_algorithms(True, warn_only=True)
-    deterministic_options.fill_uninitialized_memory = False  # a debugging aid that costs time
+    memory_options.fill_uninitialized_memory = False  # it only helps to debug
     try:
         yield
     finally:  # the process may do another task next
         torch.set_float32_matmul_precision(precision)
         torch.use_deterministic_algorithms(fixed_order, warn_only=warns)
-        deterministic_options.fill_uninitialized_memory = fills
+        memory_options.fill_uninitialized_memory = fills
