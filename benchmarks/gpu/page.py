@@ -173,8 +173,8 @@ def counterfactual(facts: Facts, lpips: dict[str, np.ndarray]) -> list[str]:
         f"{training.get('images', 0):,} real pictures, a DiT of {facts.get('weights', 0) / 1e6:.1f} M weights without"
         f" conditions, {training.get('updates', 0):,} updates of {training.get('images an update', 0)} in bf16;"
         f" {facts.get('n', 0)} generated pictures, 2 % of the set each, the union removed, trained again from the same"
-        f" initial weights. Scores on {scoring.get('noises', 0)} noises, DAS on {das.get('noises', 0)}. One seed, nothing"
-        " tuned.",
+        f" initial weights. Scores on {scoring.get('noises', 0)} noises, DAS on {das.get('noises', 0)}. One seed, and"
+        " nothing tuned.",
         "",
         "| | removed | AUC by SSIM | p, paired | mean SSIM | AUC by LPIPS | mean 1 - LPIPS |",
         "|---|---|---|---|---|---|---|",

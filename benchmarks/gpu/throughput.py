@@ -204,7 +204,11 @@ def other_passes(results: Results, name: str, measured: Measured) -> dict[str, f
         knobs = sections(model, dtrak=DTRAKConfig(noises=num_noises), das=DASConfig(noises=num_noises))
         for method in (DTRAK, DAS):
             ready = method(features_setting(knobs, measured.denoiser))
-            took = seconds_a_call(lambda: ready.features(some[:2]), measured.budget / 2)  # noqa: B023
+            try:
+                took = seconds_a_call(lambda: ready.features(some[:2]), measured.budget / 2)  # noqa: B023
+            except Exception as error:
+                results[f"{name}, features of {method.label}, {precision}"] = f"failed: {type(error).__name__}: {error}"
+                continue
             speeds[f"features of {method.label}/s, {precision}"] = 2 / took
             del ready
         torch.set_float32_matmul_precision("highest")

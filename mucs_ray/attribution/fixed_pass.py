@@ -24,7 +24,7 @@ class FixedPass:
         batch: Batch,
         noises: NoiseSet,
         *,
-        pool: Pool | None = None,
+        pool: Pool = None,
     ) -> None:
         """`shared` makes what all models need of a batch; `model_losses` the losses of one model from that;
         `slot` says where a model's tensors are: models that take turns in one slot share its captured forward.

@@ -7,6 +7,7 @@ CUDA graphs (fixed_pass.py).
 Axes: m models (F1 first), b training images, n noises, c h w image.
 """
 
+import gc
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -108,6 +109,7 @@ class ModelBank:
                         raise RunFailed("one image at one noise does not fit into the device's memory") from None
                 # after the except clause, which would keep the failed forward's tensors alive
                 self.captured.clear()
+                gc.collect()  # captured forwards refer to each other in circles
                 torch.cuda.empty_cache()
                 self.most_rows = pairs_here // 2
             waiting += list(self._pieces(len(piece), len(some.sigma), rows.start, columns.start))[::-1]

@@ -7,16 +7,17 @@ are copied to the old addresses: the same rules hold, and tests without a GPU ca
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 Results = tuple[Tensor, ...]
-Pool = tuple[int, int]
-"""Memory that several graphs compute in; they are never replayed at the same time."""
+Pool = Any
+"""torch's handle of memory that several graphs compute in; they are never replayed at the same time."""
 
 
-def graph_pool(device: torch.device) -> Pool | None:
+def graph_pool(device: torch.device) -> Pool:
     """New memory for graphs; a CPU needs none."""
     return torch.cuda.graph_pool_handle() if device.type == "cuda" else None
 
@@ -24,7 +25,7 @@ def graph_pool(device: torch.device) -> Pool | None:
 class Replay:
     """`compute()` as one launch. It may read tensors that stay where they are, and must not wait for the device."""
 
-    def __init__(self, compute: Callable[[], Results], device: torch.device, *, pool: Pool | None = None) -> None:
+    def __init__(self, compute: Callable[[], Results], device: torch.device, *, pool: Pool = None) -> None:
         """Run `compute` once to warm up, which compiles and allocates what it needs, and capture a second run.
 
         Raises torch.OutOfMemoryError if the device's memory is too small.
