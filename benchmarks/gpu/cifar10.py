@@ -10,6 +10,7 @@ first, so that the section ends in time. The pictures are kept in OUT/pictures.n
 """
 
 import argparse
+import json
 import subprocess
 import sys
 import time
@@ -60,17 +61,17 @@ from mucs_ray.training.config import TrainConfig
 from mucs_ray.training.ema import frozen_copy
 from mucs_ray.training.numerics import as_in_training
 from mucs_ray.training.order import batch_rows
-from mucs_ray.training.step import Group, TrainState, draw_update, name_torch_stream, train_update, training
+from mucs_ray.training.step import Group, TrainState, draws_ahead, name_torch_stream, train_update, training
 
 MODEL = DiTConfig(width=256, depth=8, num_heads=4, registers=4, kernel_size=3, channels=(8, 8), dropout=0.0)
 """7.9 M weights, 3.6 GFLOP a forward."""
 TRAIN = TrainConfig(
-    updates=1, batch_size=256, learning_rate=5e-4, warmup_epochs=0, ema_decay=0.999, augment=0.0, patience=0,
+    updates=1, batch_size=256, learning_rate=1e-3, warmup_epochs=0, ema_decay=0.99, augment=0.0, patience=0,
     checkpoint="last", precision="bf16",
 )  # fmt: skip
-PRETRAIN_S, UNLEARN_S, SCORE_S, FEATURES_S = 22.0, 35.0, 30.0, 25.0
+PRETRAIN_S, UNLEARN_S, SCORE_S, FEATURES_S = 26.0, 35.0, 30.0, 25.0
 """What each part may take; four retrainings side by side take up to four times as long as pretraining."""
-METHODS = ("random", "mucs", "mucs/sigma-schedule", "das")
+Facts = dict[str, Any]
 STEPS = 18
 
 
@@ -80,8 +81,9 @@ def main() -> None:
     torch.set_float32_matmul_precision(
         "medium" if DEVICE.type == "cuda" else "highest"
     )  # as the engine trains (spec 5)
-    if chosen.retrain is not None:
-        retrain_alone(chosen)
+    (chosen.out / "jobs").mkdir(parents=True, exist_ok=True)
+    if chosen.job is not None:
+        do_job(chosen)
         return
     results = Results(chosen.out, "cifar10")
     scale = Scale.tiny() if chosen.tiny else Scale()
@@ -94,10 +96,10 @@ def main() -> None:
     noise = torch.stack([normal(generator(SEED, f"generate/item={n}"), 3, 32, 32) for n in range(scale.items)])
     pictures = {"generated": generated(denoiser, noise)}
     items = [Item(number=n, idx=n, condition=None, image=each) for n, each in enumerate(pictures["generated"])]
-    lists = attributed(results, denoiser, items, images, train, scale)
+    lists = attributed(results, chosen, denoiser, items, images, train, scale)
     results["removed"] = {name: len(union(each)) for name, each in lists.items()}
     started = time.monotonic()
-    for name, again in retrained(chosen, lists, train, images).items():
+    for name, again in retrained(chosen, lists, train, scale.model).items():
         pictures[name] = generated(again, noise)
     results["retraining side by side, s"] = time.monotonic() - started
     compare(results, pictures)
@@ -116,6 +118,9 @@ class Scale:
     max_noises: int = 100
     max_updates: int = 2000
     null_batches: int = 200
+    methods: tuple[str, ...] = ("random", "mucs", "mucs/sigma-schedule", "das")
+    unlearn_jobs: int = 5
+    """Processes for each way to unlearn."""
     dim: int = 4096
     share_of_time: float = 1.0
 
@@ -125,16 +130,9 @@ class Scale:
         model = replace(TINY, image_size=32, condition_dim=0)
         train = replace(TRAIN, batch_size=16, precision="fp32")
         return cls(
-            model=model,
-            train=train,
-            images=200,
-            items=2,
-            max_noises=4,
-            max_updates=3,
-            null_batches=2,
-            dim=64,
-            share_of_time=0.02,
-        )
+            model=model, train=train, images=200, items=2, max_noises=4, max_updates=3, dim=64, share_of_time=0.02,
+            null_batches=2, methods=("random", "mucs"), unlearn_jobs=1,
+        )  # fmt: skip
 
 
 class Images:
@@ -174,7 +172,7 @@ def load_pictures(data: Path | None, count: int) -> np.ndarray:
 def fresh(train: TrainConfig, model: DiTConfig) -> TrainState:
     """The same initial weights for every training."""
     name_torch_stream(SEED, "train/init")
-    return TrainState.fresh(EDMDenoiser(DiT(model)).to(DEVICE), train)
+    return TrainState.fresh(EDMDenoiser(DiT(model)).to(DEVICE), train, captures=DEVICE.type == "cuda")
 
 
 def affordable_updates(results: Results, images: Images, scale: Scale) -> int:
@@ -182,14 +180,16 @@ def affordable_updates(results: Results, images: Images, scale: Scale) -> int:
     train, state = replace(scale.train, updates=10**6), fresh(scale.train, scale.model)
     group, count = Group(), 3 if scale.share_of_time < 1 else 30
 
+    upcoming = draws_ahead(images, train, seed=SEED, first=0)
+
     def some() -> None:
         for _ in range(count):
-            draws = draw_update(images, train, seed=SEED, step=state.step)
-            train_update(state, draws, train, seed=SEED, group=group)
+            train_update(state, next(upcoming), train, seed=SEED, group=group)
 
     with as_in_training(DEVICE):
         some()
         took = seconds(some) / count
+    upcoming.close()
     results["training, updates/s measured"] = 1 / took
     return max(4, int(scale.share_of_time * PRETRAIN_S / took))
 
@@ -207,38 +207,52 @@ def trained(images: Images, train: TrainConfig, model: DiTConfig) -> tuple[EDMDe
     return frozen_copy(state.average), took
 
 
-def retrained(
-    chosen: argparse.Namespace, lists: dict[str, list[np.ndarray]], train: TrainConfig, images: Images
-) -> dict[str, EDMDenoiser]:
-    """Networks trained without what each method found, in processes that share the device."""
-    folder = chosen.out / "retrainings"
-    folder.mkdir(exist_ok=True)
+def side_by_side(chosen: argparse.Namespace, jobs: dict[str, Facts]) -> dict[str, tuple[dict[str, Tensor], Facts]]:
+    """(tensors, facts) of every job, each in a process of its own: small networks leave a GPU idle between launches."""
+    folder = chosen.out / "jobs"
     processes = {}
-    for name, ranked in lists.items():
+    for name, job in jobs.items():
         stem = folder / name.replace("/", "-")
-        np.save(f"{stem}.npy", np.array(sorted(union(ranked))))
-        command = [sys.executable, __file__, "--out", str(chosen.out), "--data", str(chosen.data)]
-        command += ["--retrain", str(stem), "--updates", str(train.updates), *(["--tiny"] if chosen.tiny else [])]
-        processes[name] = stem, subprocess.Popen(command)
-    networks = {}
-    model = (Scale.tiny() if chosen.tiny else Scale()).model
+        stem.with_suffix(".json").write_text(json.dumps(job))
+        command = [sys.executable, __file__, "--out", str(chosen.out), "--data", str(chosen.data), "--job", str(stem)]
+        processes[name] = stem, subprocess.Popen([*command, *(["--tiny"] if chosen.tiny else [])])
+    done = {}
     for name, (stem, process) in processes.items():
         if process.wait():
-            raise SystemExit(f"retraining without the pictures of {name} failed")
-        network = DiT(model)
-        network.load_state_dict(load_file(f"{stem}.safetensors"))
-        networks[name] = EDMDenoiser(network).to(DEVICE).eval().requires_grad_(False)
-    return networks
+            raise SystemExit(f"{name} failed")
+        done[name] = load_file(stem.with_suffix(".safetensors")), json.loads(stem.with_suffix(".done").read_text())
+    return done
 
 
-def retrain_alone(chosen: argparse.Namespace) -> None:
-    """One retraining, in a process of its own."""
-    scale = Scale.tiny() if chosen.tiny else Scale()
-    removed = frozenset(np.load(f"{chosen.retrain}.npy").tolist())
-    images = Images(load_pictures(chosen.data, scale.images), removed)
-    average, _ = trained(images, replace(scale.train, updates=chosen.updates), scale.model)
-    tensors = {name: each.cpu().contiguous() for name, each in average.network.state_dict().items()}
-    save_file(tensors, f"{chosen.retrain}.safetensors")
+def do_job(chosen: argparse.Namespace) -> None:
+    """One of the jobs that run side by side."""
+    job, scale = json.loads(chosen.job.with_suffix(".json").read_text()), Scale.tiny() if chosen.tiny else Scale()
+    images = Images(load_pictures(chosen.data, scale.images), frozenset(job.get("removed", ())))
+    if "removed" in job:
+        average, _ = trained(images, replace(scale.train, updates=job["updates"]), scale.model)
+        tensors, facts = dict(average.network.state_dict()), {}
+    else:
+        tensors, facts = unlearn_items(chosen.out / "jobs", job, images, scale)
+    save_file({name: each.cpu().contiguous() for name, each in tensors.items()}, chosen.job.with_suffix(".safetensors"))
+    chosen.job.with_suffix(".done").write_text(json.dumps(facts))
+
+
+def retrained(
+    chosen: argparse.Namespace, lists: dict[str, list[np.ndarray]], train: TrainConfig, model: DiTConfig
+) -> dict[str, EDMDenoiser]:
+    """Networks trained without what each method found."""
+    jobs = {
+        name: {"removed": sorted(int(each) for each in union(ranked)), "updates": train.updates}
+        for name, ranked in lists.items()
+    }
+    return {name: with_weights(model, tensors) for name, (tensors, _) in side_by_side(chosen, jobs).items()}
+
+
+def with_weights(model: DiTConfig, tensors: dict[str, Tensor]) -> EDMDenoiser:
+    """A trained network, frozen."""
+    network = DiT(model)
+    network.load_state_dict(tensors)
+    return EDMDenoiser(network).to(DEVICE).eval().requires_grad_(False)
 
 
 def generated(denoiser: EDMDenoiser, noise: Tensor) -> Tensor:
@@ -247,26 +261,26 @@ def generated(denoiser: EDMDenoiser, noise: Tensor) -> Tensor:
 
 
 def attributed(
-    results: Results, denoiser: EDMDenoiser, items: list[Item], images: Images, train: TrainConfig, scale: Scale
+    results: Results,
+    chosen: argparse.Namespace,
+    denoiser: EDMDenoiser,
+    items: list[Item],
+    images: Images,
+    train: TrainConfig,
+    scale: Scale,
 ) -> dict[str, list[np.ndarray]]:
     """For each method the top-k lists of all items."""
     k = top_k(len(images), RankConfig().top_percent)
     stream = generator(SEED, "random")
     lists = {"random": [stream.permutation(len(images))[:k] for _ in items]}
-    banks = {}
-    limit = unlearning_limit(results, denoiser, items[0], images, train, scale)
-    for name, sigmas in (("mucs", "training"), ("mucs/sigma-schedule", "schedule")):
-        config = UnlearnConfig(
-            sigmas=sigmas, max_updates=limit, batch_size=min(100, len(images)), null_batches=scale.null_batches
-        )
-        banks[name] = unlearned(results, name, config, denoiser, items, images, train, scale)
+    banks = unlearned(results, chosen, denoiser, items, scale)
     found = scored(results, denoiser, [each for bank in banks.values() for each in bank], images, scale)
     for number, name in enumerate(banks):
         columns = found[:, number * len(items) : (number + 1) * len(items)]
         lists[name] = [column.topk(k).indices.numpy() for column in columns.T]
     influence = by_das(results, denoiser, items, images, train, scale)
     lists["das"] = [column.topk(k).indices.numpy() for column in influence.T]
-    return {name: lists[name] for name in METHODS}
+    return {name: lists[name] for name in scale.methods}
 
 
 def setting(
@@ -290,44 +304,62 @@ def setting(
     )
 
 
-def unlearning_limit(
-    results: Results, denoiser: EDMDenoiser, item: Item, images: Images, train: TrainConfig, scale: Scale
-) -> int:
-    """Updates an item may take at most, by the speed of some."""
-    config = UnlearnConfig(fixed_updates=3, batch_size=min(100, len(images)))
-    method = setting(MUCS, denoiser, images, sections(scale.model, train=train, unlearn=config))
-    bound = {"null_loss": torch.tensor(10.0, dtype=torch.float64)}
-    with as_in_training(DEVICE):
-        took = seconds_a_call(lambda: method.adapt(item, bound, lambda *_: None), 0.0) / 3
-    results["unlearning, updates/s measured"] = 1 / took
-    return min(scale.max_updates, max(3, int(scale.share_of_time * UNLEARN_S / took / (2 * scale.items))))
-
-
 def unlearned(
-    results: Results,
-    name: str,
-    config: UnlearnConfig,
-    denoiser: EDMDenoiser,
-    items: list[Item],
-    images: Images,
-    train: TrainConfig,
-    scale: Scale,
-) -> list[dict[str, Tensor]]:
-    """The changed tensors of all items."""
-    method = setting(MUCS, denoiser, images, sections(scale.model, train=train, unlearn=config))
-    bound = method.prepare({}, iter(()))
-    started = time.monotonic()
-    with as_in_training(DEVICE):
-        states = [method.adapt(item, bound, lambda *_: None) for item in items]
-    facts = [state.facts for state in states]
-    results[f"unlearning, {name}"] = {
-        "null loss": float(bound["null_loss"]),
-        "outcomes": {each: sum(fact["outcome"] == each for fact in facts) for each in {f["outcome"] for f in facts}},
-        "updates": [fact["updates"] for fact in facts],
-        "limit": config.max_updates,
-        "seconds an item": (time.monotonic() - started) / len(items),
+    results: Results, chosen: argparse.Namespace, denoiser: EDMDenoiser, items: list[Item], scale: Scale
+) -> dict[str, list[dict[str, Tensor]]]:
+    """The changed tensors of all items, for both ways to unlearn."""
+    folder = chosen.out / "jobs"
+    save_file({name: each.cpu() for name, each in denoiser.network.state_dict().items()}, folder / "f1.safetensors")
+    save_file({"items": torch.stack([item.image for item in items])}, folder / "items.safetensors")
+    ways = {"mucs": "training", "mucs/sigma-schedule": "schedule"}
+    shares = [range(len(items))[start :: scale.unlearn_jobs] for start in range(scale.unlearn_jobs)]
+    jobs = {
+        f"unlearn {name} {number}": {"sigmas": sigmas, "items": list(share)}
+        for name, sigmas in ways.items()
+        for number, share in enumerate(shares)
     }
-    return [state.tensors for state in states]
+    started = time.monotonic()
+    done = side_by_side(chosen, jobs)
+    results["unlearning side by side, s"] = time.monotonic() - started
+    banks: dict[str, list[dict[str, Tensor]]] = {}
+    for name in ways:
+        parts = [done[f"unlearn {name} {number}"] for number in range(len(shares))]
+        facts = {number: each for _, said in parts for number, each in said.items()}
+        tensors = {key: each for some, _ in parts for key, each in some.items()}
+        results[f"unlearning, {name}"] = [facts[str(item.number)] for item in items]
+        banks[name] = [
+            {key.split("/", 1)[1]: each for key, each in tensors.items() if key.startswith(f"{item.number}/")}
+            for item in items
+        ]
+    return banks
+
+
+def unlearn_items(folder: Path, job: Facts, images: Images, scale: Scale) -> tuple[dict[str, Tensor], Facts]:
+    """(changed tensors as NUMBER/NAME, facts by number) of a share of the items, in the time there is."""
+    denoiser = with_weights(scale.model, load_file(folder / "f1.safetensors"))
+    pictures = load_file(folder / "items.safetensors")["items"]
+    items = [Item(number=n, idx=n, condition=None, image=pictures[n].to(DEVICE)) for n in job["items"]]
+    config = UnlearnConfig(
+        sigmas=job["sigmas"], batch_size=min(100, len(images)), null_batches=scale.null_batches, fixed_updates=3
+    )
+
+    def method(config: UnlearnConfig) -> Attributor:
+        return setting(MUCS, denoiser, images, sections(scale.model, train=scale.train, unlearn=config))
+
+    bound = method(config).prepare({}, iter(()))
+    tensors, facts = {}, {}
+    with as_in_training(DEVICE):
+        trial = method(config)
+        took = seconds_a_call(lambda: trial.adapt(items[0], bound, lambda *_: None), 0.0) / 3
+        limit = min(scale.max_updates, max(3, int(scale.share_of_time * UNLEARN_S / took / len(items))))
+        ready = method(replace(config, fixed_updates=0, max_updates=limit))
+        for item in items:
+            state = ready.adapt(item, bound, lambda *_: None)
+            tensors |= {f"{item.number}/{name}": each for name, each in state.tensors.items()}
+            first, last = state.facts["item_loss"][0], state.facts["item_loss"][-1]
+            kept = {name: state.facts[name] for name in ("outcome", "updates", "null_loss")}
+            facts[str(item.number)] = {**kept, "limit": limit, "loss": [first, last]}
+    return tensors, facts
 
 
 def scored(
@@ -343,6 +375,7 @@ def scored(
         return LossChange(denoiser, bank, config=config, image_size=32, seed=SEED, captures=gpu)
 
     ready = change(config)
+    ready.losses(tried)  # captured the second time
     a_forward = seconds_a_call(lambda: ready.losses(tried), 0.0) / (len(tried) * config.noises * (1 + len(bank)))
     whole = len(images) * (1 + len(bank)) * a_forward
     config = replace(config, noises=max(4, min(scale.max_noises, int(scale.share_of_time * SCORE_S / whole))))
@@ -447,8 +480,8 @@ def as_bytes(pictures: Tensor) -> np.ndarray:
 
 
 def parse() -> argparse.Namespace:
-    """The command line; the last two options are for the processes that this one starts."""
-    return options(__doc__, ("--retrain", str), ("--updates", int))
+    """The command line; the last option is for the processes that this one starts."""
+    return options(__doc__, ("--job", Path))
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ from mucs_ray.models.dit import DiT, DiTConfig  # noqa: E402
 from mucs_ray.training.config import TrainConfig  # noqa: E402
 from mucs_ray.training.step import name_torch_stream  # noqa: E402
 
+torch.backends.cudnn.allow_tf32 = False  # as in the engine's workers
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 RECIPES = HERE.parents[1] / "mucs_ray" / "recipes"
 SEED = 1

@@ -5,10 +5,12 @@
 The CPU in fp32 is the reference. Without a GPU the same comparisons run CPU against CPU.
 """
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from common import DEVICE, SEED, TINY, Results, noise_set, options, random_batch, seconds, sections
@@ -38,6 +40,7 @@ CPU = torch.device("cpu")
 SMALL = replace(TINY, width=128, depth=4, num_heads=4, condition_channels=64, registers=4)
 IMAGES, ITEMS, NOISES, TOP = 100, 3, 50, 20
 ITEM_UPDATES, TRAIN_UPDATES = 20, 30
+LITTLE_BYTES = 2**28
 
 
 def main() -> None:
@@ -78,10 +81,13 @@ def matrices(precision: str) -> Iterator[None]:
         torch.set_float32_matmul_precision("highest")
 
 
-def train(model: DiTConfig, device: torch.device, updates: int) -> tuple[Tensor, EDMDenoiser]:
+def train(
+    model: DiTConfig, device: torch.device, updates: int, *, captured: bool = False
+) -> tuple[Tensor, EDMDenoiser]:
     """(losses, EMA weights) after some updates."""
     config = TrainConfig(batch_size=32, learning_rate=1e-3, warmup_epochs=0, augment=0.0, flip=False)
-    state = TrainState.fresh(random_denoiser(model, device).requires_grad_(True), config)
+    captures = device.type == "cuda" and captured
+    state = TrainState.fresh(random_denoiser(model, device).requires_grad_(True), config, captures=captures)
     losses = []
     for step in range(updates):
         batch, noise = (random_batch(model, 32, CPU, f"{name}/{step}") for name in ("train", "noise"))
@@ -99,11 +105,13 @@ def train(model: DiTConfig, device: torch.device, updates: int) -> tuple[Tensor,
 def compare_training(results: Results, model: DiTConfig, updates: int) -> None:
     exact, _ = train(model, CPU, updates)
     train(model, DEVICE, 2)  # to warm up
-    for precision in ("highest", "engine"):
+    ways = {"highest": ("highest", False), "engine": ("engine", False), "engine, captured": ("engine", True)}
+    for name, (precision, captured) in ways.items():
+        train_again = partial(train, model, DEVICE, updates, captured=captured)
         with matrices(precision):
-            (losses, one), (_, other) = train(model, DEVICE, updates), train(model, DEVICE, updates)
-            took = seconds(lambda: train(model, DEVICE, updates))
-        results[f"training, {precision}"] = {
+            (losses, one), (_, other) = train_again(), train_again()
+            took = seconds(train_again)
+        results[f"training, {name}"] = {
             "losses off by": difference(losses, exact),
             "the first": difference(losses[:1], exact[:1]),
             "twice equal": same(dict(one.named_parameters()), dict(other.named_parameters())),
@@ -242,9 +250,10 @@ def scores_with_little_memory(model: DiTConfig, images: Batch, bank: list[dict[s
     """Forwards of all images at once, where the memory holds only a part of them."""
     noises, config = noise_set(model, NOISES), ScoreConfig(noises=NOISES, images_per_forward=len(images))
     plenty, _ = skews(model, images, bank, DEVICE, NOISES)
+    gc.collect()
     torch.cuda.empty_cache()
-    total = torch.cuda.get_device_properties(0).total_memory
-    torch.cuda.set_per_process_memory_fraction(0.6 * 2**30 / total)
+    total, used = torch.cuda.get_device_properties(0).total_memory, torch.cuda.memory_reserved()
+    torch.cuda.set_per_process_memory_fraction((used + LITTLE_BYTES) / total)
     found: dict[str, Any] = {}
     for name, captures in (("eager", False), ("captured", True)):
         there = [{n: each.to(DEVICE) for n, each in tensors.items()} for tensors in bank]

@@ -8,6 +8,7 @@ that was begun on a machine without them is completed by the same command on ano
 
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -190,8 +191,18 @@ def counterfactual(facts: Facts, lpips: dict[str, np.ndarray]) -> list[str]:
     skipped = ("machine", "started", "seconds", "cut", "n", "weights", "training", "removed")
     rest = {name: each for name, each in facts.items() if name not in skipped and not name.startswith("SSIM")}
     lines += ["", "| measured on the way | |", "|---|---|"]
-    lines += [f"| {name} | {in_words(value)} |" for name, value in rest.items()]
+    for name, value in rest.items():
+        items = name.startswith("unlearning, ") and isinstance(value, list)
+        lines.append(f"| {name} | {of_unlearning(value) if items else in_words(value)} |")
     return [*lines, "", "The pictures, as generated and after each retraining: `pictures.png` beside the result files."]
+
+
+def of_unlearning(items: list[Facts]) -> str:
+    """How the items ended."""
+    ended = Counter(item["outcome"] for item in items)
+    said = ", ".join(f"{count} {outcome}" for outcome, count in ended.items())
+    updates, limits = [item["updates"] for item in items], [item["limit"] for item in items]
+    return f"{said}; updates {min(updates)} to {max(updates)} (at most {min(limits)} to {max(limits)})"
 
 
 def contact_sheet(out: Path) -> None:

@@ -34,7 +34,8 @@ def to_tensors(arrays: Mapping[str, np.ndarray], device: torch.device) -> dict[s
 
 
 def best_device() -> torch.device:
-    """The GPU Ray gave this worker, else the CPU."""
+    """The GPU Ray gave this worker, else the CPU; fp32 means fp32 on it, also in convolutions."""
+    torch.backends.cudnn.allow_tf32 = False
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 

@@ -57,6 +57,8 @@ class TrainJob:
     seed: int
     removed: frozenset[int] = frozenset()
     """Training images to leave out (retraining)."""
+    captures: bool = True
+    """Whether a worker alone on a GPU captures its passes as a CUDA graph; changes no number."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +73,7 @@ def run_training(job: TrainJob, group: Group, device: torch.device, post: Callab
     """One worker's share, from the published state if there is one. RunFailed if the validation loss is not finite."""
     keep_freed_memory()
     facts = {**model_facts(job.model), "seed": job.seed}
-    state = fresh_state(job, device)
+    state = fresh_state(job, device, captures=job.captures and group.size == 1 and device.type == "cuda")
     load_state(job.stage, state)
     if group.size > 1:
         group = wrap(state, group)
@@ -79,6 +81,7 @@ def run_training(job: TrainJob, group: Group, device: torch.device, post: Callab
     test = LocalImages(job.dataset, "test", on_unit=beat)
     posted = 0.0
     for update in training(state, images, test, job.train, seed=job.seed, group=group):
+        beat()  # a captured pass calls no hook
         if group.rank == 0 and time.monotonic() - posted > POST_INTERVAL_S:
             posted = time.monotonic()
             post("train", (update.step, update.loss.item()))
@@ -95,12 +98,12 @@ def run_training(job: TrainJob, group: Group, device: torch.device, post: Callab
     return state
 
 
-def fresh_state(job: TrainJob, device: torch.device) -> TrainState:
+def fresh_state(job: TrainJob, device: torch.device, *, captures: bool = False) -> TrainState:
     """Initial weights from the name "train/init": the same for pretraining and every retraining of a seed."""
     name_torch_stream(job.seed, "train/init")
     denoiser = EDMDenoiser(DiT(job.model))
     denoiser.network.register_forward_pre_hook(lambda *_: beat())  # whoever computes is alive
-    return TrainState.fresh(denoiser.to(device), job.train)
+    return TrainState.fresh(denoiser.to(device), job.train, captures=captures)
 
 
 def wrap(state: TrainState, group: Group) -> Group:

@@ -54,6 +54,7 @@ def prepared(pipeline: Pipeline, name: str, cluster: Cluster, *, trainings: int)
         train=recipe.train,
         seed=recipe.seed,
         removed=removed,
+        captures=recipe.engine.cuda_graphs,
     )
     workers = training.workers_for(recipe.train, num_workers, cluster, trainings=trainings)
     return training.TrainRun(job=job, num_workers=workers)

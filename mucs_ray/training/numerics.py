@@ -14,20 +14,22 @@ memory_options: Any = torch.utils.deterministic
 def as_in_training(device: torch.device) -> Iterator[None]:
     """On a GPU multiply fp32 matrices in TF32 (spec 5), and add up in a fixed order, so that two trainings are equal.
 
-    cuBLAS needs CUBLAS_WORKSPACE_CONFIG=:4096:8 for it, before its first product. An operation that has no such order
-    only causes a warning. A CPU computes as ever, in true fp32 and always the same.
+    cuBLAS needs CUBLAS_WORKSPACE_CONFIG=:4096:8 for it, before its first product. RuntimeError, naming the operation,
+    where a network uses one that torch has no such order for. A CPU computes as ever: in fp32, and the same each time.
     """
     if device.type != "cuda":
         yield
         return
-    precision, fixed_order = torch.get_float32_matmul_precision(), torch.are_deterministic_algorithms_enabled()
-    warns, fills = torch.is_deterministic_algorithms_warn_only_enabled(), memory_options.fill_uninitialized_memory
+    precision, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    fixed_order, fills = torch.are_deterministic_algorithms_enabled(), memory_options.fill_uninitialized_memory
     torch.set_float32_matmul_precision("medium")
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.allow_tf32 = True
+    torch.use_deterministic_algorithms(True)  # with warn_only=True attention would not be in a fixed order
     memory_options.fill_uninitialized_memory = False  # it only helps to debug
     try:
         yield
     finally:  # the process may do another task next
         torch.set_float32_matmul_precision(precision)
-        torch.use_deterministic_algorithms(fixed_order, warn_only=warns)
+        torch.backends.cudnn.allow_tf32 = convolutions
+        torch.use_deterministic_algorithms(fixed_order)
         memory_options.fill_uninitialized_memory = fills

@@ -5,10 +5,11 @@ its rows. So the images, noise levels and noise of an update do not depend on th
 Axes: b batch, c h w image, d condition.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -22,6 +23,7 @@ from mucs_ray.diffusion.loss import denoising_loss
 from mucs_ray.diffusion.noise import generator, normal
 from mucs_ray.diffusion.schedule import training_sigmas
 from mucs_ray.training.augment import augment
+from mucs_ray.training.captured import CapturedLoss
 from mucs_ray.training.config import Precision, TrainConfig
 from mucs_ray.training.ema import frozen_copy, update_ema
 from mucs_ray.training.order import batch_rows
@@ -52,14 +54,20 @@ class TrainState:
     step: int = 0
     best_loss: float = float("inf")
     best_step: int = 0
+    captured: CapturedLoss | None = None
+    """Forward and backward pass as a CUDA graph, for a GPU whose worker averages with no others."""
 
     @classmethod
-    def fresh(cls, denoiser: EDMDenoiser, config: TrainConfig) -> "TrainState":
+    def fresh(cls, denoiser: EDMDenoiser, config: TrainConfig, *, captures: bool = False) -> "TrainState":
         """Start of training, `denoiser` being trained in place; AdamW decays all parameters (spec 5)."""
         optimizer = torch.optim.AdamW(
             denoiser.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
-        return cls(live=denoiser, average=frozen_copy(denoiser), optimizer=optimizer)
+        average = frozen_copy(denoiser)
+        captured = (
+            CapturedLoss(partial(mean_loss, denoiser, precision=config.precision), optimizer) if captures else None
+        )
+        return cls(live=denoiser, average=average, optimizer=optimizer, captured=captured)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +140,11 @@ class UpdateDraws:
     sigma: Float[Tensor, " b"]
     noise: Float[Tensor, "b c h w"]
 
+    def tensors(self) -> dict[str, Tensor]:
+        """By name, without a condition that is not there."""
+        names = ("image", "noise", "sigma", "augmented", *(() if self.condition is None else ("condition",)))
+        return {name: getattr(self, name) for name in names}
+
 
 def draw_update(images: TrainingImages, config: TrainConfig, *, seed: int, step: int) -> UpdateDraws:
     """A pure function of seed and step."""
@@ -164,31 +177,39 @@ def train_update(
     state: TrainState, draws: UpdateDraws, config: TrainConfig, *, seed: int, group: Group
 ) -> Float[Tensor, ""]:
     """One update; returns this worker's mean loss."""
-    step = state.step
-    device = next(state.live.parameters()).device
+    step, device = state.step, next(state.live.parameters()).device
     mine = slice(group.rank, None, group.size)
-    condition = None if draws.condition is None else draws.condition[mine].to(device)
+    inputs = {name: each[mine].to(device, non_blocking=True) for name, each in draws.tensors().items()}
 
-    name_torch_stream(seed, f"train/step={step}/rank={group.rank}")
+    def name_random_stream() -> None:
+        name_torch_stream(seed, f"train/step={step}/rank={group.rank}")
+
     for settings in state.optimizer.param_groups:
         settings["lr"] = learning_rate(config, step)
     state.live.train()
-    with autocast(config.precision, device):
-        losses = denoising_loss(
-            group.wrapped or state.live,
-            draws.image[mine].to(device),
-            draws.noise[mine].to(device),
-            draws.sigma[mine].to(device),
-            condition,
-            draws.augmented[mine].to(device),
-        )
-    loss = losses.mean()
-    state.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    if state.captured is None:
+        name_random_stream()
+        loss = mean_loss(group.wrapped or state.live, inputs, config.precision)
+        state.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+    else:
+        state.captured.capture(inputs)
+        name_random_stream()
+        loss = state.captured(inputs)
     state.optimizer.step()
     update_ema(state.average, state.live, config.ema_decay)
     state.step = step + 1
     return loss.detach()
+
+
+def mean_loss(denoiser: nn.Module, inputs: Mapping[str, Tensor], precision: Precision) -> Float[Tensor, ""]:
+    """Of a worker's share of a batch; `inputs` as `UpdateDraws.tensors` names them."""
+    image = inputs["image"]
+    with autocast(precision, image.device):
+        losses = denoising_loss(
+            denoiser, image, inputs["noise"], inputs["sigma"], inputs.get("condition"), inputs["augmented"]
+        )
+    return losses.mean()
 
 
 @torch.no_grad()

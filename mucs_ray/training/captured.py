@@ -1,0 +1,46 @@
+"""The forward and backward pass of an update, captured once as a CUDA graph and replayed (diffusion/replay.py).
+
+A small network's update is some thousand kernels of a few microseconds, which Python launches more slowly than a GPU
+runs them. What is random in the network (dropout, dropped conditions) is drawn when the graph is replayed, from torch's
+generator as it is then seeded.
+"""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mucs_ray.diffusion.replay import Replay
+
+
+class CapturedLoss:
+    """The mean loss of a batch and its gradients, at fixed addresses."""
+
+    def __init__(
+        self, mean_loss: Callable[[Mapping[str, Tensor]], Float[Tensor, ""]], optimizer: torch.optim.Optimizer
+    ) -> None:
+        """`mean_loss` takes tensors by name, of the same shapes each time; the optimizer's gradients stay allocated."""
+        self.mean_loss, self.optimizer = mean_loss, optimizer
+        self.inputs: dict[str, Tensor] = {}
+        self.replay: Replay | None = None
+
+    def capture(self, inputs: Mapping[str, Tensor]) -> None:
+        """Done once, at the first update; the random numbers that it uses up must be drawn again."""
+        if self.replay is None:
+            self.inputs = {name: tensor.clone() for name, tensor in inputs.items()}
+            self.replay = Replay(self._compute, next(iter(inputs.values())).device)
+
+    def __call__(self, inputs: Mapping[str, Tensor]) -> Float[Tensor, ""]:
+        """The loss, of which the next call makes another; the gradients are where the optimizer looks for them."""
+        assert self.replay is not None, "capture comes first"
+        for name, fixed in self.inputs.items():
+            fixed.copy_(inputs[name])
+        (loss,) = self.replay()
+        return loss.clone()
+
+    def _compute(self) -> tuple[Float[Tensor, ""]]:
+        self.optimizer.zero_grad(set_to_none=False)
+        loss = self.mean_loss(self.inputs)
+        loss.backward()
+        return (loss.detach(),)
