@@ -151,7 +151,7 @@ RULES: tuple[tuple[str, Rule], ...] = (
     (r"/data/.*/norm$", Near(relative=1e-6)),
     (r"/data/|/generate/idx$|/noise/order$|/shape$", Exact()),
     (r"/sha256$", Unseen()),
-    # how an unlearning ended: no item is near its target
+    # how an unlearning ended: no loss of an item comes nearer to its target than a thousandth of it
     (r"/outcome$|/updates$|/random/|/ensemble/learned/weights$", Exact()),
     # no sum is longer than a dot product, and nothing is fed back
     (r"/noise/|/train/initial", Near(relative=1e-5)),
