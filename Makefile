@@ -34,7 +34,7 @@ test: setup
 	@$(MAKE) --no-print-directory -j3 lint test-plain test-ray
 
 test-plain: setup
-	$(BIN)/python -m pytest tests/unit tests/contract
+	$(BIN)/python -m pytest tests/unit tests/contract tests/golden
 
 test-ray: setup
 	$(BIN)/python -m pytest tests/cli tests/cluster tests/chaos tests/engine tests/stores
