@@ -86,8 +86,7 @@ def train(
 ) -> tuple[Tensor, EDMDenoiser]:
     """(losses, EMA weights) after some updates."""
     config = TrainConfig(batch_size=32, learning_rate=1e-3, warmup_epochs=0, augment=0.0, flip=False)
-    captures = device.type == "cuda" and captured
-    state = TrainState.fresh(random_denoiser(model, device).requires_grad_(True), config, captures=captures)
+    state = TrainState.fresh(random_denoiser(model, device).requires_grad_(True), config, captures=captured)
     losses = []
     for step in range(updates):
         batch, noise = (random_batch(model, 32, CPU, f"{name}/{step}") for name in ("train", "noise"))
