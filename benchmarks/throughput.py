@@ -125,7 +125,7 @@ def loop(model: Subject, folder: str, least_s: float) -> Pace:
         dataset=model.dataset,
         recipe=model.recipe,
         attributor=MUCS,
-        part=next(part for part in MUCS.parts if part.hook == "score"),
+        part=next(stage for stage in MUCS.card.stages if stage.hook == "score"),
         stage=Stage(run_url=folder, name="attribute/mucs/score", reads={}, inputs={}),
         generated=Stage(run_url=folder, name="generate", reads={}, inputs={}),
         features=None,

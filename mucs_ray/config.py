@@ -29,7 +29,7 @@ from mucs_ray.data.table import Card
 from mucs_ray.engine_config import EngineConfig
 from mucs_ray.errors import InputError
 from mucs_ray.evaluation.config import EvaluateConfig, RemoveConfig
-from mucs_ray.models.dit import DiTConfig
+from mucs_ray.models.dit_config import DiTConfig
 from mucs_ray.training.config import TrainConfig
 
 Values = dict[str, Any]

@@ -18,7 +18,8 @@ from mucs_ray.report.document import Answer, Histogram, ItemSection, RankedImage
 from mucs_ray.report.export import to_csv, to_latex
 from mucs_ray.report.html import render
 from mucs_ray.store import checkpoint
-from mucs_ray.store.items import item_file, load_item, to_pixels
+from mucs_ray.store.item_names import item_file
+from mucs_ray.store.items import load_item, to_pixels
 from mucs_ray.store.run import Stage
 from mucs_ray.store.topk import read_topk
 
@@ -139,7 +140,7 @@ def condition_name(pipeline: Pipeline, lent: Row) -> str:
 
 def unlearning(pipeline: Pipeline, method: str, number: int) -> Unlearning | None:
     """The trace stored beside an item's tensors; None for methods that do not unlearn up to a bound."""
-    for name in pipeline.parts_of(method) if pipeline.known[method].attributor else ():
+    for name in () if pipeline.known[method].is_ensemble else pipeline.parts_of(method):
         part, stage = pipeline.tasks[name].part, pipeline.stages[name]
         if part is None or part.hook != "adapt":
             continue

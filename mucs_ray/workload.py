@@ -5,8 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from mucs_ray.attribution.base import Passes
-from mucs_ray.attribution.das import DAS
-from mucs_ray.attribution.forward_inf import ForwardINF
+from mucs_ray.attribution.cards import das, forward_inf
 from mucs_ray.engine_config import GROUPS, LEAST_IMAGES
 from mucs_ray.models.dit import DiT, unlearned_names
 from mucs_ray.pipeline import Pipeline
@@ -94,7 +93,7 @@ def generation(pipeline: Pipeline, name: str, count: int) -> Work:
 
 def part(pipeline: Pipeline, task: Task, *, every: int, changed: int) -> Iterator[Work]:
     """Of a method; nothing for a ranking. `every`, `changed`: bytes of the network, and of what MUCS changes of it."""
-    if task.part is None or task.method.attributor is None:
+    if task.part is None:
         return
     units, num_items = len(pipeline.dataset.units("train")), pipeline.recipe.generate.items
     pieces = {"prepare": 1, "bounds": 1, "adapt": num_items, "total": min(GROUPS, units)}
@@ -102,7 +101,7 @@ def part(pipeline: Pipeline, task: Task, *, every: int, changed: int) -> Iterato
     yield Work(
         stage=task.name,
         work=WORK[task.part.hook].format(**counts),
-        passes=task.method.attributor.passes(task.part, task.recipe, **counts),
+        passes=task.method.load().passes(task.part, task.recipe, **counts),
         written_bytes=written_bytes(task, changed=changed, every=every, **counts),
         pieces=pieces.get(task.part.hook, units),
     )
@@ -115,8 +114,9 @@ def written_bytes(task: Task, *, changed: int, every: int, num_images: int, num_
         score = task.recipe.score
         kept = 2 * num_images * score.noises * (num_items + 1) if score.keep_losses else 0
         return 8 * num_images * num_items + kept
+    is_a = task.method.implementation
     if task.part.hook == "adapt":
-        return num_items * (every if task.method.attributor is ForwardINF else changed)
+        return num_items * (every if is_a == forward_inf.CARD.implementation else changed)
     if task.part.hook == "features":
-        return 4 * num_images * (task.recipe.das.dim if task.method.attributor is DAS else task.recipe.dtrak.dim)
+        return 4 * num_images * (task.recipe.das.dim if is_a == das.CARD.implementation else task.recipe.dtrak.dim)
     return 0

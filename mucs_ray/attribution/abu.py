@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from mucs_ray.attribution.base import Adapted, Item, Knobs, Part, Passes, Tensors
+from mucs_ray.attribution.base import Adapted, Item, Knobs, Passes, Tensors
+from mucs_ray.attribution.card import MethodStage
+from mucs_ray.attribution.cards.abu import CARD
 from mucs_ray.attribution.config import AbUConfig
 from mucs_ray.attribution.loss_change import LossAttributor
 from mucs_ray.attribution.unlearn import require_finite
@@ -37,27 +39,18 @@ rounding errors, and their ratio would send it off by thousands."""
 class AbU(LossAttributor):
     """A step up the item's loss, long where the training set does not care, and the change of each image's loss."""
 
-    name = "abu"
-    label = "AbU"
-    summary = "a natural-gradient step away from the item, then the change of each training image's loss"
-    cost = "N x fisher_draws gradients, then N x noises x (items + 1) forwards"
-    source = "Attribution by unlearning; adapted to DiT"
-    parts = (
-        Part(name="fisher", hook="total", reads=("abu.fisher_draws", "abu.parameters"), uses_items=False),
-        Part(name="unlearn", hook="adapt", reads=("abu",)),
-        Part(name="score", hook="score", reads=("score",)),
-    )
+    card = CARD
 
     @classmethod
-    def passes(cls, part: Part, knobs: Knobs, *, num_images: int, num_items: int) -> Passes:
+    def passes(cls, stage: MethodStage, knobs: Knobs, *, num_images: int, num_items: int) -> Passes:
         """The Fisher matrix, the steps, and scoring as for MUCS."""
-        match part.hook:
+        match stage.hook:
             case "total":
                 return Passes(backwards=num_images * knobs.abu.fisher_draws)
             case "adapt":
                 return Passes(backwards=num_items * knobs.abu.updates * knobs.abu.draws)
             case _:
-                return super().passes(part, knobs, num_images=num_images, num_items=num_items)
+                return super().passes(stage, knobs, num_images=num_images, num_items=num_items)
 
     def total(self, rows: Batch) -> Tensors:
         """Squared gradients of the loss at each image, averaged over its draws and summed over images; float64."""

@@ -1,8 +1,7 @@
 """What every attribution method speaks of: generated items, and the contract of a method.
 
-A method is one file with one subclass of `Attributor`. Only `score` is needed; each further hook that a method lists
-in `parts` becomes a stage of the run, with its own files, progress and resumption. Hooks do no I/O and know nothing of
-Ray.
+A method is a subclass of `Attributor` with a card. Only `score` is needed; each further hook that the card lists
+becomes a stage of the run, with its own files, progress and resumption. Hooks do no I/O and know nothing of Ray.
 
 Axes: b training images, i items, c h w image, d condition.
 """
@@ -10,13 +9,14 @@ Axes: b training images, i items, c h w image, d condition.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from mucs_ray.attribution.card import MethodCard, MethodStage
 from mucs_ray.attribution.config import (
     AbUConfig,
     DASConfig,
@@ -117,9 +117,9 @@ class Setting:
     num_images: int
     """Size of the training set."""
     items: Sequence[Item] = ()
-    """All that are attributed; empty in hooks of a part that does not read them."""
+    """All that are attributed; empty in hooks of a stage that does not read them."""
     denoiser: EDMDenoiser | None = None
-    """F1, frozen, in eval mode, on the device; None in hooks of a part that does not use it. Never change it."""
+    """F1, frozen, in eval mode, on the device; None in hooks of a stage that does not use it. Never change it."""
     batches: Callable[[str, int], Callable[[int], Batch]] | None = None
     """batches(stream name, size)(step): training images in a shuffled order that belongs to the name; in `prepare` and
     `adapt` only."""
@@ -129,23 +129,8 @@ class Setting:
     @property
     def model(self) -> EDMDenoiser:
         """F1, for a hook that cannot do without it."""
-        assert self.denoiser is not None, "this part of the method does not say that it uses the model"
+        assert self.denoiser is not None, "this stage of the method does not say that it uses the model"
         return self.denoiser
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
-    """A stage of a method: which hook it runs, and what that hook reads."""
-
-    name: str
-    """Folder and word for it, e.g. "unlearn"."""
-    hook: Literal["features", "total", "prepare", "adapt", "sample", "bounds", "score"]
-    reads: tuple[str, ...] = ()
-    """Recipe sections or dotted keys that change its numbers; what an earlier part reads need not be repeated."""
-    uses_model: bool = True
-    uses_items: bool = True
-    owner: "type[Attributor] | None" = None
-    """The method whose part this is, where another takes it over as it is: then it is done once for both."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,7 +143,7 @@ class Adapted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Passes:
-    """What a part of a method costs, in passes of one image through the model."""
+    """What a stage of a method costs, in passes of one image through the model."""
 
     forwards: int = 0
     backwards: int = 0
@@ -168,24 +153,14 @@ class Passes:
 class Attributor(ABC):
     """One method. Scores are comparable within an item only; higher = more influential.
 
-    Hooks run in this order, each only if `parts` lists it, and each sees what the earlier ones made:
+    Hooks run in this order, each only if the card lists it, and each sees what the earlier ones made:
     `features` (a table row an image, kept for all items), `total` (sums over the training set), `prepare` (once a
     run), `adapt` (once an item); after `load`, `sample` (a table row for each image of a random sample), `bounds` (once
     a run, from that table), and, after `load` with these, the scorer: `columns`, which calls `score`.
     Where there are features, `total` and `score` get their rows instead of images.
     """
 
-    name: ClassVar[str]
-    label: ClassVar[str]
-    """In tables and figures."""
-    summary: ClassVar[str]
-    needs: ClassVar[str] = "the model"
-    cost: ClassVar[str] = ""
-    source: ClassVar[str] = ""
-    encoder: ClassVar[Literal["clip", "dino"] | None] = None
-    """A pretrained network whose weights it needs."""
-    parts: ClassVar[tuple[Part, ...]] = (Part(name="score", hook="score"),)
-    """None: `score` reads nothing but idx, and no pass over the data is made for it."""
+    card: ClassVar[MethodCard]
 
     def __init__(self, setting: Setting) -> None:
         """Once a worker."""
@@ -227,8 +202,8 @@ class Attributor(ABC):
         """Before scoring: what `prepare` made, and what `adapt` made for each item, on the device."""
 
     @classmethod
-    def passes(cls, part: Part, knobs: Knobs, *, num_images: int, num_items: int) -> Passes:
-        """What a part will cost, for `mucs-ray plan`; by default nothing to speak of."""
+    def passes(cls, stage: MethodStage, knobs: Knobs, *, num_images: int, num_items: int) -> Passes:
+        """What a stage will cost, for `mucs-ray plan`; by default nothing to speak of."""
         return Passes()
 
     def forwards(self, columns: Columns) -> int:

@@ -7,8 +7,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mucs_ray.attribution.base import Columns, Knobs, Tensors
+from mucs_ray.attribution.cards.das import CARD
 from mucs_ray.attribution.config import DASConfig
-from mucs_ray.attribution.gradients import GradientAttributor, Measured, gradient_parts
+from mucs_ray.attribution.gradients import GradientAttributor, Measured
 
 
 class DAS(GradientAttributor):
@@ -17,12 +18,7 @@ class DAS(GradientAttributor):
     r_i is the residual and h_i = phi_i^T K^-1 phi_i the leverage, which is left out unless asked for.
     """
 
-    name = "das"
-    label = "DAS"
-    summary = "squared change of the output for the item if the image were left out, by one Newton step"
-    cost = "N backward passes on a batch of noises, then one product an item"
-    source = "DAS: Diffusion Attribution Score (ICLR 2025)"
-    parts = gradient_parts("das", "square", "leverage")
+    card = CARD
     unit_length = True
 
     @staticmethod

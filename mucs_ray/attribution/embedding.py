@@ -12,15 +12,13 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from mucs_ray.attribution.base import Attributor, Item, Part, Tensors
+from mucs_ray.attribution.base import Attributor, Item, Tensors
 from mucs_ray.diffusion.batch import Batch
 from mucs_ray.errors import RunFailed
 
 
 class CosineAttributor(Attributor):
     """Scores in [-1, 1]; a vector of zeros has the cosine 0 with everything."""
-
-    parts = (Part(name="score", hook="score", uses_model=False),)
 
     @abstractmethod
     def vectors(self, batch: Batch) -> Float[Tensor, "b d"]:
@@ -38,7 +36,7 @@ class CosineAttributor(Attributor):
         vectors = self.vectors(batch)
         bad = ~vectors.isfinite().all(dim=1).cpu()
         if bad.any():
-            raise RunFailed(f"{self.label}: the vector of {what} idx={batch.idx[bad][0].item()} is not finite")
+            raise RunFailed(f"{self.card.label}: the vector of {what} idx={batch.idx[bad][0].item()} is not finite")
         return normalize(vectors.double(), dim=1)
 
 

@@ -7,7 +7,9 @@ from collections.abc import Callable
 
 import torch
 
-from mucs_ray.attribution.base import Adapted, Item, Knobs, Part, Passes, Tensors
+from mucs_ray.attribution.base import Adapted, Item, Knobs, Passes, Tensors
+from mucs_ray.attribution.card import MethodStage
+from mucs_ray.attribution.cards.forward_inf import CARD
 from mucs_ray.attribution.loss_change import LossAttributor
 from mucs_ray.attribution.unlearn import item_losses, require_finite
 from mucs_ray.training.ema import frozen_copy
@@ -16,22 +18,14 @@ from mucs_ray.training.ema import frozen_copy
 class ForwardINF(LossAttributor):
     """A few AdamW steps up the item's loss, and the mean change of each training image's loss."""
 
-    name = "forward-inf"
-    label = "Forward-INF"
-    summary = "a few steps of gradient ascent on the item alone, then the change of each training image's loss"
-    cost = "N x noises x (items + 1) forwards, one pass over the data"
-    source = "Forward-INF, adapted to diffusion as in MUCS"
-    parts = (
-        Part(name="unlearn", hook="adapt", reads=("forward_inf", "train.learning_rate")),
-        Part(name="score", hook="score", reads=("score",)),
-    )
+    card = CARD
 
     @classmethod
-    def passes(cls, part: Part, knobs: Knobs, *, num_images: int, num_items: int) -> Passes:
+    def passes(cls, stage: MethodStage, knobs: Knobs, *, num_images: int, num_items: int) -> Passes:
         """The ascent, and scoring as for MUCS."""
-        if part.hook == "adapt":
+        if stage.hook == "adapt":
             return Passes(backwards=num_items * knobs.forward_inf.updates * knobs.forward_inf.draws)
-        return super().passes(part, knobs, num_images=num_images, num_items=num_items)
+        return super().passes(stage, knobs, num_images=num_images, num_items=num_items)
 
     def adapt(self, item: Item, prepared: Tensors, on_update: Callable[[int, float], None]) -> Adapted:
         """All tensors of F2, and the item's mean loss before each update and at the end, each on its own draws."""

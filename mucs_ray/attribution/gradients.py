@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn.utils import get_total_norm
 
-from mucs_ray.attribution.base import Adapted, Attributor, Columns, Item, Knobs, Part, Passes, Tensors
+from mucs_ray.attribution.base import Adapted, Attributor, Columns, Item, Knobs, Passes, Tensors
+from mucs_ray.attribution.card import MethodStage
 from mucs_ray.attribution.config import DASConfig, DTRAKConfig
 from mucs_ray.attribution.projection import Sketch
 from mucs_ray.diffusion.batch import Batch
@@ -107,19 +108,6 @@ class ImageGradients:
         return raw, (raw.detach() - target).square().mean(dim=(1, 2, 3))
 
 
-def gradient_parts(section: str, *score_knobs: str) -> tuple[Part, ...]:
-    """The stages of a method whose knobs are in this section of the recipe."""
-    knobs = ("noises", "noises_per_forward", "dim", "signs", "parameters", "gradients")
-    reads = tuple(f"{section}.{knob}" for knob in knobs)
-    scored = tuple(f"{section}.{knob}" for knob in score_knobs)
-    return (
-        Part(name="features", hook="features", reads=reads, uses_items=False),
-        Part(name="solve", hook="prepare", reads=(f"{section}.damping",), uses_model=False, uses_items=False),
-        Part(name="items", hook="adapt"),
-        Part(name="score", hook="score", reads=scored, uses_model=False, uses_items=False),
-    )
-
-
 class GradientAttributor(Attributor):
     """A method that scores by phi(item)^T K^-1 phi_i; subclasses say what is differentiated, and what else counts."""
 
@@ -137,10 +125,10 @@ class GradientAttributor(Attributor):
         return self.section(self.setting.knobs)
 
     @classmethod
-    def passes(cls, part: Part, knobs: Knobs, *, num_images: int, num_items: int) -> Passes:
+    def passes(cls, stage: MethodStage, knobs: Knobs, *, num_images: int, num_items: int) -> Passes:
         """A backward pass on the whole set of noises, for each training image and each item."""
         counts = {"features": num_images, "adapt": num_items}
-        return Passes(backwards=counts.get(part.hook, 0) * cls.section(knobs).noises)
+        return Passes(backwards=counts.get(stage.hook, 0) * cls.section(knobs).noises)
 
     @staticmethod
     @abstractmethod
@@ -149,11 +137,11 @@ class GradientAttributor(Attributor):
 
     @cached_property
     def gradients(self) -> ImageGradients:
-        """Made in the parts that use the model; its noises belong to the method and the run's seed."""
+        """Made in the stages that use the model; its noises belong to the method and the run's seed."""
         setting, config = self.setting, self.config
         seed, size = setting.knobs.seed, setting.knobs.model.image_size
-        sigmas = training_sigmas(generator(seed, f"{self.name}/sigma"), config.noises)
-        noises = NoiseSet.draw(seed, f"{self.name}/noise", sigmas, (3, size, size)).to(setting.device)
+        sigmas = training_sigmas(generator(seed, f"{self.card.name}/sigma"), config.noises)
+        noises = NoiseSet.draw(seed, f"{self.card.name}/noise", sigmas, (3, size, size)).to(setting.device)
         return ImageGradients(
             setting.model, self.function, noises, unit_length=self.unit_length, config=config, seed=seed
         )
@@ -177,7 +165,9 @@ class GradientAttributor(Attributor):
         for name, column in columns.items():
             bad = ~column.isfinite().reshape(len(batch), -1).all(dim=1)
             if bad.any():
-                raise RunFailed(f"{self.label}: the {name} of training image idx={batch.idx[bad][0]} is not finite")
+                raise RunFailed(
+                    f"{self.card.label}: the {name} of training image idx={batch.idx[bad][0]} is not finite"
+                )
         return columns
 
     def prepare(self, total: Tensors, rows: Iterator[Columns]) -> Tensors:
@@ -196,8 +186,8 @@ class GradientAttributor(Attributor):
         cholesky, failed = torch.linalg.cholesky_ex(kernel)
         if failed or not cholesky.isfinite().all():
             raise RunFailed(
-                f"{self.label}: the matrix of all gradient features cannot be inverted (zero, too large, or damped too "
-                f"little); check that the model is trained, or raise {self.name}.damping"
+                f"{self.card.label}: the matrix of all gradient features cannot be inverted (zero, too large, or "
+                f"damped too little); check that the model is trained, or raise {self.card.name}.damping"
             )
         return {"cholesky": cholesky.float()}
 
@@ -205,7 +195,7 @@ class GradientAttributor(Attributor):
         """vector[dim] = K^-1 phi(item): the image unclamped, with its own condition and no guidance."""
         feature = self.measured(item.image, item.condition).feature.double()
         if not feature.isfinite().all():
-            raise RunFailed(f"{self.label}: the feature of item {item.number} (idx={item.idx}) is not finite")
+            raise RunFailed(f"{self.card.label}: the feature of item {item.number} (idx={item.idx}) is not finite")
         vector = torch.cholesky_solve(feature[:, None], prepared["cholesky"].to(feature))
         return Adapted(tensors={"vector": vector[:, 0].float()})
 
@@ -215,7 +205,7 @@ class GradientAttributor(Attributor):
         self.vectors = vectors.to(self.setting.device, torch.float64)
 
     def forwards(self, columns: Columns) -> int:
-        """One for each image and noise in the parts that use the model; scoring takes none."""
+        """One for each image and noise in the stages that use the model; scoring takes none."""
         num_images = len(next(iter(columns.values())))
         return num_images * self.config.noises if self.setting.denoiser is not None else 0
 

@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mucs_ray.attribution.base import Attributor, Columns, Knobs, Part, Passes, Tensors
+from mucs_ray.attribution.base import Attributor, Columns, Knobs, Passes, Tensors
+from mucs_ray.attribution.card import MethodStage
 from mucs_ray.attribution.config import Measure, ScoreConfig
 from mucs_ray.attribution.model_bank import ModelBank
 from mucs_ray.attribution.skew import normalized_skew
@@ -116,7 +117,7 @@ class LossAttributor(Attributor):
         )
 
     @classmethod
-    def passes(cls, part: Part, knobs: Knobs, *, num_images: int, num_items: int) -> Passes:
+    def passes(cls, stage: MethodStage, knobs: Knobs, *, num_images: int, num_items: int) -> Passes:
         """Of scoring: F1 and every F2 on every noise."""
         return Passes(forwards=num_images * knobs.score.noises * (1 + num_items))
 

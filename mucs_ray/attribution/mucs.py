@@ -4,7 +4,9 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from mucs_ray.attribution.base import Adapted, Item, Knobs, Part, Passes, Tensors
+from mucs_ray.attribution.base import Adapted, Item, Knobs, Passes, Tensors
+from mucs_ray.attribution.card import MethodStage
+from mucs_ray.attribution.cards.mucs import CARD
 from mucs_ray.attribution.loss_change import LossAttributor
 from mucs_ray.attribution.unlearn import null_loss, unlearn
 from mucs_ray.diffusion.batch import Batch
@@ -21,32 +23,17 @@ EXPECTED_UPDATES = 109
 class MUCS(LossAttributor):
     """Unlearn the item, bounded by the null loss, and see whose loss moves with it on the same noise (spec 7)."""
 
-    name = "mucs"
-    label = "MUCS"
-    summary = "unlearn the item, then the normalised skew of each training image's loss on the same noise"
-    cost = "N x noises x (items + 1) forwards, one pass over the data"
-    source = "MUCS: mirrored unlearning and noise-consistent skew"
-    parts = (
-        Part(
-            name="null",
-            hook="prepare",
-            reads=("model", "unlearn.null_loss", "unlearn.null_batches"),
-            uses_model=False,
-            uses_items=False,
-        ),
-        Part(name="unlearn", hook="adapt", reads=("unlearn", "train.learning_rate")),
-        Part(name="score", hook="score", reads=("score",)),
-    )
+    card = CARD
 
     @classmethod
-    def passes(cls, part: Part, knobs: Knobs, *, num_images: int, num_items: int) -> Passes:
+    def passes(cls, stage: MethodStage, knobs: Knobs, *, num_images: int, num_items: int) -> Passes:
         """Unlearning as long as the paper saw it take; the true number of updates is known only afterwards."""
         config = knobs.unlearn
-        if part.hook == "prepare":
+        if stage.hook == "prepare":
             return Passes(forwards=NULL_BATCH * config.null_batches if config.null_loss == "auto" else 0)
-        if part.hook == "adapt":
+        if stage.hook == "adapt":
             return Passes(backwards=num_items * (config.fixed_updates or EXPECTED_UPDATES) * 2 * config.batch_size)
-        return super().passes(part, knobs, num_images=num_images, num_items=num_items)
+        return super().passes(stage, knobs, num_images=num_images, num_items=num_items)
 
     def prepare(self, total: Tensors, rows: Iterator[Batch]) -> Tensors:
         """The null loss: given, from the mean square of the training pixels, or drawn (spec 7.1)."""

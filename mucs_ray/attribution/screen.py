@@ -6,7 +6,6 @@ Axes: b images, i items, n noises.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mucs_ray.attribution.base import Columns, Knobs, Part, Passes, Tensors
+from mucs_ray.attribution.base import Columns, Knobs, Passes, Tensors
+from mucs_ray.attribution.card import MethodStage
+from mucs_ray.attribution.cards.screen import CARD
 from mucs_ray.attribution.loss_change import require_finite
 from mucs_ray.attribution.mucs import MUCS
 from mucs_ray.attribution.ranking import tie_break, top_k
@@ -42,27 +43,20 @@ def expectation(facts: Mapping[str, float]) -> str:
 class ScreenedMUCS(MUCS):
     """MUCS by successive halving over the noises."""
 
-    name = "mucs"
-    cost = "that of mucs for a sample, then a tenth of the noises for every image and the rest for the best"
-    parts = (
-        *(replace(part, owner=MUCS) for part in MUCS.parts[:2]),
-        Part(name="sample", hook="sample", reads=("score", "screen.sample")),
-        Part(name="bounds", hook="bounds", reads=("screen", "rank.top_percent"), uses_model=False, uses_items=False),
-        Part(name="score", hook="score"),
-    )
+    card = CARD
 
     @classmethod
-    def passes(cls, part: Part, knobs: Knobs, *, num_images: int, num_items: int) -> Passes:
+    def passes(cls, stage: MethodStage, knobs: Knobs, *, num_images: int, num_items: int) -> Passes:
         """The sample in full, then all images on the noises of the first round, and a guessed share on the others."""
         whole = knobs.score.noises * (1 + num_items)
-        if part.hook == "sample":
+        if stage.hook == "sample":
             return Passes(forwards=min(num_images, knobs.screen.sample) * whole)
-        if part.hook == "bounds":
+        if stage.hook == "bounds":
             return Passes()
-        if part.hook == "score":
+        if stage.hook == "score":
             first = knobs.screen.rounds[0]
             return Passes(forwards=round(num_images * whole * (first + GUESSED_SHARE * (1 - first))))
-        return super().passes(part, knobs, num_images=num_images, num_items=num_items)
+        return super().passes(stage, knobs, num_images=num_images, num_items=num_items)
 
     def in_sample(self, idx: np.ndarray) -> Bool[np.ndarray, " b"]:
         """Each image with the same probability, whatever else is there."""

@@ -26,7 +26,8 @@ from mucs_ray.engine.units import completed
 from mucs_ray.engine_config import GROUPS
 from mucs_ray.errors import RunFailed
 from mucs_ray.store import checkpoint
-from mucs_ray.store.items import item_file, item_name, load_item
+from mucs_ray.store.item_names import item_file, item_name
+from mucs_ray.store.items import load_item
 from mucs_ray.store.run import Stage
 
 Result = tuple[str, dict[str, Any]]

@@ -11,7 +11,8 @@ import ray
 import torch
 from ray import ObjectRef
 
-from mucs_ray.attribution.base import Attributor, Columns, Item, Part, Setting
+from mucs_ray.attribution.base import Attributor, Columns, Item, Setting
+from mucs_ray.attribution.card import MethodStage
 from mucs_ray.config import Recipe
 from mucs_ray.data.local import LocalImages
 from mucs_ray.data.table import Dataset, Unit, open_parquet, read_unit
@@ -19,7 +20,7 @@ from mucs_ray.diffusion.batch import Batch
 from mucs_ray.engine.attempts import beat
 from mucs_ray.engine.models import Arrays, best_device, build_denoiser
 from mucs_ray.evaluation.encoders import load_clip, load_dino
-from mucs_ray.evaluation.similarity import ReadyMetric
+from mucs_ray.evaluation.metrics import ReadyMetric
 from mucs_ray.store.items import load_item
 from mucs_ray.store.run import Stage
 from mucs_ray.training.order import batch_rows
@@ -35,7 +36,7 @@ class AttributeJob:
     recipe: Recipe
     """With the method's settings."""
     attributor: type[Attributor]
-    part: Part
+    part: MethodStage
     stage: Stage
     generated: Stage
     features: Stage | None

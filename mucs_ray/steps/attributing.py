@@ -14,7 +14,7 @@ from mucs_ray.engine.progress import Bar, bar
 from mucs_ray.engine.session import Cluster
 from mucs_ray.pipeline import Pipeline
 from mucs_ray.steps.files import Output, digests, weights_ref
-from mucs_ray.store.items import item_file
+from mucs_ray.store.item_names import item_file
 from mucs_ray.store.run import Stage
 from mucs_ray.tasks import Task
 
@@ -48,8 +48,7 @@ def stream(pipeline: Pipeline, task: Task, cluster: Cluster) -> Output:
 
 def uses_scoring(task: Task) -> bool:
     """True for passes in which losses of many models are compared."""
-    method = task.method.attributor
-    return method is not None and issubclass(method, LossAttributor) and task.hook in ("sample", "score")
+    return issubclass(task.method.load(), LossAttributor) and task.hook in ("sample", "score")
 
 
 def adapt(pipeline: Pipeline, task: Task, cluster: Cluster) -> Output:
@@ -97,19 +96,19 @@ def shown(pipeline: Pipeline, task: Task, count: int, unit: str) -> AbstractCont
 
 def job_of(pipeline: Pipeline, task: Task) -> AttributeJob:
     """What a worker needs to know."""
-    method, part = task.method.attributor, task.part
-    assert method is not None and part is not None
+    part = task.part
+    assert part is not None
     tables = {"total": "features", "prepare": "features", "score": "features", "bounds": "sample"}
     features = earlier(pipeline, task, tables.get(part.hook, ""))
     return AttributeJob(
         dataset=pipeline.dataset,
         recipe=task.recipe,
-        attributor=method,
+        attributor=task.method.load(),
         part=part,
         stage=pipeline.stages[task.name],
         generated=pipeline.stages["generate"],
         features=features[0] if features else None,
-        encoder=pipeline.encoders[method.encoder] if method.encoder else None,
+        encoder=pipeline.encoders[task.method.encoder] if task.method.encoder else None,
     )
 
 

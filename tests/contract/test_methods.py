@@ -19,9 +19,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from mucs_ray.attribution.base import Attributor, Columns, Item, Knobs, Part, Setting, Tensors
+from mucs_ray.attribution.base import Attributor, Columns, Item, Knobs, Setting, Tensors
+from mucs_ray.attribution.card import MethodCard, MethodStage
 from mucs_ray.attribution.loss_change import chosen
-from mucs_ray.attribution.registry import METHODS, Method, find, method_of
+from mucs_ray.attribution.registry import METHODS, find
 from mucs_ray.config import Recipe, build, with_values
 from mucs_ray.diffusion.batch import Batch
 from mucs_ray.diffusion.denoiser import EDMDenoiser
@@ -34,7 +35,7 @@ from tiny import rows, tiny_recipe
 
 PAGE = Path(__file__).parents[2] / "docs/your-own-method.md"
 EXAMPLE = "my_method:MyMethod"
-OWN = tuple(name for name, method in METHODS.items() if method.attributor)
+OWN = tuple(name for name, method in METHODS.items() if not method.is_ensemble)
 ASKED = tuple(name for name in os.environ.get("MUCS_RAY_CONTRACT", "").split(",") if name)
 NAMES = (*OWN, EXAMPLE, *ASKED)
 HOOKS = ("features", "total", "prepare", "adapt", "sample", "bounds", "score")
@@ -87,12 +88,7 @@ def items(num: int) -> list[Item]:
     return [Item(number=at, idx=900 + at, condition=torch.eye(3)[at], image=image) for at, image in enumerate(made)]
 
 
-def attributor(method: Method) -> type[Attributor]:
-    assert method.attributor is not None
-    return method.attributor
-
-
-def recipe_of(method: Method) -> Recipe:
+def recipe_of(method: MethodCard) -> Recipe:
     """With the method's settings, and no more than 3 updates."""
     recipe = with_values(RECIPE, method.settings)
     return with_values(recipe, {"unlearn.fixed_updates": min(3, recipe.unlearn.fixed_updates)})
@@ -119,14 +115,14 @@ def encode(pictures: Tensor) -> Tensor:
 class Loop:
     """A method on some images and items; each hook has a worker of its own, with nothing that its part does without."""
 
-    method: Method
+    method: MethodCard
     images: Batch
     items: list[Item]
     knobs: Knobs
 
-    def worker(self, part: Part | None) -> Attributor:
+    def worker(self, part: MethodStage | None) -> Attributor:
         """What a worker builds for a part; without parts, for the ranking."""
-        kind = attributor(self.method)
+        kind = self.method.load()
         streamed = part is None or part.hook in ("features", "total", "sample", "bounds", "score")
         setting = Setting(
             knobs=self.knobs,
@@ -135,7 +131,7 @@ class Loop:
             items=self.items if part is None or part.uses_items else (),
             denoiser=f1() if part is not None and part.uses_model else None,
             batches=None if streamed else self.batches,
-            encode=encode if kind.encoder else None,
+            encode=encode if self.method.encoder else None,
         )
         return kind(setting)
 
@@ -146,8 +142,8 @@ class Loop:
 
         return batch
 
-    def parts(self) -> dict[str, Part]:
-        return {part.hook: part for part in attributor(self.method).parts}
+    def parts(self) -> dict[str, MethodStage]:
+        return {part.hook: part for part in self.method.stages}
 
     def features(self, cuts: list[slice]) -> Columns:
         """Of all images."""
@@ -253,6 +249,16 @@ def test_facts_are_single_lines(name: str):
     assert method.weights == {}
 
 
+@pytest.mark.parametrize("name", OWN)
+def test_the_class_and_its_card_belong_together(name: str):
+    """A variant shares both with the method it varies."""
+    method = find(name)
+    card = method.load().card
+    same_facts = {key: getattr(card, key) for key in ("stages", "encoder", "needs", "implementation")}
+    assert {key: getattr(method, key) for key in same_facts} == same_facts
+    assert method.name == card.name or method.name.startswith(f"{card.name}/")
+
+
 def test_names_and_labels_are_told_apart():
     assert len({method.label for method in METHODS.values()}) == len(METHODS)
     assert all(re.fullmatch(r"[\w.=-]+(/[\w.=-]+)?", name) for name in METHODS)
@@ -261,12 +267,13 @@ def test_names_and_labels_are_told_apart():
 @pytest.mark.parametrize("name", NAMES)
 def test_parts_are_well_formed(name: str):
     """Each hook at most once, in the order in which they run, the scoring last; a hook that is written is listed."""
-    kind = attributor(find(name))
-    hooks = [part.hook for part in kind.parts]
+    method = find(name)
+    kind = method.load()
+    hooks = [part.hook for part in method.stages]
     assert hooks == [hook for hook in HOOKS if hook in hooks]
     assert hooks == [] or hooks[-1] == "score"
-    assert len({part.name for part in kind.parts}) == len(kind.parts)
-    assert all(re.fullmatch(r"[a-z0-9_-]+", part.name) for part in kind.parts)
+    assert len({part.name for part in method.stages}) == len(method.stages)
+    assert all(re.fullmatch(r"[a-z0-9_-]+", part.name) for part in method.stages)
     written = {hook for hook in HOOKS[:-1] if getattr(kind, hook) is not getattr(Attributor, hook)}
     assert written == {*hooks} - {"score"}
 
@@ -285,7 +292,7 @@ def test_settings_and_reads_name_what_a_recipe_has(name: str):
     method = find(name)
     sections = {key.split(".")[0] for key in recipe_keys()}
     assert {*method.settings} <= recipe_keys()
-    assert {read for part in attributor(method).parts for read in part.reads} <= recipe_keys() | sections
+    assert {read for part in method.stages for read in part.reads} <= recipe_keys() | sections
     values = {key.split(".")[0]: {} for key in method.settings}
     for key, value in method.settings.items():
         values[key.split(".")[0]][key.split(".")[1]] = value
@@ -319,7 +326,7 @@ def test_a_knob_that_is_read_is_named(name: str):
     rows, prepared, allowed = run.rows, {}, set[str]()
     adapted: list[Tensors] = [{} for _ in run.items]
     sample: Columns = {}
-    for part in attributor(method).parts:
+    for part in method.stages:
         hooked = run.worker(part)
         seen.clear()
         match part.hook:
@@ -348,8 +355,8 @@ def test_a_knob_that_is_read_is_named(name: str):
 def test_what_a_part_costs_is_told(name: str):
     """For `mucs-ray plan`: more for more images or items; a method of the package counts each part with the model."""
     method = find(name)
-    kind, knobs = attributor(method), recipe_of(method)
-    for part in kind.parts:
+    kind, knobs = method.load(), recipe_of(method)
+    for part in method.stages:
         few, many = (kind.passes(part, knobs, num_images=num, num_items=num) for num in (5, 50))
         assert 0 <= few.forwards <= many.forwards and 0 <= few.backwards <= many.backwards
         if name in OWN and part.uses_model:
@@ -456,7 +463,7 @@ def test_what_is_lent_stays_as_it_was(name: str):
 class Careless(Attributor):
     """Reads a knob that it does not name; its scores depend on the batch and on torch's own stream."""
 
-    name, label, summary = "careless", "Careless", "breaks the contract"
+    card = MethodCard(name="careless", label="Careless", summary="breaks the contract")
 
     def score(self, rows: Batch) -> Tensor:
         brightness = rows.image.mean(dim=(1, 2, 3))[:, None] - rows.image.mean()
@@ -475,7 +482,7 @@ class Careless(Attributor):
     ],
 )
 def test_a_careless_method_is_found_out(law: Callable[..., None], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(METHODS, "careless", method_of(Careless))
+    monkeypatch.setitem(METHODS, "careless", replace(Careless.card, implementation=f"{__name__}:Careless"))
     with pytest.raises(AssertionError):
         law("careless")
 
@@ -488,7 +495,7 @@ def test_what_is_no_method_is_refused_in_one_line(tmp_path: Path, monkeypatch: p
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     for name, told in [
-        ("no_methods:Nameless", "lacks name, label, summary, score"),
+        ("no_methods:Nameless", "lacks card, score"),
         ("no_methods:function", "is not a subclass"),
         ("no_methods:Absent", "no attribute"),
         ("no_such_module:Method", "No module"),

@@ -9,6 +9,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def strike(point: str, where: int | None = None) -> None:
 class StruckMUCS(MUCS):
     """MUCS, struck before or after it computes a unit."""
 
-    name = "struck-mucs"
+    card = replace(MUCS.card, name="struck-mucs")
 
     def adapt(self, item: Item, prepared: Tensors, on_update: Callable[[int, float], None]) -> Adapted:
         strike("adapt", item.number)

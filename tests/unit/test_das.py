@@ -220,6 +220,6 @@ def test_a_residual_that_overflows_is_named():
 
 def test_parts_read_knobs_that_exist():
     """Of its own section; every knob is read by one part."""
-    read = [name for part in DAS.parts for name in part.reads]
+    read = [name for part in DAS.card.stages for name in part.reads]
     assert sorted(read) == sorted(f"das.{name}" for name in method(None).setting.knobs.das.__slots__)
-    assert DAS.parts[-1].reads == ("das.square", "das.leverage")
+    assert DAS.card.stages[-1].reads == ("das.square", "das.leverage")

@@ -233,10 +233,10 @@ def test_an_untrained_network_has_zero_features():
 def test_parts_read_knobs_that_exist():
     """Of its own section; every knob is read by one part."""
     recipe = method(None).setting.knobs
-    read = [name for part in DTRAK.parts for name in part.reads]
+    read = [name for part in DTRAK.card.stages for name in part.reads]
     assert sorted(read) == sorted(f"dtrak.{name}" for name in recipe.dtrak.__slots__)
-    assert [part.hook for part in DTRAK.parts] == ["features", "prepare", "adapt", "score"]
-    assert [(part.uses_model, part.uses_items) for part in DTRAK.parts] == [
+    assert [part.hook for part in DTRAK.card.stages] == ["features", "prepare", "adapt", "score"]
+    assert [(part.uses_model, part.uses_items) for part in DTRAK.card.stages] == [
         (True, False), (False, False), (True, True), (False, False),
     ]  # fmt: skip
     assert issubclass(DTRAK, Attributor)

@@ -153,12 +153,12 @@ def test_items_are_encoded_once():
 
 
 def test_each_names_its_own_network():
-    assert (CLIP.encoder, DINO.encoder, Pixel.encoder, Condition.encoder) == ("clip", "dino", None, None)
+    assert tuple(kind.card.encoder for kind in (CLIP, DINO, Pixel, Condition)) == ("clip", "dino", None, None)
 
 
 @pytest.mark.parametrize("kind", COMPARING)
 def test_no_model_is_asked_for(kind: type[Attributor]):
-    assert [(part.hook, part.uses_model) for part in kind.parts] == [("score", False)]
+    assert [(part.hook, part.uses_model) for part in kind.card.stages] == [("score", False)]
 
 
 @pytest.mark.parametrize("kind", [Pixel, CLIP, DINO])

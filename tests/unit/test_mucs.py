@@ -490,7 +490,7 @@ def memorised() -> Iterator[SimpleNamespace]:
 
 def attributed(method: Attributor, items: list[Item], images: Batch) -> Tensor:
     """All hooks of a method, as a run calls them, on images in memory."""
-    hooks = {part.hook for part in method.parts}
+    hooks = {part.hook for part in method.card.stages}
     total = method.total(images) if "total" in hooks else {}
     prepared = method.prepare(total, iter([images])) if "prepare" in hooks else total
     method.load(prepared, [method.adapt(item, prepared, nothing).tensors for item in items])

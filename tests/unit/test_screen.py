@@ -252,7 +252,10 @@ def test_a_loss_that_is_not_finite_is_named(screened: Any):
 
 
 def test_it_shares_the_unlearning_of_mucs():
-    attributor = find("mucs/screen").attributor
+    attributor = find("mucs/screen").load()
     assert attributor is ScreenedMUCS
-    assert [(part.name, part.owner) for part in ScreenedMUCS.parts[:2]] == [("null", MUCS), ("unlearn", MUCS)]
-    assert all(part.owner is None for part in ScreenedMUCS.parts[2:])
+    assert [(part.name, part.owner) for part in ScreenedMUCS.card.stages[:2]] == [
+        ("null", MUCS.card.implementation),
+        ("unlearn", MUCS.card.implementation),
+    ]
+    assert all(not part.owner for part in ScreenedMUCS.card.stages[2:])

@@ -1,0 +1,83 @@
+"""What is known of a method without running it: a card, which imports neither torch nor the method's class.
+
+A method is a card and a class. The card says what the method needs, which stages it has and what each of them reads; so
+plans, fingerprints and `mucs-ray status` take no more than the cards. The class computes (mucs_ray.attribution.base).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from mucs_ray.attribution.base import Attributor
+
+Hook = Literal["features", "total", "prepare", "adapt", "sample", "bounds", "score"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MethodStage:
+    """A stage of a method: which hook it runs, and what that hook reads."""
+
+    name: str
+    """Folder and word for it, e.g. "unlearn"."""
+    hook: Hook
+    reads: tuple[str, ...] = ()
+    """Recipe sections or dotted keys that change its numbers; what an earlier stage reads need not be repeated."""
+    uses_model: bool = True
+    uses_items: bool = True
+    owner: str = ""
+    """The implementation whose stage this is, where another method takes it over as it is: it is then done once."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MethodCard:
+    """One method; its stages are in the folder attribute/NAME."""
+
+    name: str
+    label: str
+    """The method's name in tables and figures."""
+    summary: str
+    needs: str = "the model"
+    cost: str = ""
+    source: str = ""
+    stages: tuple[MethodStage, ...] = (MethodStage(name="score", hook="score"),)
+    """In the order in which they run. Without any, `score` reads nothing but idx, and no pass over the data is made."""
+    encoder: Literal["clip", "dino"] | None = None
+    """A pretrained network whose weights the method needs."""
+    needs_condition: bool = False
+    """Whether it compares labels or captions, which not every data set has."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Recipe values under which it runs, by dotted key; they go before the recipe's own."""
+    weights: Mapping[str, float] = field(default_factory=dict)
+    """The members of an ensemble; empty if they are learned."""
+    implementation: str = ""
+    """MODULE:CLASS of the class that computes; empty for an ensemble, which adds up the ranks of other methods."""
+
+    @property
+    def is_ensemble(self) -> bool:
+        """Whether the method adds up the ranks of others and has no class of its own."""
+        return not self.implementation
+
+    @property
+    def cost_class(self) -> str:
+        """In a word, from the cheapest: none, ranks, pass, gradients (one a training image), unlearning (and losses
+        of every training image under every item's model).
+        """
+        if self.is_ensemble:
+            return "ranks"
+        if any(stage.hook == "adapt" and stage.uses_model for stage in self.stages):
+            return "gradients" if self.stages[0].hook == "features" else "unlearning"
+        return "pass" if self.stages else "none"
+
+    def load(self) -> "type[Attributor]":
+        """The class, imported now, and with it torch."""
+        module, _, name = self.implementation.partition(":")
+        return getattr(import_module(module), name)
+
+    def facts(self) -> dict[str, Any]:
+        """The card for --json."""
+        shown = {
+            name: getattr(self, name) for name in ("name", "label", "summary", "needs", "cost_class", "cost", "source")
+        }
+        return {**shown, "settings": dict(self.settings), "members": dict(self.weights)}
