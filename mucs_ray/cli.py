@@ -63,6 +63,7 @@ def open_pipeline(speaking: Terminal, options: Options, *, seeds: Sequence[int] 
         recipe=options.recipe,
         weights=options.weights,
         settings=[*told, *options.settings],
+        methods=methods,
         console=speaking.console,
     )
     url = options.run or f"runs/{recipe.name}"

@@ -21,6 +21,7 @@ from mucs_ray.config import Recipe, build, check_fits
 from mucs_ray.data.table import Dataset
 from mucs_ray.errors import InputError, MucsError
 from mucs_ray.evaluation.metrics import SSIM_LEAST_PX, ReadyMetric, ready_metrics
+from mucs_ray.recipe_values import with_new_sections
 from mucs_ray.store.events import EventLog
 from mucs_ray.store.item_names import item_name
 from mucs_ray.store.run import Stage, State, open_run, read_json_or_none
@@ -296,7 +297,7 @@ def reopen(run_url: str, *, console: Console) -> Pipeline:
         )
     digest, weights_dir = values.pop("weights_sha256", None), values.pop("weights_dir", None)
     methods, learned = tuple(values.pop("methods", ("mucs",))), values.pop("learned", {})
-    recipe, dataset = build(values), Dataset.open(values["data"])
+    recipe, dataset = build(with_new_sections(values), methods), Dataset.open(values["data"])
     return Pipeline(
         recipe=recipe,
         dataset=dataset,

@@ -9,7 +9,6 @@ from typing import Any
 
 from mucs_ray import comparison, storage
 from mucs_ray.attribution.registry import REFERENCE
-from mucs_ray.attribution.screen import expectation
 from mucs_ray.comparison import is_done
 from mucs_ray.data.table import Row
 from mucs_ray.evaluation.analysis import Analysis
@@ -142,7 +141,7 @@ def unlearning(pipeline: Pipeline, method: str, number: int) -> Unlearning | Non
     """The trace stored beside an item's tensors; None for methods that do not unlearn up to a bound."""
     for name in () if pipeline.known[method].is_ensemble else pipeline.parts_of(method):
         part, stage = pipeline.tasks[name].part, pipeline.stages[name]
-        if part is None or part.hook != "adapt":
+        if part is None or part.hook != "fit_item":
             continue
         _, facts = checkpoint.load(stage.url(item_file(stage, number)))
         if "target" in facts:
@@ -180,7 +179,8 @@ def run_facts(pipeline: Pipeline) -> Iterable[tuple[str, str]]:
     if is_done(pipeline.stages["attribute/mucs"]):
         yield from mucs_facts(pipeline)
     if is_done(pipeline.stages["attribute/mucs/screen"]):
-        yield "screening", expectation(pipeline.stages["attribute/mucs/screen/bounds"].facts())
+        screen = pipeline.tasks["attribute/mucs/screen/bounds"].load()
+        yield "screening", screen.expectation(pipeline.stages["attribute/mucs/screen/bounds"].facts())
     versions = {**pipeline.stages["generate"].facts()["versions"], "python": platform.python_version()}
     yield "versions", ", ".join(f"{name} {value}" for name, value in versions.items())
     yield "fingerprint", pipeline.report().fingerprint[:16]

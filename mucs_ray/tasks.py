@@ -7,16 +7,19 @@ attribute/METHOD          scores.parquet and topk.csv
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from json import dumps
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mucs_ray import storage
-from mucs_ray.attribution.card import MethodCard, MethodStage
+from mucs_ray.attribution.card import MethodCard, MethodStage, load_class
 from mucs_ray.attribution.ensemble import learned_weights
 from mucs_ray.attribution.registry import known
-from mucs_ray.config import Recipe, with_values
+from mucs_ray.config import Recipe, for_method
 from mucs_ray.data.table import Card
 from mucs_ray.errors import InputError, MachineError
 from mucs_ray.evaluation.metrics import ReadyMetric, ready_metrics
+
+if TYPE_CHECKING:
+    from mucs_ray.attribution.base import Attributor
 
 TARGETS = "targets"
 GENERATED = {TARGETS: "generate"}
@@ -27,11 +30,13 @@ ENCODERS = ("clip", "dino")
 
 def settings(recipe: Recipe, *keys: str, without: Sequence[str] = ()) -> dict[str, Any]:
     """The recipe's values under sections or dotted keys, flat, as they look in JSON."""
+    values = recipe.to_dict()
+    sections = values | {f"method.{name}": own for name, own in values.pop("method").items()}
     flat: dict[str, Any] = {}
-    for key, value in recipe.to_dict().items():
+    for key, value in sections.items():
         entries = {f"{key}.{inner}": each for inner, each in value.items()} if isinstance(value, dict) else {key: value}
         flat |= {name: list(each) if isinstance(each, tuple) else each for name, each in entries.items()}
-    chosen = {name: value for name, value in flat.items() if name in keys or name.split(".")[0] in keys}
+    chosen = {name: value for name, value in flat.items() if name in keys or name.rpartition(".")[0] in keys}
     return {name: value for name, value in chosen.items() if name not in without}
 
 
@@ -49,8 +54,12 @@ class Task:
 
     @property
     def hook(self) -> str:
-        """Of the part; "" for a ranking."""
+        """Of the stage; "" for a ranking."""
         return self.part.hook if self.part else ""
+
+    def load(self) -> "type[Attributor]":
+        """The class whose hook this is: the method's own, or that of the method whose stage it takes over."""
+        return load_class((self.part.owner if self.part else "") or self.method.implementation)
 
 
 Shared = dict[tuple[Any, ...], str]
@@ -64,7 +73,7 @@ def attribution(
 
     `chosen`: which of the trained weights are used; `encoder`: digest of the pretrained network's weights.
     """
-    recipe, folder = with_values(recipe, method.settings), f"attribute/{method.name}"
+    recipe, folder = for_method(recipe, method), f"attribute/{method.name}"
     ranked = settings(recipe, "rank", "seed")
     parts: list[str] = []
     read: set[str] = set()

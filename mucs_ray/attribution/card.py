@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from mucs_ray.attribution.base import Attributor
 
-Hook = Literal["features", "total", "prepare", "adapt", "sample", "bounds", "score"]
+Hook = Literal["features", "accumulate", "fit", "fit_item", "sample", "fit_screen", "score"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,11 +23,28 @@ class MethodStage:
     """Folder and word for it, e.g. "unlearn"."""
     hook: Hook
     reads: tuple[str, ...] = ()
-    """Recipe sections or dotted keys that change its numbers; what an earlier stage reads need not be repeated."""
+    """Recipe sections or dotted keys that change its numbers, e.g. "score", "method.mucs" or "method.mucs.clamp"; what
+    an earlier stage reads need not be repeated."""
+    over: Literal["run", "items", "groups"] = "run"
+    """What the hook is called once for; `fit_item` is for each item or group, every other hook for the run."""
     uses_model: bool = True
     uses_items: bool = True
+    compares_losses: bool = False
+    """Whether it computes losses of many models, at the precision and speed that [score] says or tuning finds."""
+    matmul_as_in_training: bool = False
+    """Whether a GPU multiplies matrices as in training (spec 5); else in true fp32."""
     owner: str = ""
     """The implementation whose stage this is, where another method takes it over as it is: it is then done once."""
+
+    def __post_init__(self) -> None:
+        """ValueError if the hook is not called once for what the stage goes over."""
+        if (self.hook == "fit_item") == (self.over == "run"):
+            raise ValueError(f"stage {self.name}: the hook {self.hook} does not go over {self.over}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoConfig:
+    """The settings of a method that has none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +60,10 @@ class MethodCard:
     source: str = ""
     stages: tuple[MethodStage, ...] = (MethodStage(name="score", hook="score"),)
     """In the order in which they run. Without any, `score` reads nothing but idx, and no pass over the data is made."""
+    config_class: type[Any] = NoConfig
+    """A dataclass with the settings that are the method's own, each with a default."""
+    section: str = ""
+    """Their values stand under [method.SECTION] of a recipe; by default the name, which variants of the method keep."""
     encoder: Literal["clip", "dino"] | None = None
     """A pretrained network whose weights the method needs."""
     needs_condition: bool = False
@@ -53,6 +74,11 @@ class MethodCard:
     """The members of an ensemble; empty if they are learned."""
     implementation: str = ""
     """MODULE:CLASS of the class that computes; empty for an ensemble, which adds up the ranks of other methods."""
+
+    def __post_init__(self) -> None:
+        """The section is the first name that the card has had."""
+        if not self.section:
+            object.__setattr__(self, "section", self.name)
 
     @property
     def is_ensemble(self) -> bool:
@@ -66,14 +92,13 @@ class MethodCard:
         """
         if self.is_ensemble:
             return "ranks"
-        if any(stage.hook == "adapt" and stage.uses_model for stage in self.stages):
+        if any(stage.hook == "fit_item" and stage.uses_model for stage in self.stages):
             return "gradients" if self.stages[0].hook == "features" else "unlearning"
         return "pass" if self.stages else "none"
 
     def load(self) -> "type[Attributor]":
         """The class, imported now, and with it torch."""
-        module, _, name = self.implementation.partition(":")
-        return getattr(import_module(module), name)
+        return load_class(self.implementation)
 
     def facts(self) -> dict[str, Any]:
         """The card for --json."""
@@ -81,3 +106,9 @@ class MethodCard:
             name: getattr(self, name) for name in ("name", "label", "summary", "needs", "cost_class", "cost", "source")
         }
         return {**shown, "settings": dict(self.settings), "members": dict(self.weights)}
+
+
+def load_class(implementation: str) -> "type[Attributor]":
+    """The class that MODULE:CLASS names."""
+    module, _, name = implementation.partition(":")
+    return getattr(import_module(module), name)

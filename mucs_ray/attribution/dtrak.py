@@ -3,9 +3,7 @@
 from jaxtyping import Float
 from torch import Tensor
 
-from mucs_ray.attribution.base import Knobs
 from mucs_ray.attribution.cards.dtrak import CARD
-from mucs_ray.attribution.config import DTRAKConfig
 from mucs_ray.attribution.gradients import GradientAttributor
 
 
@@ -13,11 +11,6 @@ class DTRAK(GradientAttributor):
     """phi(item)^T K^-1 phi_i, where phi is the gradient of mean F^2."""
 
     card = CARD
-
-    @staticmethod
-    def section(knobs: Knobs) -> DTRAKConfig:
-        """The recipe's [dtrak]."""
-        return knobs.dtrak
 
     @staticmethod
     def function(raw: Float[Tensor, "n c h w"]) -> Float[Tensor, " n"]:

@@ -24,9 +24,9 @@ class CosineAttributor(Attributor):
     def vectors(self, batch: Batch) -> Float[Tensor, "b d"]:
         """What is compared, of any length; items come as a batch too, with their images clamped to [-1, 1]."""
 
-    def load(self, prepared: Tensors, adapted: Sequence[Tensors]) -> None:
+    def load(self, fitted: Tensors, item_states: Sequence[Tensors]) -> None:
         """The vectors of the items, made once."""
-        self.of_items = self._unit(as_batch(self.setting.items).to(self.setting.device), "generated image")
+        self.of_items = self._unit(as_batch(self.context.items).to(self.context.device), "generated image")
 
     def score(self, rows: Batch) -> Float[Tensor, "b i"]:
         """fp32, from float64: a GPU would round the factors to TF32, and sums depend on how the batch is cut."""
@@ -45,8 +45,8 @@ class EmbeddingAttributor(CosineAttributor):
 
     def vectors(self, batch: Batch) -> Float[Tensor, "b d"]:
         """The network expects images in [0, 1]."""
-        assert self.setting.encode is not None, "the method names no encoder"
-        return self.setting.encode(((batch.image + 1) / 2).clamp(0, 1))
+        assert self.context.encode is not None, "the method names no encoder"
+        return self.context.encode(((batch.image + 1) / 2).clamp(0, 1))
 
 
 def as_batch(items: Sequence[Item]) -> Batch:

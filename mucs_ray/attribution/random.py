@@ -18,7 +18,7 @@ class Random(Attributor):
 
     def score(self, rows: Batch) -> Float[Tensor, "b i"]:
         """In [0, 1)."""
-        seed, num_items = self.setting.knobs.seed, len(self.setting.items)
+        seed, num_items = self.context.settings.seed, len(self.context.items)
         return torch.from_numpy(random_scores(rows.idx.numpy(), seed=seed, num_items=num_items))
 
 

@@ -7,7 +7,7 @@ package's entry point in the group "mucs_ray.methods"; it is imported only when 
 
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import MISSING, fields, is_dataclass, replace
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -68,31 +68,31 @@ _ALL = (
     cosine.CLIP,
     cosine.DINO,
     dtrak.CARD,
-    variant(dtrak.CARD, "per-noise", PER_NOISE_SUMMARY, {"dtrak.gradients": "per_noise"}, cost=PER_NOISE_COST),
+    variant(dtrak.CARD, "per-noise", PER_NOISE_SUMMARY, {"method.dtrak.gradients": "per_noise"}, cost=PER_NOISE_COST),
     das.CARD,
-    variant(das.CARD, "per-noise", PER_NOISE_SUMMARY, {"das.gradients": "per_noise"}, cost=PER_NOISE_COST),
+    variant(das.CARD, "per-noise", PER_NOISE_SUMMARY, {"method.das.gradients": "per_noise"}, cost=PER_NOISE_COST),
     forward_inf.CARD,
     variant(forward_inf.CARD, "skew", SCORED_AS_MUCS, {}),
     abu.CARD,
     variant(abu.CARD, "skew", SCORED_AS_MUCS, {}),
     mucs.CARD,
-    variant(mucs.CARD, "lambda=0.1", "ascent of half the weight", {"unlearn.ascent_weight": 0.1}, TABLE_2),
-    variant(mucs.CARD, "lambda=0.3", "ascent of 1.5 times the weight", {"unlearn.ascent_weight": 0.3}, TABLE_2),
+    variant(mucs.CARD, "lambda=0.1", "ascent of half the weight", {"method.mucs.ascent_weight": 0.1}, TABLE_2),
+    variant(mucs.CARD, "lambda=0.3", "ascent of 1.5 times the weight", {"method.mucs.ascent_weight": 0.3}, TABLE_2),
     variant(
         mucs.CARD,
         "sigma-schedule",
         "unlearning at noise levels of the sampler instead of training",
-        {"unlearn.sigmas": "schedule"},
+        {"method.mucs.sigmas": "schedule"},
         TABLE_2,
     ),
     variant(
         mucs.CARD,
         "no-null",
         "no bound on the ascent; 109 updates, whatever the loss",
-        {"unlearn.clamp": False, "unlearn.fixed_updates": 109},
+        {"method.mucs.clamp": False, "method.mucs.fixed_updates": 109},
         TABLE_2,
     ),
-    variant(mucs.CARD, "full-block", "unlearn attention as well", {"unlearn.parameters": "block"}, TABLE_2),
+    variant(mucs.CARD, "full-block", "unlearn attention as well", {"method.mucs.parameters": "block"}, TABLE_2),
     variant(mucs.CARD, "subtraction", "mean loss difference, not the skew", {"rank.measure": "difference"}, TABLE_2),
     variant(mucs.CARD, "independent-noise", "new noise for every loss", {"score.noise": "independent"}, TABLE_2),
     variant(
@@ -166,4 +166,17 @@ def checked(found: Any, source: str) -> "type[Attributor]":  # noqa: ANN401 - wh
     lacking = [] if isinstance(getattr(found, "card", None), MethodCard) else ["card"]
     if lacking or found.__abstractmethods__:
         raise InputError(f"method {source} lacks {', '.join([*lacking, *sorted(found.__abstractmethods__)])}")
+    if "." in found.card.section or not has_defaults(found.card.config_class):
+        raise InputError(
+            f"method {source}: expected a name without dots, and a dataclass with defaults as `config_class`"
+        )
+    if any(stage.over == "groups" for stage in found.card.stages):
+        raise InputError(f"method {source} has a stage over groups, which are not there yet; use items")
     return found
+
+
+def has_defaults(config_class: type) -> bool:
+    """Whether it is a dataclass that can be made without values."""
+    if not is_dataclass(config_class):
+        return False
+    return all(not (each.default is MISSING and each.default_factory is MISSING) for each in fields(config_class))

@@ -11,7 +11,7 @@ import ray
 import torch
 from ray import ObjectRef
 
-from mucs_ray.attribution.base import Attributor, Columns, Item, Setting
+from mucs_ray.attribution.base import Attributor, Columns, Item, MethodContext
 from mucs_ray.attribution.card import MethodStage
 from mucs_ray.config import Recipe
 from mucs_ray.data.local import LocalImages
@@ -50,14 +50,14 @@ class Refs:
 
     weights: ObjectRef | None
     """Of F1."""
-    prepared: ObjectRef | None
-    adapted: tuple[ObjectRef, ...] = ()
+    fitted: ObjectRef | None
+    item_states: tuple[ObjectRef, ...] = ()
 
     def fetch(self) -> tuple[Arrays | None, Arrays, list[Arrays]]:
         """To this worker; arrays stay in the node's shared memory."""
         weights = None if self.weights is None else ray.get(self.weights)
-        prepared = {} if self.prepared is None else ray.get(self.prepared)
-        return weights, prepared, ray.get(list(self.adapted))
+        fitted = {} if self.fitted is None else ray.get(self.fitted)
+        return weights, fitted, ray.get(list(self.item_states))
 
 
 def build(job: AttributeJob, weights: Arrays | None, device: torch.device | None = None) -> Attributor:
@@ -65,8 +65,8 @@ def build(job: AttributeJob, weights: Arrays | None, device: torch.device | None
     device = device or best_device()
     recipe, card = job.recipe, job.dataset.card
     numbers = range(recipe.generate.items) if job.part.uses_items else ()
-    setting = Setting(
-        knobs=recipe,
+    context = MethodContext(
+        settings=recipe,
         device=device,
         num_images=card.num_images("train"),
         items=tuple(to_device(load_item(job.generated, number), device) for number in numbers),
@@ -74,7 +74,7 @@ def build(job: AttributeJob, weights: Arrays | None, device: torch.device | None
         batches=named_batches(job.dataset, recipe.seed, device),
         encode=None if job.encoder is None else encoder(job.encoder, device),
     )
-    return job.attributor(setting)
+    return job.attributor(context)
 
 
 def to_device(item: Item, device: torch.device) -> Item:

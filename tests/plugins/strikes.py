@@ -16,7 +16,7 @@ from typing import Any
 from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
-from mucs_ray.attribution.base import Adapted, Columns, Item, Tensors
+from mucs_ray.attribution.base import Columns, Item, ItemState, Tensors
 from mucs_ray.attribution.mucs import MUCS
 from mucs_ray.diffusion.batch import Batch
 
@@ -69,9 +69,9 @@ class StruckMUCS(MUCS):
 
     card = replace(MUCS.card, name="struck-mucs")
 
-    def adapt(self, item: Item, prepared: Tensors, on_update: Callable[[int, float], None]) -> Adapted:
+    def fit_item(self, item: Item, fitted: Tensors, on_update: Callable[[int, float], None]) -> ItemState:
         strike("adapt", item.number)
-        return super().adapt(item, prepared, on_update)
+        return super().fit_item(item, fitted, on_update)
 
     def columns(self, rows: Batch) -> Columns:
         strike("before-compute", int(rows.idx[0]))

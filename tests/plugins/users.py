@@ -30,7 +30,7 @@ class Undefined(Attributor):
 
     def score(self, rows: Batch) -> Tensor:
         zero = (rows.idx != BAD).float()
-        return (zero / zero)[:, None].expand(-1, len(self.setting.items))
+        return (zero / zero)[:, None].expand(-1, len(self.context.items))
 
 
 class UndefinedSum(Undefined):
@@ -41,12 +41,12 @@ class UndefinedSum(Undefined):
         name="undefined-sum",
         label="Undefined sum",
         stages=(
-            MethodStage(name="total", hook="total", uses_model=False, uses_items=False),
+            MethodStage(name="total", hook="accumulate", uses_model=False, uses_items=False),
             *Undefined.card.stages,
         ),
     )
 
-    def total(self, rows: Batch) -> Tensors:
+    def accumulate(self, rows: Batch) -> Tensors:
         if BAD in rows.idx:
             raise RunFailed(f"the gradient of training image idx={BAD} is not finite")
         return {"count": torch.tensor(float(len(rows)))}

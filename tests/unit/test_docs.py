@@ -18,7 +18,7 @@ import pytest
 import torch
 import typer
 
-from mucs_ray.attribution.base import Item, Setting
+from mucs_ray.attribution.base import Item, MethodContext
 from mucs_ray.attribution.registry import METHODS, find
 from mucs_ray.attribution.registry import installed as installed_methods
 from mucs_ray.cli import app
@@ -133,14 +133,19 @@ def recipe_keys() -> set[str]:
     found = set()
     for each in fields(Recipe):
         default = each.default_factory() if callable(each.default_factory) else None
+        if each.name == "method":
+            found |= {f"method.{name}.{f.name}" for name, own in default.items() for f in fields(own)}
+            continue
         found |= {f"{each.name}.{f.name}" for f in fields(default)} if is_dataclass(default) else {each.name}
     return found
 
 
 def test_the_recipe_has_every_key_at_its_default():
     values = tomllib.loads(block("your-own-model.md", "toml", "[engine]"))
-    told = {f"{k}.{inner}" for k, v in values.items() if isinstance(v, dict) for inner in v}
-    told |= {key for key, value in values.items() if not isinstance(value, dict)}
+    sections = values | {f"method.{name}": own for name, own in values["method"].items()}
+    del sections["method"]
+    told = {f"{k}.{inner}" for k, v in sections.items() if isinstance(v, dict) for inner in v}
+    told |= {key for key, value in sections.items() if not isinstance(value, dict)}
     assert told == recipe_keys() - {"weights", "ensemble.learned_from"}
     assert build(values) == build({"name": values["name"], "data": values["data"]})
 
@@ -181,7 +186,7 @@ def log_losses_by_hand(denoiser: EDMDenoiser, image: torch.Tensor, condition: to
 def test_the_method_of_the_example_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Hook by hook, each in a worker of its own, as `mucs-ray attribute --method my_method:MyMethod` calls them."""
     code = block("your-own-method.md", "python", "class MyMethod")
-    assert len([line for line in code.splitlines() if line.strip()]) <= 27
+    assert len([line for line in code.splitlines() if line.strip()]) <= 36
     (tmp_path / "my_method.py").write_text(code)
     monkeypatch.syspath_prepend(str(tmp_path))
     importlib.invalidate_caches()
@@ -200,11 +205,11 @@ def test_the_method_of_the_example_scores(tmp_path: Path, monkeypatch: pytest.Mo
         Item(number=1, idx=71, condition=images.condition[3], image=images.image[3]),
     ]
     features, score = method.stages
-    setting = {"knobs": recipe, "device": torch.device("cpu"), "num_images": 5, "denoiser": f1}
+    context = {"settings": recipe, "device": torch.device("cpu"), "num_images": 5, "denoiser": f1}
     assert (features.uses_items, score.uses_items) == (False, True)
     attributor = method.load()
-    table = attributor(Setting(**setting)).features(images)
-    scorer = attributor(Setting(**setting, items=items))
+    table = attributor(MethodContext(**context)).features(images)
+    scorer = attributor(MethodContext(**context, items=items))
     scorer.load({}, [{}, {}])
     scores = scorer.columns({"idx": images.idx, **table})["score"]
 

@@ -114,8 +114,10 @@ def test_a_variant_does_only_what_it_does_differently(data: Dataset, tmp_path: P
 
 
 def test_a_variants_recipe_is_the_methods_own(data: Dataset, tmp_path: Path):
-    tasks = opened(data, tmp_path, unlearn={"ascent_weight": 0.7}).tasks
-    weights = [tasks[f"attribute/mucs{name}/unlearn"].recipe.unlearn.ascent_weight for name in ("", "/lambda=0.1")]
+    tasks = opened(data, tmp_path, method={"mucs": {"ascent_weight": 0.7}}).tasks
+    weights = [
+        tasks[f"attribute/mucs{name}/unlearn"].recipe.method["mucs"].ascent_weight for name in ("", "/lambda=0.1")
+    ]
     assert weights == [0.7, 0.1]
     assert tasks["attribute/forward-inf/score"].recipe.score.noise == "independent"
     assert tasks["attribute/forward-inf/skew/score"].recipe.score.noise == "shared"
