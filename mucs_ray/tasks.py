@@ -30,8 +30,9 @@ ENCODERS = ("clip", "dino")
 
 def settings(recipe: Recipe, *keys: str, without: Sequence[str] = ()) -> dict[str, Any]:
     """The recipe's values under sections or dotted keys, flat, as they look in JSON."""
-    values = recipe.to_dict()
-    sections = values | {f"method.{name}": own for name, own in values.pop("method").items()}
+    shared = recipe.to_dict()
+    own = shared.pop("method")
+    sections = shared | {f"method.{name}": values for name, values in own.items()}
     flat: dict[str, Any] = {}
     for key, value in sections.items():
         entries = {f"{key}.{inner}": each for inner, each in value.items()} if isinstance(value, dict) else {key: value}
@@ -42,7 +43,7 @@ def settings(recipe: Recipe, *keys: str, without: Sequence[str] = ()) -> dict[st
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A stage of an attribution: a part of a method, or, without one, the ranking."""
+    """A stage of an attribution: one on the method's card, or, without one, the ranking."""
 
     method: MethodCard
     recipe: Recipe
@@ -63,7 +64,7 @@ class Task:
 
 
 Shared = dict[tuple[Any, ...], str]
-"""By what a part of an attribution does and reads: the stage that does it, so that variants share what is the same."""
+"""By what a stage of an attribution does and reads: the stage that does it, so that variants share what is the same."""
 
 
 def attribution(
@@ -78,16 +79,16 @@ def attribution(
     parts: list[str] = []
     read: set[str] = set()
     for part in method.stages:
-        knobs = settings(recipe, *part.reads, *(chosen if part.uses_model else ()))
-        knobs = {key: value for key, value in knobs.items() if key not in read} | {"seed": recipe.seed}
+        values = settings(recipe, *part.reads, *(chosen if part.uses_model else ()))
+        values = {key: value for key, value in values.items() if key not in read} | {"seed": recipe.seed}
         if method.encoder:
-            knobs[f"encoder.{method.encoder}"] = encoder
-        read |= knobs.keys()
+            values[f"encoder.{method.encoder}"] = encoder
+        read |= values.keys()
         inputs = ("data", *(("pretrain",) * part.uses_model), *((TARGETS,) * part.uses_items), *parts)
-        key = (part.owner or method.implementation, replace(part, owner=""), dumps(knobs, sort_keys=True), inputs)
+        key = (part.owner or method.implementation, replace(part, owner=""), dumps(values, sort_keys=True), inputs)
         if key not in shared:
             shared[key] = f"{folder}/{part.name}"
-            yield Task(method=method, recipe=recipe, part=part, name=shared[key], reads=knobs, inputs=inputs)
+            yield Task(method=method, recipe=recipe, part=part, name=shared[key], reads=values, inputs=inputs)
         parts.append(shared[key])
     if method.is_ensemble:
         ranked["ensemble.weights"] = dict(method.weights)

@@ -34,7 +34,8 @@ class MethodStage:
     matmul_as_in_training: bool = False
     """Whether a GPU multiplies matrices as in training (spec 5); else in true fp32."""
     owner: str = ""
-    """The implementation whose stage this is, where another method takes it over as it is: it is then done once."""
+    """The implementation whose stage this is, where another method takes it over as it is: it is then done once, by the
+    class that owns it."""
 
     def __post_init__(self) -> None:
         """ValueError if the hook is not called once for what the stage goes over."""
@@ -73,7 +74,8 @@ class MethodCard:
     weights: Mapping[str, float] = field(default_factory=dict)
     """The members of an ensemble; empty if they are learned."""
     implementation: str = ""
-    """MODULE:CLASS of the class that computes; empty for an ensemble, which adds up the ranks of other methods."""
+    """MODULE:CLASS of the class that computes, filled in for a class named so; empty for an ensemble, which adds up the
+    ranks of other methods."""
 
     def __post_init__(self) -> None:
         """The section is the first name that the card has had."""

@@ -1,4 +1,4 @@
-"""The parts of an attribution, but for the ranking: each a hook of the method (mucs_ray.attribution.base)."""
+"""The stages of an attribution, but for the ranking: each a hook of the method (mucs_ray.attribution.base)."""
 
 from contextlib import AbstractContextManager
 
@@ -18,7 +18,7 @@ from mucs_ray.tasks import Task
 
 
 def work(pipeline: Pipeline, task: Task, cluster: Cluster) -> Output:
-    """One part of one method."""
+    """One stage of one method."""
     assert task.part is not None
     hooks = {"features": stream, "sample": stream, "score": stream}
     hooks |= {"accumulate": accumulate, "fit": fit, "fit_screen": fit, "fit_item": fit_items}

@@ -282,8 +282,9 @@ def test_parts_are_well_formed(name: str):
 
 
 def recipe_keys(recipe: Recipe) -> set[str]:
-    values = recipe.to_dict()
-    sections = values | {f"method.{name}": own for name, own in values.pop("method").items()}
+    shared = recipe.to_dict()
+    own = shared.pop("method")
+    sections = shared | {f"method.{name}": values for name, values in own.items()}
     return {f"{key}.{inner}" for key, value in sections.items() if isinstance(value, dict) for inner in value}
 
 

@@ -200,7 +200,9 @@ def test_the_ensemble_of_mucs_alone_orders_as_mucs_when_corrected(
     compared: Pipeline, data: Dataset, copied: Callable[[], Path], cluster: Cluster
 ):
     """Ranks are corrected once, and those of the reference not at all."""
-    mutual = open_tiny(data, copied(), methods=("random", "mucs", "ensemble/R"), rank={"correction": "mutual"}, **SMALL)
+    mutual = open_tiny(
+        data, copied(), methods=("random", "mucs", "ensemble/R"), rank={"correction": "mutual"}, method=SMALL
+    )
     work(mutual, "attribute", cluster)
     found = {name: all_scores(stored_scores(mutual, name)) for name in ("random", "mucs", "ensemble/R")}
     plain = {name: all_scores(stored_scores(compared, name)) for name in ("random", "mucs/mutual")}
