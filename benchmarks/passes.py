@@ -21,7 +21,7 @@ from models import DEVICE, Subject, counted, machine, parser, seconds, subject
 from throughput import ceiling
 
 from mucs_ray.attribution.abu import AbU
-from mucs_ray.attribution.base import Item, Setting
+from mucs_ray.attribution.base import Item, MethodContext
 from mucs_ray.attribution.das import DAS
 from mucs_ray.attribution.dtrak import DTRAK
 from mucs_ray.attribution.unlearn import unlearn
@@ -65,7 +65,11 @@ def main() -> None:
 
 def sized(recipe: Recipe, chosen: argparse.Namespace) -> Recipe:
     """With the smaller batches, sketches and sets of noises asked for."""
-    asked = {"batch_size": ("train", "unlearn"), "noises": ("dtrak", "das"), "dim": ("dtrak", "das")}
+    asked = {
+        "batch_size": ("train", "method.mucs"),
+        "noises": ("method.dtrak", "method.das"),
+        "dim": ("method.dtrak", "method.das"),
+    }
     values = {"batch_size": chosen.batch, "noises": chosen.noises, "dim": chosen.dim}
     pairs = [(f"{section}.{knob}", values[knob]) for knob, sections in asked.items() for section in sections]
     return build(with_settings(recipe.to_dict(), [f"{key}={value}" for key, value in pairs if value]))
@@ -78,12 +82,13 @@ def passes(model: Subject, num_images: int) -> dict[str, Callable[[], object]]:
     state = TrainState.fresh(deepcopy(model.denoiser).requires_grad_(True), recipe.train)
     condition = None if some.condition is None else some.condition[0]
     item = Item(number=0, idx=0, condition=condition, image=some.image[0])
-    config = replace(recipe.unlearn, fixed_updates=UPDATES)
-    setting = Setting(knobs=recipe, device=DEVICE, num_images=len(images), denoiser=model.denoiser)
-    dtrak, das, abu, scoring = DTRAK(setting), DAS(setting), AbU(setting), model.loss_change()
+    own = recipe.method
+    config = replace(own["mucs"], fixed_updates=UPDATES)
+    context = MethodContext(settings=recipe, device=DEVICE, num_images=len(images), denoiser=model.denoiser)
+    dtrak, das, abu, scoring = DTRAK(context), DAS(context), AbU(context), model.loss_change()
     noise = torch.randn(GENERATED, *some.image.shape[1:], device=DEVICE)
     conditions = None if condition is None else condition.expand(GENERATED, -1)
-    batch = images.batch(np.arange(recipe.unlearn.batch_size)).to(DEVICE)
+    batch = images.batch(np.arange(own["mucs"].batch_size)).to(DEVICE)
     rate = recipe.train.learning_rate
 
     def training() -> None:
@@ -96,10 +101,10 @@ def passes(model: Subject, num_images: int) -> dict[str, Callable[[], object]]:
 
     return {
         f"training, {UPDATES} updates of {recipe.train.batch_size} images": training,
-        f"unlearning, {UPDATES} updates of 2 x {recipe.unlearn.batch_size} draws": unlearning,
-        f"features of D-TRAK, {num_images} images x {recipe.dtrak.noises} noises": lambda: dtrak.features(some),
-        f"features of DAS, {num_images} images x {recipe.das.noises} noises": lambda: das.features(some),
-        f"Fisher of AbU, {num_images} images x {recipe.abu.fisher_draws} draws": lambda: abu.total(some),
+        f"unlearning, {UPDATES} updates of 2 x {recipe.method['mucs'].batch_size} draws": unlearning,
+        f"features of D-TRAK, {num_images} images x {own['dtrak'].noises} noises": lambda: dtrak.features(some),
+        f"features of DAS, {num_images} images x {own['das'].noises} noises": lambda: das.features(some),
+        f"Fisher of AbU, {num_images} images x {recipe.method['abu'].fisher_draws} draws": lambda: abu.accumulate(some),
         f"scoring, {num_images} images x {model.forwards_an_image} forwards": lambda: scoring.losses(some),
         f"generation, {GENERATED} items, {STEPS} steps": lambda: sample(
             model.denoiser, noise, conditions, num_steps=STEPS

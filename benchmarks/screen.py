@@ -18,9 +18,9 @@ import torch
 from models import DEVICE, Subject, machine, parser, seconds, subject
 from sidebyside import PUBLISHED_BATCH, overlap, published
 
-from mucs_ray.attribution.base import Columns, Setting
+from mucs_ray.attribution.base import Columns, MethodContext
 from mucs_ray.attribution.ranking import top_k
-from mucs_ray.attribution.screen import ScreenedMUCS, expectation
+from mucs_ray.attribution.screen import ScreenedMUCS
 from mucs_ray.attribution.screening import cuts, held_out, kept, learn
 from mucs_ray.config import with_values
 from mucs_ray.diffusion.batch import Batch
@@ -57,7 +57,7 @@ def measured(model: Subject, batch: Batch, chosen: argparse.Namespace) -> np.nda
         "full": seconds(lambda: made.update(full=[method.sample(unit)["skews"] for unit in units(batch)])),
         "sample": seconds(lambda: made.update(sample=method.sample(batch[inside]))),
     }
-    bounds = method.bounds(iter([made["sample"]]))
+    bounds = method.fit_screen(iter([made["sample"]]))
     method.load(bounds, model.bank)
     took["screened"] = seconds(lambda: made.update(columns=[method.columns(unit) for unit in units(batch)]))
     table = torch.cat(made["full"]).view(len(batch), len(model.bank), -1).numpy()
@@ -66,7 +66,7 @@ def measured(model: Subject, batch: Batch, chosen: argparse.Namespace) -> np.nda
     print(f"published (multiplied out) {took['published']:.0f} s, full {took['full']:.0f} s")
     print(f"screened {took['screened']:.0f} s and its sample of {len(inside)} images {took['sample']:.0f} s, together")
     print(f"{took['full'] / both:.2f} times as fast as full, {took['published'] / both:.2f} times as published")
-    print(f"mucs/screen {expectation({name: bounds[name].item() for name in SHOWN})}")
+    print(f"mucs/screen {method.expectation({name: bounds[name].item() for name in SHOWN})}")
     k = top_k(len(batch), TOP_PERCENT)
     forwards = method.forwards(columns) / table.size / (1 + 1 / len(model.bank))
     found = overlap(torch.from_numpy(table.mean(axis=2)), columns["score"], k)
@@ -77,9 +77,9 @@ def measured(model: Subject, batch: Batch, chosen: argparse.Namespace) -> np.nda
 
 def screened(model: Subject, num_images: int, chosen: argparse.Namespace) -> ScreenedMUCS:
     """The method with all models, before its bounds are known."""
-    settings = {"screen.sample": chosen.sample, "screen.recall": chosen.recall}
+    settings = {"method.mucs/screen.sample": chosen.sample, "method.mucs/screen.recall": chosen.recall}
     recipe = with_values(model.recipe, settings)
-    method = ScreenedMUCS(Setting(knobs=recipe, device=DEVICE, num_images=num_images, denoiser=model.denoiser))
+    method = ScreenedMUCS(MethodContext(settings=recipe, device=DEVICE, num_images=num_images, denoiser=model.denoiser))
     method.load({}, model.bank)
     return method
 

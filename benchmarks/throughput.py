@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 import torch
 from models import DEVICE, Subject, add_options, add_run_option, machine, seconds, subject
 
-from mucs_ray.attribution.base import Setting
+from mucs_ray.attribution.base import MethodContext
 from mucs_ray.attribution.mucs import MUCS
 from mucs_ray.config import Recipe, build, with_settings
 from mucs_ray.data.table import read_unit
@@ -113,19 +113,19 @@ class Pace:
 def loop(model: Subject, folder: str, least_s: float) -> Pace:
     """Score units one after another, as a worker does."""
     units = model.dataset.units("train")
-    setting = Setting(
-        knobs=model.recipe,
+    context = MethodContext(
+        settings=model.recipe,
         device=DEVICE,
         num_images=sum(unit.rows for unit in units),
         denoiser=deepcopy(model.denoiser),  # a method may compile what it is lent
     )
-    method = MUCS(setting)
+    method = MUCS(context)
     method.load({}, model.bank)
     job = AttributeJob(
         dataset=model.dataset,
         recipe=model.recipe,
         attributor=MUCS,
-        part=next(part for part in MUCS.parts if part.hook == "score"),
+        part=next(stage for stage in MUCS.card.stages if stage.hook == "score"),
         stage=Stage(run_url=folder, name="attribute/mucs/score", reads={}, inputs={}),
         generated=Stage(run_url=folder, name="generate", reads={}, inputs={}),
         features=None,

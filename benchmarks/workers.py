@@ -50,9 +50,9 @@ QUICK = (
     "engine.train_workers=1",
     "generate.controls=0",
     "generate.steps=2",
-    "unlearn.max_updates=1",
-    "unlearn.batch_size=4",
-    "unlearn.null_loss=1.0",
+    "method.mucs.max_updates=1",
+    "method.mucs.batch_size=4",
+    "method.mucs.null_loss=1.0",
 )
 """What comes before scoring is over soon, and its speed does not depend on the weights."""
 PROBE_S, PROBED = 2.0, 256

@@ -51,9 +51,9 @@ app.add_typer(data_app, name="data")
 
 def open_pipeline(speaking: Terminal, options: Options, *, seeds: Sequence[int] | None = None) -> "list[Pipeline]":
     """Recipe, data set and run directory out of a command's options: one run, or one a seed."""
-    from mucs_ray.experiment import check_owner, folder
     from mucs_ray.pipeline import Pipeline
     from mucs_ray.resolve import method_names, resolve
+    from mucs_ray.seeds import check_owner, folder
 
     given = {"generate.items": options.items, "seed": options.seed}
     told = [f"{key}={value}" for key, value in given.items() if value is not None]
@@ -63,6 +63,7 @@ def open_pipeline(speaking: Terminal, options: Options, *, seeds: Sequence[int] 
         recipe=options.recipe,
         weights=options.weights,
         settings=[*told, *options.settings],
+        methods=methods,
         console=speaking.console,
     )
     url = options.run or f"runs/{recipe.name}"
@@ -231,7 +232,7 @@ def run_everything(
         if seeds is None:
             work("evaluate", speaking, *open_pipeline(speaking, options))
             return
-        from mucs_ray.experiment import parse_seeds
+        from mucs_ray.seeds import parse_seeds
 
         work_on_seeds(speaking, options, parse_seeds(seeds))
 
@@ -282,12 +283,12 @@ def plan(
 def status(run: Annotated[str, typer.Option("--run", help="Run directory.")], as_json: JsonOption = False) -> None:
     """Where a run stands, or the runs of several seeds, read off its directory; needs no Ray."""
     with terminal(as_json=as_json) as speaking:
-        from mucs_ray.experiment import is_experiment, reopen_experiment
         from mucs_ray.pipeline import reopen
+        from mucs_ray.seeds import is_experiment, reopen_seeds
 
         several = is_experiment(run)
         console = speaking.console
-        runs = reopen_experiment(run, console=console).pipelines if several else [reopen(run, console=console)]
+        runs = reopen_seeds(run, console=console) if several else [reopen(run, console=console)]
         told = []
         for pipeline in runs:
             command = "evaluate" if several else pipeline.furthest()
@@ -326,15 +327,15 @@ def doctor(
 def methods(as_json: JsonOption = False) -> None:
     """The attribution methods, each with its variants, and the ensembles."""
     with terminal(as_json=as_json) as speaking:
-        from mucs_ray.attribution.registry import known
+        from mucs_ray.attribution.registry import listed
 
-        for method in known().values():
+        for method in listed().values():
             told = f"[bold]{escape(method.name)}[/]  [cyan]{method.cost_class}[/]  {escape(method.summary)}"
             settings = ", ".join(f"{key}={value}" for key, value in (method.weights or method.settings).items())
             more = f"needs {method.needs}; costs {method.cost}; {method.source}"
             told += f"\n    [dim]{escape('; '.join(filter(None, (settings, more))))}[/]"
             speaking.console.print(told, highlight=False, soft_wrap=True)
-        speaking.result({"methods": [method.facts() for method in known().values()]})
+        speaking.result({"methods": [method.facts() for method in listed().values()]})
 
 
 @data_app.command("prepare")

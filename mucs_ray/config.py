@@ -1,35 +1,28 @@
 """Recipes: everything that changes a number, as frozen dataclasses filled from TOML and `--set section.key=value`.
 
+What belongs to one method stands under [method.NAME], checked by the method's own class (mucs_ray.attribution.card).
 A recipe may leave `model.image_size` and `model.condition_dim` open; they are then read off the data set's card.
 """
 
 import tomllib
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
-from difflib import get_close_matches
+from collections.abc import Collection, Iterable, Mapping
+from copy import deepcopy
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import resources
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
 from annotated_types import Ge, Gt
-from pydantic import TypeAdapter, ValidationError
 
 from mucs_ray import storage
-from mucs_ray.attribution.config import (
-    AbUConfig,
-    DASConfig,
-    DTRAKConfig,
-    EnsembleConfig,
-    ForwardINFConfig,
-    RankConfig,
-    ScoreConfig,
-    ScreenConfig,
-    UnlearnConfig,
-)
+from mucs_ray.attribution.card import MethodCard
+from mucs_ray.attribution.config import EnsembleConfig, RankConfig, ScoreConfig
+from mucs_ray.attribution.registry import METHODS, installed, known
 from mucs_ray.data.table import Card
 from mucs_ray.engine_config import EngineConfig
 from mucs_ray.errors import InputError
 from mucs_ray.evaluation.config import EvaluateConfig, RemoveConfig
-from mucs_ray.models.dit import DiTConfig
+from mucs_ray.models.dit_config import DiTConfig
+from mucs_ray.recipe_values import METHOD, checked, method_settings, refuse_old_sections, refuse_unknown_keys
 from mucs_ray.training.config import TrainConfig
 
 Values = dict[str, Any]
@@ -62,13 +55,9 @@ class Recipe:
     model: DiTConfig = field(default_factory=DiTConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     generate: GenerateConfig = field(default_factory=GenerateConfig)
-    unlearn: UnlearnConfig = field(default_factory=UnlearnConfig)
     score: ScoreConfig = field(default_factory=ScoreConfig)
-    screen: ScreenConfig = field(default_factory=ScreenConfig)
-    forward_inf: ForwardINFConfig = field(default_factory=ForwardINFConfig)
-    abu: AbUConfig = field(default_factory=AbUConfig)
-    dtrak: DTRAKConfig = field(default_factory=DTRAKConfig)
-    das: DASConfig = field(default_factory=DASConfig)
+    method: dict[str, Any] = field(default_factory=lambda: method_settings({}, METHODS.values()))
+    """The settings that are a method's own, by the section of its card."""
     ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
     rank: RankConfig = field(default_factory=RankConfig)
     remove: RemoveConfig = field(default_factory=RemoveConfig)
@@ -117,7 +106,7 @@ def parse_setting(setting: str) -> tuple[list[str], Any]:
 
 def with_settings(values: Values, settings: Iterable[str]) -> Values:
     """A copy of raw recipe values with `--set` settings applied."""
-    changed = {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
+    changed = deepcopy(values)
     for setting in settings:
         path, value = parse_setting(setting)
         section = changed
@@ -130,11 +119,22 @@ def with_settings(values: Values, settings: Iterable[str]) -> Values:
 
 
 def with_values(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
-    """A copy of a recipe with other values under dotted keys, e.g. {"score.keep": 1.0}."""
+    """A copy of a recipe with other values under dotted keys, e.g. {"score.keep": 1.0, "method.mucs.clamp": False}."""
     for key, value in values.items():
-        section, _, name = key.partition(".")
-        recipe = replace(recipe, **{section: replace(getattr(recipe, section), **{name: value})})
+        section, _, name = key.rpartition(".")
+        if section.startswith(METHOD):
+            own = section.removeprefix(METHOD)
+            recipe = replace(recipe, method={**recipe.method, own: replace(recipe.method[own], **{name: value})})
+        else:
+            recipe = replace(recipe, **{section: replace(getattr(recipe, section), **{name: value})})
     return recipe
+
+
+def for_method(recipe: Recipe, card: MethodCard) -> Recipe:
+    """The recipe under which a method runs: with the values of its card, and defaults where it says nothing."""
+    if card.section not in recipe.method and fields(card.config_class):
+        recipe = replace(recipe, method={**recipe.method, card.section: card.config_class()})
+    return with_values(recipe, card.settings)
 
 
 def from_card(values: Values, card: Card) -> Values:
@@ -146,29 +146,17 @@ def from_card(values: Values, card: Card) -> Values:
     return {**values, "model": model}
 
 
-def build(values: Values) -> Recipe:
-    """A checked recipe. InputError, naming the key, for unknown keys, wrong types and values out of range."""
-    refuse_unknown_keys(values, Recipe, prefix="")
-    try:
-        return TypeAdapter(Recipe).validate_python(values)
-    except ValidationError as error:
-        first, *others = error.errors()
-        where = ".".join(str(part) for part in first["loc"] if isinstance(part, str) and part.isidentifier())
-        told = [each["msg"].lower() for each in (first, *others) if each["loc"][:2] == first["loc"][:2]]
-        raise InputError(f"recipe key {where}: {', or '.join(told)}; found {first['input']!r}") from None
+def build(values: Values, methods: Collection[str] = ()) -> Recipe:
+    """A checked recipe. InputError, naming the key, for unknown keys, wrong types and values out of range.
 
-
-def refuse_unknown_keys(values: Mapping[str, Any], section: type, *, prefix: str) -> None:
-    """InputError with the nearest known key."""
-    known = {each.name for each in fields(section)}
-    types = get_type_hints(section)
-    for key, value in values.items():
-        if key not in known:
-            near = get_close_matches(key, known, n=1)
-            hint = f"did you mean {prefix}{near[0]}?" if near else f"known: {', '.join(sorted(known))}"
-            raise InputError(f"unknown recipe key {prefix}{key}; {hint}")
-        if is_dataclass(types[key]) and isinstance(value, Mapping):
-            refuse_unknown_keys(value, types[key], prefix=f"{prefix}{key}.")
+    `methods`: names of methods that are not the package's, whose settings the recipe may have.
+    """
+    refuse_old_sections(values)
+    refuse_unknown_keys(values, Recipe)
+    shared = {key: value for key, value in values.items() if key != "method"}
+    own = values.get("method", {})
+    named = [*methods, *(name for name in installed() if isinstance(own, Mapping) and name in own)]
+    return replace(checked(Recipe, shared), method=method_settings(own, known(named).values()))
 
 
 def check_fits(recipe: Recipe, card: Card) -> None:

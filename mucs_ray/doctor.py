@@ -87,8 +87,8 @@ def folders() -> Iterator[Finding]:
 
 def pretrained_weights() -> Iterator[Finding]:
     """The networks that similarities are measured by, and captions embedded with (CLIP); all can be done without."""
+    from mucs_ray.evaluation.metrics import METRICS
     from mucs_ray.evaluation.pretrained import find_weights
-    from mucs_ray.evaluation.similarity import METRICS
 
     for metric in METRICS.values():
         if metric.weights is None:

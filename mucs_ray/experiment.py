@@ -6,24 +6,18 @@
 """
 
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
-from rich.console import Console
-
 from mucs_ray import comparison, storage, summary
 from mucs_ray.driver import finish, run
-from mucs_ray.errors import InputError
 from mucs_ray.evaluation.analysis import Analysis
-from mucs_ray.pipeline import REPORT_LAYOUT, UNRELATED, Pipeline, reopen
+from mucs_ray.pipeline import REPORT_LAYOUT, UNRELATED, Pipeline
 from mucs_ray.report.document import Report
+from mucs_ray.seeds import EXPERIMENT, folder
 from mucs_ray.store.run import Stage, State, read_json_or_none
 from mucs_ray.tasks import settings
-
-EXPERIMENT = "experiment.json"
-MOST_SEEDS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,49 +114,3 @@ class Experiment:
             "hubs": {method: asdict(each) for method, each in hubs.items()},
             "evaluation": asdict(analysis),
         }
-
-
-def folder(seed: int) -> str:
-    """Of one seed's run."""
-    return f"seed-{seed}"
-
-
-def parse_seeds(text: str) -> list[int]:
-    """ "1..3" and "1,2,5" as numbers. InputError for anything else."""
-    seeds: list[int] = []
-    for part in text.split(","):
-        first, dots, last = part.partition("..")
-        try:
-            some = range(int(first), int(last if dots else first) + 1)
-        except ValueError:
-            raise InputError(f"--seeds {text!r}: expected numbers, e.g. 1..6 or 1,2,5") from None
-        seeds += some[: MOST_SEEDS + 1]
-    if not seeds or len(set(seeds)) < len(seeds) or len(seeds) > MOST_SEEDS or min(seeds) < 0:
-        raise InputError(f"--seeds {text!r}: expected different numbers from 0 up, e.g. 1..6 or 1,2,5")
-    return seeds
-
-
-def is_experiment(run_url: str) -> bool:
-    """Whether a directory holds the runs of several seeds."""
-    return storage.exists(storage.join(storage.absolute(run_url), EXPERIMENT))
-
-
-def check_owner(run_url: str, *, several: bool) -> None:
-    """InputError if a directory is that of one seed and should be of several, or the other way round."""
-    if several and storage.exists(storage.join(storage.absolute(run_url), "recipe.json")):
-        raise InputError(f"{run_url} holds a run of one seed; give --seeds another --run")
-    if not several and is_experiment(run_url):
-        raise InputError(f"{run_url} holds the runs of several seeds; give one of them, or another --run")
-
-
-def reopen_experiment(run_url: str, *, console: Console) -> Experiment:
-    """As its directory describes it; the seeds that have begun."""
-    run_url = storage.absolute(run_url)
-    described = read_json_or_none(storage.join(run_url, EXPERIMENT)) or {"seeds": []}
-    begun: Sequence[int] = [
-        seed for seed in described["seeds"] if storage.exists(storage.join(run_url, folder(seed), "recipe.json"))
-    ]
-    if not begun:
-        raise InputError(f"no run of {run_url} has begun; run `mucs-ray run` with its --seeds again")
-    runs = tuple(reopen(storage.join(run_url, folder(seed)), console=console) for seed in begun)
-    return Experiment(run_url=run_url, pipelines=runs)

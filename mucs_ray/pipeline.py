@@ -15,13 +15,15 @@ from typing import Any
 from rich.console import Console
 
 from mucs_ray import storage
-from mucs_ray.attribution.registry import LEARNED, REFERENCE, Method
+from mucs_ray.attribution.card import MethodCard
+from mucs_ray.attribution.registry import LEARNED, REFERENCE, installed
 from mucs_ray.config import Recipe, build, check_fits
 from mucs_ray.data.table import Dataset
 from mucs_ray.errors import InputError, MucsError
-from mucs_ray.evaluation.similarity import SSIM_LEAST_PX, ReadyMetric, ready_metrics
+from mucs_ray.evaluation.metrics import SSIM_LEAST_PX, ReadyMetric, ready_metrics
+from mucs_ray.recipe_values import with_new_sections
 from mucs_ray.store.events import EventLog
-from mucs_ray.store.items import item_name
+from mucs_ray.store.item_names import item_name
 from mucs_ray.store.run import Stage, State, open_run, read_json_or_none
 from mucs_ray.tasks import (
     GENERATED,
@@ -114,9 +116,14 @@ class Pipeline:
         return ready, left_out
 
     @cached_property
-    def known(self) -> dict[str, Method]:
-        """All methods there are, by name."""
-        return known_methods(self.methods, self.learn)
+    def known(self) -> dict[str, MethodCard]:
+        """The methods of the package, those asked for, and installed ones that the run directory holds, by name."""
+        begun = [name for name in self.begun() if name in installed()]
+        return known_methods(tuple(dict.fromkeys((*self.methods, *begun))), self.learn)
+
+    def begun(self) -> list[str]:
+        """The folders of methods, each shared with its variants, of which the run directory holds something."""
+        return sorted(storage.names(storage.join(self.run_url, "attribute")))
 
     def learn(self, methods: Collection[str]) -> Mapping[str, float]:
         """Weights of ensemble/learned: as this run has had them, else out of the run that the recipe names."""
@@ -212,8 +219,8 @@ class Pipeline:
 
     def there(self) -> list[str]:
         """Methods that are asked for here, or of which the run directory holds something."""
-        folders = set(storage.names(storage.join(self.run_url, "attribute")))
-        return [name for name in self.known if name in self.needed or name.split("/")[0] in folders]
+        begun = self.begun()
+        return [name for name in self.known if name in self.needed or name.split("/")[0] in begun]
 
     @property
     def evaluated(self) -> dict[str, Stage]:
@@ -290,7 +297,7 @@ def reopen(run_url: str, *, console: Console) -> Pipeline:
         )
     digest, weights_dir = values.pop("weights_sha256", None), values.pop("weights_dir", None)
     methods, learned = tuple(values.pop("methods", ("mucs",))), values.pop("learned", {})
-    recipe, dataset = build(values), Dataset.open(values["data"])
+    recipe, dataset = build(with_new_sections(values), methods), Dataset.open(values["data"])
     return Pipeline(
         recipe=recipe,
         dataset=dataset,

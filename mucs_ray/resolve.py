@@ -6,7 +6,7 @@ from dataclasses import asdict
 from rich.console import Console
 
 from mucs_ray import storage
-from mucs_ray.attribution.registry import find, known
+from mucs_ray.attribution.registry import find, known, listed
 from mucs_ray.config import Recipe, Values, build, from_card, read_recipe, recipe_names, with_settings
 from mucs_ray.data.prepare import prepare
 from mucs_ray.data.sources.registry import load_source
@@ -18,9 +18,18 @@ EMBEDDED = "emoji"
 
 
 def resolve(
-    *, dataset: str | None, recipe: str | None, weights: str | None, settings: list[str], console: Console
+    *,
+    dataset: str | None,
+    recipe: str | None,
+    weights: str | None,
+    settings: list[str],
+    methods: Sequence[str] = (),
+    console: Console,
 ) -> tuple[Recipe, Dataset]:
-    """The recipe with everything applied, and the data set it runs on. InputError in one line for anything wrong."""
+    """The recipe with everything applied, and the data set it runs on. InputError in one line for anything wrong.
+
+    `methods`: those that are asked for, whose settings the recipe may have.
+    """
     if dataset is None and recipe is None:
         raise InputError("which data set? give --dataset NAME_OR_URL (or --recipe); `mucs-ray demo` needs neither")
     values = raw_recipe(dataset, recipe)
@@ -30,13 +39,13 @@ def resolve(
     if "data" not in values:
         raise InputError('the recipe names no data set; give --dataset, or data = "URL" in the recipe')
     opened = open_dataset(str(values["data"]), console)
-    chosen = build(from_card(values, opened.card))
+    chosen = build(from_card(values, opened.card), methods)
     if chosen.weights is not None:
         from mucs_ray.weights import load_weights
 
         heads = values.get("model", {}).get("num_heads")
         config = load_weights(chosen.weights, num_heads=heads).config
-        chosen = build({**values, "model": asdict(config)})
+        chosen = build({**values, "model": asdict(config)}, methods)
     return chosen, opened
 
 
@@ -44,7 +53,7 @@ def method_names(asked: Sequence[str] | None) -> tuple[str, ...]:
     """--method a,b --method c as names, in the order of the registry. InputError for a method that there is not."""
     names = [name.strip() for each in asked or ["mucs"] for name in each.split(",") if name.strip()]
     if not names:
-        raise InputError(f"--method names no method; known: {', '.join(known())}")
+        raise InputError(f"--method names no method; known: {', '.join(listed())}")
     for name in names:
         find(name)
     return tuple(name for name in known(names) if name in names)

@@ -9,7 +9,6 @@ from typing import Any
 
 from mucs_ray import comparison, storage
 from mucs_ray.attribution.registry import REFERENCE
-from mucs_ray.attribution.screen import expectation
 from mucs_ray.comparison import is_done
 from mucs_ray.data.table import Row
 from mucs_ray.evaluation.analysis import Analysis
@@ -18,7 +17,8 @@ from mucs_ray.report.document import Answer, Histogram, ItemSection, RankedImage
 from mucs_ray.report.export import to_csv, to_latex
 from mucs_ray.report.html import render
 from mucs_ray.store import checkpoint
-from mucs_ray.store.items import item_file, load_item, to_pixels
+from mucs_ray.store.item_names import item_file
+from mucs_ray.store.items import load_item, to_pixels
 from mucs_ray.store.run import Stage
 from mucs_ray.store.topk import read_topk
 
@@ -139,9 +139,9 @@ def condition_name(pipeline: Pipeline, lent: Row) -> str:
 
 def unlearning(pipeline: Pipeline, method: str, number: int) -> Unlearning | None:
     """The trace stored beside an item's tensors; None for methods that do not unlearn up to a bound."""
-    for name in pipeline.parts_of(method) if pipeline.known[method].attributor else ():
+    for name in () if pipeline.known[method].is_ensemble else pipeline.parts_of(method):
         part, stage = pipeline.tasks[name].part, pipeline.stages[name]
-        if part is None or part.hook != "adapt":
+        if part is None or part.hook != "fit_item":
             continue
         _, facts = checkpoint.load(stage.url(item_file(stage, number)))
         if "target" in facts:
@@ -179,7 +179,8 @@ def run_facts(pipeline: Pipeline) -> Iterable[tuple[str, str]]:
     if is_done(pipeline.stages["attribute/mucs"]):
         yield from mucs_facts(pipeline)
     if is_done(pipeline.stages["attribute/mucs/screen"]):
-        yield "screening", expectation(pipeline.stages["attribute/mucs/screen/bounds"].facts())
+        screen = pipeline.tasks["attribute/mucs/screen/bounds"].load()
+        yield "screening", screen.expectation(pipeline.stages["attribute/mucs/screen/bounds"].facts())
     versions = {**pipeline.stages["generate"].facts()["versions"], "python": platform.python_version()}
     yield "versions", ", ".join(f"{name} {value}" for name, value in versions.items())
     yield "fingerprint", pipeline.report().fingerprint[:16]

@@ -1,23 +1,25 @@
 """The stages of each method's attribution, and what they read: what variants share is one stage, done once.
 
-attribute/METHOD/PART     a hook of the method (mucs_ray.attribution.base), in the order it lists its parts
+attribute/METHOD/STAGE    a hook of the method (mucs_ray.attribution.base), in the order of its card
 attribute/METHOD          scores.parquet and topk.csv
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from json import dumps
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mucs_ray import storage
-from mucs_ray.attribution.base import Part
-from mucs_ray.attribution.condition import Condition
+from mucs_ray.attribution.card import MethodCard, MethodStage, load_class
 from mucs_ray.attribution.ensemble import learned_weights
-from mucs_ray.attribution.registry import Method, known
-from mucs_ray.config import Recipe, with_values
+from mucs_ray.attribution.registry import known
+from mucs_ray.config import Recipe, for_method
 from mucs_ray.data.table import Card
 from mucs_ray.errors import InputError, MachineError
-from mucs_ray.evaluation.similarity import ReadyMetric, ready_metrics
+from mucs_ray.evaluation.metrics import ReadyMetric, ready_metrics
+
+if TYPE_CHECKING:
+    from mucs_ray.attribution.base import Attributor
 
 TARGETS = "targets"
 GENERATED = {TARGETS: "generate"}
@@ -28,89 +30,98 @@ ENCODERS = ("clip", "dino")
 
 def settings(recipe: Recipe, *keys: str, without: Sequence[str] = ()) -> dict[str, Any]:
     """The recipe's values under sections or dotted keys, flat, as they look in JSON."""
+    shared = recipe.to_dict()
+    own = shared.pop("method")
+    sections = shared | {f"method.{name}": values for name, values in own.items()}
     flat: dict[str, Any] = {}
-    for key, value in recipe.to_dict().items():
+    for key, value in sections.items():
         entries = {f"{key}.{inner}": each for inner, each in value.items()} if isinstance(value, dict) else {key: value}
         flat |= {name: list(each) if isinstance(each, tuple) else each for name, each in entries.items()}
-    chosen = {name: value for name, value in flat.items() if name in keys or name.split(".")[0] in keys}
+    chosen = {name: value for name, value in flat.items() if name in keys or name.rpartition(".")[0] in keys}
     return {name: value for name, value in chosen.items() if name not in without}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A stage of an attribution: a part of a method, or, without one, the ranking."""
+    """A stage of an attribution: one on the method's card, or, without one, the ranking."""
 
-    method: Method
+    method: MethodCard
     recipe: Recipe
     """With the method's settings."""
-    part: Part | None
+    part: MethodStage | None
     name: str
     reads: dict[str, Any]
     inputs: tuple[str, ...]
 
     @property
     def hook(self) -> str:
-        """Of the part; "" for a ranking."""
+        """Of the stage; "" for a ranking."""
         return self.part.hook if self.part else ""
+
+    def load(self) -> "type[Attributor]":
+        """The class whose hook this is: the method's own, or that of the method whose stage it takes over."""
+        return load_class((self.part.owner if self.part else "") or self.method.implementation)
 
 
 Shared = dict[tuple[Any, ...], str]
-"""By what a part of an attribution does and reads: the stage that does it, so that variants share what is the same."""
+"""By what a stage of an attribution does and reads: the stage that does it, so that variants share what is the same."""
 
 
 def attribution(
-    recipe: Recipe, method: Method, chosen: Sequence[str], encoder: str | None, shared: Shared
+    recipe: Recipe, method: MethodCard, chosen: Sequence[str], encoder: str | None, shared: Shared
 ) -> Iterator[Task]:
     """The stages of a method's attribution, but for those that another method has already; the last one ranks.
 
     `chosen`: which of the trained weights are used; `encoder`: digest of the pretrained network's weights.
     """
-    recipe, folder = with_values(recipe, method.settings), f"attribute/{method.name}"
+    recipe, folder = for_method(recipe, method), f"attribute/{method.name}"
     ranked = settings(recipe, "rank", "seed")
     parts: list[str] = []
     read: set[str] = set()
-    for part in method.attributor.parts if method.attributor else ():
-        knobs = settings(recipe, *part.reads, *(chosen if part.uses_model else ()))
-        knobs = {key: value for key, value in knobs.items() if key not in read} | {"seed": recipe.seed}
-        if method.attributor and method.attributor.encoder:
-            knobs[f"encoder.{method.attributor.encoder}"] = encoder
-        read |= knobs.keys()
+    for part in method.stages:
+        values = settings(recipe, *part.reads, *(chosen if part.uses_model else ()))
+        values = {key: value for key, value in values.items() if key not in read} | {"seed": recipe.seed}
+        if method.encoder:
+            values[f"encoder.{method.encoder}"] = encoder
+        read |= values.keys()
         inputs = ("data", *(("pretrain",) * part.uses_model), *((TARGETS,) * part.uses_items), *parts)
-        key = (part.owner or method.attributor, replace(part, owner=None), dumps(knobs, sort_keys=True), inputs)
+        key = (part.owner or method.implementation, replace(part, owner=""), dumps(values, sort_keys=True), inputs)
         if key not in shared:
             shared[key] = f"{folder}/{part.name}"
-            yield Task(method=method, recipe=recipe, part=part, name=shared[key], reads=knobs, inputs=inputs)
+            yield Task(method=method, recipe=recipe, part=part, name=shared[key], reads=values, inputs=inputs)
         parts.append(shared[key])
-    if method.attributor is None:
+    if method.is_ensemble:
         ranked["ensemble.weights"] = dict(method.weights)
         parts = [f"attribute/{member}" for member in method.weights]
-    inputs = tuple(parts if method.attributor is None else parts[-1:]) or ("data", TARGETS)
+    inputs = tuple(parts if method.is_ensemble else parts[-1:]) or ("data", TARGETS)
     yield Task(method=method, recipe=recipe, part=None, name=folder, reads=ranked, inputs=inputs)
 
 
 def all_tasks(
-    recipe: Recipe, methods: Iterable[Method], chosen: Sequence[str], encoders: Mapping[str, ReadyMetric]
+    recipe: Recipe, methods: Iterable[MethodCard], chosen: Sequence[str], encoders: Mapping[str, ReadyMetric]
 ) -> dict[str, Task]:
     """By stage, of all methods; members of ensembles before the ensembles."""
     shared: Shared = {}
     found = {}
-    for method in sorted(methods, key=lambda each: each.attributor is None):
-        encoder = encoders.get(method.attributor.encoder or "") if method.attributor else None
+    for method in sorted(methods, key=lambda each: each.is_ensemble):
+        encoder = encoders.get(method.encoder or "")
         for task in attribution(recipe, method, chosen, encoder.digest if encoder else None, shared):
             found[task.name] = task
     return found
 
 
-def known_methods(names: Collection[str], learn: Callable[[Collection[str]], Mapping[str, float]]) -> dict[str, Method]:
+def known_methods(
+    names: Collection[str], learn: Callable[[Collection[str]], Mapping[str, float]]
+) -> dict[str, MethodCard]:
     """All methods there are, by name.
 
     An ensemble that is asked for and has no weights gets what is learned from the tests of the single methods, which
     `learn` is told the names of.
     """
     methods = known(names)
-    single = [name for name, each in methods.items() if each.attributor]
+    single = [name for name, each in methods.items() if not each.is_ensemble]
     for name in names:
-        if methods[name].attributor is None and not methods[name].weights:
+        if methods[name].is_ensemble and not methods[name].weights:
             methods[name] = replace(methods[name], weights=learn(single))
     return methods
 
@@ -126,17 +137,17 @@ def ready_encoders(weights_dir: str | None) -> dict[str, ReadyMetric]:
     return found
 
 
-def check_method(method: Method, card: Card, weights_dir: str | None) -> None:
+def check_method(method: MethodCard, card: Card, weights_dir: str | None) -> None:
     """MachineError or InputError, in one line, if a method lacks what it needs."""
-    if method.attributor is Condition and card.condition == "none":
-        raise InputError("condition compares labels or captions, and this data set has none; choose other methods")
-    if method.attributor is None and not method.weights:
+    if method.needs_condition and card.condition == "none":
+        raise InputError(f"{method.name} compares labels or captions, and this data set has none; choose other methods")
+    if method.is_ensemble and not method.weights:
         raise InputError(
             f"{method.name} needs weights: give --set ensemble.learned_from=URL, a run with finished counterfactual"
             " tests on other seeds"
         )
-    if method.attributor and method.attributor.encoder:
-        ready_metrics((method.attributor.encoder,), weights_dir)
+    if method.encoder:
+        ready_metrics((method.encoder,), weights_dir)
 
 
 def learned_from(source: str, run_url: str, seed: int, methods: Collection[str]) -> dict[str, float]:

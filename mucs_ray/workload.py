@@ -4,22 +4,23 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+import torch
+from torch import nn
+
 from mucs_ray.attribution.base import Passes
-from mucs_ray.attribution.das import DAS
-from mucs_ray.attribution.forward_inf import ForwardINF
 from mucs_ray.engine_config import GROUPS, LEAST_IMAGES
-from mucs_ray.models.dit import DiT, unlearned_names
+from mucs_ray.models.dit import DiT
 from mucs_ray.pipeline import Pipeline
 from mucs_ray.store.run import State
 from mucs_ray.tasks import Task
 
 WORK = {
     "features": "{num_images:,} images",
-    "total": "{num_images:,} images",
-    "prepare": "once",
-    "adapt": "{num_items} items",
+    "accumulate": "{num_images:,} images",
+    "fit": "once",
+    "fit_item": "{num_items} items",
     "sample": "a sample x {num_items} items",
-    "bounds": "once",
+    "fit_screen": "once",
     "score": "{num_images:,} images x {num_items} items",
 }
 """What the parts of methods go over."""
@@ -45,9 +46,9 @@ def left_to_do(pipeline: Pipeline, states: Mapping[str, State], *, processor: st
 
     `processor`: "GPU" or "CPU", what a worker has one of.
     """
-    parameters = {name: each.numel() for name, each in DiT(pipeline.recipe.model).named_parameters()}
-    every = 4 * sum(parameters.values())
-    changed = 4 * sum(parameters[name] for name in unlearned_names(DiT(pipeline.recipe.model)))
+    with torch.device("meta"):
+        network = DiT(pipeline.recipe.model)
+    every = sum(4 * each.numel() for each in network.parameters())
     todo = [name for name, state in states.items() if state.status != "done"]
     # all retrainings together, for they run side by side, and all that is generated from them
     rows = Counter(name.split("/")[0] if name.startswith(TESTING) else name for name in todo)
@@ -57,7 +58,7 @@ def left_to_do(pipeline: Pipeline, states: Mapping[str, State], *, processor: st
         elif name in ("generate", "regenerate"):
             yield generation(pipeline, name, count)
         elif task := pipeline.tasks.get(name):
-            yield from part(pipeline, task, every=every, changed=changed)
+            yield from part(pipeline, task, network)
 
 
 def trainings(pipeline: Pipeline, name: str, count: int, *, every: int, processor: str) -> Work:
@@ -92,31 +93,18 @@ def generation(pipeline: Pipeline, name: str, count: int) -> Work:
     )
 
 
-def part(pipeline: Pipeline, task: Task, *, every: int, changed: int) -> Iterator[Work]:
-    """Of a method; nothing for a ranking. `every`, `changed`: bytes of the network, and of what MUCS changes of it."""
-    if task.part is None or task.method.attributor is None:
+def part(pipeline: Pipeline, task: Task, network: nn.Module) -> Iterator[Work]:
+    """The work of a method's stage; nothing for a ranking. `network`: the names and shapes of its tensors count."""
+    if task.part is None:
         return
+    stage, method = task.part, task.load()
     units, num_items = len(pipeline.dataset.units("train")), pipeline.recipe.generate.items
-    pieces = {"prepare": 1, "bounds": 1, "adapt": num_items, "total": min(GROUPS, units)}
+    pieces = {"fit": 1, "fit_screen": 1, "fit_item": num_items, "accumulate": min(GROUPS, units)}
     counts = {"num_images": pipeline.dataset.card.num_images("train"), "num_items": num_items}
     yield Work(
         stage=task.name,
-        work=WORK[task.part.hook].format(**counts),
-        passes=task.method.attributor.passes(task.part, task.recipe, **counts),
-        written_bytes=written_bytes(task, changed=changed, every=every, **counts),
-        pieces=pieces.get(task.part.hook, units),
+        work=WORK[stage.hook].format(**counts),
+        passes=method.passes(stage, task.recipe, **counts),
+        written_bytes=method.written_bytes(stage, task.recipe, network=network, **counts),
+        pieces=pieces.get(stage.hook, units),
     )
-
-
-def written_bytes(task: Task, *, changed: int, every: int, num_images: int, num_items: int) -> int:
-    """About what a part leaves in the run directory; `changed` and `every`: bytes of what MUCS changes, and of all."""
-    assert task.part is not None
-    if task.part.hook == "score":
-        score = task.recipe.score
-        kept = 2 * num_images * score.noises * (num_items + 1) if score.keep_losses else 0
-        return 8 * num_images * num_items + kept
-    if task.part.hook == "adapt":
-        return num_items * (every if task.method.attributor is ForwardINF else changed)
-    if task.part.hook == "features":
-        return 4 * num_images * (task.recipe.das.dim if task.method.attributor is DAS else task.recipe.dtrak.dim)
-    return 0

@@ -27,7 +27,7 @@ TINY = {
         "ema_decay": 0.8, "patience": 0, "checkpoint": "last",
     },
     "generate": {"items": 2, "controls": 1, "steps": 4, "guidance": 2.0},
-    "unlearn": {"batch_size": 8, "null_batches": 2, "max_updates": 6, "learning_rate_divisor": 1.0},
+    "method": {"mucs": {"batch_size": 8, "null_batches": 2, "max_updates": 6, "learning_rate_divisor": 1.0}},
     "score": {"noises": 5},
     "rank": {"top_percent": 10.0},
 }  # fmt: skip
@@ -73,17 +73,22 @@ def tiny_dataset(folder: Path, **cut: int) -> Dataset:
 
 
 def tiny_recipe(data: str, **changes: object) -> Recipe:
-    """TINY with some sections changed: tiny_recipe(url, score={"noises": 7})."""
-    values = {**TINY, "data": data}
-    for section, change in changes.items():
-        old = values.get(section)
-        values[section] = {**old, **change} if isinstance(old, dict) and isinstance(change, dict) else change
-    return build(values)
+    """TINY with some sections changed: tiny_recipe(url, score={"noises": 7}, method={"das": {"dim": 16}})."""
+    return build(merged({**TINY, "data": data}, changes))
+
+
+def merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Values with some of them changed, section by section."""
+    return values | {
+        key: merged(values[key], change) if isinstance(change, dict) and isinstance(values.get(key), dict) else change
+        for key, change in changes.items()
+    }
 
 
 def tiny_toml(data: str, **sections: dict[str, object]) -> str:
     """TINY as a recipe file: tiny_toml(url, engine={"train_workers": 1})."""
     values: dict[str, Any] = {**TINY, "data": data, **sections}
+    values |= {f'method."{name}"': own for name, own in values.pop("method").items()}
     lines = [f"{key} = {json.dumps(value)}" for key, value in values.items() if not isinstance(value, dict)]
     for name, section in values.items():
         if isinstance(section, dict):

@@ -28,7 +28,7 @@ from common import (
     options,
     seconds,
     seconds_a_call,
-    sections,
+    settings_of,
 )
 
 # isort: split
@@ -40,8 +40,10 @@ from safetensors.torch import load_file, save_file
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from mucs_ray.attribution.base import Attributor, Item, Setting
-from mucs_ray.attribution.config import DASConfig, RankConfig, ScoreConfig, UnlearnConfig
+from mucs_ray.attribution.base import Attributor, Item, MethodContext
+from mucs_ray.attribution.cards.das import DASConfig
+from mucs_ray.attribution.cards.mucs import MUCSConfig
+from mucs_ray.attribution.config import RankConfig, ScoreConfig
 from mucs_ray.attribution.das import DAS
 from mucs_ray.attribution.loss_change import LossChange
 from mucs_ray.attribution.mucs import MUCS
@@ -283,18 +285,18 @@ def attributed(
     return {name: lists[name] for name in scale.methods}
 
 
-def setting(
+def prepared(
     method: type[Attributor],
     denoiser: EDMDenoiser,
     images: Images,
-    knobs: Any,
+    settings: Any,
     *,
     captures: bool = DEVICE.type == "cuda",
 ) -> Attributor:
     """A method as the engine sets it up in a worker."""
     return method(
-        Setting(
-            knobs=knobs,
+        MethodContext(
+            settings=settings,
             device=DEVICE,
             num_images=len(images),
             denoiser=denoiser,
@@ -339,22 +341,22 @@ def unlearn_items(folder: Path, job: Facts, images: Images, scale: Scale) -> tup
     denoiser = with_weights(scale.model, load_file(folder / "f1.safetensors"))
     pictures = load_file(folder / "items.safetensors")["items"]
     items = [Item(number=n, idx=n, condition=None, image=pictures[n].to(DEVICE)) for n in job["items"]]
-    config = UnlearnConfig(
+    config = MUCSConfig(
         sigmas=job["sigmas"], batch_size=min(100, len(images)), null_batches=scale.null_batches, fixed_updates=3
     )
 
     def method(config: UnlearnConfig) -> Attributor:
-        return setting(MUCS, denoiser, images, sections(scale.model, train=scale.train, unlearn=config))
+        return prepared(MUCS, denoiser, images, settings_of(scale.model, train=scale.train, mucs=config))
 
-    bound = method(config).prepare({}, iter(()))
+    bound = method(config).fit({}, iter(()))
     tensors, facts = {}, {}
     with as_in_training(DEVICE):
         trial = method(config)
-        took = seconds_a_call(lambda: trial.adapt(items[0], bound, lambda *_: None), 0.0) / 3
+        took = seconds_a_call(lambda: trial.fit_item(items[0], bound, lambda *_: None), 0.0) / 3
         limit = min(scale.max_updates, max(3, int(scale.share_of_time * UNLEARN_S / took / len(items))))
         ready = method(replace(config, fixed_updates=0, max_updates=limit))
         for item in items:
-            state = ready.adapt(item, bound, lambda *_: None)
+            state = ready.fit_item(item, bound, lambda *_: None)
             tensors |= {f"{item.number}/{name}": each for name, each in state.tensors.items()}
             first, last = state.facts["item_loss"][0], state.facts["item_loss"][-1]
             kept = {name: state.facts[name] for name in ("outcome", "updates", "null_loss")}
@@ -431,8 +433,8 @@ def by_das(
     """Scores[images, items]."""
 
     def method(noises: int, *, captures: bool) -> Attributor:
-        knobs = sections(scale.model, train=train, das=DASConfig(noises=noises, dim=scale.dim))
-        return setting(DAS, denoiser, images, knobs, captures=captures)
+        settings = settings_of(scale.model, train=train, das=DASConfig(noises=noises, dim=scale.dim))
+        return prepared(DAS, denoiser, images, settings, captures=captures)
 
     def speed(*, captures: bool) -> float:
         ready = method(noises, captures=captures)
@@ -455,8 +457,8 @@ def by_das(
         rows.append(ready.features(images.batch(np.arange(start, min(start + 500, len(images)))).to(DEVICE)))
     results["features of DAS"] = {"noises": noises, "images/s": len(images) / (time.monotonic() - started)}
     on_device = [{name: each.to(DEVICE) for name, each in row.items()} for row in rows]
-    prepared = ready.prepare({}, iter(on_device))
-    ready.load(prepared, [ready.adapt(item, prepared, lambda *_: None).tensors for item in items])
+    prepared = ready.fit({}, iter(on_device))
+    ready.load(prepared, [ready.fit_item(item, prepared, lambda *_: None).tensors for item in items])
     return torch.cat([ready.score(row).cpu() for row in on_device])
 
 

@@ -23,14 +23,7 @@ import torch  # noqa: E402
 from random_weights import filled, nudged  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
-from mucs_ray.attribution.config import (  # noqa: E402
-    DASConfig,
-    DTRAKConfig,
-    RankConfig,
-    ScoreConfig,
-    ScreenConfig,
-    UnlearnConfig,
-)
+from mucs_ray.attribution.config import RankConfig, ScoreConfig  # noqa: E402
 from mucs_ray.diffusion.batch import Batch  # noqa: E402
 from mucs_ray.diffusion.denoiser import EDMDenoiser  # noqa: E402
 from mucs_ray.diffusion.noise import NoiseSet, generator, normal  # noqa: E402
@@ -156,20 +149,11 @@ def noise_set(model: DiTConfig, count: int, device: torch.device = DEVICE) -> No
     return NoiseSet.draw(SEED, "score/noise", scoring_sigmas(count, 0.7), shape).to(device)
 
 
-def sections(model: DiTConfig, **given: object) -> Any:
-    """A recipe's sections with their defaults, but for those given."""
-    defaults: dict[str, object] = {
-        "seed": SEED,
-        "model": model,
-        "train": TrainConfig(),
-        "unlearn": UnlearnConfig(),
-        "score": ScoreConfig(),
-        "screen": ScreenConfig(),
-        "rank": RankConfig(),
-        "dtrak": DTRAKConfig(),
-        "das": DASConfig(),
-    }
-    return SimpleNamespace(**{**defaults, **given})
+def settings_of(model: DiTConfig, *, train: TrainConfig | None = None, **method: object) -> Any:
+    """What methods read of a recipe: defaults, but for those given; `method` by the section of its card."""
+    return SimpleNamespace(
+        seed=SEED, model=model, train=train or TrainConfig(), score=ScoreConfig(), rank=RankConfig(), method=method
+    )
 
 
 def flop_of_a_forward(denoiser: EDMDenoiser, model: DiTConfig) -> int:

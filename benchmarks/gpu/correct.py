@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from common import DEVICE, SEED, TINY, Results, noise_set, options, random_batch, seconds, sections
+from common import DEVICE, SEED, TINY, Results, noise_set, options, random_batch, seconds, settings_of
 
 # isort: split
 import torch
@@ -21,8 +21,11 @@ from common import random_denoiser
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from mucs_ray.attribution.base import Item, Setting
-from mucs_ray.attribution.config import DASConfig, DTRAKConfig, ScoreConfig, UnlearnConfig
+from mucs_ray.attribution.base import Item, MethodContext
+from mucs_ray.attribution.cards.das import DASConfig
+from mucs_ray.attribution.cards.dtrak import DTRAKConfig
+from mucs_ray.attribution.cards.mucs import MUCSConfig
+from mucs_ray.attribution.config import ScoreConfig
 from mucs_ray.attribution.das import DAS
 from mucs_ray.attribution.dtrak import DTRAK
 from mucs_ray.attribution.model_bank import ModelBank
@@ -131,7 +134,7 @@ def unlearned(model: DiTConfig, images: Batch, device: torch.device, number: int
         Item(number=number, idx=number, image=item.image[0], condition=item.condition[0]),  # pyright: ignore[reportOptionalSubscript]
         lambda _: there,
         bound=1e6,
-        config=UnlearnConfig(fixed_updates=updates, batch_size=32),
+        config=MUCSConfig(fixed_updates=updates, batch_size=32),
         learning_rate=1e-3,
         seed=SEED,
     )
@@ -155,8 +158,8 @@ def skews(
     model: DiTConfig, images: Batch, bank: list[dict[str, Tensor]], device: torch.device, count: int, **given: Any
 ) -> tuple[Tensor, Tensor]:
     """(losses of every model, skews[images, items]), after a first call, so that captured forwards are replayed."""
-    knobs = {name: given.pop(name) for name in ("precision", "compile") if name in given}
-    config = ScoreConfig(noises=count, images_per_forward=4, **knobs)
+    settings = {name: given.pop(name) for name in ("precision", "compile") if name in given}
+    config = ScoreConfig(noises=count, images_per_forward=4, **settings)
     there = [{name: each.to(device) for name, each in tensors.items()} for tensors in bank]
     models = ModelBank(random_denoiser(model, device), there, config, **given)
     batch, noises = images.to(device), noise_set(model, count, device)
@@ -216,13 +219,13 @@ def common_top(found: Tensor, exact: Tensor) -> float:
 
 
 def compare_features(results: Results, model: DiTConfig, images: Batch) -> None:
-    knobs = sections(model, dtrak=DTRAKConfig(noises=10, dim=512), das=DASConfig(noises=10, dim=512))
+    settings = settings_of(model, dtrak=DTRAKConfig(noises=10, dim=512), das=DASConfig(noises=10, dim=512))
     for method in (DTRAK, DAS):
-        exact = method(setting(knobs, model, CPU, captures=False)).features(images[:4])["feature"]
+        exact = method(context(settings, model, CPU, captures=False)).features(images[:4])["feature"]
         for captures in (False, True):
-            name = f"features of {method.label}{', captured' if captures else ''}"
+            name = f"features of {method.card.label}{', captured' if captures else ''}"
             try:
-                ready = method(setting(knobs, model, DEVICE, captures=captures))
+                ready = method(context(settings, model, DEVICE, captures=captures))
                 found = ready.features(images[:4].to(DEVICE))["feature"]
             except Exception as error:
                 results[name] = failure(error)
@@ -230,10 +233,10 @@ def compare_features(results: Results, model: DiTConfig, images: Batch) -> None:
             results[name] = {"off by": difference(found, exact)}
 
 
-def setting(knobs: Any, model: DiTConfig, device: torch.device, *, captures: bool) -> Setting:
+def context(settings: Any, model: DiTConfig, device: torch.device, *, captures: bool) -> MethodContext:
     """What a method works with."""
     denoiser = random_denoiser(model, device)
-    return Setting(knobs=knobs, device=device, num_images=IMAGES, denoiser=denoiser, captures=captures)
+    return MethodContext(settings=settings, device=device, num_images=IMAGES, denoiser=denoiser, captures=captures)
 
 
 def compare_generation(results: Results, model: DiTConfig) -> None:

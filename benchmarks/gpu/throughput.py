@@ -29,15 +29,18 @@ from common import (
     recipe_model,
     seconds,
     seconds_a_call,
-    sections,
+    settings_of,
 )
 
 # isort: split
 import published
 import torch
 
-from mucs_ray.attribution.base import Item, Setting
-from mucs_ray.attribution.config import DASConfig, DTRAKConfig, ScoreConfig, UnlearnConfig
+from mucs_ray.attribution.base import Item, MethodContext
+from mucs_ray.attribution.cards.das import DASConfig
+from mucs_ray.attribution.cards.dtrak import DTRAKConfig
+from mucs_ray.attribution.cards.mucs import MUCSConfig
+from mucs_ray.attribution.config import ScoreConfig
 from mucs_ray.attribution.das import DAS
 from mucs_ray.attribution.dtrak import DTRAK
 from mucs_ray.attribution.model_bank import ModelBank
@@ -189,7 +192,7 @@ def other_passes(results: Results, name: str, measured: Measured) -> dict[str, f
     count = 2 if measured.tiny else 10
 
     def unlearning() -> object:
-        config = UnlearnConfig(fixed_updates=count, batch_size=batch_size)
+        config = MUCSConfig(fixed_updates=count, batch_size=batch_size)
         return unlearn(measured.denoiser, item, lambda _: some, bound=1e6, config=config, learning_rate=1e-6, seed=SEED)
 
     def training() -> None:
@@ -202,15 +205,17 @@ def other_passes(results: Results, name: str, measured: Measured) -> dict[str, f
             speeds[f"unlearning updates/s, {precision}"] = count / seconds(unlearning)
         torch.set_float32_matmul_precision("medium" if precision == "TF32" else "highest")
         num_noises = 2 if measured.tiny else 100
-        knobs = sections(model, dtrak=DTRAKConfig(noises=num_noises), das=DASConfig(noises=num_noises))
+        settings = settings_of(model, dtrak=DTRAKConfig(noises=num_noises), das=DASConfig(noises=num_noises))
         for method in (DTRAK, DAS) if precision == "TF32" or measured.tiny else (DTRAK,):
-            ready = method(features_setting(knobs, measured.denoiser))
+            ready = method(features_context(settings, measured.denoiser))
             try:
                 took = seconds_a_call(lambda: ready.features(some[:2]), measured.budget / 2)  # noqa: B023
             except Exception as error:
-                results[f"{name}, features of {method.label}, {precision}"] = f"failed: {type(error).__name__}: {error}"
+                results[f"{name}, features of {method.card.label}, {precision}"] = (
+                    f"failed: {type(error).__name__}: {error}"
+                )
                 continue
-            speeds[f"features of {method.label}/s, {precision}"] = 2 / took
+            speeds[f"features of {method.card.label}/s, {precision}"] = 2 / took
             del ready
         torch.set_float32_matmul_precision("highest")
         results[f"{name}, {precision}"] = {key: round(each, 2) for key, each in speeds.items() if precision in key}
@@ -235,9 +240,9 @@ def other_passes(results: Results, name: str, measured: Measured) -> dict[str, f
     return speeds
 
 
-def features_setting(knobs: Any, denoiser: EDMDenoiser) -> Setting:
+def features_context(settings: Any, denoiser: EDMDenoiser) -> MethodContext:
     """What a gradient method works with."""
-    return Setting(knobs=knobs, device=DEVICE, num_images=1000, denoiser=denoiser, captures=True)
+    return MethodContext(settings=settings, device=DEVICE, num_images=1000, denoiser=denoiser, captures=True)
 
 
 def minutes(size: Size, noises: int, rates: dict[str, float], speeds: dict[str, float]) -> dict[str, float]:

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from mucs_ray.attribution.base import Adapted, Item, Knobs, Part, Passes, Tensors
-from mucs_ray.attribution.config import AbUConfig
+from mucs_ray.attribution.base import Item, ItemState, MethodSettings, Passes, Tensors
+from mucs_ray.attribution.card import MethodStage
+from mucs_ray.attribution.cards.abu import CARD, AbUConfig
 from mucs_ray.attribution.loss_change import LossAttributor
-from mucs_ray.attribution.unlearn import require_finite
+from mucs_ray.attribution.unlearn import require_finite, tensor_bytes
 from mucs_ray.diffusion.batch import Batch
 from mucs_ray.diffusion.denoiser import EDMDenoiser
 from mucs_ray.diffusion.loss import denoising_loss
@@ -37,32 +38,35 @@ rounding errors, and their ratio would send it off by thousands."""
 class AbU(LossAttributor):
     """A step up the item's loss, long where the training set does not care, and the change of each image's loss."""
 
-    name = "abu"
-    label = "AbU"
-    summary = "a natural-gradient step away from the item, then the change of each training image's loss"
-    cost = "N x fisher_draws gradients, then N x noises x (items + 1) forwards"
-    source = "Attribution by unlearning; adapted to DiT"
-    parts = (
-        Part(name="fisher", hook="total", reads=("abu.fisher_draws", "abu.parameters"), uses_items=False),
-        Part(name="unlearn", hook="adapt", reads=("abu",)),
-        Part(name="score", hook="score", reads=("score",)),
-    )
+    card = CARD
+    config: AbUConfig
 
     @classmethod
-    def passes(cls, part: Part, knobs: Knobs, *, num_images: int, num_items: int) -> Passes:
+    def passes(cls, stage: MethodStage, settings: MethodSettings, *, num_images: int, num_items: int) -> Passes:
         """The Fisher matrix, the steps, and scoring as for MUCS."""
-        match part.hook:
-            case "total":
-                return Passes(backwards=num_images * knobs.abu.fisher_draws)
-            case "adapt":
-                return Passes(backwards=num_items * knobs.abu.updates * knobs.abu.draws)
+        config: AbUConfig = cls.config_in(settings)
+        match stage.hook:
+            case "accumulate":
+                return Passes(backwards=num_images * config.fisher_draws)
+            case "fit_item":
+                return Passes(backwards=num_items * config.updates * config.draws)
             case _:
-                return super().passes(part, knobs, num_images=num_images, num_items=num_items)
+                return super().passes(stage, settings, num_images=num_images, num_items=num_items)
 
-    def total(self, rows: Batch) -> Tensors:
+    @classmethod
+    def written_bytes(
+        cls, stage: MethodStage, settings: MethodSettings, *, network: nn.Module, num_images: int, num_items: int
+    ) -> int:
+        """The changed tensors of each item."""
+        if stage.hook == "fit_item":
+            return num_items * tensor_bytes(network, changed_names(network, cls.config_in(settings)))
+        return super().written_bytes(stage, settings, network=network, num_images=num_images, num_items=num_items)
+
+    def accumulate(self, rows: Batch) -> Tensors:
         """Squared gradients of the loss at each image, averaged over its draws and summed over images; float64."""
-        config, model = self.setting.knobs.abu, self.setting.model
-        weights = {name: model.network.get_parameter(name).detach() for name in changed_names(model.network, config)}
+        model = self.context.model
+        names = changed_names(model.network, self.config)
+        weights = {name: model.network.get_parameter(name).detach() for name in names}
         sums = {name: torch.zeros_like(weight, dtype=torch.float64) for name, weight in weights.items()}
         for at in range(len(rows)):
             one = rows[at : at + 1]
@@ -74,9 +78,9 @@ class AbU(LossAttributor):
 
     def squared_gradients(self, weights: Tensors, one: Batch) -> Tensors:
         """Of one image, the mean over its draws; these go through the network together, so no other image matters."""
-        knobs, model = self.setting.knobs, self.setting.model
-        name, num = f"abu/fisher/idx={int(one.idx)}", knobs.abu.fisher_draws
-        ((sigma, noise),) = draws(knobs.seed, name, num, num, like=one.image)
+        settings, model = self.context.settings, self.context.model
+        name, num = f"abu/fisher/idx={int(one.idx)}", self.config.fisher_draws
+        ((sigma, noise),) = draws(settings.seed, name, num, num, like=one.image)
 
         def loss(weights: Tensors, sigma: Float[Tensor, ""], noise: Float[Tensor, "c h w"]) -> Float[Tensor, ""]:
             with_weights = {f"network.{name}": weight for name, weight in weights.items()}
@@ -90,15 +94,15 @@ class AbU(LossAttributor):
             gradients = vmap(grad(loss), in_dims=(None, 0, 0))(weights, sigma, noise)
         return {name: gradient.double().square().mean(dim=0) for name, gradient in gradients.items()}
 
-    def adapt(self, item: Item, prepared: Tensors, on_update: Callable[[int, float], None]) -> Adapted:
-        """The changed tensors; `prepared` is the total.
+    def fit_item(self, item: Item, fitted: Tensors, on_update: Callable[[int, float], None]) -> ItemState:
+        """The changed tensors; `fitted` are the sums.
 
         `item_loss` is the item's mean loss before each update and at the end, where it is measured on the draws of the
         first update: its first and last value differ by what the updates did and nothing else.
         """
-        config = self.setting.knobs.abu
-        changed = frozen_copy(self.setting.model)  # eval mode: no dropout, no condition drop
-        rates = step_sizes(prepared, config, num_images=self.setting.num_images)
+        config = self.config
+        changed = frozen_copy(self.context.model)  # eval mode: no dropout, no condition drop
+        rates = step_sizes(fitted, config, num_images=self.context.num_images)
         parameters = {name: changed.network.get_parameter(name).requires_grad_(True) for name in rates}
         trace: list[float] = []
         for step in range(config.updates + 1):
@@ -113,14 +117,14 @@ class AbU(LossAttributor):
             if not ended:
                 ascend(parameters, rates)
         tensors = {name: parameter.detach() for name, parameter in parameters.items()}
-        return Adapted(tensors=tensors, facts={"outcome": "fixed", "updates": config.updates, "item_loss": trace})
+        return ItemState(tensors=tensors, facts={"outcome": "fixed", "updates": config.updates, "item_loss": trace})
 
     def shares(self, changed: EDMDenoiser, item: Item, *, draws_of: int) -> Iterator[Float[Tensor, ""]]:
         """The item's mean loss over the draws of an update, as the share of each forward in it; they add up to it."""
-        config, device = self.setting.knobs.abu, self.setting.device
+        config, device = self.config, self.context.device
         image = item.image.to(device)[None]
         name = f"abu/item={item.idx}/step={draws_of}"
-        for sigma, noise in draws(self.setting.knobs.seed, name, config.draws, config.draws_per_forward, like=image):
+        for sigma, noise in draws(self.context.settings.seed, name, config.draws, config.draws_per_forward, like=image):
             condition = None if item.condition is None else item.condition.to(device).expand(len(sigma), -1)
             losses = denoising_loss(changed, image.expand_as(noise), noise, sigma, condition)
             yield losses.sum() / config.draws

@@ -1,8 +1,7 @@
 """What every attribution method speaks of: generated items, and the contract of a method.
 
-A method is one file with one subclass of `Attributor`. Only `score` is needed; each further hook that a method lists
-in `parts` becomes a stage of the run, with its own files, progress and resumption. Hooks do no I/O and know nothing of
-Ray.
+A method is a subclass of `Attributor` with a card. Only `score` is needed; each further hook that the card lists
+becomes a stage of the run, with its own files, progress and resumption. Hooks do no I/O and know nothing of Ray.
 
 Axes: b training images, i items, c h w image, d condition.
 """
@@ -10,26 +9,18 @@ Axes: b training images, i items, c h w image, d condition.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 
-from mucs_ray.attribution.config import (
-    AbUConfig,
-    DASConfig,
-    DTRAKConfig,
-    ForwardINFConfig,
-    RankConfig,
-    ScoreConfig,
-    ScreenConfig,
-    UnlearnConfig,
-)
+from mucs_ray.attribution.card import MethodCard, MethodStage
+from mucs_ray.attribution.config import RankConfig, ScoreConfig
 from mucs_ray.diffusion.batch import Batch
 from mucs_ray.diffusion.denoiser import EDMDenoiser
-from mucs_ray.models.dit import DiTConfig
+from mucs_ray.models.dit_config import DiTConfig
 from mucs_ray.training.config import TrainConfig
 
 Tensors = dict[str, Tensor]
@@ -48,38 +39,27 @@ class Item:
     """Unclamped."""
 
 
-@runtime_checkable
-class Knobs(Protocol):
-    """The sections of a recipe that methods read; `mucs_ray.config.Recipe` has them."""
+class MethodSettings(Protocol):
+    """What methods read of a recipe; `mucs_ray.config.Recipe` has it."""
 
     @property
     def seed(self) -> int:
-        """Of the run: what is random is drawn from it and a name."""
+        """The run's seed: what is random is drawn from it and a name."""
         ...
 
     @property
     def model(self) -> DiTConfig:
-        """Shape of the network."""
+        """The shape of the network."""
         ...
 
     @property
     def train(self) -> TrainConfig:
-        """How it was trained."""
-        ...
-
-    @property
-    def unlearn(self) -> UnlearnConfig:
-        """Of MUCS."""
+        """How the network was trained."""
         ...
 
     @property
     def score(self) -> ScoreConfig:
-        """Of all methods that compare losses."""
-        ...
-
-    @property
-    def screen(self) -> ScreenConfig:
-        """Of MUCS with fewer forwards."""
+        """How methods compare losses."""
         ...
 
     @property
@@ -88,41 +68,26 @@ class Knobs(Protocol):
         ...
 
     @property
-    def forward_inf(self) -> ForwardINFConfig:
-        """Of Forward-INF."""
-        ...
-
-    @property
-    def abu(self) -> AbUConfig:
-        """Of AbU."""
-        ...
-
-    @property
-    def dtrak(self) -> DTRAKConfig:
-        """Of D-TRAK."""
-        ...
-
-    @property
-    def das(self) -> DASConfig:
-        """Of DAS."""
+    def method(self) -> Mapping[str, Any]:
+        """The settings that are a method's own, by the section of its card."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Setting:
+class MethodContext:
     """What a method works with, in a worker."""
 
-    knobs: Knobs
+    settings: MethodSettings
     device: torch.device
     num_images: int
     """Size of the training set."""
     items: Sequence[Item] = ()
-    """All that are attributed; empty in hooks of a part that does not read them."""
+    """All that are attributed; empty in hooks of a stage that does not read them."""
     denoiser: EDMDenoiser | None = None
-    """F1, frozen, in eval mode, on the device; None in hooks of a part that does not use it. Never change it."""
+    """F1, frozen, in eval mode, on the device; None in hooks of a stage that does not use it. Never change it."""
     batches: Callable[[str, int], Callable[[int], Batch]] | None = None
-    """batches(stream name, size)(step): training images in a shuffled order that belongs to the name; in `prepare` and
-    `adapt` only."""
+    """batches(stream name, size)(step): training images in a shuffled order that belongs to the name; in `fit` and
+    `fit_item` only."""
     encode: Callable[[Float[Tensor, "b c h w"]], Float[Tensor, "b d"]] | None = None
     """Images in [0, 1] to vectors of length 1, by the pretrained network that the method names as its `encoder`."""
     captures: bool = False
@@ -133,28 +98,13 @@ class Setting:
     @property
     def model(self) -> EDMDenoiser:
         """F1, for a hook that cannot do without it."""
-        assert self.denoiser is not None, "this part of the method does not say that it uses the model"
+        assert self.denoiser is not None, "this stage of the method does not say that it uses the model"
         return self.denoiser
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
-    """A stage of a method: which hook it runs, and what that hook reads."""
-
-    name: str
-    """Folder and word for it, e.g. "unlearn"."""
-    hook: Literal["features", "total", "prepare", "adapt", "sample", "bounds", "score"]
-    reads: tuple[str, ...] = ()
-    """Recipe sections or dotted keys that change its numbers; what an earlier part reads need not be repeated."""
-    uses_model: bool = True
-    uses_items: bool = True
-    owner: "type[Attributor] | None" = None
-    """The method whose part this is, where another takes it over as it is: then it is done once for both."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Adapted:
-    """What `adapt` made for one item, and facts (JSON values) for the report."""
+class ItemState:
+    """What `fit_item` made for one item, and facts (JSON values) for the report."""
 
     tensors: Tensors
     facts: Mapping[str, Any] = field(default_factory=dict)
@@ -162,7 +112,7 @@ class Adapted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Passes:
-    """What a part of a method costs, in passes of one image through the model."""
+    """What a stage of a method costs, in passes of one image through the model."""
 
     forwards: int = 0
     backwards: int = 0
@@ -172,47 +122,44 @@ class Passes:
 class Attributor(ABC):
     """One method. Scores are comparable within an item only; higher = more influential.
 
-    Hooks run in this order, each only if `parts` lists it, and each sees what the earlier ones made:
-    `features` (a table row an image, kept for all items), `total` (sums over the training set), `prepare` (once a
-    run), `adapt` (once an item); after `load`, `sample` (a table row for each image of a random sample), `bounds` (once
-    a run, from that table), and, after `load` with these, the scorer: `columns`, which calls `score`.
-    Where there are features, `total` and `score` get their rows instead of images.
+    Hooks run in this order, each only if the card lists it, and each sees what the earlier ones made:
+    `features` (a table row an image, kept for all items), `accumulate` (sums over the training set), `fit` (once a
+    run), `fit_item` (once an item); after `load`, `sample` (a table row for each image of a random sample),
+    `fit_screen` (once a run, from that table), and, after `load` with these, the scorer: `columns`, which calls
+    `score`. Where there are features, `accumulate` and `score` get their rows instead of images.
     """
 
-    name: ClassVar[str]
-    label: ClassVar[str]
-    """In tables and figures."""
-    summary: ClassVar[str]
-    needs: ClassVar[str] = "the model"
-    cost: ClassVar[str] = ""
-    source: ClassVar[str] = ""
-    encoder: ClassVar[Literal["clip", "dino"] | None] = None
-    """A pretrained network whose weights it needs."""
-    parts: ClassVar[tuple[Part, ...]] = (Part(name="score", hook="score"),)
-    """None: `score` reads nothing but idx, and no pass over the data is made for it."""
-    places_adapted: ClassVar[bool] = False
+    card: ClassVar[MethodCard]
+    places_item_states: ClassVar[bool] = False
     """True if `load` takes the items' tensors in main memory and moves to the device what fits there."""
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, context: MethodContext) -> None:
         """Once a worker."""
-        self.setting = setting
+        self.context = context
+        self.config: Any = self.config_in(context.settings)
+
+    @classmethod
+    def config_in(cls, settings: MethodSettings) -> Any:  # noqa: ANN401 - the card's `config_class`
+        """The method's own settings."""
+        found = settings.method.get(cls.card.section)
+        return cls.card.config_class() if found is None else found
 
     def features(self, batch: Batch) -> Columns:
         """A table row an image, stored once and reused by every item; fp32 columns of any width."""
         raise NotImplementedError
 
-    def total(self, rows: Any) -> Tensors:  # noqa: ANN401 - a Batch, or the Columns of `features`
+    def accumulate(self, rows: Any) -> Tensors:  # noqa: ANN401 - a Batch, or the Columns of `features`
         """Sums over these rows; they are added up over the training set in float64."""
         raise NotImplementedError
 
-    def prepare(self, total: Tensors, rows: Iterator[Any]) -> Tensors:
-        """Once a run. `total` is empty for a method without that hook; `rows` streams the training images, or the
+    def fit(self, sums: Tensors, rows: Iterator[Any]) -> Tensors:
+        """Once a run. `sums` is empty for a method without `accumulate`; `rows` streams the training images, or the
         features, in order of idx, and reads them only if it is used.
         """
         raise NotImplementedError
 
-    def adapt(self, item: Item, prepared: Tensors, on_update: Callable[[int, float], None]) -> Adapted:
-        """Once an item; `prepared` is what `prepare` made, or without it the sums, or empty without either.
+    def fit_item(self, item: Item, fitted: Tensors, on_update: Callable[[int, float], None]) -> ItemState:
+        """Once an item; `fitted` is what `fit` made, or without it the sums, or empty without either.
         `on_update(step, loss)` shows progress.
         """
         raise NotImplementedError
@@ -225,19 +172,31 @@ class Attributor(ABC):
         """A table row an image of the sample."""
         raise NotImplementedError
 
-    def bounds(self, rows: Iterator[Any]) -> Tensors:
-        """Once a run, from the rows of `sample`; `load` gets it instead of what `prepare` made."""
+    def fit_screen(self, rows: Iterator[Any]) -> Tensors:
+        """Once a run, from the rows of `sample`; `load` gets it instead of what `fit` made."""
         raise NotImplementedError
 
-    def load(self, prepared: Tensors, adapted: Sequence[Tensors]) -> None:  # noqa: B027 - not every method needs it
-        """Before scoring: what `prepare` made, and what `adapt` made for each item: both on the device,
-        the latter in main memory if the method has `places_adapted`.
+    def load(self, fitted: Tensors, item_states: Sequence[Tensors]) -> None:  # noqa: B027 - not every method needs it
+        """Before scoring: what `fit` made, and what `fit_item` made for each item: both on the device, the latter in
+        main memory if the method has `places_item_states`.
         """
 
     @classmethod
-    def passes(cls, part: Part, knobs: Knobs, *, num_images: int, num_items: int) -> Passes:
-        """What a part will cost, for `mucs-ray plan`; by default nothing to speak of."""
+    def passes(cls, stage: MethodStage, settings: MethodSettings, *, num_images: int, num_items: int) -> Passes:
+        """What a stage will cost, for `mucs-ray plan`; by default nothing to speak of."""
         return Passes()
+
+    @classmethod
+    def written_bytes(
+        cls, stage: MethodStage, settings: MethodSettings, *, network: nn.Module, num_images: int, num_items: int
+    ) -> int:
+        """About what a stage leaves in the run directory, for `mucs-ray plan`; by default only scores count."""
+        return 4 * num_images * num_items if stage.hook == "score" else 0
+
+    @classmethod
+    def expectation(cls, facts: Mapping[str, float]) -> str:
+        """A sentence on what to expect of the screen; the facts are the numbers that `fit_screen` made."""
+        return ""
 
     def forwards(self, columns: Columns) -> int:
         """Forward passes of the model that these columns took, for the rate that is shown."""

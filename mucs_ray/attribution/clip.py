@@ -1,15 +1,10 @@
 """CLIP: the cosine of the images' CLIP embeddings (spec 9.3)."""
 
+from mucs_ray.attribution.cards import cosine
 from mucs_ray.attribution.embedding import EmbeddingAttributor
 
 
 class CLIP(EmbeddingAttributor):
     """By open_clip ViT-L-14, laion2b_s32b_b82k: what the images show."""
 
-    name = "clip"
-    label = "CLIP"
-    summary = "cosine of the images' CLIP embeddings"
-    needs = "CLIP's weights"
-    cost = "one encoder pass over the data"
-    source = "MUCS, baseline"
-    encoder = "clip"
+    card = cosine.CLIP

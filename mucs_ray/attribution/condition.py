@@ -3,6 +3,7 @@
 from jaxtyping import Float
 from torch import Tensor
 
+from mucs_ray.attribution.cards import cosine
 from mucs_ray.attribution.embedding import CosineAttributor
 from mucs_ray.diffusion.batch import Batch
 from mucs_ray.errors import InputError
@@ -15,12 +16,7 @@ class Condition(CosineAttributor):
     class are equals here; their order is the ranking's, which is random, and on it the method's result rests.
     """
 
-    name = "condition"
-    label = "Condition"
-    summary = "cosine of the conditions: the same class, or a similar caption"
-    needs = "a data set with labels or captions"
-    cost = "one pass over the data"
-    source = "MUCS, baseline"
+    card = cosine.CONDITION
 
     def vectors(self, batch: Batch) -> Float[Tensor, "b d"]:
         """InputError if there are none."""

@@ -1,38 +1,14 @@
-"""The knobs of the methods; defaults are the paper's where it tells them (spec 7, 9, 15)."""
+"""The settings that methods share; defaults are the paper's where it tells them (spec 7, 15).
+
+What belongs to one method is on its card (mucs_ray.attribution.cards), under [method.NAME] of a recipe.
+"""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt, Le, Lt
+from annotated_types import Gt, Le
 
 from mucs_ray.training.config import Precision
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UnlearnConfig:
-    """How a generated item is unlearned (spec 7.1, 7.2)."""
-
-    null_loss: Literal["auto", "analytic"] | Annotated[float, Gt(0)] = "auto"
-    """Loss of an untrained network, the bound of the ascent: drawn, computed from E[x^2], or given."""
-    null_batches: Annotated[int, Gt(0)] = 200
-    """Batches of 100 draws for null_loss = "auto"."""
-    ascent_weight: Annotated[float, Ge(0)] = 0.2
-    """lambda: weight of the ascent on the item beside the descent on the training set."""
-    batch_size: Annotated[int, Gt(0)] = 100
-    learning_rate_divisor: Annotated[float, Gt(0)] = 10.0
-    """Unlearning runs at the training's learning rate divided by this."""
-    weight_decay: Annotated[float, Ge(0)] = 0.01
-    tolerance: Annotated[float, Ge(0), Lt(1)] = 0.05
-    """Done once the item's clamped loss is at least (1 - tolerance) of the null loss."""
-    max_updates: Annotated[int, Gt(0)] = 2000
-    clamp: bool = True
-    """Bound the ascent by the null loss, draw by draw."""
-    fixed_updates: Annotated[int, Ge(0)] = 0
-    """Exactly so many updates, whatever the item's loss; 0 = until it is high enough."""
-    parameters: Literal["mlp", "block"] = "mlp"
-    """MLP weight matrices, or those of attention as well (spec 8, U-C4)."""
-    sigmas: Literal["training", "schedule"] = "training"
-    """Noise levels of both losses: as in training, or random positions on the sampler's schedule (spec 8)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,88 +34,7 @@ class ScoreConfig:
     """One set of levels and noise for every image, before and after; or each loss its own draws (spec 8, S-C2)."""
 
 
-Share = Annotated[float, Gt(0), Lt(1)]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ScreenConfig:
-    """How `mucs/screen` leaves images out early."""
-
-    recall: Share = 0.98
-    """Share of the true top-k, over all items, that is to be found."""
-    sample: Annotated[int, Ge(10)] = 1000
-    """Training images, drawn at random, that are scored in full to learn the bounds."""
-    rounds: tuple[Share, Share] = (0.1, 0.3)
-    """Shares of the noises after which images are left out."""
-
-
 Measure = Literal["skew", "difference", "absolute"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ForwardINFConfig:
-    """How Forward-INF unlearns an item: plain gradient ascent, all weights (spec 9.7)."""
-
-    updates: Annotated[int, Gt(0)] = 10
-    learning_rate_divisor: Annotated[float, Gt(0)] = 10.0
-    """The ascent runs at the training's learning rate divided by this: 1e-5 for the paper's CIFAR-10 model."""
-    draws: Annotated[int, Gt(0)] = 100
-    """Noise levels and noises of the item in one update."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AbUConfig:
-    """How AbU unlearns an item: natural-gradient ascent with a diagonal Fisher matrix (spec 9.8)."""
-
-    updates: Annotated[int, Gt(0)] = 1
-    step: Annotated[float, Gt(0)] = 0.01
-    """alpha in p + alpha g_p / (N F_p)."""
-    draws: Annotated[int, Gt(0)] = 1000
-    """Of the item, averaged into one gradient."""
-    draws_per_forward: Annotated[int, Gt(0)] = 100
-    fisher_draws: Annotated[int, Gt(0)] = 5
-    """Of each training image, for the Fisher matrix."""
-    damping: Annotated[float, Ge(0)] = 0.1
-    """Added to F_p: this times the mean of F over its tensor."""
-    parameters: Literal["attention", "mlp", "all"] = "attention"
-    """Attention's qkv matrices (the authors' choice of cross-attention has no match here), MLP matrices, or all."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DTRAKConfig:
-    """Gradient features of D-TRAK, and how they are compared (spec 9.5)."""
-
-    noises: Annotated[int, Gt(0)] = 100
-    dim: Annotated[int, Gt(0)] = 16384
-    """Width of the projected gradient."""
-    noises_per_forward: Annotated[int, Gt(0)] = 100
-    """Noises in one backward pass; fewer need less memory and give the same features up to rounding."""
-    signs: Annotated[int, Gt(0)] = 1
-    """Places in the projection that each weight's gradient goes to."""
-    damping: Annotated[float, Gt(0)] = 0.1
-    """lambda = damping * trace(K) / dim."""
-    parameters: Literal["all", "mlp"] = "all"
-    gradients: Literal["of_average", "per_noise"] = "of_average"
-    """Average the output function over the noises, then one backward pass an image; or, as published, one for each
-    noise, averaged after. The same features up to rounding: the average is linear."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DASConfig:
-    """Gradient features of DAS, and how they are compared (spec 9.6)."""
-
-    noises: Annotated[int, Gt(0)] = 100
-    dim: Annotated[int, Gt(0)] = 16384
-    noises_per_forward: Annotated[int, Gt(0)] = 100
-    signs: Annotated[int, Gt(0)] = 1
-    damping: Annotated[float, Gt(0)] = 0.1
-    parameters: Literal["all", "mlp"] = "all"
-    gradients: Literal["of_average", "per_noise"] = "of_average"
-    """One backward pass an image, its gradient scaled to length 1; or, as published, one for each noise, each scaled to
-    length 1 and then averaged."""
-    square: bool = True
-    leverage: bool = False
-    """Divide by 1 - h_i."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mucs_ray.attribution.base import Columns, Knobs, Tensors
-from mucs_ray.attribution.config import DASConfig
-from mucs_ray.attribution.gradients import GradientAttributor, Measured, gradient_parts
+from mucs_ray.attribution.base import Columns, Tensors
+from mucs_ray.attribution.cards.das import CARD, DASConfig
+from mucs_ray.attribution.gradients import GradientAttributor, Measured
 
 
 class DAS(GradientAttributor):
@@ -17,18 +17,9 @@ class DAS(GradientAttributor):
     r_i is the residual and h_i = phi_i^T K^-1 phi_i the leverage, which is left out unless asked for.
     """
 
-    name = "das"
-    label = "DAS"
-    summary = "squared change of the output for the item if the image were left out, by one Newton step"
-    cost = "N backward passes on a batch of noises, then one product an item"
-    source = "DAS: Diffusion Attribution Score (ICLR 2025)"
-    parts = gradient_parts("das", "square", "leverage")
+    card = CARD
     unit_length = True
-
-    @staticmethod
-    def section(knobs: Knobs) -> DASConfig:
-        """The recipe's [das]."""
-        return knobs.das
+    config: DASConfig
 
     @staticmethod
     def function(raw: Float[Tensor, "n c h w"]) -> Float[Tensor, " n"]:
@@ -40,10 +31,10 @@ class DAS(GradientAttributor):
         errors = measured.losses.sqrt()
         return super().row(measured) | {"residual": (errors / errors.norm()).mean()}
 
-    def load(self, prepared: Tensors, adapted: Sequence[Tensors]) -> None:
+    def load(self, fitted: Tensors, item_states: Sequence[Tensors]) -> None:
         """K^-1 phi of all items; K itself only for the leverage."""
-        super().load(prepared, adapted)
-        self.cholesky = prepared["cholesky"].to(self.vectors) if self.section(self.setting.knobs).leverage else None
+        super().load(fitted, item_states)
+        self.cholesky = fitted["cholesky"].to(self.vectors) if self.config.leverage else None
 
     def score(self, rows: Columns) -> Float[Tensor, "b i"]:
         """Squared unless the recipe says otherwise; then >= 0."""
@@ -52,4 +43,4 @@ class DAS(GradientAttributor):
             half = torch.linalg.solve_triangular(self.cholesky, rows["feature"].to(self.vectors).T, upper=False)
             weight = weight / (1 - half.square().sum(dim=0))
         scores = super().score(rows) * weight[:, None]
-        return scores.square() if self.section(self.setting.knobs).square else scores
+        return scores.square() if self.config.square else scores

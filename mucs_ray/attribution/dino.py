@@ -1,15 +1,10 @@
 """DINO: the cosine of the images' DINOv2 embeddings (spec 9.4)."""
 
+from mucs_ray.attribution.cards import cosine
 from mucs_ray.attribution.embedding import EmbeddingAttributor
 
 
 class DINO(EmbeddingAttributor):
     """By DINOv2 ViT-B/14, class token: what the images look like."""
 
-    name = "dino"
-    label = "DINO"
-    summary = "cosine of the images' DINOv2 embeddings"
-    needs = "DINOv2's weights"
-    cost = "one encoder pass over the data"
-    source = "MUCS, baseline"
-    encoder = "dino"
+    card = cosine.DINO

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from mucs_ray.attribution.base import Attributor, Item, Part, Tensors
+from mucs_ray.attribution.base import Attributor, Item, Tensors
 from mucs_ray.diffusion.batch import Batch
 from mucs_ray.errors import RunFailed
 
@@ -20,15 +20,13 @@ from mucs_ray.errors import RunFailed
 class CosineAttributor(Attributor):
     """Scores in [-1, 1]; a vector of zeros has the cosine 0 with everything."""
 
-    parts = (Part(name="score", hook="score", uses_model=False),)
-
     @abstractmethod
     def vectors(self, batch: Batch) -> Float[Tensor, "b d"]:
         """What is compared, of any length; items come as a batch too, with their images clamped to [-1, 1]."""
 
-    def load(self, prepared: Tensors, adapted: Sequence[Tensors]) -> None:
+    def load(self, fitted: Tensors, item_states: Sequence[Tensors]) -> None:
         """The vectors of the items, made once."""
-        self.of_items = self._unit(as_batch(self.setting.items).to(self.setting.device), "generated image")
+        self.of_items = self._unit(as_batch(self.context.items).to(self.context.device), "generated image")
 
     def score(self, rows: Batch) -> Float[Tensor, "b i"]:
         """fp32, from float64: a GPU would round the factors to TF32, and sums depend on how the batch is cut."""
@@ -38,7 +36,7 @@ class CosineAttributor(Attributor):
         vectors = self.vectors(batch)
         bad = ~vectors.isfinite().all(dim=1).cpu()
         if bad.any():
-            raise RunFailed(f"{self.label}: the vector of {what} idx={batch.idx[bad][0].item()} is not finite")
+            raise RunFailed(f"{self.card.label}: the vector of {what} idx={batch.idx[bad][0].item()} is not finite")
         return normalize(vectors.double(), dim=1)
 
 
@@ -47,8 +45,8 @@ class EmbeddingAttributor(CosineAttributor):
 
     def vectors(self, batch: Batch) -> Float[Tensor, "b d"]:
         """The network expects images in [0, 1]."""
-        assert self.setting.encode is not None, "the method names no encoder"
-        return self.setting.encode(((batch.image + 1) / 2).clamp(0, 1))
+        assert self.context.encode is not None, "the method names no encoder"
+        return self.context.encode(((batch.image + 1) / 2).clamp(0, 1))
 
 
 def as_batch(items: Sequence[Item]) -> Batch:

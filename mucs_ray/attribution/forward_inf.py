@@ -6,43 +6,49 @@ Unlike MUCS it neither holds on to the training set nor bounds the ascent, and a
 from collections.abc import Callable
 
 import torch
+from torch import nn
 
-from mucs_ray.attribution.base import Adapted, Item, Knobs, Part, Passes, Tensors
+from mucs_ray.attribution.base import Item, ItemState, MethodSettings, Passes, Tensors
+from mucs_ray.attribution.card import MethodStage
+from mucs_ray.attribution.cards.forward_inf import CARD, ForwardINFConfig
 from mucs_ray.attribution.loss_change import LossAttributor
-from mucs_ray.attribution.unlearn import item_losses, require_finite
+from mucs_ray.attribution.unlearn import item_losses, require_finite, tensor_bytes
 from mucs_ray.training.ema import frozen_copy
 
 
 class ForwardINF(LossAttributor):
     """A few AdamW steps up the item's loss, and the mean change of each training image's loss."""
 
-    name = "forward-inf"
-    label = "Forward-INF"
-    summary = "a few steps of gradient ascent on the item alone, then the change of each training image's loss"
-    cost = "N x noises x (items + 1) forwards, one pass over the data"
-    source = "Forward-INF, adapted to diffusion as in MUCS"
-    parts = (
-        Part(name="unlearn", hook="adapt", reads=("forward_inf", "train.learning_rate")),
-        Part(name="score", hook="score", reads=("score",)),
-    )
+    card = CARD
+    config: ForwardINFConfig
 
     @classmethod
-    def passes(cls, part: Part, knobs: Knobs, *, num_images: int, num_items: int) -> Passes:
+    def passes(cls, stage: MethodStage, settings: MethodSettings, *, num_images: int, num_items: int) -> Passes:
         """The ascent, and scoring as for MUCS."""
-        if part.hook == "adapt":
-            return Passes(backwards=num_items * knobs.forward_inf.updates * knobs.forward_inf.draws)
-        return super().passes(part, knobs, num_images=num_images, num_items=num_items)
+        config: ForwardINFConfig = cls.config_in(settings)
+        if stage.hook == "fit_item":
+            return Passes(backwards=num_items * config.updates * config.draws)
+        return super().passes(stage, settings, num_images=num_images, num_items=num_items)
 
-    def adapt(self, item: Item, prepared: Tensors, on_update: Callable[[int, float], None]) -> Adapted:
+    @classmethod
+    def written_bytes(
+        cls, stage: MethodStage, settings: MethodSettings, *, network: nn.Module, num_images: int, num_items: int
+    ) -> int:
+        """All tensors of F2, for each item."""
+        if stage.hook == "fit_item":
+            return num_items * tensor_bytes(network, [name for name, _ in network.named_parameters()])
+        return super().written_bytes(stage, settings, network=network, num_images=num_images, num_items=num_items)
+
+    def fit_item(self, item: Item, fitted: Tensors, on_update: Callable[[int, float], None]) -> ItemState:
         """All tensors of F2, and the item's mean loss before each update and at the end, each on its own draws."""
-        knobs, config = self.setting.knobs, self.setting.knobs.forward_inf
-        changed = frozen_copy(self.setting.model).requires_grad_(True)  # eval mode: no dropout, no condition drop
-        rate = knobs.train.learning_rate / config.learning_rate_divisor
+        settings, config = self.context.settings, self.config
+        changed = frozen_copy(self.context.model).requires_grad_(True)  # eval mode: no dropout, no condition drop
+        rate = settings.train.learning_rate / config.learning_rate_divisor
         optimizer = torch.optim.AdamW(changed.parameters(), lr=rate, weight_decay=0.0, fused=True)
         trace: list[float] = []
         for step in range(config.updates + 1):
             name = f"forward-inf/item={item.idx}/step={step}"
-            losses = item_losses(changed, item, config.draws, seed=knobs.seed, name=name)
+            losses = item_losses(changed, item, config.draws, seed=settings.seed, name=name)
             require_finite(losses, item, step)
             trace.append(losses.mean().item())
             on_update(step, trace[-1])
@@ -51,4 +57,4 @@ class ForwardINF(LossAttributor):
                 (-losses.mean()).backward()
                 optimizer.step()
         tensors = {name: parameter.detach() for name, parameter in changed.network.named_parameters()}
-        return Adapted(tensors=tensors, facts={"outcome": "fixed", "updates": config.updates, "item_loss": trace})
+        return ItemState(tensors=tensors, facts={"outcome": "fixed", "updates": config.updates, "item_loss": trace})

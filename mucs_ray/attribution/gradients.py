@@ -15,12 +15,13 @@ from typing import ClassVar
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils import get_total_norm
 
-from mucs_ray.attribution.base import Adapted, Attributor, Columns, Item, Knobs, Part, Passes, Tensors
-from mucs_ray.attribution.config import DASConfig, DTRAKConfig
+from mucs_ray.attribution.base import Attributor, Columns, Item, ItemState, MethodSettings, Passes, Tensors
+from mucs_ray.attribution.card import MethodStage
+from mucs_ray.attribution.cards.gradients import GradientConfig
 from mucs_ray.attribution.projection import Sketch
 from mucs_ray.diffusion.batch import Batch
 from mucs_ray.diffusion.denoiser import SIGMA_DATA, EDMDenoiser, c_in, c_noise
@@ -30,7 +31,6 @@ from mucs_ray.diffusion.schedule import training_sigmas
 from mucs_ray.errors import RunFailed
 from mucs_ray.models.dit import unlearned_names
 
-GradientConfig = DTRAKConfig | DASConfig
 PixelMean = Callable[[Float[Tensor, "n c h w"]], Float[Tensor, " n"]]
 
 
@@ -128,40 +128,31 @@ class ImageGradients:
         return raw, (raw.detach() - target).square().mean(dim=(1, 2, 3))
 
 
-def gradient_parts(section: str, *score_knobs: str) -> tuple[Part, ...]:
-    """The stages of a method whose knobs are in this section of the recipe."""
-    knobs = ("noises", "noises_per_forward", "dim", "signs", "parameters", "gradients")
-    reads = tuple(f"{section}.{knob}" for knob in knobs)
-    scored = tuple(f"{section}.{knob}" for knob in score_knobs)
-    return (
-        Part(name="features", hook="features", reads=reads, uses_items=False),
-        Part(name="solve", hook="prepare", reads=(f"{section}.damping",), uses_model=False, uses_items=False),
-        Part(name="items", hook="adapt"),
-        Part(name="score", hook="score", reads=scored, uses_model=False, uses_items=False),
-    )
-
-
 class GradientAttributor(Attributor):
     """A method that scores by phi(item)^T K^-1 phi_i; subclasses say what is differentiated, and what else counts."""
 
     unit_length: ClassVar[bool] = False
     """Whether gradients are scaled to length 1 before they are averaged."""
 
-    @staticmethod
-    @abstractmethod
-    def section(knobs: Knobs) -> GradientConfig:
-        """The method's part of the recipe."""
-
-    @property
-    def config(self) -> GradientConfig:
-        """The same, of this recipe."""
-        return self.section(self.setting.knobs)
+    @classmethod
+    def passes(cls, stage: MethodStage, settings: MethodSettings, *, num_images: int, num_items: int) -> Passes:
+        """A backward pass on the whole set of noises, for each training image and each item."""
+        counts = {"features": num_images, "fit_item": num_items}
+        return Passes(backwards=counts.get(stage.hook, 0) * cls.config_in(settings).noises)
 
     @classmethod
-    def passes(cls, part: Part, knobs: Knobs, *, num_images: int, num_items: int) -> Passes:
-        """A backward pass on the whole set of noises, for each training image and each item."""
-        counts = {"features": num_images, "adapt": num_items}
-        return Passes(backwards=counts.get(part.hook, 0) * cls.section(knobs).noises)
+    def written_bytes(
+        cls, stage: MethodStage, settings: MethodSettings, *, network: nn.Module, num_images: int, num_items: int
+    ) -> int:
+        """Features, the factor of their covariance, a vector for each item, and scores."""
+        dim = cls.config_in(settings).dim
+        counts = {
+            "features": num_images * dim,
+            "fit": dim**2,
+            "fit_item": num_items * dim,
+            "score": num_images * num_items,
+        }
+        return 4 * counts[stage.hook]
 
     @staticmethod
     @abstractmethod
@@ -170,26 +161,27 @@ class GradientAttributor(Attributor):
 
     @cached_property
     def gradients(self) -> ImageGradients:
-        """Made in the parts that use the model; its noises belong to the method and the run's seed."""
-        setting, config = self.setting, self.config
-        seed, size = setting.knobs.seed, setting.knobs.model.image_size
-        sigmas = training_sigmas(generator(seed, f"{self.name}/sigma"), config.noises)
-        noises = NoiseSet.draw(seed, f"{self.name}/noise", sigmas, (3, size, size)).to(setting.device)
+        """Made in the stages that use the model; its noises belong to the method and the run's seed."""
+        context = self.context
+        config: GradientConfig = self.config
+        seed, size = context.settings.seed, context.settings.model.image_size
+        sigmas = training_sigmas(generator(seed, f"{self.card.name}/sigma"), config.noises)
+        noises = NoiseSet.draw(seed, f"{self.card.name}/noise", sigmas, (3, size, size)).to(context.device)
         return ImageGradients(
-            setting.model,
+            context.model,
             self.function,
             noises,
             unit_length=self.unit_length,
             config=config,
             seed=seed,
-            captures=setting.captures,
+            captures=context.captures,
         )
 
     def measured(self, image: Float[Tensor, "c h w"], condition: Float[Tensor, " d"] | None) -> Measured:
         """Of one image, on whatever device."""
-        device = self.setting.device
+        device = self.context.device
         there = None if condition is None else condition.to(device)
-        self.setting.on_progress()
+        self.context.on_progress()
         return self.gradients(image.to(device), there)
 
     def row(self, measured: Measured) -> Columns:
@@ -205,10 +197,12 @@ class GradientAttributor(Attributor):
         for name, column in columns.items():
             bad = ~column.isfinite().reshape(len(batch), -1).all(dim=1)
             if bad.any():
-                raise RunFailed(f"{self.label}: the {name} of training image idx={batch.idx[bad][0]} is not finite")
+                raise RunFailed(
+                    f"{self.card.label}: the {name} of training image idx={batch.idx[bad][0]} is not finite"
+                )
         return columns
 
-    def prepare(self, total: Tensors, rows: Iterator[Columns]) -> Tensors:
+    def fit(self, sums: Tensors, rows: Iterator[Columns]) -> Tensors:
         """The Cholesky factor of K = Phi^T Phi + lambda I, with lambda = damping trace(Phi^T Phi) / dim; lower, fp32.
 
         K is summed and factored in float64 (twice 8 dim^2 bytes, 4.3 GB at dim = 16384): gradients of images are much
@@ -216,7 +210,7 @@ class GradientAttributor(Attributor):
         The factor itself may be rounded: that changes K by far less than lambda.
         """
         dim = self.config.dim
-        kernel = torch.zeros(dim, dim, dtype=torch.float64, device=self.setting.device)
+        kernel = torch.zeros(dim, dim, dtype=torch.float64, device=self.context.device)
         for columns in rows:
             block = columns["feature"].to(kernel)
             kernel.addmm_(block.T, block)
@@ -224,28 +218,28 @@ class GradientAttributor(Attributor):
         cholesky, failed = torch.linalg.cholesky_ex(kernel)
         if failed or not cholesky.isfinite().all():
             raise RunFailed(
-                f"{self.label}: the matrix of all gradient features cannot be inverted (zero, too large, or damped too "
-                f"little); check that the model is trained, or raise {self.name}.damping"
+                f"{self.card.label}: the matrix of all gradient features cannot be inverted (zero, too large, or "
+                f"damped too little); check that the model is trained, or raise method.{self.card.section}.damping"
             )
         return {"cholesky": cholesky.float()}
 
-    def adapt(self, item: Item, prepared: Tensors, on_update: Callable[[int, float], None]) -> Adapted:
+    def fit_item(self, item: Item, fitted: Tensors, on_update: Callable[[int, float], None]) -> ItemState:
         """vector[dim] = K^-1 phi(item): the image unclamped, with its own condition and no guidance."""
         feature = self.measured(item.image, item.condition).feature.double()
         if not feature.isfinite().all():
-            raise RunFailed(f"{self.label}: the feature of item {item.number} (idx={item.idx}) is not finite")
-        vector = torch.cholesky_solve(feature[:, None], prepared["cholesky"].to(feature))
-        return Adapted(tensors={"vector": vector[:, 0].float()})
+            raise RunFailed(f"{self.card.label}: the feature of item {item.number} (idx={item.idx}) is not finite")
+        vector = torch.cholesky_solve(feature[:, None], fitted["cholesky"].to(feature))
+        return ItemState(tensors={"vector": vector[:, 0].float()})
 
-    def load(self, prepared: Tensors, adapted: Sequence[Tensors]) -> None:
+    def load(self, fitted: Tensors, item_states: Sequence[Tensors]) -> None:
         """K^-1 phi of all items."""
-        vectors = torch.stack([tensors["vector"] for tensors in adapted], dim=1)
-        self.vectors = vectors.to(self.setting.device, torch.float64)
+        vectors = torch.stack([tensors["vector"] for tensors in item_states], dim=1)
+        self.vectors = vectors.to(self.context.device, torch.float64)
 
     def forwards(self, columns: Columns) -> int:
-        """One for each image and noise in the parts that use the model; scoring takes none."""
+        """One for each image and noise in the stages that use the model; scoring takes none."""
         num_images = len(next(iter(columns.values())))
-        return num_images * self.config.noises if self.setting.denoiser is not None else 0
+        return num_images * self.config.noises if self.context.denoiser is not None else 0
 
     def score(self, rows: Columns) -> Float[Tensor, "b i"]:
         """phi_i^T K^-1 phi(item), in float64: rounded to fp32, it does not show how rows were cut."""

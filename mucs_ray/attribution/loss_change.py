@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
-from mucs_ray.attribution.base import Attributor, Columns, Knobs, Part, Passes, Tensors
+from mucs_ray.attribution.base import Attributor, Columns, MethodSettings, Passes, Tensors
+from mucs_ray.attribution.card import MethodStage
 from mucs_ray.attribution.config import Measure, ScoreConfig
 from mucs_ray.attribution.model_bank import ModelBank
 from mucs_ray.attribution.skew import normalized_skew
@@ -110,25 +111,35 @@ class LossChange:
 class LossAttributor(Attributor):
     """A method that unlearns each item and scores an image by how its loss changed; subclasses say how to unlearn."""
 
-    places_adapted = True
+    places_item_states = True
 
-    def load(self, prepared: Tensors, adapted: Sequence[Tensors]) -> None:
+    def load(self, fitted: Tensors, item_states: Sequence[Tensors]) -> None:
         """The bank of all F2."""
-        knobs = self.setting.knobs
+        settings = self.context.settings
         self.change = LossChange(
-            self.setting.model,
-            adapted,
-            config=knobs.score,
-            image_size=knobs.model.image_size,
-            seed=knobs.seed,
-            captures=self.setting.captures,
-            on_progress=self.setting.on_progress,
+            self.context.model,
+            item_states,
+            config=settings.score,
+            image_size=settings.model.image_size,
+            seed=settings.seed,
+            captures=self.context.captures,
+            on_progress=self.context.on_progress,
         )
 
     @classmethod
-    def passes(cls, part: Part, knobs: Knobs, *, num_images: int, num_items: int) -> Passes:
+    def passes(cls, stage: MethodStage, settings: MethodSettings, *, num_images: int, num_items: int) -> Passes:
         """Of scoring: F1 and every F2 on every noise."""
-        return Passes(forwards=num_images * knobs.score.noises * (1 + num_items))
+        return Passes(forwards=num_images * settings.score.noises * (1 + num_items))
+
+    @classmethod
+    def written_bytes(
+        cls, stage: MethodStage, settings: MethodSettings, *, network: nn.Module, num_images: int, num_items: int
+    ) -> int:
+        """Skew and difference of every image for every item; the losses in fp16 on request."""
+        if stage.hook != "score":
+            return 0
+        losses = 2 * num_images * settings.score.noises * (1 + num_items) if settings.score.keep_losses else 0
+        return 8 * num_images * num_items + losses
 
     def forwards(self, columns: Columns) -> int:
         """F1 and every F2 on every noise."""
@@ -136,7 +147,7 @@ class LossAttributor(Attributor):
 
     def score(self, rows: Batch) -> Float[Tensor, "b i"]:
         """By the measure that `rank.measure` names."""
-        return chosen(self.columns(rows), self.setting.knobs.rank.measure)
+        return chosen(self.columns(rows), self.context.settings.rank.measure)
 
     def columns(self, rows: Batch) -> Columns:
         """skew[items] and difference[items], so that either can be ranked; the losses in fp16 on request."""

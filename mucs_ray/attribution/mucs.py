@@ -3,10 +3,13 @@
 from collections.abc import Callable, Iterator
 
 import torch
+from torch import nn
 
-from mucs_ray.attribution.base import Adapted, Item, Knobs, Part, Passes, Tensors
+from mucs_ray.attribution.base import Item, ItemState, MethodSettings, Passes, Tensors
+from mucs_ray.attribution.card import MethodStage
+from mucs_ray.attribution.cards.mucs import CARD, MUCSConfig
 from mucs_ray.attribution.loss_change import LossAttributor
-from mucs_ray.attribution.unlearn import null_loss, unlearn
+from mucs_ray.attribution.unlearn import changed_names, null_loss, tensor_bytes, unlearn
 from mucs_ray.diffusion.batch import Batch
 from mucs_ray.diffusion.denoiser import EDMDenoiser
 from mucs_ray.diffusion.loss import analytic_null_loss
@@ -21,36 +24,31 @@ EXPECTED_UPDATES = 109
 class MUCS(LossAttributor):
     """Unlearn the item, bounded by the null loss, and see whose loss moves with it on the same noise (spec 7)."""
 
-    name = "mucs"
-    label = "MUCS"
-    summary = "unlearn the item, then the normalised skew of each training image's loss on the same noise"
-    cost = "N x noises x (items + 1) forwards, one pass over the data"
-    source = "MUCS: mirrored unlearning and noise-consistent skew"
-    parts = (
-        Part(
-            name="null",
-            hook="prepare",
-            reads=("model", "unlearn.null_loss", "unlearn.null_batches"),
-            uses_model=False,
-            uses_items=False,
-        ),
-        Part(name="unlearn", hook="adapt", reads=("unlearn", "train.learning_rate")),
-        Part(name="score", hook="score", reads=("score",)),
-    )
+    card = CARD
+    config: MUCSConfig
 
     @classmethod
-    def passes(cls, part: Part, knobs: Knobs, *, num_images: int, num_items: int) -> Passes:
+    def passes(cls, stage: MethodStage, settings: MethodSettings, *, num_images: int, num_items: int) -> Passes:
         """Unlearning as long as the paper saw it take; the true number of updates is known only afterwards."""
-        config = knobs.unlearn
-        if part.hook == "prepare":
+        config: MUCSConfig = cls.config_in(settings)
+        if stage.hook == "fit":
             return Passes(forwards=NULL_BATCH * config.null_batches if config.null_loss == "auto" else 0)
-        if part.hook == "adapt":
+        if stage.hook == "fit_item":
             return Passes(backwards=num_items * (config.fixed_updates or EXPECTED_UPDATES) * 2 * config.batch_size)
-        return super().passes(part, knobs, num_images=num_images, num_items=num_items)
+        return super().passes(stage, settings, num_images=num_images, num_items=num_items)
 
-    def prepare(self, total: Tensors, rows: Iterator[Batch]) -> Tensors:
+    @classmethod
+    def written_bytes(
+        cls, stage: MethodStage, settings: MethodSettings, *, network: nn.Module, num_images: int, num_items: int
+    ) -> int:
+        """The changed tensors of each item."""
+        if stage.hook == "fit_item":
+            return num_items * tensor_bytes(network, changed_names(network, cls.config_in(settings)))
+        return super().written_bytes(stage, settings, network=network, num_images=num_images, num_items=num_items)
+
+    def fit(self, sums: Tensors, rows: Iterator[Batch]) -> Tensors:
         """The null loss: given, from the mean square of the training pixels, or drawn (spec 7.1)."""
-        config = self.setting.knobs.unlearn
+        config = self.config
         if isinstance(config.null_loss, float):
             bound = config.null_loss
         elif config.null_loss == "analytic":
@@ -61,26 +59,26 @@ class MUCS(LossAttributor):
 
     def drawn_null_loss(self, num_batches: int) -> float:
         """With the weights that training starts from."""
-        setting = self.setting
-        assert setting.batches is not None
-        name_torch_stream(setting.knobs.seed, "train/init")
-        untrained = EDMDenoiser(DiT(setting.knobs.model)).to(setting.device)
-        batches = setting.batches("null", min(NULL_BATCH, setting.num_images))
-        return null_loss(untrained, batches, num_batches=num_batches, seed=setting.knobs.seed)
+        context = self.context
+        assert context.batches is not None
+        name_torch_stream(context.settings.seed, "train/init")
+        untrained = EDMDenoiser(DiT(context.settings.model)).to(context.device)
+        batches = context.batches("null", min(NULL_BATCH, context.num_images))
+        return null_loss(untrained, batches, num_batches=num_batches, seed=context.settings.seed)
 
-    def adapt(self, item: Item, prepared: Tensors, on_update: Callable[[int, float], None]) -> Adapted:
+    def fit_item(self, item: Item, fitted: Tensors, on_update: Callable[[int, float], None]) -> ItemState:
         """F2: the tensors that unlearning changed, and the trace of losses."""
-        setting, config = self.setting, self.setting.knobs.unlearn
-        assert setting.batches is not None
-        bound = prepared["null_loss"].item()
+        context, config = self.context, self.config
+        assert context.batches is not None
+        bound = fitted["null_loss"].item()
         unlearned = unlearn(
-            setting.model,
+            context.model,
             item,
-            setting.batches(f"unlearn/item={item.idx}", min(config.batch_size, setting.num_images)),
+            context.batches(f"unlearn/item={item.idx}", min(config.batch_size, context.num_images)),
             bound=bound,
             config=config,
-            learning_rate=setting.knobs.train.learning_rate / config.learning_rate_divisor,
-            seed=setting.knobs.seed,
+            learning_rate=context.settings.train.learning_rate / config.learning_rate_divisor,
+            seed=context.settings.seed,
             on_update=on_update,
         )
         facts = {
@@ -91,7 +89,7 @@ class MUCS(LossAttributor):
             "item_loss": unlearned.item_loss,
             "train_loss": unlearned.train_loss,
         }
-        return Adapted(tensors=unlearned.tensors, facts=facts)
+        return ItemState(tensors=unlearned.tensors, facts=facts)
 
 
 def computed_null_loss(rows: Iterator[Batch]) -> float:

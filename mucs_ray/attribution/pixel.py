@@ -3,6 +3,7 @@
 from jaxtyping import Float
 from torch import Tensor
 
+from mucs_ray.attribution.cards import cosine
 from mucs_ray.attribution.embedding import CosineAttributor
 from mucs_ray.diffusion.batch import Batch
 
@@ -13,12 +14,7 @@ class Pixel(CosineAttributor):
     Mid-grey is the origin, so that brightness counts: two dark images resemble each other.
     """
 
-    name = "pixel"
-    label = "Pixel"
-    summary = "cosine of the pixels in [-1, 1]"
-    needs = "nothing"
-    cost = "one pass over the data"
-    source = "D-TRAK, baseline raw pixel (cosine)"
+    card = cosine.PIXEL
 
     def vectors(self, batch: Batch) -> Float[Tensor, "b d"]:
         """All pixels of all channels."""

@@ -6,6 +6,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from mucs_ray.attribution.base import Attributor
+from mucs_ray.attribution.cards.random import CARD
 from mucs_ray.attribution.ranking import tie_break
 from mucs_ray.diffusion.batch import Batch
 
@@ -13,17 +14,11 @@ from mucs_ray.diffusion.batch import Batch
 class Random(Attributor):
     """A random order of the training images for each item."""
 
-    name = "random"
-    label = "Random"
-    summary = "a random order: the reference every method is tested against"
-    needs = "nothing"
-    cost = "none"
-    source = "MUCS, reference of the counterfactual test"
-    parts = ()
+    card = CARD
 
     def score(self, rows: Batch) -> Float[Tensor, "b i"]:
         """In [0, 1)."""
-        seed, num_items = self.setting.knobs.seed, len(self.setting.items)
+        seed, num_items = self.context.settings.seed, len(self.context.items)
         return torch.from_numpy(random_scores(rows.idx.numpy(), seed=seed, num_items=num_items))
 
 

@@ -1,212 +1,152 @@
-"""The methods there are: one line each, for `mucs-ray methods`, for checking names, and for building their stages.
+"""The methods there are: their cards, for `mucs-ray methods`, for checking names, and for building their stages.
 
 A variant is a method under other recipe values; what it shares with the method it varies is computed once. An ensemble
 adds up the ranks of other methods. A method of somebody else's is named MODULE:CLASS, or comes from an installed
-package's entry point in the group "mucs_ray.methods".
+package's entry point in the group "mucs_ray.methods"; it is imported only when it is named, or when all are listed.
 """
 
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import MISSING, fields, is_dataclass, replace
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mucs_ray.attribution.abu import AbU
-from mucs_ray.attribution.base import Attributor
-from mucs_ray.attribution.clip import CLIP
-from mucs_ray.attribution.condition import Condition
-from mucs_ray.attribution.das import DAS
-from mucs_ray.attribution.dino import DINO
-from mucs_ray.attribution.dtrak import DTRAK
+from mucs_ray.attribution.card import MethodCard
+from mucs_ray.attribution.cards import abu, cosine, das, dtrak, forward_inf, mucs, random, screen
+from mucs_ray.attribution.cards.gradients import PER_NOISE_COST, PER_NOISE_SUMMARY
 from mucs_ray.attribution.ensemble import WEIGHTS
-from mucs_ray.attribution.forward_inf import ForwardINF
-from mucs_ray.attribution.mucs import MUCS
-from mucs_ray.attribution.pixel import Pixel
-from mucs_ray.attribution.random import Random
-from mucs_ray.attribution.screen import ScreenedMUCS
 from mucs_ray.errors import InputError
+
+if TYPE_CHECKING:
+    from mucs_ray.attribution.base import Attributor
 
 ENTRY_POINTS = "mucs_ray.methods"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Method:
-    """One line about a method; its stages are in the folder attribute/NAME."""
-
-    name: str
-    label: str
-    """In tables and figures."""
-    summary: str
-    needs: str
-    cost: str
-    source: str
-    attributor: type[Attributor] | None = None
-    """None for an ensemble."""
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    """Recipe values under which it runs, by dotted key; they go before the recipe's own."""
-    weights: Mapping[str, float] = field(default_factory=dict)
-    """Of an ensemble: its members. Empty if they are learned."""
-
-    @property
-    def cost_class(self) -> str:
-        """In a word, from the cheapest: none, ranks, pass, gradients (one a training image), unlearning (and losses
-        of every training image under every item's model).
-        """
-        if self.attributor is None:
-            return "ranks"
-        parts = self.attributor.parts
-        if any(part.hook == "adapt" and part.uses_model for part in parts):
-            return "gradients" if parts[0].hook == "features" else "unlearning"
-        return "pass" if parts else "none"
-
-    def facts(self) -> dict[str, Any]:
-        """For --json."""
-        shown = {
-            name: getattr(self, name) for name in ("name", "label", "summary", "needs", "cost_class", "cost", "source")
-        }
-        return {**shown, "settings": dict(self.settings), "members": dict(self.weights)}
-
-
-def method_of(attributor: type[Attributor], *, name: str | None = None, **settings: Any) -> Method:  # noqa: ANN401
-    """The line about a class."""
-    kept = {key: getattr(attributor, key) for key in ("label", "summary", "needs", "cost", "source")}
-    return Method(name=name or attributor.name, attributor=attributor, **kept, **settings)
-
-
 def variant(
-    attributor: type[Attributor],
-    name: str,
-    summary: str,
-    settings: Mapping[str, Any],
-    source: str = "",
-    *,
-    cost: str = "",
-) -> Method:
+    card: MethodCard, name: str, summary: str, settings: Mapping[str, Any], source: str = "", *, cost: str = ""
+) -> MethodCard:
     """A method under other recipe values."""
-    return Method(
-        name=f"{attributor.name}/{name}",
-        label=f"{attributor.label} {name}",
+    return replace(
+        card,
+        name=f"{card.name}/{name}",
+        label=f"{card.label} {name}",
         summary=summary,
-        needs=attributor.needs,
-        cost=cost or attributor.cost,
-        source=source or attributor.source,
-        attributor=attributor,
+        cost=cost or card.cost,
+        source=source or card.source,
         settings=settings,
     )
 
 
-def ensemble(name: str, weights: Mapping[str, float], summary: str) -> Method:
+def ensemble(name: str, weights: Mapping[str, float], summary: str) -> MethodCard:
     """Ranks of other methods, added up."""
     needs = f"the scores of {', '.join(weights)}" if weights else "finished tests on other seeds, ensemble.learned_from"
-    return Method(
+    return MethodCard(
         name=f"ensemble/{name}",
         label=f"Ensemble {name}",
         summary=summary,
         needs=needs,
         cost="that of its members",
         source="MUCS, ensembles",
-        settings=UNCORRECTED,
+        stages=(),
+        settings={"rank.correction": "none"},  # the members' ranks have been corrected
         weights=weights,
     )
 
 
 TABLE_2 = "MUCS, table 2"
-PUBLISHED_FORWARD_INF = {"score.sigmas": "training", "score.noise": "independent", "rank.measure": "difference"}
-WHOLE_SCHEDULE = {"score.sigmas": "schedule", "score.keep": 1.0}
-PUBLISHED_ABU = {**WHOLE_SCHEDULE, "score.noise": "shared", "rank.measure": "difference"}
-PER_NOISE = "as published: a backward pass for each noise"
-PER_NOISE_COST = "(N + items) x noises backward passes, then one product an item"
+SCORED_AS_MUCS = "scored as MUCS: what its unlearning alone contributes"
 LEARNED = "ensemble/learned"
-UNCORRECTED = {"rank.correction": "none"}
-"""Random lists are the reference as they are; an ensemble's members have been corrected."""
+REFERENCE = "random"
+"""Removing random images: what every counterfactual test compares with."""
 _ALL = (
-    method_of(Random, settings=UNCORRECTED),
-    method_of(Pixel),
-    method_of(Condition),
-    method_of(CLIP),
-    method_of(DINO),
-    method_of(DTRAK),
-    variant(DTRAK, "per-noise", PER_NOISE, {"dtrak.gradients": "per_noise"}, cost=PER_NOISE_COST),
-    method_of(DAS),
-    variant(DAS, "per-noise", PER_NOISE, {"das.gradients": "per_noise"}, cost=PER_NOISE_COST),
-    method_of(ForwardINF, settings=PUBLISHED_FORWARD_INF),
-    variant(ForwardINF, "skew", "scored as MUCS: what its unlearning alone contributes", {}),
-    method_of(AbU, settings=PUBLISHED_ABU),
-    variant(AbU, "skew", "scored as MUCS: what its unlearning alone contributes", {}),
-    method_of(MUCS),
-    variant(MUCS, "lambda=0.1", "ascent of half the weight", {"unlearn.ascent_weight": 0.1}, TABLE_2),
-    variant(MUCS, "lambda=0.3", "ascent of 1.5 times the weight", {"unlearn.ascent_weight": 0.3}, TABLE_2),
+    random.CARD,
+    cosine.PIXEL,
+    cosine.CONDITION,
+    cosine.CLIP,
+    cosine.DINO,
+    dtrak.CARD,
+    variant(dtrak.CARD, "per-noise", PER_NOISE_SUMMARY, {"method.dtrak.gradients": "per_noise"}, cost=PER_NOISE_COST),
+    das.CARD,
+    variant(das.CARD, "per-noise", PER_NOISE_SUMMARY, {"method.das.gradients": "per_noise"}, cost=PER_NOISE_COST),
+    forward_inf.CARD,
+    variant(forward_inf.CARD, "skew", SCORED_AS_MUCS, {}),
+    abu.CARD,
+    variant(abu.CARD, "skew", SCORED_AS_MUCS, {}),
+    mucs.CARD,
+    variant(mucs.CARD, "lambda=0.1", "ascent of half the weight", {"method.mucs.ascent_weight": 0.1}, TABLE_2),
+    variant(mucs.CARD, "lambda=0.3", "ascent of 1.5 times the weight", {"method.mucs.ascent_weight": 0.3}, TABLE_2),
     variant(
-        MUCS,
+        mucs.CARD,
         "sigma-schedule",
         "unlearning at noise levels of the sampler instead of training",
-        {"unlearn.sigmas": "schedule"},
+        {"method.mucs.sigmas": "schedule"},
         TABLE_2,
     ),
     variant(
-        MUCS,
+        mucs.CARD,
         "no-null",
         "no bound on the ascent; 109 updates, whatever the loss",
-        {"unlearn.clamp": False, "unlearn.fixed_updates": 109},
+        {"method.mucs.clamp": False, "method.mucs.fixed_updates": 109},
         TABLE_2,
     ),
-    variant(MUCS, "full-block", "unlearn attention as well", {"unlearn.parameters": "block"}, TABLE_2),
-    variant(MUCS, "subtraction", "mean loss difference, not the skew", {"rank.measure": "difference"}, TABLE_2),
-    variant(MUCS, "independent-noise", "new noise for every loss", {"score.noise": "independent"}, TABLE_2),
-    variant(MUCS, "full-schedule", "all noise levels, not the upper 70 %", WHOLE_SCHEDULE, TABLE_2),
-    variant(MUCS, "train-sigma", "scoring at the noise levels of training", {"score.sigmas": "training"}, TABLE_2),
+    variant(mucs.CARD, "full-block", "unlearn attention as well", {"method.mucs.parameters": "block"}, TABLE_2),
+    variant(mucs.CARD, "subtraction", "mean loss difference, not the skew", {"rank.measure": "difference"}, TABLE_2),
+    variant(mucs.CARD, "independent-noise", "new noise for every loss", {"score.noise": "independent"}, TABLE_2),
     variant(
-        ScreenedMUCS,
-        "screen",
-        "exact scores for what can be in the top-k, far fewer forwards for the rest",
-        {"score.noise": "shared", "rank.measure": "skew"},
-        "ours",
+        mucs.CARD,
+        "full-schedule",
+        "all noise levels, not the upper 70 %",
+        {"score.sigmas": "schedule", "score.keep": 1.0},
+        TABLE_2,
     ),
-    variant(MUCS, "mutual", "MUCS with hubs brought down by mutual ranks", {"rank.correction": "mutual"}, "ours"),
+    variant(mucs.CARD, "train-sigma", "scoring at the noise levels of training", {"score.sigmas": "training"}, TABLE_2),
+    screen.CARD,
+    variant(mucs.CARD, "mutual", "MUCS with hubs brought down by mutual ranks", {"rank.correction": "mutual"}, "ours"),
     *(ensemble(name, weights, f"the paper's ensemble {name}") for name, weights in WEIGHTS.items()),
     ensemble("learned", {}, "weights learned from the counterfactual tests of other seeds"),
 )
 METHODS = {method.name: method for method in _ALL}
-REFERENCE = "random"
-"""Removing random images: what every counterfactual test compares with."""
 
 
-def known(names: Iterable[str] = ()) -> dict[str, Method]:
-    """All methods that come with the package, those of installed packages, and others by MODULE:CLASS; by name."""
-    others = [name for name in names if name not in METHODS]
-    return {**METHODS, **installed(), **{name: find(name) for name in others}}  # installed() has no name of METHODS
+def known(names: Iterable[str] = ()) -> dict[str, MethodCard]:
+    """The methods that come with the package, and the named ones of others, by name."""
+    return METHODS | {name: find(name) for name in names if name not in METHODS}
 
 
-def find(name: str) -> Method:
+def listed() -> dict[str, MethodCard]:
+    """All methods there are, by name; installed ones that cannot be imported are left out."""
+    found = dict(METHODS)
+    for name in installed():
+        try:
+            found[name] = find(name)
+        except InputError:
+            continue
+    return found
+
+
+def find(name: str) -> MethodCard:
     """A method by its name, or MODULE:CLASS. InputError if there is none."""
-    if method := METHODS.get(name) or installed().get(name):
-        return method
+    if name in METHODS:
+        return METHODS[name]
+    if name in installed():
+        return replace(imported(installed()[name]), name=name)
     if ":" in name:
         return imported(name)
     raise InputError(f"unknown method {name!r}; known: {', '.join({**METHODS, **installed()})}, or give MODULE:CLASS")
 
 
 @cache
-def installed() -> dict[str, Method]:
-    """From entry points, under the entry points' names; those that cannot be loaded, or are called as one of ours, are
-    left out.
-    """
-    found = {}
-    for point in entry_points(group=ENTRY_POINTS):
-        try:
-            loaded = imported(point.value)
-        except InputError:
-            continue
-        if point.name not in METHODS:
-            found[point.name] = replace(loaded, name=point.name)
-    return found
+def installed() -> dict[str, str]:
+    """MODULE:CLASS by the name of the entry point, none of them imported; none replaces a method of the package."""
+    return {point.name: point.value for point in entry_points(group=ENTRY_POINTS) if point.name not in METHODS}
 
 
 @cache
-def imported(name: str) -> Method:
-    """MODULE:CLASS, from the Python path or the current folder."""
+def imported(name: str) -> MethodCard:
+    """The card of MODULE:CLASS, from the Python path or the current folder."""
     module, _, attribute = name.partition(":")
     if "" not in sys.path:
         sys.path.insert(0, "")
@@ -214,14 +154,29 @@ def imported(name: str) -> Method:
         found = getattr(import_module(module), attribute)
     except Exception as error:  # whatever somebody else's module raises
         raise InputError(f"method {name}: {type(error).__name__}: {error}") from None
-    return method_of(checked(found, name), name=name)
+    return replace(checked(found, name).card, name=name, implementation=name)
 
 
-def checked(found: Any, source: str) -> type[Attributor]:  # noqa: ANN401 - whatever a user named
+def checked(found: Any, source: str) -> "type[Attributor]":  # noqa: ANN401 - whatever a user named
     """InputError, in one line, unless it is a class that can be used as a method."""
+    from mucs_ray.attribution.base import Attributor  # it is loaded already if `found` is a method
+
     if not (isinstance(found, type) and issubclass(found, Attributor)):
         raise InputError(f"method {source} is not a subclass of mucs_ray.attribution.base.Attributor")
-    lacking = [fact for fact in ("name", "label", "summary") if not isinstance(getattr(found, fact, None), str)]
-    if lacking or getattr(found, "__abstractmethods__", None):
+    lacking = [] if isinstance(getattr(found, "card", None), MethodCard) else ["card"]
+    if lacking or found.__abstractmethods__:
         raise InputError(f"method {source} lacks {', '.join([*lacking, *sorted(found.__abstractmethods__)])}")
+    if "." in found.card.section or not has_defaults(found.card.config_class):
+        raise InputError(
+            f"method {source}: expected a name without dots, and a dataclass with defaults as `config_class`"
+        )
+    if any(stage.over == "groups" for stage in found.card.stages):
+        raise InputError(f"method {source} has a stage over groups, which are not there yet; use items")
     return found
+
+
+def has_defaults(config_class: type) -> bool:
+    """Whether it is a dataclass that can be made without values."""
+    if not is_dataclass(config_class):
+        return False
+    return all(not (each.default is MISSING and each.default_factory is MISSING) for each in fields(config_class))

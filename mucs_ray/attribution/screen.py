@@ -6,7 +6,6 @@ Axes: b images, i items, n noises.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,9 +13,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mucs_ray.attribution.base import Columns, Knobs, Part, Passes, Tensors
-from mucs_ray.attribution.loss_change import require_finite
-from mucs_ray.attribution.mucs import MUCS
+from mucs_ray.attribution.base import Columns, MethodSettings, Passes, Tensors
+from mucs_ray.attribution.card import MethodStage
+from mucs_ray.attribution.cards.screen import CARD, ScreenConfig
+from mucs_ray.attribution.loss_change import LossAttributor, require_finite
 from mucs_ray.attribution.ranking import tie_break, top_k
 from mucs_ray.attribution.screening import Round, cuts, held_out, learn, spread
 from mucs_ray.attribution.skew import skews
@@ -30,44 +30,37 @@ GUESSED_SHARE = 0.3
 """Of the forwards after the first round, for `mucs-ray plan`; the true share is known once the sample is scored."""
 
 
-def expectation(facts: Mapping[str, float]) -> str:
-    """What to expect of the bounds, for people; `facts` as `ScreenedMUCS.bounds` makes them."""
-    low, high = facts["recall_low"], facts["recall_high"]
-    return (
-        f"finds {facts['recall']:.1%} of the top-k (95 % interval {low:.1%} to {high:.1%}, on held-out images of a"
-        f" sample of {facts['sample']:,.0f}) for {facts['share_of_forwards']:.0%} of the forwards"
-    )
-
-
-class ScreenedMUCS(MUCS):
+class ScreenedMUCS(LossAttributor):
     """MUCS by successive halving over the noises."""
 
-    name = "mucs"
-    cost = "that of mucs for a sample, then a tenth of the noises for every image and the rest for the best"
-    parts = (
-        *(replace(part, owner=MUCS) for part in MUCS.parts[:2]),
-        Part(name="sample", hook="sample", reads=("score", "screen.sample")),
-        Part(name="bounds", hook="bounds", reads=("screen", "rank.top_percent"), uses_model=False, uses_items=False),
-        Part(name="score", hook="score"),
-    )
+    card = CARD
+    config: ScreenConfig
 
     @classmethod
-    def passes(cls, part: Part, knobs: Knobs, *, num_images: int, num_items: int) -> Passes:
+    def passes(cls, stage: MethodStage, settings: MethodSettings, *, num_images: int, num_items: int) -> Passes:
         """The sample in full, then all images on the noises of the first round, and a guessed share on the others."""
-        whole = knobs.score.noises * (1 + num_items)
-        if part.hook == "sample":
-            return Passes(forwards=min(num_images, knobs.screen.sample) * whole)
-        if part.hook == "bounds":
-            return Passes()
-        if part.hook == "score":
-            first = knobs.screen.rounds[0]
-            return Passes(forwards=round(num_images * whole * (first + GUESSED_SHARE * (1 - first))))
-        return super().passes(part, knobs, num_images=num_images, num_items=num_items)
+        config: ScreenConfig = cls.config_in(settings)
+        whole = settings.score.noises * (1 + num_items)
+        first = config.rounds[0]
+        forwards = {
+            "sample": min(num_images, config.sample) * whole,
+            "score": round(num_images * whole * (first + GUESSED_SHARE * (1 - first))),
+        }
+        return Passes(forwards=forwards.get(stage.hook, 0))
+
+    @classmethod
+    def expectation(cls, facts: Mapping[str, float]) -> str:
+        """The share of the top-k that is found, and for which share of the forwards."""
+        low, high = facts["recall_low"], facts["recall_high"]
+        return (
+            f"finds {facts['recall']:.1%} of the top-k (95 % interval {low:.1%} to {high:.1%}, on held-out images of a"
+            f" sample of {facts['sample']:,.0f}) for {facts['share_of_forwards']:.0%} of the forwards"
+        )
 
     def in_sample(self, idx: np.ndarray) -> Bool[np.ndarray, " b"]:
         """Each image with the same probability, whatever else is there."""
-        share = min(1.0, self.setting.knobs.screen.sample / self.setting.num_images)
-        return tie_break(idx, self.setting.knobs.seed, "screen/sample") <= share * float(2**64 - 1)
+        share = min(1.0, self.config.sample / self.context.num_images)
+        return tie_break(idx, self.context.settings.seed, "screen/sample") <= share * float(2**64 - 1)
 
     def sample(self, batch: Batch) -> Columns:
         """Every skew of these images."""
@@ -75,18 +68,18 @@ class ScreenedMUCS(MUCS):
         table = skews(losses.before[:, None], losses.after.transpose(0, 1), epsilon=self.change.config.epsilon)
         return {"skews": table.flatten(1).cpu()}
 
-    def bounds(self, rows: Iterator[Any]) -> Tensors:
+    def fit_screen(self, rows: Iterator[Any]) -> Tensors:
         """From the skews of the sample, [b, i n]: weights [r, n], constants and thresholds [r, i] of the rounds; and
         what to expect of them.
         """
-        knobs = self.setting.knobs
+        settings = self.context.settings
         table = torch.cat([columns["skews"].cpu() for columns in rows]).numpy()
-        table = table.reshape(len(table), -1, knobs.score.noises)
-        num = self.setting.num_images
+        table = table.reshape(len(table), -1, settings.score.noises)
+        num = self.context.num_images
         asked: dict[str, Any] = {
-            "top_share": top_k(num, knobs.rank.top_percent) / num,
-            "counts": cuts(knobs.score.noises, knobs.screen.rounds),
-            "recall": knobs.screen.recall,
+            "top_share": top_k(num, settings.rank.top_percent) / num,
+            "counts": cuts(settings.score.noises, self.config.rounds),
+            "recall": self.config.recall,
         }
         rounds, expected = learn(table, **asked), held_out(table, **asked)
         facts = {"recall": expected.recall, "recall_low": expected.low, "recall_high": expected.high}
@@ -96,17 +89,17 @@ class ScreenedMUCS(MUCS):
             **{name: torch.tensor(float(value), dtype=torch.float64) for name, value in facts.items()},
         }
 
-    def load(self, prepared: Tensors, adapted: Sequence[Tensors]) -> None:
+    def load(self, fitted: Tensors, item_states: Sequence[Tensors]) -> None:
         """The bank of all F2, and the bounds if they are known."""
-        super().load(prepared, adapted)
-        if "threshold" in prepared:
-            columns = [prepared[name].cpu().numpy() for name in BOUNDS]
+        super().load(fitted, item_states)
+        if "threshold" in fitted:
+            columns = [fitted[name].cpu().numpy() for name in BOUNDS]
             self.rounds = [Round(**dict(zip(BOUNDS, each, strict=True))) for each in zip(*columns, strict=True)]
 
     def columns(self, rows: Batch) -> Columns:
         """score[items], the skew or, below all of those, its prediction - 2; and noises[items] that it is from."""
         num_noises = self.change.config.noises
-        order, counts = spread(num_noises), cuts(num_noises, self.setting.knobs.screen.rounds)
+        order, counts = spread(num_noises), cuts(num_noises, self.config.rounds)
         table = np.zeros((len(rows), self.change.num_items, num_noises), dtype=np.float32)
         alive = np.ones(table.shape[:2], dtype=bool)
         used, score = np.zeros(table.shape[:2], dtype=np.int16), np.zeros(table.shape[:2], dtype=np.float32)

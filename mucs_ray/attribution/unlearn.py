@@ -3,7 +3,7 @@
 Axes: b draws, c h w image, d condition.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import count
 from typing import Literal
@@ -11,10 +11,10 @@ from typing import Literal
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from mucs_ray.attribution.base import Item
-from mucs_ray.attribution.config import UnlearnConfig
+from mucs_ray.attribution.cards.mucs import MUCSConfig
 from mucs_ray.diffusion.batch import Batch
 from mucs_ray.diffusion.denoiser import EDMDenoiser
 from mucs_ray.diffusion.loss import denoising_loss
@@ -91,6 +91,17 @@ def require_finite(losses: Float[Tensor, "..."], item: Item, step: int) -> None:
         raise RunFailed(f"unlearning item {item.number} (idx={item.idx}): the loss is not finite at update {step}")
 
 
+def changed_names(network: nn.Module, config: MUCSConfig) -> list[str]:
+    """The tensors that unlearning changes."""
+    attention = attention_names(network, "qkv", "proj") if config.parameters == "block" else []
+    return unlearned_names(network) + attention
+
+
+def tensor_bytes(network: nn.Module, names: Iterable[str]) -> int:
+    """The size of a network's tensors of these names, in fp32."""
+    return sum(4 * network.get_parameter(name).numel() for name in names)
+
+
 @torch.no_grad()
 def null_loss(untrained: EDMDenoiser, batches: Callable[[int], Batch], *, num_batches: int, seed: int) -> float:
     """Mean loss of an untrained network over batches of images: the most an item can be unlearned (spec 7.1)."""
@@ -109,7 +120,7 @@ def unlearn(
     batches: Callable[[int], Batch],
     *,
     bound: float,
-    config: UnlearnConfig,
+    config: MUCSConfig,
     learning_rate: float,
     seed: int,
     on_update: Callable[[int, float], None] = lambda step, loss: None,
@@ -121,9 +132,7 @@ def unlearn(
     """
     changed = frozen_copy(denoiser)  # eval mode on purpose: no dropout, no condition drop
     parameters = dict(changed.network.named_parameters())
-    names = unlearned_names(changed.network)
-    if config.parameters == "block":
-        names += attention_names(changed.network, "qkv", "proj")
+    names = changed_names(changed.network, config)
     trainable = [parameters[name].requires_grad_(True) for name in names]
     optimizer = torch.optim.AdamW(trainable, lr=learning_rate, weight_decay=config.weight_decay, fused=True)
     item_loss: list[float] = []
@@ -154,7 +163,7 @@ def measure(
     batches: Callable[[int], Batch],
     *,
     bound: float,
-    config: UnlearnConfig,
+    config: MUCSConfig,
     seed: int,
 ) -> Iterator[Moment]:
     """The losses at step 0, 1, 2, ...: independent named draws for the training batch and for the item."""

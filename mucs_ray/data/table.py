@@ -15,18 +15,19 @@ from dataclasses import asdict, dataclass, field
 from errno import EINVAL
 from functools import cached_property
 from hashlib import sha256
-from typing import IO, Literal
+from typing import IO, TYPE_CHECKING, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from jaxtyping import Float32, UInt8
 from pydantic import TypeAdapter, ValidationError
 
 from mucs_ray import storage
-from mucs_ray.diffusion.batch import Batch
 from mucs_ray.errors import InputError, MucsError
+
+if TYPE_CHECKING:
+    from mucs_ray.diffusion.batch import Batch
 
 SCHEMA_VERSION = 1
 Split = Literal["train", "test"]
@@ -162,8 +163,12 @@ class Dataset:
                 found[idx] = Row(idx=idx, image=image, label=label, text=tuple(text or ()))
         return found
 
-    def batch(self, table: pa.Table) -> Batch:
+    def batch(self, table: pa.Table) -> "Batch":
         """Arrow rows as tensors: centre crop, [-1, 1], first caption (spec 2)."""
+        import torch  # not with this module: a card is read, and a run looked at, without torch
+
+        from mucs_ray.diffusion.batch import Batch
+
         images = np.stack([center_crop(image, self.card.size) for image in stored_images(table)])
         condition = conditions(table, self.card)
         return Batch(

@@ -11,7 +11,8 @@ import ray
 import torch
 from ray import ObjectRef
 
-from mucs_ray.attribution.base import Attributor, Columns, Item, Part, Setting
+from mucs_ray.attribution.base import Attributor, Columns, Item, MethodContext
+from mucs_ray.attribution.card import MethodStage
 from mucs_ray.config import Recipe
 from mucs_ray.data.local import LocalImages
 from mucs_ray.data.table import Dataset, Unit, open_parquet, read_unit
@@ -19,7 +20,7 @@ from mucs_ray.diffusion.batch import Batch
 from mucs_ray.engine.attempts import beat
 from mucs_ray.engine.models import Arrays, best_device, build_denoiser
 from mucs_ray.evaluation.encoders import load_clip, load_dino
-from mucs_ray.evaluation.similarity import ReadyMetric
+from mucs_ray.evaluation.metrics import ReadyMetric
 from mucs_ray.store.items import load_item
 from mucs_ray.store.run import Stage
 from mucs_ray.training.order import batch_rows
@@ -35,7 +36,7 @@ class AttributeJob:
     recipe: Recipe
     """With the method's settings."""
     attributor: type[Attributor]
-    part: Part
+    part: MethodStage
     stage: Stage
     generated: Stage
     features: Stage | None
@@ -49,14 +50,14 @@ class Refs:
 
     weights: ObjectRef | None
     """Of F1."""
-    prepared: ObjectRef | None
-    adapted: tuple[ObjectRef, ...] = ()
+    fitted: ObjectRef | None
+    item_states: tuple[ObjectRef, ...] = ()
 
     def fetch(self) -> tuple[Arrays | None, Arrays, list[Arrays]]:
         """To this worker; arrays stay in the node's shared memory."""
         weights = None if self.weights is None else ray.get(self.weights)
-        prepared = {} if self.prepared is None else ray.get(self.prepared)
-        return weights, prepared, ray.get(list(self.adapted))
+        fitted = {} if self.fitted is None else ray.get(self.fitted)
+        return weights, fitted, ray.get(list(self.item_states))
 
 
 def build(job: AttributeJob, weights: Arrays | None, device: torch.device | None = None) -> Attributor:
@@ -64,8 +65,8 @@ def build(job: AttributeJob, weights: Arrays | None, device: torch.device | None
     device = device or best_device()
     recipe, card = job.recipe, job.dataset.card
     numbers = range(recipe.generate.items) if job.part.uses_items else ()
-    setting = Setting(
-        knobs=recipe,
+    context = MethodContext(
+        settings=recipe,
         device=device,
         num_images=card.num_images("train"),
         items=tuple(to_device(load_item(job.generated, number), device) for number in numbers),
@@ -75,7 +76,7 @@ def build(job: AttributeJob, weights: Arrays | None, device: torch.device | None
         captures=captures_graphs(recipe, device),
         on_progress=beat,
     )
-    return job.attributor(setting)
+    return job.attributor(context)
 
 
 def captures_graphs(recipe: Recipe, device: torch.device) -> bool:

@@ -10,7 +10,7 @@ from mucs_ray.engine.models import best_device
 from mucs_ray.engine.progress import Bar
 from mucs_ray.engine.session import Cluster
 from mucs_ray.engine.units import completed
-from mucs_ray.evaluation.similarity import ReadyMetric
+from mucs_ray.evaluation.metrics import ReadyMetric
 from mucs_ray.store.items import load_item
 from mucs_ray.store.run import Stage
 

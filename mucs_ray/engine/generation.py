@@ -22,7 +22,8 @@ from mucs_ray.engine.progress import Bar
 from mucs_ray.engine.session import Cluster
 from mucs_ray.engine.units import completed
 from mucs_ray.models.dit import DiTConfig
-from mucs_ray.store.items import PlannedItem, Role, item_file, item_name, save_item
+from mucs_ray.store.item_names import item_file, item_name
+from mucs_ray.store.items import PlannedItem, Role, save_item
 from mucs_ray.store.run import Stage
 
 

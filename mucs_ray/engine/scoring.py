@@ -64,7 +64,7 @@ def score_unit(method: Attributor, job: AttributeJob, unit: Unit, table: pa.Tabl
         raise RunFailed(f"unit {unit.name} came as {len(table)} rows instead of {unit.rows}")
     if job.part.hook == "sample":
         table = table.filter(pa.array(method.in_sample(table["idx"].to_numpy())))
-    rows = to_rows(job, table, method.setting.device) if len(table) else None
+    rows = to_rows(job, table, method.context.device) if len(table) else None
     in_network = time.monotonic()
     columns = {} if rows is None else computed(method, job.part.hook, rows)
     arrays = {name: column.cpu().numpy() for name, column in columns.items()}
@@ -167,12 +167,12 @@ class Scorer:
 
 def loaded_method(job: AttributeJob, refs: Refs) -> Attributor:
     """The method, ready to score."""
-    weights, prepared, adapted = refs.fetch()
+    weights, fitted, item_states = refs.fetch()
     method = build(job, weights)
     if job.part.hook in ("sample", "score"):
-        device = method.setting.device
-        place = torch.device("cpu") if method.places_adapted else device
-        method.load(to_tensors(prepared, device), [to_tensors(arrays, place) for arrays in adapted])
+        device = method.context.device
+        place = torch.device("cpu") if method.places_item_states else device
+        method.load(to_tensors(fitted, device), [to_tensors(arrays, place) for arrays in item_states])
     return method
 
 

@@ -8,12 +8,14 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from hashlib import file_digest
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from mucs_ray.errors import InputError, MachineError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 VARIABLE = "MUCS_RAY_WEIGHTS"
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
@@ -147,7 +149,9 @@ def how_to_get(weights: Weights) -> str:
 
 def checkpoints_folder() -> Path:
     """Where torch hub, and so torchvision, keeps what it has downloaded."""
-    return Path(torch.hub.get_dir()) / "checkpoints"
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    home = os.environ.get("TORCH_HOME") or f"{cache}/torch"  # torch.hub.get_dir(), without importing torch
+    return Path(home).expanduser() / "hub/checkpoints"
 
 
 def fingerprint(path: str) -> str:
@@ -155,7 +159,7 @@ def fingerprint(path: str) -> str:
     return f"{Path(path).name}:{Path(path).stat().st_size}"
 
 
-def read_weights(path: str, shapes: Mapping[str, tuple[int, ...]], *, network: str) -> dict[str, Tensor]:
+def read_weights(path: str, shapes: Mapping[str, tuple[int, ...]], *, network: str) -> "dict[str, Tensor]":
     """The tensors of these names, in fp32, from a file that may hold more; pickles are read without running code.
 
     InputError if the file is broken, of another architecture, or not what its name's sha256 says.
@@ -168,8 +172,10 @@ def read_weights(path: str, shapes: Mapping[str, tuple[int, ...]], *, network: s
     return {name: value.float() for name, value in found.items()}
 
 
-def read_tensors(path: str, names: Collection[str]) -> dict[str, Tensor]:
+def read_tensors(path: str, names: Collection[str]) -> "dict[str, Tensor]":
     """Those of the named tensors that a file holds; of a safetensors file the others are not read."""
+    import torch  # not with this module: that a file is there is known without torch
+
     if not path.endswith(SUFFIXES):
         raise InputError(f"{path}: weights are read from {', '.join(SUFFIXES)} files")
     try:
@@ -187,7 +193,7 @@ def read_tensors(path: str, names: Collection[str]) -> dict[str, Tensor]:
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = {name.removeprefix("module."): value for name, value in content["state_dict"].items()}
     tensors = content if isinstance(content, dict) else {}
-    return {name: tensors[name] for name in names if isinstance(tensors.get(name), Tensor)}
+    return {name: tensors[name] for name in names if isinstance(tensors.get(name), torch.Tensor)}
 
 
 def check_sha256(path: str) -> None:

@@ -1,29 +1,27 @@
-"""The parts of an attribution, but for the ranking: each a hook of the method (mucs_ray.attribution.base)."""
+"""The stages of an attribution, but for the ranking: each a hook of the method (mucs_ray.attribution.base)."""
 
 from contextlib import AbstractContextManager
 
 from ray import ObjectRef
 
-from mucs_ray.attribution.loss_change import LossAttributor
-from mucs_ray.attribution.screen import expectation
 from mucs_ray.attribution.tuning import OPEN, is_open
-from mucs_ray.engine import adapting, streaming, tuning
+from mucs_ray.engine import fitting, streaming, tuning
 from mucs_ray.engine.attributors import AttributeJob, Refs, unit_part
 from mucs_ray.engine.models import load_arrays
 from mucs_ray.engine.progress import Bar, bar
 from mucs_ray.engine.session import Cluster
 from mucs_ray.pipeline import Pipeline
 from mucs_ray.steps.files import Output, digests, weights_ref
-from mucs_ray.store.items import item_file
+from mucs_ray.store.item_names import item_file
 from mucs_ray.store.run import Stage
 from mucs_ray.tasks import Task
 
 
 def work(pipeline: Pipeline, task: Task, cluster: Cluster) -> Output:
-    """One part of one method."""
+    """One stage of one method."""
     assert task.part is not None
     hooks = {"features": stream, "sample": stream, "score": stream}
-    hooks |= {"total": total, "prepare": prepare, "bounds": prepare, "adapt": adapt}
+    hooks |= {"accumulate": accumulate, "fit": fit, "fit_screen": fit, "fit_item": fit_items}
     return hooks[task.part.hook](pipeline, task, cluster)
 
 
@@ -31,7 +29,8 @@ def stream(pipeline: Pipeline, task: Task, cluster: Cluster) -> Output:
     """Stream the training set, or its features, once; a part a unit."""
     stage, units = pipeline.stages[task.name], pipeline.dataset.units("train")
     names = {unit_part(stage, unit): unit for unit in units}
-    found = [stage.part("tuning", "json")] if uses_scoring(task) and is_open(task.recipe.score) else []
+    compares_losses = task.part is not None and task.part.compares_losses
+    found = [stage.part("tuning", "json")] if compares_losses and is_open(task.recipe.score) else []
     missing = stage.begin([*names, *found])
     todo = [unit for name, unit in names.items() if name in missing]
     with shown(pipeline, task, sum(unit.rows for unit in units), "images") as progress:
@@ -41,52 +40,46 @@ def stream(pipeline: Pipeline, task: Task, cluster: Cluster) -> Output:
             job, told = tuning.tuned(job, inputs, todo or units, found[0], cluster=cluster, bar=progress)
         totals, made = streaming.score(job, inputs, todo, cluster=cluster, bar=progress)
         totals["wall_seconds"] = progress.elapsed
-    if uses_scoring(task):
+    if compares_losses:
         totals |= {knob: getattr(job.recipe.score, knob) for knob in OPEN}
     return digests(stage, [*names, *found], {**made, **told}), totals
 
 
-def uses_scoring(task: Task) -> bool:
-    """True for passes in which losses of many models are compared."""
-    method = task.method.attributor
-    return method is not None and issubclass(method, LossAttributor) and task.hook in ("sample", "score")
-
-
-def adapt(pipeline: Pipeline, task: Task, cluster: Cluster) -> Output:
+def fit_items(pipeline: Pipeline, task: Task, cluster: Cluster) -> Output:
     """Each target: one task an item, those that are there are kept."""
     stage = pipeline.stages[task.name]
     names = {item_file(stage, number): number for number in range(pipeline.recipe.generate.items)}
     todo = [names[name] for name in stage.begin(list(names))]
     with shown(pipeline, task, len(names), "items") as progress:
         progress.start_at(len(names) - len(todo))
-        ended = adapting.adapt_all(job_of(pipeline, task), refs(pipeline, task), todo, cluster=cluster, bar=progress)
+        ended = fitting.fit_items(job_of(pipeline, task), refs(pipeline, task), todo, cluster=cluster, bar=progress)
     seconds = {facts["number"]: round(facts["seconds"], 2) for _, facts in ended}
     made = {item_file(stage, facts["number"]): digest for digest, facts in ended}
     return digests(stage, list(names), made), {"seconds_an_item": seconds}
 
 
-def prepare(pipeline: Pipeline, task: Task, cluster: Cluster) -> Output:
+def fit(pipeline: Pipeline, task: Task, cluster: Cluster) -> Output:
     """What is computed once a run."""
     stage = pipeline.stages[task.name]
     file = stage.part("prepared", "safetensors")
     stage.begin([file])
     with shown(pipeline, task, 1, "step") as progress:
         job, inputs = job_of(pipeline, task), refs(pipeline, task)
-        digest, facts = adapting.prepare_once(job, inputs, file, cluster=cluster, bar=progress)
+        digest, facts = fitting.fit_once(job, inputs, file, cluster=cluster, bar=progress)
         progress.advance(1)
-        if task.hook == "bounds":
-            progress.tell(expectation(facts), "bounds", **facts)
+        if task.part and task.hook == "fit_screen":
+            progress.tell(task.load().expectation(facts), task.part.name, **facts)
     return {file: digest}, facts
 
 
-def total(pipeline: Pipeline, task: Task, cluster: Cluster) -> Output:
+def accumulate(pipeline: Pipeline, task: Task, cluster: Cluster) -> Output:
     """Sums over the training set, a part a group of units."""
     stage, units = pipeline.stages[task.name], pipeline.dataset.units("train")
-    groups = {stage.part(f"sum-{n:04d}", "safetensors"): each for n, each in enumerate(adapting.grouped(units))}
+    groups = {stage.part(f"sum-{n:04d}", "safetensors"): each for n, each in enumerate(fitting.grouped(units))}
     todo = {name: groups[name] for name in stage.begin(list(groups))}
     with shown(pipeline, task, sum(unit.rows for unit in units), "images") as progress:
         progress.start_at(sum(unit.rows for name in groups.keys() - todo.keys() for unit in groups[name]))
-        made = adapting.sum_all(job_of(pipeline, task), refs(pipeline, task), todo, cluster=cluster, bar=progress)
+        made = fitting.sum_all(job_of(pipeline, task), refs(pipeline, task), todo, cluster=cluster, bar=progress)
     return digests(stage, list(groups), made), {}
 
 
@@ -97,31 +90,31 @@ def shown(pipeline: Pipeline, task: Task, count: int, unit: str) -> AbstractCont
 
 def job_of(pipeline: Pipeline, task: Task) -> AttributeJob:
     """What a worker needs to know."""
-    method, part = task.method.attributor, task.part
-    assert method is not None and part is not None
-    tables = {"total": "features", "prepare": "features", "score": "features", "bounds": "sample"}
+    part = task.part
+    assert part is not None
+    tables = {"accumulate": "features", "fit": "features", "score": "features", "fit_screen": "sample"}
     features = earlier(pipeline, task, tables.get(part.hook, ""))
     return AttributeJob(
         dataset=pipeline.dataset,
         recipe=task.recipe,
-        attributor=method,
+        attributor=task.load(),
         part=part,
         stage=pipeline.stages[task.name],
         generated=pipeline.stages["generate"],
         features=features[0] if features else None,
-        encoder=pipeline.encoders[method.encoder] if method.encoder else None,
+        encoder=pipeline.encoders[task.method.encoder] if task.method.encoder else None,
     )
 
 
 def refs(pipeline: Pipeline, task: Task) -> Refs:
     """What earlier stages made, on its way into the object store."""
     assert task.part is not None
-    once = earlier(pipeline, task, "total", "prepare", "bounds")[-1:]
-    items = earlier(pipeline, task, "adapt")
+    once = earlier(pipeline, task, "accumulate", "fit", "fit_screen")[-1:]
+    items = earlier(pipeline, task, "fit_item")
     return Refs(
         weights=weights_ref(pipeline) if task.part.uses_model else None,
-        prepared=adapting.loaded(once[0], files(once[0])) if once else None,
-        adapted=tuple(bank(items[0], pipeline.recipe.generate.items)) if items else (),
+        fitted=fitting.loaded(once[0], files(once[0])) if once else None,
+        item_states=tuple(bank(items[0], pipeline.recipe.generate.items)) if items else (),
     )
 
 

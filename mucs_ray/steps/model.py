@@ -11,7 +11,8 @@ from mucs_ray.engine.session import Cluster
 from mucs_ray.pipeline import Pipeline
 from mucs_ray.steps.files import Output, digests, weights_ref
 from mucs_ray.store import checkpoint
-from mucs_ray.store.items import PlannedItem, item_file
+from mucs_ray.store.item_names import item_file
+from mucs_ray.store.items import PlannedItem
 from mucs_ray.store.weights import model_facts
 from mucs_ray.weights import load_weights
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import torch
 
 from mucs_ray import storage
-from mucs_ray.attribution.base import Setting
+from mucs_ray.attribution.base import MethodContext
 from mucs_ray.attribution.ensemble import ensemble_scores
 from mucs_ray.attribution.loss_change import chosen
 from mucs_ray.attribution.ranking import Ranking, mutual_ranks, top_k
@@ -73,9 +73,9 @@ def empty_rankings(pipeline: Pipeline, k: int) -> list[Ranking]:
 
 def score_tables(pipeline: Pipeline, task: Task) -> Iterator[pa.Table]:
     """idx and score of every unit, in order of idx; of all at once where a score depends on all."""
-    if task.method.attributor is None:
+    if task.method.is_ensemble:
         tables = ensemble_table(pipeline, task)
-    elif task.method.attributor.parts:
+    elif task.method.stages:
         tables = score_parts(pipeline, task)
     else:
         tables = scored_by_idx(pipeline, task)
@@ -99,11 +99,10 @@ def score_parts(pipeline: Pipeline, task: Task) -> Iterator[pa.Table]:
 
 def scored_by_idx(pipeline: Pipeline, task: Task) -> Iterator[pa.Table]:
     """A method without parts reads nothing but idx: no pass over the pictures."""
-    assert task.method.attributor is not None
     items = [load_item(pipeline.stages["generate"], number) for number in range(pipeline.recipe.generate.items)]
     num_images = pipeline.dataset.card.num_images("train")
-    setting = Setting(knobs=task.recipe, device=torch.device("cpu"), num_images=num_images, items=items)
-    method = task.method.attributor(setting)
+    context = MethodContext(settings=task.recipe, device=torch.device("cpu"), num_images=num_images, items=items)
+    method = task.load()(context)
     for table in pipeline.dataset.stream("train", ["idx"]):
         idx = table["idx"].to_numpy()
         batch = Batch(idx=torch.from_numpy(idx.copy()), image=torch.zeros(len(idx), 3, 0, 0), condition=None)

@@ -13,6 +13,7 @@ from torch import Tensor
 from mucs_ray import storage
 from mucs_ray.attribution.base import Item
 from mucs_ray.store import checkpoint
+from mucs_ray.store.item_names import item_file, item_name
 from mucs_ray.store.run import Stage
 
 Role = Literal["target", "control"]
@@ -27,16 +28,6 @@ class PlannedItem:
     """In the test split."""
     idx: int
     role: Role
-
-
-def item_name(number: int) -> str:
-    """How an item is called in file and folder names."""
-    return f"item-{number:04d}"
-
-
-def item_file(stage: Stage, number: int) -> str:
-    """Name of an item's part."""
-    return stage.part(item_name(number), "safetensors")
 
 
 def to_pixels(image: Float[Tensor, "c h w"]) -> UInt8[np.ndarray, "c h w"]:

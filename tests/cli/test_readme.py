@@ -23,8 +23,9 @@ README = Path(__file__).parents[2] / "README.md"
 SMALL = {
     "train.updates": 4, "train.updates_per_epoch": 2, "train.batch_size": 8, "engine.train_workers": 1,
     "engine.actors": [1, 1], "generate.items": 1, "generate.controls": 0, "generate.steps": 2,
-    "unlearn.null_loss": 1.0, "unlearn.max_updates": 1, "unlearn.batch_size": 8, "score.noises": 1,
-    "score.images_per_forward": 64, "dtrak.noises": 1, "dtrak.dim": 16, "das.noises": 1, "das.dim": 16,
+    "method.mucs.null_loss": 1.0, "method.mucs.max_updates": 1, "method.mucs.batch_size": 8, "score.noises": 1,
+    "score.images_per_forward": 64,
+    "method.dtrak.noises": 1, "method.dtrak.dim": 16, "method.das.noises": 1, "method.das.dim": 16,
 }  # fmt: skip
 RECORDS = 400
 """In a stand-in for a batch of CIFAR-10, instead of 10,000."""

@@ -40,7 +40,7 @@ batch_size = 32
 items = 2
 controls = 0
 steps = 4
-[unlearn]
+[method.mucs]
 batch_size = 16
 null_batches = 2
 max_updates = 5

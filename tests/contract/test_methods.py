@@ -19,10 +19,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from mucs_ray.attribution.base import Attributor, Columns, Item, Knobs, Part, Setting, Tensors
+from mucs_ray.attribution.base import Attributor, Columns, Item, MethodContext, MethodSettings, Tensors
+from mucs_ray.attribution.card import MethodCard, MethodStage, load_class
 from mucs_ray.attribution.loss_change import chosen
-from mucs_ray.attribution.registry import METHODS, Method, find, method_of
-from mucs_ray.config import Recipe, build, with_values
+from mucs_ray.attribution.registry import METHODS, find
+from mucs_ray.config import Recipe, build, for_method, with_values
 from mucs_ray.diffusion.batch import Batch
 from mucs_ray.diffusion.denoiser import EDMDenoiser
 from mucs_ray.diffusion.noise import generator, normal
@@ -34,20 +35,23 @@ from tiny import rows, tiny_recipe
 
 PAGE = Path(__file__).parents[2] / "docs/your-own-method.md"
 EXAMPLE = "my_method:MyMethod"
-OWN = tuple(name for name, method in METHODS.items() if method.attributor)
+TOY = "toys:Brightness"
+OWN = tuple(name for name, method in METHODS.items() if not method.is_ensemble)
 ASKED = tuple(name for name in os.environ.get("MUCS_RAY_CONTRACT", "").split(",") if name)
-NAMES = (*OWN, EXAMPLE, *ASKED)
-HOOKS = ("features", "total", "prepare", "adapt", "sample", "bounds", "score")
+NAMES = (*OWN, EXAMPLE, TOY, *ASKED)
+HOOKS = ("features", "accumulate", "fit", "fit_item", "sample", "fit_screen", "score")
 WHOLE, CUT = [slice(0, 6)], [slice(0, 1), slice(1, 3), slice(3, 6)]
 CPU = torch.device("cpu")
 RECIPE = tiny_recipe(
     "nowhere",
-    unlearn={"batch_size": 4, "null_batches": 1, "max_updates": 2},
     score={"noises": 4},
-    dtrak={"dim": 16, "noises": 3},
-    das={"dim": 16, "noises": 3, "leverage": True},
-    abu={"draws": 4, "draws_per_forward": 2, "fisher_draws": 2},
-    forward_inf={"updates": 2, "draws": 4},
+    method={
+        "mucs": {"batch_size": 4, "null_batches": 1, "max_updates": 2},
+        "dtrak": {"dim": 16, "noises": 3},
+        "das": {"dim": 16, "noises": 3, "leverage": True},
+        "abu": {"draws": 4, "draws_per_forward": 2, "fisher_draws": 2},
+        "forward-inf": {"updates": 2, "draws": 4},
+    },
 )
 
 
@@ -87,15 +91,10 @@ def items(num: int) -> list[Item]:
     return [Item(number=at, idx=900 + at, condition=torch.eye(3)[at], image=image) for at, image in enumerate(made)]
 
 
-def attributor(method: Method) -> type[Attributor]:
-    assert method.attributor is not None
-    return method.attributor
-
-
-def recipe_of(method: Method) -> Recipe:
+def recipe_of(method: MethodCard) -> Recipe:
     """With the method's settings, and no more than 3 updates."""
-    recipe = with_values(RECIPE, method.settings)
-    return with_values(recipe, {"unlearn.fixed_updates": min(3, recipe.unlearn.fixed_updates)})
+    recipe = for_method(RECIPE, method)
+    return with_values(recipe, {"method.mucs.fixed_updates": min(3, recipe.method["mucs"].fixed_updates)})
 
 
 def picked(batch: Batch, rows: list[int]) -> Batch:
@@ -119,25 +118,25 @@ def encode(pictures: Tensor) -> Tensor:
 class Loop:
     """A method on some images and items; each hook has a worker of its own, with nothing that its part does without."""
 
-    method: Method
+    method: MethodCard
     images: Batch
     items: list[Item]
-    knobs: Knobs
+    settings: MethodSettings
 
-    def worker(self, part: Part | None) -> Attributor:
+    def worker(self, part: MethodStage | None) -> Attributor:
         """What a worker builds for a part; without parts, for the ranking."""
-        kind = attributor(self.method)
-        streamed = part is None or part.hook in ("features", "total", "sample", "bounds", "score")
-        setting = Setting(
-            knobs=self.knobs,
+        kind = load_class((part.owner if part else "") or self.method.implementation)
+        streamed = part is None or part.hook in ("features", "accumulate", "sample", "fit_screen", "score")
+        context = MethodContext(
+            settings=self.settings,
             device=CPU,
             num_images=len(self.images),
             items=self.items if part is None or part.uses_items else (),
             denoiser=f1() if part is not None and part.uses_model else None,
             batches=None if streamed else self.batches,
-            encode=encode if kind.encoder else None,
+            encode=encode if self.method.encoder else None,
         )
-        return kind(setting)
+        return kind(context)
 
     def batches(self, name: str, size: int) -> Callable[[int], Batch]:
         def batch(step: int) -> Batch:
@@ -146,8 +145,8 @@ class Loop:
 
         return batch
 
-    def parts(self) -> dict[str, Part]:
-        return {part.hook: part for part in attributor(self.method).parts}
+    def parts(self) -> dict[str, MethodStage]:
+        return {part.hook: part for part in self.method.stages}
 
     def features(self, cuts: list[slice]) -> Columns:
         """Of all images."""
@@ -163,32 +162,32 @@ class Loop:
             return Batch(idx=self.images.idx, image=blank, condition=None)
         return self.features(WHOLE) if "features" in self.parts() else self.images
 
-    def total(self, cuts: list[slice]) -> Tensors:
+    def sums(self, cuts: list[slice]) -> Tensors:
         """Over all rows, in float64."""
-        hooked, rows, sums = self.worker(self.parts()["total"]), self.rows, {}
+        hooked, rows, sums = self.worker(self.parts()["accumulate"]), self.rows, {}
         for at in cuts:
-            for name, tensor in hooked.total(cut(rows, at)).items():
+            for name, tensor in hooked.accumulate(cut(rows, at)).items():
                 sums[name] = sums.get(name, 0) + tensor.double()
         return sums
 
-    def prepared(self, cuts: list[slice]) -> Tensors:
+    def fitted(self, cuts: list[slice]) -> Tensors:
         """What is made once a run."""
-        total, rows = self.total(cuts) if "total" in self.parts() else {}, self.rows
-        if "prepare" not in self.parts():
-            return total
-        return self.worker(self.parts()["prepare"]).prepare(total, (cut(rows, at) for at in cuts))
+        sums, rows = self.sums(cuts) if "accumulate" in self.parts() else {}, self.rows
+        if "fit" not in self.parts():
+            return sums
+        return self.worker(self.parts()["fit"]).fit(sums, (cut(rows, at) for at in cuts))
 
     @cached_property
     def once(self) -> Tensors:
-        return self.prepared(WHOLE)
+        return self.fitted(WHOLE)
 
     @cached_property
     def of_items(self) -> list[Tensors]:
         """What is made for each item, by a worker of its own."""
-        if "adapt" not in self.parts():
+        if "fit_item" not in self.parts():
             return [{} for _ in self.items]
-        part = self.parts()["adapt"]
-        return [self.worker(part).adapt(item, self.once, lambda step, loss: None).tensors for item in self.items]
+        part = self.parts()["fit_item"]
+        return [self.worker(part).fit_item(item, self.once, lambda step, loss: None).tensors for item in self.items]
 
     @cached_property
     def scorer(self) -> Attributor:
@@ -196,16 +195,16 @@ class Loop:
         if not self.parts():
             return self.worker(None)  # nothing is loaded: it has but idx
         hooked = self.worker(self.parts()["score"])
-        hooked.load(self.bounds if "bounds" in self.parts() else self.once, self.of_items)
+        hooked.load(self.screen if "fit_screen" in self.parts() else self.once, self.of_items)
         return hooked
 
     @cached_property
-    def bounds(self) -> Tensors:
+    def screen(self) -> Tensors:
         """From a random sample, which here is everything."""
         sampler = self.worker(self.parts()["sample"])
         sampler.load(self.once, self.of_items)
         assert sampler.in_sample(self.images.idx.numpy()).all()
-        return self.worker(self.parts()["bounds"]).bounds(iter([sampler.sample(self.images)]))
+        return self.worker(self.parts()["fit_screen"]).fit_screen(iter([sampler.sample(self.images)]))
 
     @cached_property
     def columns(self) -> Columns:
@@ -221,9 +220,9 @@ def cut(rows: Batch | Columns, at: slice | list[int]) -> Any:
     return {name: column[at] for name, column in rows.items()}
 
 
-def fresh(name: str, *, num_items: int = 2, knobs: Knobs | None = None) -> Loop:
+def fresh(name: str, *, num_items: int = 2, settings: MethodSettings | None = None) -> Loop:
     method = find(name)
-    return Loop(method=method, images=images(), items=items(num_items), knobs=knobs or recipe_of(method))
+    return Loop(method=method, images=images(), items=items(num_items), settings=settings or recipe_of(method))
 
 
 loop = cache(fresh)
@@ -253,6 +252,16 @@ def test_facts_are_single_lines(name: str):
     assert method.weights == {}
 
 
+@pytest.mark.parametrize("name", OWN)
+def test_the_class_and_its_card_belong_together(name: str):
+    """A variant shares both with the method it varies."""
+    method = find(name)
+    card = method.load().card
+    same_facts = {key: getattr(card, key) for key in ("stages", "encoder", "needs", "implementation")}
+    assert {key: getattr(method, key) for key in same_facts} == same_facts
+    assert method.name == card.name or method.name.startswith(f"{card.name}/")
+
+
 def test_names_and_labels_are_told_apart():
     assert len({method.label for method in METHODS.values()}) == len(METHODS)
     assert all(re.fullmatch(r"[\w.=-]+(/[\w.=-]+)?", name) for name in METHODS)
@@ -261,35 +270,37 @@ def test_names_and_labels_are_told_apart():
 @pytest.mark.parametrize("name", NAMES)
 def test_parts_are_well_formed(name: str):
     """Each hook at most once, in the order in which they run, the scoring last; a hook that is written is listed."""
-    kind = attributor(find(name))
-    hooks = [part.hook for part in kind.parts]
+    method = find(name)
+    kind = method.load()
+    hooks = [part.hook for part in method.stages]
     assert hooks == [hook for hook in HOOKS if hook in hooks]
     assert hooks == [] or hooks[-1] == "score"
-    assert len({part.name for part in kind.parts}) == len(kind.parts)
-    assert all(re.fullmatch(r"[a-z0-9_-]+", part.name) for part in kind.parts)
+    assert len({part.name for part in method.stages}) == len(method.stages)
+    assert all(re.fullmatch(r"[a-z0-9_-]+", part.name) for part in method.stages)
     written = {hook for hook in HOOKS[:-1] if getattr(kind, hook) is not getattr(Attributor, hook)}
-    assert written == {*hooks} - {"score"}
+    assert written == {part.hook for part in method.stages if not part.owner} - {"score"}
 
 
-def recipe_keys() -> set[str]:
-    return {f"{key}.{inner}" for key, value in RECIPE.to_dict().items() if isinstance(value, dict) for inner in value}
+def recipe_keys(recipe: Recipe) -> set[str]:
+    shared = recipe.to_dict()
+    own = shared.pop("method")
+    sections = shared | {f"method.{name}": values for name, values in own.items()}
+    return {f"{key}.{inner}" for key, value in sections.items() if isinstance(value, dict) for inner in value}
 
 
-def named(reads: tuple[str, ...]) -> set[str]:
+def named(reads: tuple[str, ...], recipe: Recipe) -> set[str]:
     """Sections and dotted keys as dotted keys."""
-    return {key for key in recipe_keys() if key in reads or key.split(".")[0] in reads}
+    return {key for key in recipe_keys(recipe) if key in reads or key.rpartition(".")[0] in reads}
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_settings_and_reads_name_what_a_recipe_has(name: str):
     method = find(name)
-    sections = {key.split(".")[0] for key in recipe_keys()}
-    assert {*method.settings} <= recipe_keys()
-    assert {read for part in attributor(method).parts for read in part.reads} <= recipe_keys() | sections
-    values = {key.split(".")[0]: {} for key in method.settings}
-    for key, value in method.settings.items():
-        values[key.split(".")[0]][key.split(".")[1]] = value
-    build({"name": "checked", "data": "nowhere", **values})
+    keys = recipe_keys(recipe_of(method))
+    assert {*method.settings} <= keys
+    assert {read for part in method.stages for read in part.reads} <= keys | {key.rpartition(".")[0] for key in keys}
+    values = recipe_of(method).to_dict()
+    assert build(values, [name]).to_dict() == values
 
 
 def recorded(recipe: Recipe, seen: set[str]) -> Recipe:
@@ -307,7 +318,8 @@ def recorded(recipe: Recipe, seen: set[str]) -> Recipe:
         return Recording(**{key: getattr(values, key) for key in keys})
 
     sections = {each.name: getattr(recipe, each.name) for each in fields(recipe)}
-    return replace(recipe, **{key: section(key, each) for key, each in sections.items() if is_dataclass(each)})
+    noted = {key: section(key, each) for key, each in sections.items() if is_dataclass(each)}
+    return replace(recipe, **noted, method={key: section(f"method.{key}", own) for key, own in recipe.method.items()})
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -315,32 +327,33 @@ def test_a_knob_that_is_read_is_named(name: str):
     """Or a changed value would leave finished stages as they are: each part names what it reads, or an earlier one."""
     seen: set[str] = set()
     method = find(name)
-    run = fresh(name, knobs=recorded(recipe_of(method), seen))
-    rows, prepared, allowed = run.rows, {}, set[str]()
-    adapted: list[Tensors] = [{} for _ in run.items]
+    run = fresh(name, settings=recorded(recipe_of(method), seen))
+    rows, fitted, allowed = run.rows, {}, set[str]()
+    item_states: list[Tensors] = [{} for _ in run.items]
     sample: Columns = {}
-    for part in attributor(method).parts:
+    for part in method.stages:
         hooked = run.worker(part)
         seen.clear()
         match part.hook:
             case "features":
                 hooked.features(run.images)
-            case "total":
-                prepared = hooked.total(rows)
-            case "prepare":
-                prepared = hooked.prepare(prepared, iter([rows]))
-            case "adapt":
-                adapted = [hooked.adapt(item, prepared, lambda step, loss: None).tensors for item in run.items]
+            case "accumulate":
+                fitted = hooked.accumulate(rows)
+            case "fit":
+                fitted = hooked.fit(fitted, iter([rows]))
+            case "fit_item":
+                item_states = [hooked.fit_item(item, fitted, lambda step, loss: None).tensors for item in run.items]
             case "sample":
-                hooked.load(prepared, adapted)
+                hooked.load(fitted, item_states)
                 hooked.in_sample(run.images.idx.numpy())
                 sample = hooked.sample(run.images)
-            case "bounds":
-                prepared = hooked.bounds(iter([sample]))
+            case "fit_screen":
+                fitted = hooked.fit_screen(iter([sample]))
             case "score":
-                hooked.load(prepared, adapted)
+                hooked.load(fitted, item_states)
                 hooked.columns(rows)
-        allowed |= named((*part.reads, *(["model"] if part.uses_model else [])))  # the shape comes with the weights
+        shape = ["model"] if part.uses_model else []  # the shape comes with the weights
+        allowed |= named((*part.reads, *shape), recipe_of(method))
         assert seen - allowed == set(), f"{name}: the part {part.name} does not name them in `reads`"
 
 
@@ -348,9 +361,10 @@ def test_a_knob_that_is_read_is_named(name: str):
 def test_what_a_part_costs_is_told(name: str):
     """For `mucs-ray plan`: more for more images or items; a method of the package counts each part with the model."""
     method = find(name)
-    kind, knobs = attributor(method), recipe_of(method)
-    for part in kind.parts:
-        few, many = (kind.passes(part, knobs, num_images=num, num_items=num) for num in (5, 50))
+    recipe = recipe_of(method)
+    for part in method.stages:
+        kind = load_class(part.owner or method.implementation)
+        few, many = (kind.passes(part, recipe, num_images=num, num_items=num) for num in (5, 50))
         assert 0 <= few.forwards <= many.forwards and 0 <= few.backwards <= many.backwards
         if name in OWN and part.uses_model:
             assert many.forwards + many.backwards > few.forwards + few.backwards > 0
@@ -364,7 +378,7 @@ def test_scores_are_a_row_an_image_and_a_column_an_item(name: str):
     run = loop(name, num_items=3)
     scorer, rows = run.scorer, run.rows
     columns = run.columns
-    scores = scores_of(columns, run.knobs.rank.measure)
+    scores = scores_of(columns, run.settings.rank.measure)
     assert scores.shape == (6, 3) and scores.dtype == torch.float32
     assert all(len(column) == 6 and column.device == CPU and not column.requires_grad for column in columns.values())
     assert all(column.isfinite().all() for column in columns.values())
@@ -403,7 +417,7 @@ def test_scores_do_not_depend_on_the_order_of_the_images_bit_for_bit(name: str):
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_summed_depends_on_the_cut_by_rounding_alone(name: str):
     run = loop(name)
-    whole, pieces = run.once, run.prepared(CUT)
+    whole, pieces = run.once, run.fitted(CUT)
     assert whole.keys() == pieces.keys()
     for key, tensor in whole.items():
         torch.testing.assert_close(pieces[key], tensor, rtol=1e-5, atol=1e-6 * tensor.abs().max().item())
@@ -439,8 +453,8 @@ def test_what_is_lent_stays_as_it_was(name: str):
         "batch.image": run.images.image,
         "batch.condition": run.images.condition,
         **{f"item.{item.number}": item.image for item in run.items},
-        **{f"prepared.{key}": tensor for key, tensor in run.once.items()},
-        **{f"adapted.{key}": tensor for key, tensor in run.of_items[0].items()},
+        **{f"fitted.{key}": tensor for key, tensor in run.once.items()},
+        **{f"item_states.{key}": tensor for key, tensor in run.of_items[0].items()},
     }
     before = {key: tensor.clone() for key, tensor in lent.items()}
     places = [parameter.data_ptr() for parameter in f1().parameters()]
@@ -456,11 +470,11 @@ def test_what_is_lent_stays_as_it_was(name: str):
 class Careless(Attributor):
     """Reads a knob that it does not name; its scores depend on the batch and on torch's own stream."""
 
-    name, label, summary = "careless", "Careless", "breaks the contract"
+    card = MethodCard(name="careless", label="Careless", summary="breaks the contract")
 
     def score(self, rows: Batch) -> Tensor:
         brightness = rows.image.mean(dim=(1, 2, 3))[:, None] - rows.image.mean()
-        noise = torch.rand(len(rows), len(self.setting.items)) * self.setting.knobs.unlearn.ascent_weight
+        noise = torch.rand(len(rows), len(self.context.items)) * self.context.settings.score.keep
         return brightness + noise
 
 
@@ -475,7 +489,7 @@ class Careless(Attributor):
     ],
 )
 def test_a_careless_method_is_found_out(law: Callable[..., None], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(METHODS, "careless", method_of(Careless))
+    monkeypatch.setitem(METHODS, "careless", replace(Careless.card, implementation=f"{__name__}:Careless"))
     with pytest.raises(AssertionError):
         law("careless")
 
@@ -488,7 +502,7 @@ def test_what_is_no_method_is_refused_in_one_line(tmp_path: Path, monkeypatch: p
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     for name, told in [
-        ("no_methods:Nameless", "lacks name, label, summary, score"),
+        ("no_methods:Nameless", "lacks card, score"),
         ("no_methods:function", "is not a subclass"),
         ("no_methods:Absent", "no attribute"),
         ("no_such_module:Method", "No module"),

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,8 +19,8 @@ from mucs_ray.attribution.ranking import mutual_ranks, ranks
 from mucs_ray.attribution.tuning import OPEN
 from mucs_ray.data.table import Dataset, read_unit
 from mucs_ray.diffusion.batch import Batch
-from mucs_ray.engine.adapting import numerics
 from mucs_ray.engine.attributors import build
+from mucs_ray.engine.fitting import numerics
 from mucs_ray.engine.models import Arrays, to_arrays
 from mucs_ray.engine.session import Cluster
 from mucs_ray.evaluation.pretrained import DINO_WEIGHTS
@@ -39,15 +38,15 @@ METHODS = ("random", "pixel", "das", "forward-inf", "abu", "mucs/screen", "mucs/
 SMALL = {
     "das": {"dim": 32, "noises": 4, "leverage": True},
     "abu": {"draws": 8, "draws_per_forward": 4, "fisher_draws": 2},
-    "screen": {"sample": 12, "recall": 0.05, "rounds": (0.3, 0.6)},
-    "forward_inf": {"updates": 2, "draws": 4, "learning_rate_divisor": 1.0},
+    "mucs/screen": {"sample": 12, "recall": 0.05, "rounds": (0.3, 0.6)},
+    "forward-inf": {"updates": 2, "draws": 4, "learning_rate_divisor": 1.0},
 }
 
 
 @pytest.fixture(scope="module")
 def compared(data: Dataset, copied: Callable[[], Path], cluster: Cluster) -> Pipeline:
     methods = (*METHODS, "mucs", "mucs/mutual", "ensemble/R")
-    pipeline = open_tiny(data, copied(), methods=methods, **SMALL)
+    pipeline = open_tiny(data, copied(), methods=methods, method=SMALL)
     work(pipeline, "attribute", cluster)
     return pipeline
 
@@ -83,20 +82,20 @@ def plain_scores(pipeline: Pipeline, method: str) -> np.ndarray:
         match task.part.hook:
             case "features":
                 rows = {"idx": images.idx, **hooked.features(images)}
-            case "total":
-                total = hooked.total(rows)
+            case "accumulate":
+                total = hooked.accumulate(rows)
                 prepared = {name: tensor.double() for name, tensor in total.items()}
-            case "prepare":
-                prepared = hooked.prepare(total, iter([rows]))
-            case "adapt":
-                adapted = [hooked.adapt(item, prepared, lambda step, loss: None).tensors for item in items]
+            case "fit":
+                prepared = hooked.fit(total, iter([rows]))
+            case "fit_item":
+                adapted = [hooked.fit_item(item, prepared, lambda step, loss: None).tensors for item in items]
             case "sample":
                 hooked.load(prepared, adapted)
                 inside = torch.from_numpy(np.flatnonzero(hooked.in_sample(images.idx.numpy())))
                 assert 0 < len(inside) < len(images)
                 rows = hooked.sample(images[inside])
-            case "bounds":
-                prepared, rows = hooked.bounds(iter([rows])), images
+            case "fit_screen":
+                prepared, rows = hooked.fit_screen(iter([rows])), images
             case "score":
                 hooked.load(prepared, adapted)
                 columns = hooked.columns(rows)
@@ -170,8 +169,8 @@ def test_the_speed_of_the_run_is_that_of_scoring_alone(compared: Pipeline):
 ])  # fmt: skip
 def test_only_unlearning_on_a_gpu_multiplies_as_training_does(kind: type[Attributor], device: str, inside: str):
     """And whatever the process does next is as exact as before."""
-    method = kind(SimpleNamespace(device=torch.device(device)))  # pyright: ignore[reportArgumentType]
-    with suppress(OSError), numerics(method):
+    (stage,) = (stage for stage in kind.card.stages if stage.hook == "fit_item")
+    with suppress(OSError), numerics(stage, torch.device(device)):
         assert torch.get_float32_matmul_precision() == inside
         assert torch.are_deterministic_algorithms_enabled() == (inside == "medium")
         raise OSError
@@ -203,7 +202,9 @@ def test_the_ensemble_of_mucs_alone_orders_as_mucs_when_corrected(
     compared: Pipeline, data: Dataset, copied: Callable[[], Path], cluster: Cluster
 ):
     """Ranks are corrected once, and those of the reference not at all."""
-    mutual = open_tiny(data, copied(), methods=("random", "mucs", "ensemble/R"), rank={"correction": "mutual"}, **SMALL)
+    mutual = open_tiny(
+        data, copied(), methods=("random", "mucs", "ensemble/R"), rank={"correction": "mutual"}, method=SMALL
+    )
     work(mutual, "attribute", cluster)
     found = {name: all_scores(stored_scores(mutual, name)) for name in ("random", "mucs", "ensemble/R")}
     plain = {name: all_scores(stored_scores(compared, name)) for name in ("random", "mucs/mutual")}

@@ -13,7 +13,7 @@ from torch import Tensor
 from mucs_ray.attribution.loss_change import LossChange
 from mucs_ray.data.local import LocalImages
 from mucs_ray.data.table import Dataset, read_unit
-from mucs_ray.engine import adapting, generation
+from mucs_ray.engine import fitting, generation
 from mucs_ray.engine.attributors import build, unit_part
 from mucs_ray.engine.models import build_denoiser, to_arrays
 from mucs_ray.engine.session import Cluster
@@ -111,10 +111,10 @@ def test_unlearning(finished: Pipeline, tmp_path: Path):
     method = build(job, to_arrays(dict(denoiser_of(finished).network.state_dict())), CPU)
     for number in range(finished.recipe.generate.items):
         item = load_item(stages["generate"], number)
-        adapting.adapt_item(method, item, prepared, job.stage, lambda step, loss: None)
+        fitting.fit_item(method, item, prepared, job.stage, lambda step, loss: None)
         file = item_file(stage, number)
         assert_equal(tensors_of(stage, file), tensors_of(job.stage, file))
-    unchanged = method.setting.model.network.state_dict()
+    unchanged = method.context.model.network.state_dict()
     assert_equal(dict(unchanged), dict(denoiser_of(finished).network.state_dict()))
 
 

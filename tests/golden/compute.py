@@ -22,12 +22,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from mucs_ray.attribution.base import Attributor, Item, Setting
+from mucs_ray.attribution.base import Attributor, Item, MethodContext
+from mucs_ray.attribution.card import MethodCard, MethodStage, load_class
 from mucs_ray.attribution.ensemble import ensemble_scores, learned_weights
 from mucs_ray.attribution.loss_change import chosen
 from mucs_ray.attribution.ranking import Ranking, mutual_ranks, top_k
-from mucs_ray.attribution.registry import METHODS, Method
-from mucs_ray.config import Recipe, build, from_card, read_recipe, with_settings, with_values
+from mucs_ray.attribution.registry import METHODS
+from mucs_ray.config import Recipe, build, for_method, from_card, read_recipe, with_settings, with_values
 from mucs_ray.data.local import LocalImages
 from mucs_ray.data.prepare import prepare
 from mucs_ray.data.table import Card, Dataset, Row, Shard, read_unit, schema, to_parquet, to_table
@@ -59,31 +60,33 @@ TINY = {
         "ema_decay": 0.9, "augment": 0.05, "patience": 0, "checkpoint": "last",
     },
     "generate": {"items": 3, "controls": 0, "steps": 6, "guidance": 1.5},
-    "unlearn": {"batch_size": 8, "null_batches": 2, "max_updates": 4, "learning_rate_divisor": 1.0},
     "score": {"noises": 6, "keep_losses": True},
-    "screen": {"sample": 30, "recall": 0.9, "rounds": [0.3, 0.6]},
-    "forward_inf": {"updates": 2, "draws": 6, "learning_rate_divisor": 1.0},
-    "abu": {"draws": 8, "draws_per_forward": 3, "fisher_draws": 2},
-    "dtrak": {"dim": 32, "noises": 3, "noises_per_forward": 2},
-    "das": {"dim": 32, "noises": 3},
     "rank": {"top_percent": 10.0},
+    "method": {
+        "mucs": {"batch_size": 8, "null_batches": 2, "max_updates": 4, "learning_rate_divisor": 1.0},
+        "mucs/screen": {"sample": 30, "recall": 0.9, "rounds": [0.3, 0.6]},
+        "forward-inf": {"updates": 2, "draws": 6, "learning_rate_divisor": 1.0},
+        "abu": {"draws": 8, "draws_per_forward": 3, "fisher_draws": 2},
+        "dtrak": {"dim": 32, "noises": 3, "noises_per_forward": 2},
+        "das": {"dim": 32, "noises": 3},
+    },
 }  # fmt: skip
 DEEPER = [
     "train.updates=30", "train.updates_per_epoch=10", "train.warmup_epochs=1", "model.depth=2", "generate.items=2",
 ]  # fmt: skip
 EMOJI_CUT = [
     "train.updates=20", "train.updates_per_epoch=10", "train.ema_decay=0.8", "generate.items=2",
-    "unlearn.null_batches=5", "unlearn.max_updates=4",
-    "das.noises=8", "das.dim=1024", "dtrak.noises=8", "dtrak.dim=1024",
+    "method.mucs.null_batches=5", "method.mucs.max_updates=4",
+    "method.das.noises=8", "method.das.dim=1024", "method.dtrak.noises=8", "method.dtrak.dim=1024",
 ]  # fmt: skip
 
 OTHER_SETTINGS = {
-    "das, leverage": ("das", {"das.leverage": True, "das.square": False}),
-    "dtrak, 3 signs": ("dtrak", {"dtrak.signs": 3, "dtrak.parameters": "mlp"}),
-    "abu, mlp": ("abu", {"abu.parameters": "mlp", "abu.updates": 2, "abu.step": 1e-4}),
-    "mucs, analytic": ("mucs", {"unlearn.null_loss": "analytic", "score.images_per_forward": 4}),
-    "mucs, given null loss": ("mucs", {"unlearn.null_loss": 1.5, "unlearn.tolerance": 0.07}),
-    "mucs, absolute": ("mucs", {"unlearn.fixed_updates": 2, "rank.measure": "absolute"}),
+    "das, leverage": ("das", {"method.das.leverage": True, "method.das.square": False}),
+    "dtrak, 3 signs": ("dtrak", {"method.dtrak.signs": 3, "method.dtrak.parameters": "mlp"}),
+    "abu, mlp": ("abu", {"method.abu.parameters": "mlp", "method.abu.updates": 2, "method.abu.step": 1e-4}),
+    "mucs, analytic": ("mucs", {"method.mucs.null_loss": "analytic", "score.images_per_forward": 4}),
+    "mucs, given null loss": ("mucs", {"method.mucs.null_loss": 1.5, "method.mucs.tolerance": 0.07}),
+    "mucs, absolute": ("mucs", {"method.mucs.fixed_updates": 2, "rank.measure": "absolute"}),
 }
 """Methods under settings that no variant of the registry has."""
 
@@ -97,7 +100,7 @@ def tiny(folder: Path) -> Values:
     f1, items, values = pipeline(run)
     scores: dict[str, np.ndarray] = {}
     for name, method in METHODS.items():
-        if method.attributor is not None:
+        if not method.is_ensemble:
             scores[name], of_method = attributed(run, f1, items, name, method)
             values |= of_method
     for label, (name, settings) in OTHER_SETTINGS.items():
@@ -325,11 +328,11 @@ def flat(name: str, tensors: Mapping[str, Tensor]) -> Values:
 # --- methods ------------------------------------------------------------------------------------------------------
 
 
-def recipe_of(run: Run, method: Method, settings: Mapping[str, Any]) -> Recipe:
+def recipe_of(run: Run, method: MethodCard, settings: Mapping[str, Any]) -> Recipe:
     """With the method's settings, then these, and few updates."""
-    recipe = with_values(with_values(run.recipe, method.settings), settings)
-    fixed = min(MOST_FIXED_UPDATES, recipe.unlearn.fixed_updates)
-    return with_values(recipe, {"unlearn.fixed_updates": fixed})
+    recipe = with_values(for_method(run.recipe, method), settings)
+    fixed = min(MOST_FIXED_UPDATES, recipe.method["mucs"].fixed_updates)
+    return with_values(recipe, {"method.mucs.fixed_updates": fixed})
 
 
 def attributed(
@@ -337,36 +340,35 @@ def attributed(
     f1: EDMDenoiser,
     items: list[Item],
     label: str,
-    method: Method,
+    method: MethodCard,
     settings: Mapping[str, Any] | None = None,
 ) -> tuple[np.ndarray, Values]:
     """Scores [b, i] as they are ranked, and all that the hooks of a method make, in their order."""
     recipe = recipe_of(run, method, settings or {})
-    kind = method.attributor
-    assert kind is not None
-    if not kind.parts:
+    if not method.stages:
+        kind = load_class(method.implementation)
         images = Batch(idx=run.images.idx, image=torch.zeros(len(run.images), 3, 0, 0), condition=None)
-        scores = kind(Setting(knobs=recipe, device=CPU, num_images=len(images), items=items)).score(images)
+        scores = kind(MethodContext(settings=recipe, device=CPU, num_images=len(images), items=items)).score(images)
         return ranked(run, recipe, label, scores)
     rows: Any = run.images
     prepared: dict[str, Tensor] = {}
     adapted: list[dict[str, Tensor]] = [{} for _ in items]
     made: Values = {}
-    for part in kind.parts:
-        worker = worker_of(run, f1, items, kind, recipe)
-        match part.hook:
+    for stage in method.stages:
+        worker = worker_of(run, f1, items, method, stage, recipe)
+        match stage.hook:
             case "features":
                 columns = worker.features(rows)
                 rows = {"idx": rows.idx, **columns}
                 made |= {f"{label}/features/{name}": column for name, column in columns.items()}
-            case "total":
-                prepared = {name: tensor.double() for name, tensor in worker.total(rows).items()}
+            case "accumulate":
+                prepared = {name: tensor.double() for name, tensor in worker.accumulate(rows).items()}
                 made |= flat(f"{label}/total", {name: each for name, each in prepared.items() if each.ndim})
-            case "prepare":
-                prepared = worker.prepare(prepared, iter([rows]))
+            case "fit":
+                prepared = worker.fit(prepared, iter([rows]))
                 made |= flat(f"{label}/prepared", prepared)
-            case "adapt":
-                found = [worker.adapt(item, prepared, lambda step, loss: None) for item in items]
+            case "fit_item":
+                found = [worker.fit_item(item, prepared, lambda step, loss: None) for item in items]
                 adapted = [each.tensors for each in found]
                 for number, each in enumerate(found):
                     made |= flat(f"{label}/item={number}/adapted", each.tensors)
@@ -377,8 +379,8 @@ def attributed(
                 inside = torch.from_numpy(np.flatnonzero(worker.in_sample(run.images.idx.numpy())))
                 rows = worker.sample(run.images[inside])
                 made |= {f"{label}/sample/{name}": column for name, column in rows.items()}
-            case "bounds":
-                prepared, rows = worker.bounds(iter([rows])), run.images
+            case "fit_screen":
+                prepared, rows = worker.fit_screen(iter([rows])), run.images
                 made |= {f"{label}/bounds/{name}": tensor for name, tensor in prepared.items()}
             case "score":
                 worker.load(prepared, adapted)
@@ -390,11 +392,13 @@ def attributed(
     raise AssertionError(f"no part of {label} scores")
 
 
-def worker_of(run: Run, f1: EDMDenoiser, items: list[Item], kind: type[Attributor], recipe: Recipe) -> Attributor:
-    """A method with all that a hook may need."""
-    encoder = kind.encoder
-    setting = Setting(
-        knobs=recipe,
+def worker_of(
+    run: Run, f1: EDMDenoiser, items: list[Item], method: MethodCard, stage: MethodStage, recipe: Recipe
+) -> Attributor:
+    """The class that a stage belongs to, with all that a hook may need."""
+    encoder = method.encoder
+    context = MethodContext(
+        settings=recipe,
         device=CPU,
         num_images=len(run.images),
         items=items,
@@ -402,7 +406,7 @@ def worker_of(run: Run, f1: EDMDenoiser, items: list[Item], kind: type[Attributo
         batches=run.batches,
         encode=None if encoder is None else lambda pictures: encoded(encoder, pictures),
     )
-    return kind(setting)
+    return load_class(stage.owner or method.implementation)(context)
 
 
 def encoded(name: str, pictures: Tensor) -> Tensor:
@@ -439,7 +443,7 @@ def ensembles(run: Run, scores: Mapping[str, np.ndarray]) -> Values:
     values: Values = {"ensemble/learned/weights": weights}
     idx, seed = run.images.idx.numpy(), run.recipe.seed
     for name, method in METHODS.items():
-        if method.attributor is not None:
+        if not method.is_ensemble:
             continue
         members = method.weights or weights
         names = ranking_names(next(iter(scores.values())))

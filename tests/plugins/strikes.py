@@ -9,13 +9,14 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
-from mucs_ray.attribution.base import Adapted, Columns, Item, Tensors
+from mucs_ray.attribution.base import Columns, Item, ItemState, Tensors
 from mucs_ray.attribution.mucs import MUCS
 from mucs_ray.diffusion.batch import Batch
 
@@ -66,11 +67,11 @@ def strike(point: str, where: int | None = None) -> None:
 class StruckMUCS(MUCS):
     """MUCS, struck before or after it computes a unit."""
 
-    name = "struck-mucs"
+    card = replace(MUCS.card, name="struck-mucs")
 
-    def adapt(self, item: Item, prepared: Tensors, on_update: Callable[[int, float], None]) -> Adapted:
+    def fit_item(self, item: Item, fitted: Tensors, on_update: Callable[[int, float], None]) -> ItemState:
         strike("adapt", item.number)
-        return super().adapt(item, prepared, on_update)
+        return super().fit_item(item, fitted, on_update)
 
     def columns(self, rows: Batch) -> Columns:
         strike("before-compute", int(rows.idx[0]))

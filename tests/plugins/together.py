@@ -5,6 +5,7 @@ Each node that scores leaves a file, with a line a unit, in the folder MUCS_RAY_
 
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import ray
@@ -27,7 +28,7 @@ def units_by_node() -> dict[str, int]:
 class TogetherMUCS(MUCS):
     """The same scores as MUCS."""
 
-    name = "together-mucs"
+    card = replace(MUCS.card, name="together-mucs")
 
     def columns(self, rows: Batch) -> Columns:
         here = Path(os.environ["MUCS_RAY_TOGETHER"], ray.get_runtime_context().get_node_id())

@@ -1,11 +1,13 @@
 """Methods as users write them: two that compute what is not a number, and DINO with a small network."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from mucs_ray.attribution.base import Attributor, Part, Tensors
+from mucs_ray.attribution.base import Attributor, Tensors
+from mucs_ray.attribution.card import MethodCard, MethodStage
 from mucs_ray.attribution.dino import DINO
 from mucs_ray.diffusion.batch import Batch
 from mucs_ray.engine import attributors
@@ -19,21 +21,32 @@ BAD = 21
 class Undefined(Attributor):
     """Scores of which one is 0 / 0."""
 
-    name, label, summary = "undefined", "Undefined", "0 / 0 for one image"
-    parts = (Part(name="score", hook="score", uses_model=False),)
+    card = MethodCard(
+        name="undefined",
+        label="Undefined",
+        summary="0 / 0 for one image",
+        stages=(MethodStage(name="score", hook="score", uses_model=False),),
+    )
 
     def score(self, rows: Batch) -> Tensor:
         zero = (rows.idx != BAD).float()
-        return (zero / zero)[:, None].expand(-1, len(self.setting.items))
+        return (zero / zero)[:, None].expand(-1, len(self.context.items))
 
 
 class UndefinedSum(Undefined):
     """Sums over the training set that it refuses to make."""
 
-    name, label = "undefined-sum", "Undefined sum"
-    parts = (Part(name="total", hook="total", uses_model=False, uses_items=False), *Undefined.parts)
+    card = replace(
+        Undefined.card,
+        name="undefined-sum",
+        label="Undefined sum",
+        stages=(
+            MethodStage(name="total", hook="accumulate", uses_model=False, uses_items=False),
+            *Undefined.card.stages,
+        ),
+    )
 
-    def total(self, rows: Batch) -> Tensors:
+    def accumulate(self, rows: Batch) -> Tensors:
         if BAD in rows.idx:
             raise RunFailed(f"the gradient of training image idx={BAD} is not finite")
         return {"count": torch.tensor(float(len(rows)))}
@@ -52,4 +65,4 @@ attributors.LOAD_ENCODER["dino"] = small_network  # in every process that knows 
 class SmallDINO(DINO):
     """DINO, but for its network."""
 
-    name, label = "small-dino", "Small DINO"
+    card = replace(DINO.card, name="small-dino", label="Small DINO")

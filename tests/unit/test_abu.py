@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from mucs_ray.attribution.abu import AbU
-from mucs_ray.attribution.base import Adapted, Item, Setting, Tensors
-from mucs_ray.attribution.config import AbUConfig
+from mucs_ray.attribution.base import Item, ItemState, MethodContext, Tensors
+from mucs_ray.attribution.cards.abu import AbUConfig
 from mucs_ray.diffusion.batch import Batch
 from mucs_ray.diffusion.denoiser import EDMDenoiser
 from mucs_ray.diffusion.loss import denoising_loss
@@ -70,12 +70,12 @@ def item(idx: int = 60, *, number: int = 0) -> Item:
 
 
 def abu(denoiser: EDMDenoiser, config: AbUConfig = SCALE_CONFIG) -> AbU:
-    knobs = SimpleNamespace(seed=SEED, abu=config)
-    return AbU(Setting(knobs=knobs, device=torch.device("cpu"), num_images=NUM_IMAGES, denoiser=denoiser))
+    knobs = SimpleNamespace(seed=SEED, method={"abu": config})
+    return AbU(MethodContext(settings=knobs, device=torch.device("cpu"), num_images=NUM_IMAGES, denoiser=denoiser))
 
 
-def adapt(method: AbU, what: Item, total: Tensors) -> Adapted:
-    return method.adapt(what, total, lambda step, loss: None)
+def adapt(method: AbU, what: Item, total: Tensors) -> ItemState:
+    return method.fit_item(what, total, lambda step, loss: None)
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def test_fisher_of_a_linear_network_is_the_closed_form(linear: EDMDenoiser):
     for idx, image in zip(images().idx.tolist(), images().image, strict=True):
         for sigma, noise in zip(*draws(f"abu/fisher/idx={idx}", 3), strict=True):
             expected += scale_gradient(linear.network.weight, image, sigma, noise) ** 2 / 3
-    found = abu(linear).total(images())
+    found = abu(linear).accumulate(images())
     assert set(found) == {"weight", "idle", "count"}
     assert found["weight"].dtype == torch.float64
     torch.testing.assert_close(found["weight"], expected, rtol=1e-4, atol=0)
@@ -110,7 +110,7 @@ def test_fisher_of_a_linear_network_is_the_closed_form(linear: EDMDenoiser):
 
 def test_fisher_of_a_transformer_is_that_of_plain_autograd(trained: EDMDenoiser):
     """One draw at a time, with torch's own attention kernel, conditions and all parameters."""
-    found = abu(trained).total(images(2))
+    found = abu(trained).accumulate(images(2))
     exact = copy.deepcopy(trained).requires_grad_(True)
     expected = {name: torch.zeros_like(parameter) for name, parameter in exact.network.named_parameters()}
     for at in range(2):
@@ -130,8 +130,8 @@ def test_fisher_of_a_transformer_is_that_of_plain_autograd(trained: EDMDenoiser)
 def test_fisher_does_not_depend_on_how_the_data_is_cut(trained: EDMDenoiser):
     """Nor on the order of images: only float64 sums are put together another way."""
     method = abu(trained, AbUConfig(fisher_draws=2))
-    whole = method.total(images())
-    parts = [method.total(images()[slice(a, b)]) for a, b in ((4, 6), (0, 1), (1, 4))]
+    whole = method.accumulate(images())
+    parts = [method.accumulate(images()[slice(a, b)]) for a, b in ((4, 6), (0, 1), (1, 4))]
     for name, squares in whole.items():
         torch.testing.assert_close(sum(part[name] for part in parts), squares, rtol=1e-12, atol=0)
 
@@ -140,7 +140,7 @@ def test_fisher_does_not_depend_on_how_the_data_is_cut(trained: EDMDenoiser):
 def test_only_the_chosen_tensors_are_in_it_and_change(trained: EDMDenoiser, parameters: str):
     before, state = copy.deepcopy(trained.state_dict()), torch.get_rng_state()
     method = abu(trained, replace(SCALE_CONFIG, parameters=parameters, fisher_draws=1))
-    total = method.total(images(2))
+    total = method.accumulate(images(2))
     found = adapt(method, item(), total)
     expected = {
         "attention": {f"dit_backbone.{block}.attention.qkv.weight" for block in (0, 1)},
@@ -205,7 +205,7 @@ def test_the_loss_is_told_before_and_after_on_the_same_draws(linear: EDMDenoiser
     """A step that is next to nothing leaves the first and last value equal, whatever was drawn between."""
     told: list[tuple[int, float]] = []
     config = replace(SCALE_CONFIG, updates=2, step=1e-12)
-    facts = abu(linear, config).adapt(item(), TOTAL, lambda *now: told.append(now)).facts
+    facts = abu(linear, config).fit_item(item(), TOTAL, lambda *now: told.append(now)).facts
     first, between, last = facts["item_loss"]
     assert told == list(enumerate(facts["item_loss"]))
     assert first == last != between
@@ -229,7 +229,7 @@ def test_there_is_a_floor_under_the_fisher_matrix(linear: EDMDenoiser):
 def test_a_bias_in_front_of_a_norm_stays_near(trained: EDMDenoiser):
     """Its F is made of rounding errors."""
     method = abu(trained, AbUConfig(parameters="all", fisher_draws=1, draws=20))
-    found = adapt(method, item(), method.total(images(2))).tensors
+    found = adapt(method, item(), method.accumulate(images(2))).tensors
     for name in ("encoder.0.conv1.bias", "decoder.1.conv1.bias"):
         assert (found[name] - trained.network.get_parameter(name)).abs().max() < 10
 
@@ -237,7 +237,7 @@ def test_a_bias_in_front_of_a_norm_stays_near(trained: EDMDenoiser):
 def test_the_loss_of_the_item_rises(trained: EDMDenoiser):
     """With its own Fisher matrix, on other draws than those of the step."""
     method = abu(trained, AbUConfig(fisher_draws=2, draws=200, parameters="mlp"))
-    found = adapt(method, item(), method.total(images()))
+    found = adapt(method, item(), method.accumulate(images()))
     changed = copy.deepcopy(trained)
     changed.network.load_state_dict(found.tensors, strict=False)
     sigma, noise = draws("check", 300)
@@ -251,7 +251,7 @@ def test_what_is_not_finite_is_named(linear: EDMDenoiser):
     batch = images()
     batch.image[4, 0, 0, 0] = float("nan")
     with pytest.raises(RunFailed, match="training image idx=104 is not finite"):
-        abu(linear).total(batch)
+        abu(linear).accumulate(batch)
     broken = replace(item(61, number=4), image=torch.full((3, 8, 8), float("nan")))
     with pytest.raises(RunFailed, match=r"item 4 \(idx=61\).*not finite at update 0"):
         adapt(abu(linear), broken, TOTAL)

@@ -1,7 +1,7 @@
 """DAS: by hand on a linear model, scores with and without square and leverage, and finding a duplicate."""
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mucs_ray.attribution.base import Columns, Item, Setting
+from mucs_ray.attribution.base import Columns, Item, MethodContext
+from mucs_ray.attribution.cards.das import DASConfig
 from mucs_ray.attribution.das import DAS
 from mucs_ray.attribution.projection import Sketch
 from mucs_ray.diffusion.batch import Batch
@@ -54,8 +55,8 @@ IMAGES = some_images(9, seed=5)
 
 
 def method(denoiser: EDMDenoiser | None, **knobs: Any) -> DAS:
-    recipe = tiny_recipe("nowhere", seed=1, das={"noises": NOISES, "dim": DIM, **knobs})
-    return DAS(Setting(knobs=recipe, device=CPU, num_images=9, denoiser=denoiser))
+    recipe = tiny_recipe("nowhere", seed=1, method={"das": {"noises": NOISES, "dim": DIM, **knobs}})
+    return DAS(MethodContext(settings=recipe, device=CPU, num_images=9, denoiser=denoiser))
 
 
 # --- features by hand -------------------------------------------------------------------------------------------------
@@ -153,7 +154,7 @@ TABLE: Columns = {
     "residual": torch.linspace(0.2, 0.9, 9),
 }
 VECTORS = [{"vector": 0.01 * normal(generator(1, f"item={number}"), DIM)} for number in range(3)]
-PREPARED = method(None, damping=0.5).prepare({}, iter([TABLE]))
+PREPARED = method(None, damping=0.5).fit({}, iter([TABLE]))
 
 
 def scored(**knobs: Any) -> Tensor:
@@ -189,12 +190,12 @@ def test_a_planted_duplicate_ranks_first(gradients: str, leverage: bool):
     """The generated item is a training image (spec 18); all parts in order, each in a worker of its own."""
     images, knobs = some_images(30, seed=9), {"gradients": gradients, "leverage": leverage}
     table = method(DENOISER, **knobs).features(images)
-    prepared = method(None, **knobs).prepare({}, iter([table]))
+    prepared = method(None, **knobs).fit({}, iter([table]))
     planted = [3, 17]
     adapted = []
     for number, at in enumerate(planted):
         item = Item(number=number, idx=900 + at, condition=images.condition[at], image=images.image[at])
-        adapted.append(method(DENOISER, **knobs).adapt(item, prepared, lambda step, loss: None).tensors)
+        adapted.append(method(DENOISER, **knobs).fit_item(item, prepared, lambda step, loss: None).tensors)
     scorer = method(None, **knobs)
     scorer.load(prepared, adapted)
     assert scorer.columns(table)["score"].argmax(dim=0).tolist() == planted
@@ -220,6 +221,6 @@ def test_a_residual_that_overflows_is_named():
 
 def test_parts_read_knobs_that_exist():
     """Of its own section; every knob is read by one part."""
-    read = [name for part in DAS.parts for name in part.reads]
-    assert sorted(read) == sorted(f"das.{name}" for name in method(None).setting.knobs.das.__slots__)
-    assert DAS.parts[-1].reads == ("das.square", "das.leverage")
+    read = [name for part in DAS.card.stages for name in part.reads]
+    assert sorted(read) == sorted(f"method.das.{each.name}" for each in fields(DASConfig))
+    assert DAS.card.stages[-1].reads == ("method.das.square", "method.das.leverage")

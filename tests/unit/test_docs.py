@@ -18,7 +18,7 @@ import pytest
 import torch
 import typer
 
-from mucs_ray.attribution.base import Item, Setting
+from mucs_ray.attribution.base import Item, MethodContext
 from mucs_ray.attribution.registry import METHODS, find
 from mucs_ray.attribution.registry import installed as installed_methods
 from mucs_ray.cli import app
@@ -133,14 +133,19 @@ def recipe_keys() -> set[str]:
     found = set()
     for each in fields(Recipe):
         default = each.default_factory() if callable(each.default_factory) else None
+        if each.name == "method":
+            found |= {f"method.{name}.{f.name}" for name, own in default.items() for f in fields(own)}
+            continue
         found |= {f"{each.name}.{f.name}" for f in fields(default)} if is_dataclass(default) else {each.name}
     return found
 
 
 def test_the_recipe_has_every_key_at_its_default():
     values = tomllib.loads(block("your-own-model.md", "toml", "[engine]"))
-    told = {f"{k}.{inner}" for k, v in values.items() if isinstance(v, dict) for inner in v}
-    told |= {key for key, value in values.items() if not isinstance(value, dict)}
+    sections = values | {f"method.{name}": own for name, own in values["method"].items()}
+    del sections["method"]
+    told = {f"{k}.{inner}" for k, v in sections.items() if isinstance(v, dict) for inner in v}
+    told |= {key for key, value in sections.items() if not isinstance(value, dict)}
     assert told == recipe_keys() - {"weights", "ensemble.learned_from"}
     assert build(values) == build({"name": values["name"], "data": values["data"]})
 
@@ -181,12 +186,12 @@ def log_losses_by_hand(denoiser: EDMDenoiser, image: torch.Tensor, condition: to
 def test_the_method_of_the_example_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Hook by hook, each in a worker of its own, as `mucs-ray attribute --method my_method:MyMethod` calls them."""
     code = block("your-own-method.md", "python", "class MyMethod")
-    assert len([line for line in code.splitlines() if line.strip()]) <= 20
+    assert len([line for line in code.splitlines() if line.strip()]) <= 36
     (tmp_path / "my_method.py").write_text(code)
     monkeypatch.syspath_prepend(str(tmp_path))
     importlib.invalidate_caches()
     method = find("my_method:MyMethod")
-    assert method.attributor is not None and method.name == "my_method:MyMethod"
+    assert method.name == "my_method:MyMethod"
     recipe = tiny_recipe("nowhere", score={"noises": 4, "keep": 0.7})
     made, f1 = tiny_rows(5, first_idx=10, seed=4), lively(recipe.model)
     images = Batch(
@@ -199,11 +204,12 @@ def test_the_method_of_the_example_scores(tmp_path: Path, monkeypatch: pytest.Mo
         Item(number=0, idx=70, condition=torch.eye(3)[2], image=drawn),
         Item(number=1, idx=71, condition=images.condition[3], image=images.image[3]),
     ]
-    features, score = method.attributor.parts
-    setting = {"knobs": recipe, "device": torch.device("cpu"), "num_images": 5, "denoiser": f1}
+    features, score = method.stages
+    context = {"settings": recipe, "device": torch.device("cpu"), "num_images": 5, "denoiser": f1}
     assert (features.uses_items, score.uses_items) == (False, True)
-    table = method.attributor(Setting(**setting)).features(images)
-    scorer = method.attributor(Setting(**setting, items=items))
+    attributor = method.load()
+    table = attributor(MethodContext(**context)).features(images)
+    scorer = attributor(MethodContext(**context, items=items))
     scorer.load({}, [{}, {}])
     scores = scorer.columns({"idx": images.idx, **table})["score"]
 
@@ -240,7 +246,7 @@ def test_the_page_of_methods_names_all_of_them_and_no_other():
 def test_settings_of_variants_on_the_page_are_those_of_the_registry():
     page = (ROOT / "docs/methods.md").read_text()
     for name, method in METHODS.items():
-        for key, value in method.settings.items() if method.attributor else ():
+        for key, value in () if method.is_ensemble else method.settings.items():
             shown = str(value).lower() if isinstance(value, bool) else str(value)
             (row,) = [line for line in page.splitlines() if line.startswith(f"| `{name}` |") and "=" in line]
             assert f"{key} = {shown}" in row, name

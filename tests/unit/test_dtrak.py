@@ -1,7 +1,7 @@
 """D-TRAK: features against a plain float64 loop, K^-1 two other ways, invariance, failure, and finding a duplicate."""
 
 import copy
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mucs_ray.attribution.base import Attributor, Columns, Item, Setting
+from mucs_ray.attribution.base import Attributor, Columns, Item, MethodContext
+from mucs_ray.attribution.cards.dtrak import DTRAKConfig
 from mucs_ray.attribution.dtrak import DTRAK
 from mucs_ray.attribution.projection import Sketch
 from mucs_ray.diffusion.batch import Batch
@@ -34,8 +35,8 @@ def some_images(count: int, *, seed: int) -> Batch:
 
 
 def method(denoiser: EDMDenoiser | None, **knobs: Any) -> DTRAK:
-    recipe = tiny_recipe("nowhere", seed=1, dtrak={"noises": NOISES, "dim": DIM, **knobs})
-    return DTRAK(Setting(knobs=recipe, device=CPU, num_images=9, denoiser=denoiser))
+    recipe = tiny_recipe("nowhere", seed=1, method={"dtrak": {"noises": NOISES, "dim": DIM, **knobs}})
+    return DTRAK(MethodContext(settings=recipe, device=CPU, num_images=9, denoiser=denoiser))
 
 
 DENOISER = lively(tiny_recipe("nowhere").model)
@@ -48,7 +49,7 @@ def item_like(image: Tensor, condition: Tensor | None) -> Item:
 
 
 def solved(features: Tensor, **knobs: Any) -> dict[str, Tensor]:
-    return method(None, **knobs).prepare({}, iter([{"feature": features[:4]}, {"feature": features[4:]}]))
+    return method(None, **knobs).fit({}, iter([{"feature": features[:4]}, {"feature": features[4:]}]))
 
 
 def nothing(step: int, loss: float) -> None:
@@ -150,7 +151,7 @@ def test_vectors_solve_k_by_inverse_and_by_woodbury():
     """K^-1 phi = (phi - Phi^T (lambda I + Phi Phi^T)^-1 Phi phi) / lambda, of 9 images instead of 64 dimensions."""
     one = some_images(1, seed=77)
     feature = method(DENOISER).features(one)["feature"][0].double()
-    adapted = method(DENOISER).adapt(item_like(one.image[0], one.condition[0]), solved(FEATURES), nothing)
+    adapted = method(DENOISER).fit_item(item_like(one.image[0], one.condition[0]), solved(FEATURES), nothing)
     phi = FEATURES.double()
     damping = 0.1 * phi.square().sum() / DIM
     small = torch.linalg.inv(damping * torch.eye(9) + phi @ phi.T)
@@ -165,7 +166,7 @@ def test_vectors_solve_k_by_inverse_and_by_woodbury():
 def scores(items: list[Item], features: Tensor = FEATURES) -> Tensor:
     """All parts in order, each in a worker of its own."""
     prepared = solved(features)
-    adapted = [method(DENOISER).adapt(item, prepared, nothing).tensors for item in items]
+    adapted = [method(DENOISER).fit_item(item, prepared, nothing).tensors for item in items]
     scorer = method(None)
     scorer.load(prepared, adapted)
     return scorer.columns({"idx": torch.arange(len(features)), "feature": features})["score"]
@@ -187,7 +188,7 @@ def test_an_item_is_measured_unclamped_as_a_training_image_would_be():
     bright = 1.7 * IMAGES.image[2]
     assert bright.abs().max() > 1
     prepared = {"cholesky": torch.eye(DIM)}  # K = 1: the vector is the feature
-    found = method(DENOISER).adapt(item_like(bright, IMAGES.condition[2]), prepared, nothing).tensors["vector"]
+    found = method(DENOISER).fit_item(item_like(bright, IMAGES.condition[2]), prepared, nothing).tensors["vector"]
     as_training = method(DENOISER).features(replace(IMAGES[2:3], image=bright[None]))["feature"][0]
     torch.testing.assert_close(found, as_training, rtol=1e-6, atol=0)
     expected = hand_feature(bright, IMAGES.condition[2], names=ALL)
@@ -214,7 +215,7 @@ def test_an_image_with_nan_is_named():
     with pytest.raises(RunFailed, match="D-TRAK: the feature of training image idx=104 is not finite"):
         made.features(broken)
     with pytest.raises(RunFailed, match=r"the feature of item 0 .*is not finite"):
-        made.adapt(item_like(broken.image[4], None), {"cholesky": torch.eye(DIM)}, nothing)
+        made.fit_item(item_like(broken.image[4], None), {"cholesky": torch.eye(DIM)}, nothing)
     assert torch.equal(made.features(IMAGES)["feature"], FEATURES)  # the failure has not spread
 
 
@@ -232,11 +233,10 @@ def test_an_untrained_network_has_zero_features():
 
 def test_parts_read_knobs_that_exist():
     """Of its own section; every knob is read by one part."""
-    recipe = method(None).setting.knobs
-    read = [name for part in DTRAK.parts for name in part.reads]
-    assert sorted(read) == sorted(f"dtrak.{name}" for name in recipe.dtrak.__slots__)
-    assert [part.hook for part in DTRAK.parts] == ["features", "prepare", "adapt", "score"]
-    assert [(part.uses_model, part.uses_items) for part in DTRAK.parts] == [
+    read = [name for part in DTRAK.card.stages for name in part.reads]
+    assert sorted(read) == sorted(f"method.dtrak.{each.name}" for each in fields(DTRAKConfig))
+    assert [part.hook for part in DTRAK.card.stages] == ["features", "fit", "fit_item", "score"]
+    assert [(part.uses_model, part.uses_items) for part in DTRAK.card.stages] == [
         (True, False), (False, False), (True, True), (False, False),
     ]  # fmt: skip
     assert issubclass(DTRAK, Attributor)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mucs_ray.attribution.base import Attributor, Item, Setting
+from mucs_ray.attribution.base import Attributor, Item, MethodContext
 from mucs_ray.attribution.clip import CLIP
 from mucs_ray.attribution.condition import Condition
 from mucs_ray.attribution.dino import DINO
@@ -47,14 +47,14 @@ def item(image: Tensor, condition: Tensor | None = None, *, number: int = 0) -> 
 
 def method(kind: type[Attributor], items: list[Item], **changes: object) -> Attributor:
     """Ready to score."""
-    setting = Setting(
-        knobs=SimpleNamespace(seed=7),  # pyright: ignore[reportArgumentType]
+    context = MethodContext(
+        settings=SimpleNamespace(seed=7, method={}),  # pyright: ignore[reportArgumentType]
         device=torch.device("cpu"),
         num_images=1000,
         items=items,
         **{"encode": fake_encode, **changes},  # pyright: ignore[reportArgumentType]
     )
-    made = kind(setting)
+    made = kind(context)
     made.load({}, [{}] * len(items))
     return made
 
@@ -153,12 +153,12 @@ def test_items_are_encoded_once():
 
 
 def test_each_names_its_own_network():
-    assert (CLIP.encoder, DINO.encoder, Pixel.encoder, Condition.encoder) == ("clip", "dino", None, None)
+    assert tuple(kind.card.encoder for kind in (CLIP, DINO, Pixel, Condition)) == ("clip", "dino", None, None)
 
 
 @pytest.mark.parametrize("kind", COMPARING)
 def test_no_model_is_asked_for(kind: type[Attributor]):
-    assert [(part.hook, part.uses_model) for part in kind.parts] == [("score", False)]
+    assert [(part.hook, part.uses_model) for part in kind.card.stages] == [("score", False)]
 
 
 @pytest.mark.parametrize("kind", [Pixel, CLIP, DINO])

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mucs_ray.attribution.base import Adapted, Item, Setting
-from mucs_ray.attribution.config import ForwardINFConfig
+from mucs_ray.attribution.base import Item, ItemState, MethodContext
+from mucs_ray.attribution.cards.forward_inf import ForwardINFConfig
 from mucs_ray.attribution.forward_inf import ForwardINF
 from mucs_ray.diffusion.denoiser import EDMDenoiser
 from mucs_ray.diffusion.loss import denoising_loss
@@ -44,11 +44,11 @@ def item(idx: int = 60, *, number: int = 0) -> Item:
 
 def adapt(
     denoiser: EDMDenoiser, what: Item, config: ForwardINFConfig = CONFIG, told: list[tuple[int, float]] | None = None
-) -> Adapted:
-    knobs = SimpleNamespace(seed=SEED, train=TrainConfig(learning_rate=0.02), forward_inf=config)
-    setting = Setting(knobs=knobs, device=torch.device("cpu"), num_images=40, denoiser=denoiser)
+) -> ItemState:
+    knobs = SimpleNamespace(seed=SEED, train=TrainConfig(learning_rate=0.02), method={"forward-inf": config})
+    context = MethodContext(settings=knobs, device=torch.device("cpu"), num_images=40, denoiser=denoiser)
     told = [] if told is None else told
-    return ForwardINF(setting).adapt(what, {}, lambda *now: told.append(now))
+    return ForwardINF(context).fit_item(what, {}, lambda *now: told.append(now))
 
 
 def hand_loss(denoiser: EDMDenoiser, what: Item, name: str, num: int) -> Tensor:

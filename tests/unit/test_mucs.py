@@ -15,8 +15,11 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from mucs_ray.attribution.abu import AbU
-from mucs_ray.attribution.base import Attributor, Item, Setting
-from mucs_ray.attribution.config import AbUConfig, ForwardINFConfig, RankConfig, ScoreConfig, UnlearnConfig
+from mucs_ray.attribution.base import Attributor, Item, MethodContext
+from mucs_ray.attribution.cards.abu import AbUConfig
+from mucs_ray.attribution.cards.forward_inf import ForwardINFConfig
+from mucs_ray.attribution.cards.mucs import MUCSConfig
+from mucs_ray.attribution.config import RankConfig, ScoreConfig
 from mucs_ray.attribution.forward_inf import ForwardINF
 from mucs_ray.attribution.loss_change import LossChange, chosen, fp16
 from mucs_ray.attribution.model_bank import swapped
@@ -384,7 +387,7 @@ def nothing(step: int, loss: float) -> None:
 
 
 def shuffled_cuts(batch: Batch):
-    """`Setting.batches` over a few images in memory."""
+    """`MethodContext.batches` over a few images in memory."""
 
     def named(name: str, size: int):
         return lambda step: picked(batch, batch_rows(1, name, step, num_images=len(batch), batch_size=size).tolist())
@@ -392,13 +395,13 @@ def shuffled_cuts(batch: Batch):
     return named
 
 
-def setting(unlearning: UnlearnConfig, *, measure: str = "skew", score: ScoreConfig = CONFIG) -> Setting:
+def context(unlearning: MUCSConfig, *, measure: str = "skew", score: ScoreConfig = CONFIG) -> MethodContext:
     knobs = SimpleNamespace(
-        seed=1, model=MODEL, train=TrainConfig(learning_rate=0.01), unlearn=unlearning, score=score,
+        seed=1, model=MODEL, train=TrainConfig(learning_rate=0.01), method={"mucs": unlearning}, score=score,
         rank=RankConfig(measure=measure),
     )  # fmt: skip
-    return Setting(
-        knobs=knobs, device=torch.device("cpu"), num_images=9, denoiser=DENOISER, batches=shuffled_cuts(IMAGES)
+    return MethodContext(
+        settings=knobs, device=torch.device("cpu"), num_images=9, denoiser=DENOISER, batches=shuffled_cuts(IMAGES)
     )
 
 
@@ -409,23 +412,23 @@ def unread() -> Iterator[Batch]:
 
 def test_null_loss_can_be_given_computed_or_drawn():
     """The training set is streamed only for the computed one; the drawn one is that of an untrained network."""
-    given_bound = MUCS(setting(UnlearnConfig(null_loss=2.5))).prepare({}, unread())
+    given_bound = MUCS(context(MUCSConfig(null_loss=2.5))).fit({}, unread())
     assert given_bound["null_loss"].item() == 2.5
     parts = iter([IMAGES[slice(0, 4)], IMAGES[slice(4, 9)]])
-    computed = MUCS(setting(UnlearnConfig(null_loss="analytic"))).prepare({}, parts)["null_loss"].item()
+    computed = MUCS(context(MUCSConfig(null_loss="analytic"))).fit({}, parts)["null_loss"].item()
     assert computed == pytest.approx(analytic_null_loss(IMAGES.image.square().mean().item()), rel=1e-6)
-    drawn = MUCS(setting(UnlearnConfig(null_batches=3))).prepare({}, unread())["null_loss"].item()
+    drawn = MUCS(context(MUCSConfig(null_batches=3))).fit({}, unread())["null_loss"].item()
     batches = shuffled_cuts(IMAGES)("null", 9)
     assert drawn == pytest.approx(null_loss(EDMDenoiser(DiT(MODEL)), batches, num_batches=3, seed=1))
     assert len({2.5, computed, drawn}) == 3
 
 
 def test_mucs_unlearns_each_item_by_the_recipe():
-    config = UnlearnConfig(batch_size=4, max_updates=2, learning_rate_divisor=5.0)
+    config = MUCSConfig(batch_size=4, max_updates=2, learning_rate_divisor=5.0)
     what = Item(number=3, idx=60, condition=torch.eye(3)[0], image=normal(generator(9, "item"), 3, 8, 8))
     told: list[tuple[int, float]] = []
     prepared = {"null_loss": torch.tensor(50.0, dtype=torch.float64)}
-    found = MUCS(setting(config)).adapt(what, prepared, lambda *now: told.append(now))
+    found = MUCS(context(config)).fit_item(what, prepared, lambda *now: told.append(now))
     batches = shuffled_cuts(IMAGES)("unlearn/item=60", 4)
     by_hand = unlearn(DENOISER, what, batches, bound=50.0, config=config, learning_rate=0.002, seed=1)
     assert found.tensors.keys() == by_hand.tensors.keys()
@@ -438,7 +441,7 @@ def test_mucs_unlearns_each_item_by_the_recipe():
 
 
 def test_what_is_stored_of_a_scored_batch():
-    method = MUCS(setting(UnlearnConfig(), measure="absolute", score=replace(CONFIG, keep_losses=True)))
+    method = MUCS(context(MUCSConfig(), measure="absolute", score=replace(CONFIG, keep_losses=True)))
     method.load({}, BANK)
     columns, table = method.columns(IMAGES), change(BANK).losses(IMAGES)
     assert set(columns) == {"skew", "difference", "before", "after"}
@@ -447,7 +450,7 @@ def test_what_is_stored_of_a_scored_batch():
     assert torch.equal(columns["after"].view(9, 3, 7), table.after.transpose(0, 1).half())
     assert torch.equal(method.score(IMAGES), columns["difference"].abs())
     assert method.forwards(columns) == 9 * 7 * 4
-    plain = MUCS(setting(UnlearnConfig()))
+    plain = MUCS(context(MUCSConfig()))
     plain.load({}, BANK)
     assert set(plain.columns(IMAGES)) == {"skew", "difference"}
     assert torch.equal(plain.score(IMAGES), SCORES)
@@ -490,10 +493,10 @@ def memorised() -> Iterator[SimpleNamespace]:
 
 def attributed(method: Attributor, items: list[Item], images: Batch) -> Tensor:
     """All hooks of a method, as a run calls them, on images in memory."""
-    hooks = {part.hook for part in method.parts}
-    total = method.total(images) if "total" in hooks else {}
-    prepared = method.prepare(total, iter([images])) if "prepare" in hooks else total
-    method.load(prepared, [method.adapt(item, prepared, nothing).tensors for item in items])
+    hooks = {part.hook for part in method.card.stages}
+    total = method.accumulate(images) if "accumulate" in hooks else {}
+    prepared = method.fit(total, iter([images])) if "fit" in hooks else total
+    method.load(prepared, [method.fit_item(item, prepared, nothing).tensors for item in items])
     return method.score(images)
 
 
@@ -507,7 +510,7 @@ def test_bf16_keeps_the_ranks_of_a_trained_model(memorised: SimpleNamespace):
         condition=torch.cat([seen.condition, others.condition]),
     )
     items = [Item(number=n, idx=1000 + n, condition=seen.condition[n], image=seen.image[n]) for n in range(3)]
-    config = UnlearnConfig(max_updates=20, batch_size=20, learning_rate_divisor=4.0)
+    config = MUCSConfig(max_updates=20, batch_size=20, learning_rate_divisor=4.0)
     bank = [
         unlearn(
             memorised.denoiser, item, shuffled_cuts(seen)(f"item={item.number}", 20), bound=4.0, config=config,
@@ -549,15 +552,17 @@ def test_planted_duplicates_rank_in_the_top_decile(
     ]
     knobs = SimpleNamespace(
         seed=1, model=MODEL, train=TrainConfig(learning_rate=memorised.learning_rate), score=score,
-        unlearn=UnlearnConfig(null_loss="analytic", max_updates=40, batch_size=20, learning_rate_divisor=4.0),
-        forward_inf=ForwardINFConfig(learning_rate_divisor=10.0), abu=AbUConfig(),
+        method={
+            "mucs": MUCSConfig(null_loss="analytic", max_updates=40, batch_size=20, learning_rate_divisor=4.0),
+            "forward-inf": ForwardINFConfig(learning_rate_divisor=10.0), "abu": AbUConfig(),
+        },
         rank=RankConfig(measure=measure),
     )  # fmt: skip
     device = torch.device("cpu")
-    setting = Setting(
-        knobs=knobs, device=device, num_images=60, denoiser=memorised.denoiser, batches=shuffled_cuts(images)
+    context = MethodContext(
+        settings=knobs, device=device, num_images=60, denoiser=memorised.denoiser, batches=shuffled_cuts(images)
     )
-    scores = attributed(kind(setting), items, images)
+    scores = attributed(kind(context), items, images)
     places = [int((scores[:, number] > scores[at, number]).sum()) for number, at in enumerate(planted)]
     assert max(places) < 6, places
     assert all(scores[at, number] > 0 for number, at in enumerate(planted))

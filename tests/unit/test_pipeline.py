@@ -9,9 +9,10 @@ from rich.console import Console
 from mucs_ray import storage
 from mucs_ray.data.table import Dataset
 from mucs_ray.errors import InputError, MachineError
-from mucs_ray.experiment import Experiment, parse_seeds
+from mucs_ray.experiment import Experiment
 from mucs_ray.pipeline import Pipeline, reopen
 from mucs_ray.resolve import method_names
+from mucs_ray.seeds import parse_seeds
 from mucs_ray.store.run import Stage
 from tiny import tiny_dataset, tiny_recipe
 
@@ -113,8 +114,10 @@ def test_a_variant_does_only_what_it_does_differently(data: Dataset, tmp_path: P
 
 
 def test_a_variants_recipe_is_the_methods_own(data: Dataset, tmp_path: Path):
-    tasks = opened(data, tmp_path, unlearn={"ascent_weight": 0.7}).tasks
-    weights = [tasks[f"attribute/mucs{name}/unlearn"].recipe.unlearn.ascent_weight for name in ("", "/lambda=0.1")]
+    tasks = opened(data, tmp_path, method={"mucs": {"ascent_weight": 0.7}}).tasks
+    weights = [
+        tasks[f"attribute/mucs{name}/unlearn"].recipe.method["mucs"].ascent_weight for name in ("", "/lambda=0.1")
+    ]
     assert weights == [0.7, 0.1]
     assert tasks["attribute/forward-inf/score"].recipe.score.noise == "independent"
     assert tasks["attribute/forward-inf/skew/score"].recipe.score.noise == "shared"

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from mucs_ray.data import caption_embedding
 from mucs_ray.doctor import pretrained_weights
 from mucs_ray.errors import InputError, MachineError
+from mucs_ray.evaluation.metrics import METRICS, ready_metrics
 from mucs_ray.evaluation.pretrained import (
     ALEXNET_WEIGHTS,
     CLIP_WEIGHTS,
@@ -22,10 +23,10 @@ from mucs_ray.evaluation.pretrained import (
     SSCD_WEIGHTS,
     VGG_WEIGHTS,
     Weights,
+    checkpoints_folder,
     find_weights,
     read_weights,
 )
-from mucs_ray.evaluation.similarity import METRICS, ready_metrics
 
 ALL = [CLIP_WEIGHTS, DINO_WEIGHTS, SSCD_WEIGHTS, VGG_WEIGHTS, ALEXNET_WEIGHTS, SQUEEZENET_WEIGHTS]
 SHAPES = {"first.weight": (4, 3), "second.bias": (4,)}
@@ -52,6 +53,16 @@ def put(path: Path) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"x")
     return str(path)
+
+
+@pytest.mark.parametrize("variables", [{}, {"TORCH_HOME": "~/mine"}, {"XDG_CACHE_HOME": "/cache"}])
+def test_checkpoints_are_where_torch_keeps_them(variables: dict[str, str], monkeypatch: pytest.MonkeyPatch):
+    for name in ("TORCH_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.hub, "_hub_dir", None)
+    assert checkpoints_folder() == Path(torch.hub.get_dir()) / "checkpoints"
 
 
 def put_in_hub_cache(machine: Path, weights: Weights, name: str) -> str:

@@ -10,21 +10,22 @@ from typer.testing import CliRunner
 
 from mucs_ray.attribution import registry
 from mucs_ray.attribution.mucs import MUCS
-from mucs_ray.attribution.registry import METHODS, find, known
+from mucs_ray.attribution.registry import METHODS, find, known, listed
 from mucs_ray.cli import app
 from mucs_ray.errors import InputError
 
 MINE = """
 from mucs_ray.attribution.base import Attributor
+from mucs_ray.attribution.card import MethodCard
 
 class Mine(Attributor):
-    name, label, summary = "mine", "Mine", "nothing yet"
+    card = MethodCard(name="mine", label="Mine", summary="nothing yet")
 
     def score(self, rows):
         return rows.image.mean(dim=(1, 2, 3))[:, None]
 
 class Lacking(Attributor):
-    name = "lacking"
+    pass
 
 class Other:
     pass
@@ -53,7 +54,7 @@ def install(monkeypatch: pytest.MonkeyPatch, **points: str) -> None:
 def test_by_module_and_class():
     method = find("mine:Mine")
     assert (method.name, method.label, method.summary) == ("mine:Mine", "Mine", "nothing yet")
-    assert known(["mucs", "mine:Mine"])["mine:Mine"].attributor is method.attributor
+    assert known(["mucs", "mine:Mine"])["mine:Mine"].load() is method.load()
     assert "mine:Mine" not in known(["mucs"])
 
 
@@ -64,7 +65,7 @@ def test_by_module_and_class():
         ("nowhere:Mine", "ModuleNotFoundError: No module named 'nowhere'"),
         ("broken:Mine", "ValueError: half of it"),
         ("mine:Other", "is not a subclass of mucs_ray.attribution.base.Attributor"),
-        ("mine:Lacking", "lacks label, summary, score"),
+        ("mine:Lacking", "lacks card, score"),
         ("magic", "unknown method 'magic'; known: random, pixel"),
     ],
 )
@@ -77,11 +78,19 @@ def test_what_is_no_method_is_one_line(name: str, told: str):
 def test_installed_methods(monkeypatch: pytest.MonkeyPatch):
     """One that cannot be loaded does not take the others with it; none replaces one of ours."""
     install(monkeypatch, theirs="mine:Mine", half="broken:Mine", mucs="mine:Mine")
-    assert find("theirs").label == "Mine" and known()["theirs"].name == "theirs"
-    assert known()["mucs"].attributor is find("mucs").attributor is MUCS
-    assert set(known()) == {*METHODS, "theirs"}
-    with pytest.raises(InputError, match="unknown method 'half'"):
+    assert find("theirs").label == "Mine" and listed()["theirs"].name == "theirs"
+    assert listed()["mucs"].load() is find("mucs").load() is MUCS
+    assert set(listed()) == {*METHODS, "theirs"}
+    with pytest.raises(InputError, match="method broken:Mine: ValueError: half of it"):
         find("half")
+
+
+def test_an_installed_method_is_imported_only_when_it_is_named(monkeypatch: pytest.MonkeyPatch):
+    install(monkeypatch, theirs="mine:Mine", half="broken:Mine")
+    with pytest.raises(InputError, match=r"unknown method 'magic'; known: .*, theirs, half, or give MODULE:CLASS"):
+        find("magic")
+    assert set(known(["mucs"])) == {*METHODS} and "mine" not in sys.modules
+    assert set(known(["theirs"])) == {*METHODS, "theirs"} and "mine" in sys.modules
 
 
 def test_cost_classes():
@@ -95,7 +104,7 @@ def test_the_command_tells_of_each_what_it_needs_and_costs_and_where_it_is_from(
     result = CliRunner().invoke(app, ["methods"])
     assert result.exit_code == 0
     told = result.stdout.splitlines()
-    for name, method in known().items():
+    for name, method in listed().items():
         (at,) = [at for at, line in enumerate(told) if line.startswith(f"{name}  {method.cost_class}  ")]
         assert method.summary in told[at]
         assert told[at + 1].endswith(f"needs {method.needs}; costs {method.cost}; {method.source}")

@@ -10,9 +10,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mucs_ray.attribution.base import Setting
-from mucs_ray.attribution.config import RankConfig, ScoreConfig, ScreenConfig
-from mucs_ray.attribution.loss_change import LossChange
+from mucs_ray.attribution.base import MethodContext
+from mucs_ray.attribution.cards.screen import ScreenConfig
+from mucs_ray.attribution.config import RankConfig, ScoreConfig
+from mucs_ray.attribution.loss_change import LossAttributor, LossChange
 from mucs_ray.attribution.mucs import MUCS
 from mucs_ray.attribution.registry import find
 from mucs_ray.attribution.screen import LEFT_OUT, ScreenedMUCS
@@ -152,17 +153,20 @@ IMAGES = Batch(
 )
 
 
-def method(*, screen: ScreenConfig | None = None, num_images: int = 120, kind: type[MUCS] = ScreenedMUCS) -> Any:
+def method(
+    *, screen: ScreenConfig | None = None, num_images: int = 120, kind: type[LossAttributor] = ScreenedMUCS
+) -> Any:
     screen = screen or ScreenConfig(recall=0.9, sample=50, rounds=(0.2, 0.5))
-    knobs = SimpleNamespace(seed=1, model=MODEL, score=SCORE, rank=RankConfig(top_percent=5.0), screen=screen)
+    knobs = SimpleNamespace(seed=1, model=MODEL, score=SCORE, rank=RankConfig(top_percent=5.0))
+    knobs.method = {"mucs/screen": screen}
     device = torch.device("cpu")
-    return kind(Setting(knobs=knobs, device=device, num_images=num_images, denoiser=DENOISER))  # pyright: ignore
+    return kind(MethodContext(settings=knobs, device=device, num_images=num_images, denoiser=DENOISER))  # pyright: ignore
 
 
 def bounds_of(method: Any, images: Batch = IMAGES) -> dict[str, torch.Tensor]:
     method.load({}, BANK)
     inside = torch.from_numpy(np.flatnonzero(method.in_sample(images.idx.numpy())))
-    return method.bounds(iter([method.sample(images[inside[:20]]), method.sample(images[inside[20:]])]))
+    return method.fit_screen(iter([method.sample(images[inside[:20]]), method.sample(images[inside[20:]])]))
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +213,7 @@ def test_forwards_are_counted(screened: Any):
 def test_scores_do_not_depend_on_the_cut_bit_for_bit(screened: Any):
     """An image a forward."""
     alone, images = method(), IMAGES[:30]
-    alone.setting.knobs.score = replace(SCORE, images_per_forward=1)
+    alone.context.settings.score = replace(SCORE, images_per_forward=1)
     alone.load(bounds_of(screened), BANK)
     whole = alone.columns(images)
     cuts = [alone.columns(images[at]) for at in (slice(0, 7), slice(7, 12), slice(12, 30))]
@@ -237,7 +241,7 @@ def test_what_to_expect_is_told(screened: Any):
 def test_few_noises_leave_nothing_out():
     """With one noise there is one round, and all of it is exact."""
     one = method()
-    one.setting.knobs.score = replace(SCORE, noises=1)
+    one.context.settings.score = replace(SCORE, noises=1)
     one.load(bounds_of(one), BANK)
     assert one.rounds == []
     assert (one.columns(IMAGES[:5])["noises"] == 1).all()
@@ -252,7 +256,10 @@ def test_a_loss_that_is_not_finite_is_named(screened: Any):
 
 
 def test_it_shares_the_unlearning_of_mucs():
-    attributor = find("mucs/screen").attributor
+    attributor = find("mucs/screen").load()
     assert attributor is ScreenedMUCS
-    assert [(part.name, part.owner) for part in ScreenedMUCS.parts[:2]] == [("null", MUCS), ("unlearn", MUCS)]
-    assert all(part.owner is None for part in ScreenedMUCS.parts[2:])
+    assert [(part.name, part.owner) for part in ScreenedMUCS.card.stages[:2]] == [
+        ("null", MUCS.card.implementation),
+        ("unlearn", MUCS.card.implementation),
+    ]
+    assert all(not part.owner for part in ScreenedMUCS.card.stages[2:])

@@ -15,8 +15,9 @@ from scipy import signal
 
 from mucs_ray.errors import InputError, MachineError
 from mucs_ray.evaluation import batches
+from mucs_ray.evaluation.metrics import DEFAULT, METRICS, ReadyMetric, ready_metrics
 from mucs_ray.evaluation.perceptual import load_distance
-from mucs_ray.evaluation.similarity import DEFAULT, METRICS, ReadyMetric, mse, ready_metrics, ssim
+from mucs_ray.evaluation.similarity import mse, ssim
 
 CPU = torch.device("cpu")
 DATA = Path(os.environ.get("MUCS_RAY_TEST_DATA") or Path(__file__).parents[3] / "shared" / "data") / "weights_lpips"
@@ -53,7 +54,7 @@ def bare_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("MUCS_RAY_WEIGHTS", raising=False)
     monkeypatch.delenv("MUCS_RAY_CLIP_WEIGHTS", raising=False)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "huggingface"))
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     return tmp_path / "hub" / "checkpoints"
 
 

@@ -324,18 +324,18 @@ STALE: dict[str, tuple[Any, set[str]]] = {
     "generate.steps": (5, GENERATED),
     "generate.guidance": (1.0, GENERATED),
     "generate.items_per_forward": (2, GENERATED),
-    "unlearn.null_loss": ("analytic", BOUNDED),
-    "unlearn.null_batches": (3, BOUNDED),
-    "unlearn.ascent_weight": (0.3, UNLEARNED),
-    "unlearn.batch_size": (4, UNLEARNED),
-    "unlearn.learning_rate_divisor": (5.0, UNLEARNED),
-    "unlearn.weight_decay": (0.1, UNLEARNED),
-    "unlearn.tolerance": (0.1, UNLEARNED),
-    "unlearn.max_updates": (7, UNLEARNED),
-    "unlearn.clamp": (False, UNLEARNED),
-    "unlearn.fixed_updates": (3, UNLEARNED),
-    "unlearn.parameters": ("block", UNLEARNED),
-    "unlearn.sigmas": ("schedule", UNLEARNED),
+    "method.mucs.null_loss": ("analytic", BOUNDED),
+    "method.mucs.null_batches": (3, BOUNDED),
+    "method.mucs.ascent_weight": (0.3, UNLEARNED),
+    "method.mucs.batch_size": (4, UNLEARNED),
+    "method.mucs.learning_rate_divisor": (5.0, UNLEARNED),
+    "method.mucs.weight_decay": (0.1, UNLEARNED),
+    "method.mucs.tolerance": (0.1, UNLEARNED),
+    "method.mucs.max_updates": (7, UNLEARNED),
+    "method.mucs.clamp": (False, UNLEARNED),
+    "method.mucs.fixed_updates": (3, UNLEARNED),
+    "method.mucs.parameters": ("block", UNLEARNED),
+    "method.mucs.sigmas": ("schedule", UNLEARNED),
     "score.noises": (6, SCORED),
     "score.keep": (0.5, SCORED),
     "score.epsilon": (1e-2, SCORED),
@@ -361,35 +361,35 @@ STALE: dict[str, tuple[Any, set[str]]] = {
 }
 """A changed value of every field of a recipe, and the stages of MUCS and random that it makes stale."""
 OTHER_METHODS: dict[str, tuple[Any, str]] = {
-    "forward_inf.updates": (2, "attribute/forward-inf/unlearn"),
-    "forward_inf.learning_rate_divisor": (3.0, "attribute/forward-inf/unlearn"),
-    "forward_inf.draws": (7, "attribute/forward-inf/unlearn"),
-    "abu.updates": (2, "attribute/abu/unlearn"),
-    "abu.step": (0.1, "attribute/abu/unlearn"),
-    "abu.draws": (200, "attribute/abu/unlearn"),
-    "abu.draws_per_forward": (50, "attribute/abu/unlearn"),
-    "abu.fisher_draws": (2, "attribute/abu/fisher"),
-    "abu.damping": (0.2, "attribute/abu/unlearn"),
-    "abu.parameters": ("all", "attribute/abu/fisher"),
-    "screen.recall": (0.9, "attribute/mucs/screen/bounds"),
-    "screen.rounds": ([0.2, 0.5], "attribute/mucs/screen/bounds"),
-    "screen.sample": (60, "attribute/mucs/screen/sample"),
-    "dtrak.noises": (7, "attribute/dtrak/features"),
-    "dtrak.noises_per_forward": (3, "attribute/dtrak/features"),
-    "dtrak.dim": (64, "attribute/dtrak/features"),
-    "dtrak.signs": (2, "attribute/dtrak/features"),
-    "dtrak.damping": (0.2, "attribute/dtrak/solve"),
-    "dtrak.parameters": ("mlp", "attribute/dtrak/features"),
-    "dtrak.gradients": ("per_noise", "attribute/dtrak/features"),
-    "das.noises": (7, "attribute/das/features"),
-    "das.noises_per_forward": (3, "attribute/das/features"),
-    "das.dim": (64, "attribute/das/features"),
-    "das.signs": (2, "attribute/das/features"),
-    "das.damping": (0.2, "attribute/das/solve"),
-    "das.parameters": ("mlp", "attribute/das/features"),
-    "das.gradients": ("per_noise", "attribute/das/features"),
-    "das.square": (False, "attribute/das/score"),
-    "das.leverage": (True, "attribute/das/score"),
+    "method.forward-inf.updates": (2, "attribute/forward-inf/unlearn"),
+    "method.forward-inf.learning_rate_divisor": (3.0, "attribute/forward-inf/unlearn"),
+    "method.forward-inf.draws": (7, "attribute/forward-inf/unlearn"),
+    "method.abu.updates": (2, "attribute/abu/unlearn"),
+    "method.abu.step": (0.1, "attribute/abu/unlearn"),
+    "method.abu.draws": (200, "attribute/abu/unlearn"),
+    "method.abu.draws_per_forward": (50, "attribute/abu/unlearn"),
+    "method.abu.fisher_draws": (2, "attribute/abu/fisher"),
+    "method.abu.damping": (0.2, "attribute/abu/unlearn"),
+    "method.abu.parameters": ("all", "attribute/abu/fisher"),
+    "method.mucs/screen.recall": (0.9, "attribute/mucs/screen/bounds"),
+    "method.mucs/screen.rounds": ([0.2, 0.5], "attribute/mucs/screen/bounds"),
+    "method.mucs/screen.sample": (60, "attribute/mucs/screen/sample"),
+    "method.dtrak.noises": (7, "attribute/dtrak/features"),
+    "method.dtrak.noises_per_forward": (3, "attribute/dtrak/features"),
+    "method.dtrak.dim": (64, "attribute/dtrak/features"),
+    "method.dtrak.signs": (2, "attribute/dtrak/features"),
+    "method.dtrak.damping": (0.2, "attribute/dtrak/solve"),
+    "method.dtrak.parameters": ("mlp", "attribute/dtrak/features"),
+    "method.dtrak.gradients": ("per_noise", "attribute/dtrak/features"),
+    "method.das.noises": (7, "attribute/das/features"),
+    "method.das.noises_per_forward": (3, "attribute/das/features"),
+    "method.das.dim": (64, "attribute/das/features"),
+    "method.das.signs": (2, "attribute/das/features"),
+    "method.das.damping": (0.2, "attribute/das/solve"),
+    "method.das.parameters": ("mlp", "attribute/das/features"),
+    "method.das.gradients": ("per_noise", "attribute/das/features"),
+    "method.das.square": (False, "attribute/das/score"),
+    "method.das.leverage": (True, "attribute/das/score"),
 }
 """The first stage that a field makes stale; none of MUCS."""
 TESTED_ELSEWHERE = {"weights", "ensemble.learned_from"}
@@ -397,8 +397,11 @@ TESTED_ELSEWHERE = {"weights", "ensemble.learned_from"}
 
 def changed(recipe: Recipe, key: str, value: object) -> Recipe:
     values = recipe.to_dict()
-    section, _, field = key.rpartition(".")
-    (values[section] if section else values)[field] = value
+    *sections, field = key.split(".")
+    inner = values
+    for section in sections:
+        inner = inner[section]
+    inner[field] = value
     return build(values)
 
 
@@ -406,7 +409,9 @@ def recipe_keys() -> Iterator[str]:
     recipe = tiny_recipe("x")
     for each in fields(recipe):
         value = getattr(recipe, each.name)
-        if is_dataclass(value):
+        if each.name == "method":
+            yield from (f"method.{name}.{inner.name}" for name, own in value.items() for inner in fields(own))
+        elif is_dataclass(value):
             yield from (f"{each.name}.{inner.name}" for inner in fields(value))
         else:
             yield each.name

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mucs_ray.attribution import unlearn as unlearning
 from mucs_ray.attribution.base import Item
-from mucs_ray.attribution.config import UnlearnConfig
+from mucs_ray.attribution.cards.mucs import MUCSConfig
 from mucs_ray.attribution.unlearn import Unlearned, draw_losses, null_loss, unlearn
 from mucs_ray.diffusion.batch import Batch
 from mucs_ray.diffusion.denoiser import EDMDenoiser
@@ -64,7 +64,7 @@ def item(idx: int = 60, *, number: int = 0) -> Item:
 
 
 def run(denoiser: EDMDenoiser, what: Item, *, bound: float = FAR, rate: float = RATE, **changes: object) -> Unlearned:
-    config = replace(UnlearnConfig(max_updates=3), **changes)
+    config = replace(MUCSConfig(max_updates=3), **changes)
     return unlearn(denoiser, what, batches, bound=bound, config=config, learning_rate=rate, seed=SEED)
 
 
@@ -154,7 +154,7 @@ def after_nothing(trained: EDMDenoiser) -> float:
 
 def test_saturated_draws_have_no_gradient(trained: EDMDenoiser):
     """With a bound below every draw the item's loss is the bound, whatever the weights."""
-    moment = next(unlearning.measure(trained, item(), batches, bound=1e-3, config=UnlearnConfig(), seed=SEED))
+    moment = next(unlearning.measure(trained, item(), batches, bound=1e-3, config=MUCSConfig(), seed=SEED))
     assert moment.item_loss.item() == pytest.approx(1e-3)
     assert moment.reached
     moment.item_loss.backward()
@@ -172,7 +172,7 @@ def test_only_unsaturated_draws_pull(trained: EDMDenoiser):
     below = losses < bound
     assert 0 < below.sum() < 16
     expected = (losses * below).sum() / 16
-    moments = unlearning.measure(trained, item(), batches, bound=bound, config=UnlearnConfig(), seed=SEED)
+    moments = unlearning.measure(trained, item(), batches, bound=bound, config=MUCSConfig(), seed=SEED)
     moment = next(moments)
     by_hand = (losses.detach()[below].sum() + bound * (~below).sum()) / 16
     assert moment.item_loss.item() == pytest.approx(by_hand.item(), rel=1e-6)
@@ -222,7 +222,7 @@ def test_an_item_is_unlearned_after_some_updates(trained: EDMDenoiser):
 @pytest.mark.parametrize("most", [1, 4])
 def test_the_bound_on_updates_is_kept_and_told(trained: EDMDenoiser, most: int):
     told: list[tuple[int, float]] = []
-    config = UnlearnConfig(max_updates=most)
+    config = MUCSConfig(max_updates=most)
     found = unlearn(
         trained, item(), batches, bound=FAR, config=config, learning_rate=RATE, seed=SEED,
         on_update=lambda step, loss: told.append((step, loss)),
@@ -332,7 +332,7 @@ def test_an_unconditional_model_is_unlearned_without_condition(trained: EDMDenoi
     plain = EDMDenoiser(DiT(replace(MODEL, condition_dim=0)))
     plain.load_state_dict({name: t for name, t in trained.state_dict().items() if "y_embedder" not in name})
     without: Callable[[int], Batch] = lambda step: replace(batches(step), condition=None)  # noqa: E731
-    config = UnlearnConfig(max_updates=2)
+    config = MUCSConfig(max_updates=2)
     found = unlearn(
         plain, replace(item(), condition=None), without, bound=FAR, config=config, learning_rate=RATE, seed=SEED
     )
@@ -345,7 +345,7 @@ def test_an_unconditional_model_is_unlearned_without_condition(trained: EDMDenoi
 
 def test_without_the_clamp_all_draws_pull(trained: EDMDenoiser):
     """The mean of the losses as they are: its gradient is that under a bound that no draw reaches."""
-    low, config = 1e-3, UnlearnConfig(clamp=False)
+    low, config = 1e-3, MUCSConfig(clamp=False)
     repeated = item().image.expand(16, -1, -1, -1), item().condition.expand(16, -1)
     losses = hand_losses(trained.eval(), *repeated, "unlearn/item=60/step=0/item")
     free = next(unlearning.measure(trained, item(), batches, bound=low, config=config, seed=SEED))

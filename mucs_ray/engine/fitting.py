@@ -9,11 +9,12 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import ray
+import torch
 from ray import ObjectRef
 from torch import Tensor
 
 from mucs_ray.attribution.base import Attributor, Item
-from mucs_ray.attribution.loss_change import LossAttributor
+from mucs_ray.attribution.card import MethodStage
 from mucs_ray.data.table import Unit
 from mucs_ray.engine.attempts import beat
 from mucs_ray.engine.attributors import AttributeJob, Refs, build, read_rows, stream_rows, to_rows
@@ -25,7 +26,8 @@ from mucs_ray.engine.units import completed
 from mucs_ray.engine_config import GROUPS
 from mucs_ray.errors import RunFailed
 from mucs_ray.store import checkpoint
-from mucs_ray.store.items import item_file, item_name, load_item
+from mucs_ray.store.item_names import item_file, item_name
+from mucs_ray.store.items import load_item
 from mucs_ray.store.run import Stage
 from mucs_ray.training.numerics import as_in_training
 
@@ -33,33 +35,33 @@ Result = tuple[str, dict[str, Any]]
 """sha256 of what was published, and facts."""
 
 
-def adapt_item(
-    method: Attributor, item: Item, prepared: Arrays, stage: Stage, on_update: Callable[[int, float], None]
+def fit_item(
+    method: Attributor, item: Item, fitted: Arrays, stage: Stage, on_update: Callable[[int, float], None]
 ) -> Result:
-    """Adapt to one item and publish the tensors."""
+    """Call the hook for one item and publish the tensors."""
     started = time.monotonic()
-    adapted = method.adapt(item, to_tensors(prepared, method.setting.device), on_update)
-    facts = {"number": item.number, "idx": item.idx, **adapted.facts}
-    digest = checkpoint.save(stage.url(item_file(stage, item.number)), adapted.tensors, facts)
+    state = method.fit_item(item, to_tensors(fitted, method.context.device), on_update)
+    facts = {"number": item.number, "idx": item.idx, **state.facts}
+    digest = checkpoint.save(stage.url(item_file(stage, item.number)), state.tensors, facts)
     return digest, {**facts, "seconds": time.monotonic() - started}
 
 
-def adapt_task(refs: Refs, number: int, job: AttributeJob, board: Board) -> Result:
-    """adapt_item in a worker."""
-    weights, prepared, _ = refs.fetch()
+def fit_item_task(refs: Refs, number: int, job: AttributeJob, board: Board) -> Result:
+    """fit_item in a worker."""
+    weights, fitted, _ = refs.fetch()
     item = load_item(job.generated, number)
     method = build(job, weights)
-    with numerics(method):
-        return adapt_item(method, item, prepared, job.stage, lambda step, loss: board.post(str(number), (step, loss)))
+    with numerics(job.part, method.context.device):
+        return fit_item(method, item, fitted, job.stage, lambda step, loss: board.post(str(number), (step, loss)))
 
 
-def numerics(method: Attributor) -> AbstractContextManager[None]:
-    """Unlearning computes as training does; whatever else is made of items is in true fp32."""
-    return as_in_training(method.setting.device) if isinstance(method, LossAttributor) else nullcontext()
+def numerics(stage: MethodStage, device: torch.device) -> AbstractContextManager[None]:
+    """A stage that says so computes as training does (spec 5); whatever else is made of items is in true fp32."""
+    return as_in_training(device) if stage.computes_as_in_training else nullcontext()
 
 
-def adapt_all(job: AttributeJob, refs: Refs, numbers: Sequence[int], *, cluster: Cluster, bar: Bar) -> list[Result]:
-    """Adapt to items over the cluster, one task an item; in the order they end."""
+def fit_items(job: AttributeJob, refs: Refs, numbers: Sequence[int], *, cluster: Cluster, bar: Bar) -> list[Result]:
+    """Call the hook for items over the cluster, one task an item; in the order they end."""
     board = new_board()
     units = {item_name(number): (refs, number, job, board) for number in numbers}
 
@@ -69,30 +71,30 @@ def adapt_all(job: AttributeJob, refs: Refs, numbers: Sequence[int], *, cluster:
             bar.set(bar.done, f"{sum(step for step, _ in notes)} updates, {len(notes)} begun")
 
     ended = []
-    for _, result in completed(adapt_task, units, cluster=cluster, bar=bar, board=board, on_wait=show):
+    for _, result in completed(fit_item_task, units, cluster=cluster, bar=bar, board=board, on_wait=show):
         ended.append(result)
         bar.advance(1)
     return ended
 
 
-def prepare(method: Attributor, job: AttributeJob, total: Arrays, file: str) -> Result:
+def fit(method: Attributor, job: AttributeJob, sums: Arrays, file: str) -> Result:
     """The hook that runs once; what it made that is one number is a fact as well."""
-    device = method.setting.device
+    device = method.context.device
     rows = stream_rows(job, device)
-    tensors = method.bounds(rows) if job.part.hook == "bounds" else method.prepare(to_tensors(total, device), rows)
+    tensors = method.fit_screen(rows) if job.part.hook == "fit_screen" else method.fit(to_tensors(sums, device), rows)
     facts = {name: tensor.item() for name, tensor in tensors.items() if tensor.ndim == 0}
     return checkpoint.save(job.stage.url(file), tensors, facts), facts
 
 
-def prepare_task(refs: Refs, job: AttributeJob, file: str) -> Result:
-    """prepare in a worker."""
-    weights, total, _ = refs.fetch()
-    return prepare(build(job, weights), job, total, file)
+def fit_task(refs: Refs, job: AttributeJob, file: str) -> Result:
+    """fit in a worker."""
+    weights, sums, _ = refs.fetch()
+    return fit(build(job, weights), job, sums, file)
 
 
-def prepare_once(job: AttributeJob, refs: Refs, file: str, *, cluster: Cluster, bar: Bar) -> Result:
+def fit_once(job: AttributeJob, refs: Refs, file: str, *, cluster: Cluster, bar: Bar) -> Result:
     """The hook that runs once, as one task."""
-    ((_, result),) = completed(prepare_task, {job.part.name: (refs, job, file)}, cluster=cluster, bar=bar)
+    ((_, result),) = completed(fit_task, {job.part.name: (refs, job, file)}, cluster=cluster, bar=bar)
     return result
 
 
@@ -106,9 +108,9 @@ def sum_group(method: Attributor, job: AttributeJob, units: Sequence[Unit], file
     """Sums over some units, in float64, published."""
     total: dict[str, Tensor] = {}
     for unit in units:
-        rows = to_rows(job, read_rows(job, unit), method.setting.device)
+        rows = to_rows(job, read_rows(job, unit), method.context.device)
         try:
-            sums = method.total(rows)
+            sums = method.accumulate(rows)
         except RunFailed as error:
             raise RunFailed(f"{unit.name}: {error}") from None
         for name, tensor in sums.items():

@@ -1,0 +1,1 @@
+"""The cards of the methods that come with the package, without torch (mucs_ray.attribution.card)."""

@@ -1,0 +1,63 @@
+"""MUCS: its settings and its card; mucs_ray/attribution/mucs.py computes."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Lt
+
+from mucs_ray.attribution.card import MethodCard, MethodStage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MUCSConfig:
+    """How a generated item is unlearned (spec 7.1, 7.2)."""
+
+    null_loss: Literal["auto", "analytic"] | Annotated[float, Gt(0)] = "auto"
+    """Loss of an untrained network, the bound of the ascent: drawn, computed from E[x^2], or given."""
+    null_batches: Annotated[int, Gt(0)] = 200
+    """Batches of 100 draws for null_loss = "auto"."""
+    ascent_weight: Annotated[float, Ge(0)] = 0.2
+    """lambda: weight of the ascent on the item beside the descent on the training set."""
+    batch_size: Annotated[int, Gt(0)] = 100
+    learning_rate_divisor: Annotated[float, Gt(0)] = 10.0
+    """Unlearning runs at the training's learning rate divided by this."""
+    weight_decay: Annotated[float, Ge(0)] = 0.01
+    tolerance: Annotated[float, Ge(0), Lt(1)] = 0.05
+    """Done once the item's clamped loss is at least (1 - tolerance) of the null loss."""
+    max_updates: Annotated[int, Gt(0)] = 2000
+    clamp: bool = True
+    """Bound the ascent by the null loss, draw by draw."""
+    fixed_updates: Annotated[int, Ge(0)] = 0
+    """Exactly so many updates, whatever the item's loss; 0 = until it is high enough."""
+    parameters: Literal["mlp", "block"] = "mlp"
+    """MLP weight matrices, or those of attention as well (spec 8, U-C4)."""
+    sigmas: Literal["training", "schedule"] = "training"
+    """Noise levels of both losses: as in training, or random positions on the sampler's schedule (spec 8)."""
+
+
+CARD = MethodCard(
+    name="mucs",
+    label="MUCS",
+    summary="unlearn the item, then the normalised skew of each training image's loss on the same noise",
+    cost="N x noises x (items + 1) forwards, one pass over the data",
+    source="MUCS: mirrored unlearning and noise-consistent skew",
+    stages=(
+        MethodStage(
+            name="null",
+            hook="fit",
+            reads=("model", "method.mucs.null_loss", "method.mucs.null_batches"),
+            uses_model=False,
+            uses_items=False,
+        ),
+        MethodStage(
+            name="unlearn",
+            hook="fit_item",
+            over="items",
+            reads=("method.mucs", "train.learning_rate"),
+            computes_as_in_training=True,
+        ),
+        MethodStage(name="score", hook="score", reads=("score",), compares_losses=True),
+    ),
+    config_class=MUCSConfig,
+    implementation="mucs_ray.attribution.mucs:MUCS",
+)

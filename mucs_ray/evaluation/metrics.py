@@ -1,0 +1,120 @@
+"""The similarity metrics there are, and which of them this machine can compute; without torch.
+
+How they are computed: `mucs_ray.evaluation.similarity`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mucs_ray.errors import InputError, MachineError
+from mucs_ray.evaluation.pretrained import (
+    ALEXNET_WEIGHTS,
+    CLIP_WEIGHTS,
+    DINO_WEIGHTS,
+    SQUEEZENET_WEIGHTS,
+    SSCD_WEIGHTS,
+    VGG_WEIGHTS,
+    Weights,
+    find_weights,
+    fingerprint,
+    weights_folder,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+    from mucs_ray.evaluation.similarity import Similarity
+
+SSIM_WINDOW_PX = 11
+SSIM_LEAST_PX = SSIM_WINDOW_PX + 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    """One row of the registry."""
+
+    name: str
+    label: str
+    in_paper: bool = False
+    """Counts in the mean of SSIM, SSCD, LPIPS and CLIP."""
+    weights: Weights | None = None
+    """What it needs on the machine."""
+
+
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric(name="ssim", label="SSIM", in_paper=True),
+        Metric(name="sscd", label="SSCD", in_paper=True, weights=SSCD_WEIGHTS),
+        Metric(name="lpips", label="1 - LPIPS (VGG)", in_paper=True, weights=VGG_WEIGHTS),
+        Metric(name="clip", label="CLIP", in_paper=True, weights=CLIP_WEIGHTS),
+        Metric(name="dino", label="DINO", weights=DINO_WEIGHTS),
+        Metric(name="mse", label="-MSE"),
+        Metric(name="lpips-alex", label="1 - LPIPS (AlexNet)", weights=ALEXNET_WEIGHTS),
+        Metric(name="lpips-squeeze", label="1 - LPIPS (SqueezeNet)", weights=SQUEEZENET_WEIGHTS),
+    )
+}
+"""By name, in the order of reports."""
+DEFAULT = ("ssim", "sscd", "lpips", "clip", "dino", "mse")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadyMetric:
+    """A metric that this machine has what it needs for; small and picklable, so that it can go to a worker."""
+
+    name: str
+    path: str | None
+    """Its weights' file; none without weights."""
+    digest: str
+    """Changes when the file is replaced: its name and size; "" without weights."""
+
+    def checked_path(self) -> str:
+        """Its weights' file, "" without weights. MachineError if it is not here, InputError if it has changed."""
+        if self.path is None:
+            return ""
+        if not Path(self.path).is_file():
+            raise MachineError(f"{self.name}: its weights {self.path} are not on this machine")
+        if (found := fingerprint(self.path)) != self.digest:
+            raise InputError(f"{self.path} has changed: it was {self.digest}, it is {found} (name:bytes)")
+        return self.path
+
+    def load(self, device: "torch.device") -> "Similarity":
+        """The similarity of pairs of images, which may be anywhere and stay there, computed on `device`.
+
+        Reads the file: InputError if it is broken, of another architecture, or not the one that was looked up.
+        """
+        from mucs_ray.evaluation.similarity import load_similarity  # imports torch, which looking a metric up does not
+
+        return load_similarity(self.name, self.checked_path(), device)
+
+
+def ready_metrics(names: Sequence[str], weights_dir: str | None) -> tuple[list[ReadyMetric], dict[str, str]]:
+    """The metrics asked for; with no names the default ones whose weights are here, and by name a line on each other.
+
+    InputError for an unknown name, MachineError for weights that are not here: the line says where which file goes.
+    """
+    unknown = [name for name in names if name not in METRICS]
+    if unknown:
+        raise InputError(f"unknown metric {', '.join(unknown)}; there are {', '.join(METRICS)}")
+    weights_folder(weights_dir)
+    ready, left_out = [], {}
+    for name in dict.fromkeys(names or DEFAULT):
+        try:
+            ready.append(_ready(METRICS[name], weights_dir))
+        except MachineError as error:
+            if names:
+                raise
+            left_out[name] = str(error)
+    return ready, left_out
+
+
+def _ready(metric: Metric, weights_dir: str | None) -> ReadyMetric:
+    if metric.weights is None:
+        return ReadyMetric(name=metric.name, path=None, digest="")
+    try:
+        path = find_weights(metric.weights, weights_dir)
+    except MachineError as error:
+        raise MachineError(f"{metric.name}: {error}") from None
+    return ReadyMetric(name=metric.name, path=path, digest=fingerprint(path))
