@@ -12,7 +12,7 @@ from mucs_ray.data.local import LocalImages
 from mucs_ray.data.table import Dataset
 from mucs_ray.engine import generation
 from mucs_ray.engine.session import Cluster
-from mucs_ray.engine.training import TrainJob, run_training
+from mucs_ray.engine.training import TrainJob
 from mucs_ray.errors import InputError
 from mucs_ray.evaluation.counterfactual import expected_union, union
 from mucs_ray.pipeline import Pipeline
@@ -21,10 +21,8 @@ from mucs_ray.store import checkpoint
 from mucs_ray.store.items import load_item
 from mucs_ray.store.run import Stage
 from mucs_ray.store.topk import top_lists
-from mucs_ray.training.step import Group
-from tiny_run import open_tiny, work
+from tiny_run import open_tiny, train_plainly, work
 
-CPU = torch.device("cpu")
 MSE = {"evaluate": {"metrics": ["mse"]}}
 """The tiny images are too small for SSIM."""
 
@@ -42,7 +40,7 @@ def retrained_plainly(pipeline: Pipeline, folder: Path, removed: frozenset[int])
     job = TrainJob(
         dataset=pipeline.dataset, stage=stage, model=recipe.model, train=recipe.train, seed=recipe.seed, removed=removed
     )
-    return run_training(job, Group(), CPU, lambda key, value: None).average
+    return train_plainly(job).average
 
 
 @pytest.mark.parametrize("method", ["random", "mucs"])
