@@ -21,7 +21,6 @@ SMALL = {
     "model.width": 16, "model.depth": 1, "model.num_heads": 2, "model.condition_channels": 16,
     "train.updates": 60, "train.updates_per_epoch": 10, "generate.items": 2, "generate.steps": 4,
     "unlearn.null_batches": 2, "unlearn.max_updates": 4, "score.noises": 4, "engine.train_workers": 1,
-    "engine.actors": [1, 1],
 }  # fmt: skip
 """The demo, made small."""
 TOP = 85
