@@ -7,6 +7,8 @@ from mucs_ray.engine.session import LOCAL_ENVIRONMENT
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[variable] = "1"
 os.environ.update(LOCAL_ENVIRONMENT)  # before any test file imports Ray, which reads it then
+# Ray ends a worker that has had nothing to do for a second; the next one imports torch and Ray once more, in 5 s of CPU
+os.environ["RAY_idle_worker_killing_time_threshold_ms"] = "600000"  # noqa: SIM112 - Ray reads this spelling
 
 import pytest  # noqa: E402
 import torch  # noqa: E402  (OpenMP reads the variables when it starts)

@@ -1,14 +1,23 @@
-"""Pipelines on the tiny data set, run inside a Ray that is already there."""
+"""Pipelines on the tiny data set, run inside a Ray that is already there, and trainings without Ray Train.
+
+A training through Ray Train starts five processes, which takes 15 s of CPU; tests that are not about it train in a
+plain loop, whose weights are the same (tests/engine/test_ray_equals_plain.py).
+"""
 
 import io
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+import torch
 from rich.console import Console
 
 from mucs_ray import driver
 from mucs_ray.data.table import Dataset
 from mucs_ray.engine.session import Cluster
+from mucs_ray.engine.training import TrainJob, TrainRun, run_training
 from mucs_ray.pipeline import Pipeline
+from mucs_ray.training.step import Group, TrainState
 from tiny import tiny_recipe
 
 
@@ -38,3 +47,25 @@ def work(pipeline: Pipeline, target: str, cluster: Cluster) -> list[str]:
     if todo and todo[-1][1] == "report":
         driver.write_report(pipeline)
     return [name for _, name in todo]
+
+
+def train_plainly(job: TrainJob, notes: dict[str, Any] | None = None) -> TrainState:
+    """A training in this process; `notes` takes what a worker would post."""
+    kept: dict[str, Any] = {} if notes is None else notes
+    return run_training(job, Group(), torch.device("cpu"), kept.__setitem__)
+
+
+def train_all_plainly(runs: Sequence[TrainRun], *_: object, **__: object) -> Iterator[tuple[int, dict[str, Any]]]:
+    """In the place of `engine.training.train_all`: one training after the other in this process."""
+    for number, run in enumerate(runs):
+        notes: dict[str, Any] = {}
+        train_plainly(run.job, notes)
+        yield number, {**notes["result"], "images_per_second": 0.0, "seconds": 0.0}
+
+
+def trained_weights(dataset: Dataset, folder: Path) -> str:
+    """The URL of weights that were trained on a data set with the tiny recipe, in this process."""
+    pipeline = open_tiny(dataset, folder)
+    stage, recipe = pipeline.stages["pretrain"], pipeline.recipe
+    train_plainly(TrainJob(dataset=dataset, stage=stage, model=recipe.model, train=recipe.train, seed=recipe.seed))
+    return stage.url(stage.part("last", "safetensors"))

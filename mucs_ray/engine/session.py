@@ -21,6 +21,7 @@ from mucs_ray.errors import MachineError
 LOCAL_ENVIRONMENT = {
     "RAY_AUTH_MODE": "disabled",  # one machine, loopback only
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # on Linux: bind to 127.0.0.1
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody takes this machine away: a process less for each training
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_USAGE_STATS_REPORT_URL": "http://127.0.0.1:9/",
 }

@@ -1,6 +1,7 @@
 """Kill a scorer, a node or the driver before and after each step of a unit, and a training: the same bits come out.
 
-Each cell is the command line in a process of its own on a cluster of a head and two nodes. After a kill of the driver
+Each cell is the command line in a process of its own on a cluster of a head and two nodes, where it scores with given
+weights. After a kill of the driver
 the same command is given again. `-s` prints the table of docs/promises.md.
 """
 
@@ -24,6 +25,7 @@ from cluster_tools import Nodes, two_nodes
 from mucs_ray.engine.session import alive, session
 from processes import killing
 from tiny import tiny_dataset, tiny_toml
+from tiny_run import trained_weights
 
 METHOD = "strikes:StruckMUCS"
 NUM_IMAGES, NUM_ITEMS = 60, 2
@@ -40,6 +42,8 @@ class Place:
     def command(self, name: str, run: str, *settings: str) -> list[str]:
         told = ["--dataset", str(self.folder / "data"), "--recipe", str(self.folder / "tiny.toml")]
         told += ["--run", f"struck://{self.folder / run}", "--method", METHOD, "--address", self.nodes.address]
+        if name == "attribute":
+            told += ["--weights", str(self.folder / "weights.safetensors")]
         told += [part for setting in settings for part in ("--set", setting)]
         return [sys.executable, "-m", "mucs_ray.cli", name, *told]
 
@@ -84,7 +88,7 @@ class Place:
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     folder = tmp_path_factory.mktemp("chaos")
-    tiny_dataset(folder / "data")
+    shutil.copy(trained_weights(tiny_dataset(folder / "data"), folder / "trained"), folder / "weights.safetensors")
     (folder / "tiny.toml").write_text(tiny_toml(str(folder / "data"), engine={"train_workers": 1}))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MUCS_RAY_CACHE", str(folder / "cache"))

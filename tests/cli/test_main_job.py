@@ -8,16 +8,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import chdir
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
+
+from mucs_ray.cli import app
 
 SMALL = {
     "model.width": 16, "model.depth": 1, "model.num_heads": 2, "model.condition_channels": 16,
     "train.updates": 60, "train.updates_per_epoch": 10, "generate.items": 2, "generate.steps": 4,
     "method.mucs.null_batches": 2, "method.mucs.max_updates": 4, "score.noises": 4, "engine.train_workers": 1,
-    "engine.actors": [1, 1],
 }  # fmt: skip
 """The demo, made small."""
 TOP = 85
@@ -53,6 +56,15 @@ def run(place: Path, *arguments: str) -> tuple[int, str, str]:
     process = start(place, *arguments)
     out, err = process.communicate(timeout=400)
     return process.returncode, out, err
+
+
+def run_here(folder: Path, *arguments: str) -> tuple[int, str, str]:
+    """The same command in this process, which has imported everything already; in a folder below that of `place`."""
+    with pytest.MonkeyPatch.context() as patch, chdir(folder):
+        patch.setenv("MUCS_RAY_CACHE", str(folder / "cache"))
+        patch.setenv("COLUMNS", "120")
+        result = CliRunner().invoke(app, list(arguments))
+    return result.exit_code, result.stdout, result.stderr
 
 
 def small(*command: str) -> list[str]:
@@ -142,7 +154,7 @@ def test_the_report_has_a_section_on_hubs(undisturbed: dict[str, object], place:
 
 
 def test_again_does_nothing(undisturbed: dict[str, object], place: Path):
-    code, out, _ = run(place, *small_demo("calm"))
+    code, out, _ = run_here(place, *small_demo("calm"))
     again = json.loads(out)
     assert code == 0 and again["done_now"] == [] and again["evaluation"] == undisturbed["evaluation"]
 
@@ -191,11 +203,12 @@ def similarities(folder: Path) -> list[bytes]:
     return [part.read_bytes() for part in sorted(folder.glob("evaluate/*/similarity.*.parquet"))]
 
 
-def test_status_and_plan_need_no_ray(undisturbed: dict[str, object], place: Path):
-    code, out, _ = run(place, "status", "--run", "calm", "--json")
+def test_status_and_plan_need_no_ray(undisturbed: dict[str, object], place: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("ray.init", lambda *_, **__: pytest.fail("Ray was started"))
+    code, out, _ = run_here(place, "status", "--run", "calm", "--json")
     assert code == 0
     assert {state["status"] for state in json.loads(out)["stages"].values()} == {"done"}
-    code, out, _ = run(place, "plan", "--dataset", "emoji", "--run", "new", "--json")
+    code, out, _ = run_here(place, "plan", "--dataset", "emoji", "--run", "new", "--json")
     assert code == 0
     stages = {stage["stage"]: stage for stage in json.loads(out)["stages"]}
     assert stages["attribute/mucs/score"]["forwards"] == 1715 * 20 * 9 and stages["attribute/mucs/score"]["seconds"] > 0
@@ -209,7 +222,7 @@ def test_a_corrupt_shard_is_one_line_and_exit_code_2(undisturbed: dict[str, obje
         environment = place / "other"
         environment.mkdir()
         (environment / "data").symlink_to(place / "data")
-        code, out, err = run(environment, *small_demo("corrupt"))
+        code, out, err = run_here(environment, *small_demo("corrupt"))
     finally:
         shard.write_bytes(whole)
     assert code == 2 and out == "", err

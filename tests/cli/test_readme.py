@@ -15,9 +15,10 @@ from typer.testing import CliRunner
 from mucs_ray import driver
 from mucs_ray.cli import app
 from mucs_ray.data.sources import cifar10
-from mucs_ray.engine import preparing
+from mucs_ray.engine import preparing, training
 from mucs_ray.engine.session import session
 from mucs_ray.models.dit import DiT, DiTConfig
+from tiny_run import train_all_plainly
 
 README = Path(__file__).parents[2] / "README.md"
 SMALL = {
@@ -81,7 +82,11 @@ def test_there_are_commands():
 
 @pytest.fixture
 def one_ray(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """One Ray for all commands: to start one for each takes a minute in all, and other tests see that they do."""
+    """One Ray for all commands, and the trainings in a plain loop.
+
+    Other tests see that each command starts its own, and that it trains through Ray Train.
+    """
+    monkeypatch.setattr(training, "train_all", train_all_plainly)
     with session() as cluster:
         for module in (driver, preparing):
             monkeypatch.setattr(module, "session", lambda *_, **__: nullcontext(cluster))

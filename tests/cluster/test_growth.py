@@ -7,30 +7,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from together import units_by_node
 
 from cluster_tools import some_nodes
-from mucs_ray.data.table import Dataset
 from mucs_ray.engine.session import Cluster, session
-from mucs_ray.engine.training import TrainJob, run_training
 from mucs_ray.pipeline import Pipeline
-from mucs_ray.training.step import Group
 from tiny import tiny_dataset
-from tiny_run import open_tiny, work
+from tiny_run import open_tiny, trained_weights, work
 
 TOGETHER = "together:TogetherMUCS"
 
 pytestmark = pytest.mark.slow
-
-
-def trained_weights(dataset: Dataset, folder: Path) -> str:
-    """A training in this process, which is quicker than through Ray."""
-    pipeline = open_tiny(dataset, folder)
-    stage, recipe = pipeline.stages["pretrain"], pipeline.recipe
-    job = TrainJob(dataset=dataset, stage=stage, model=recipe.model, train=recipe.train, seed=recipe.seed)
-    run_training(job, Group(), torch.device("cpu"), lambda key, value: None)
-    return stage.url(stage.part("last", "safetensors"))
 
 
 def parts(pipeline: Pipeline, method: str) -> dict[str, bytes]:

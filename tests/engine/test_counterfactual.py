@@ -1,4 +1,4 @@
-"""Retraining, regeneration and comparison through Ray equal the plain loop; modes of removal; planted duplicates."""
+"""Retraining, regeneration and comparison through Ray equal the plain loop; modes of removal."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,11 +10,9 @@ import torch
 from mucs_ray.comparison import outcome
 from mucs_ray.data.local import LocalImages
 from mucs_ray.data.table import Dataset
-from mucs_ray.diffusion.noise import generator, normal
-from mucs_ray.diffusion.sampler import sample
 from mucs_ray.engine import generation
 from mucs_ray.engine.session import Cluster
-from mucs_ray.engine.training import TrainJob, run_training
+from mucs_ray.engine.training import TrainJob
 from mucs_ray.errors import InputError
 from mucs_ray.evaluation.counterfactual import expected_union, union
 from mucs_ray.pipeline import Pipeline
@@ -23,11 +21,8 @@ from mucs_ray.store import checkpoint
 from mucs_ray.store.items import load_item
 from mucs_ray.store.run import Stage
 from mucs_ray.store.topk import top_lists
-from mucs_ray.training.step import Group
-from tiny import rows, tiny_recipe, write_dataset
-from tiny_run import open_tiny, work
+from tiny_run import open_tiny, train_plainly, work
 
-CPU = torch.device("cpu")
 MSE = {"evaluate": {"metrics": ["mse"]}}
 """The tiny images are too small for SSIM."""
 
@@ -45,7 +40,7 @@ def retrained_plainly(pipeline: Pipeline, folder: Path, removed: frozenset[int])
     job = TrainJob(
         dataset=pipeline.dataset, stage=stage, model=recipe.model, train=recipe.train, seed=recipe.seed, removed=removed
     )
-    return run_training(job, Group(), CPU, lambda key, value: None).average
+    return train_plainly(job).average
 
 
 @pytest.mark.parametrize("method", ["random", "mucs"])
@@ -88,10 +83,9 @@ def test_matched_removal_takes_as_many_for_every_method(evaluated: Pipeline, dat
     assert removed["mucs"] > union(tops)
 
 
-def test_each_item_by_itself(data: Dataset, tmp_path: Path, cluster: Cluster):
+def test_each_item_by_itself(data: Dataset, copied: Callable[[], Path], tmp_path: Path, cluster: Cluster):
     """A training an item, without its own list only; controls are not generated again."""
-    changes = {"remove": {"mode": "per-item"}, "train": {"updates": 4}, **MSE}
-    pipeline = open_tiny(data, tmp_path, methods=("random",), **changes)
+    pipeline = open_tiny(data, copied(), methods=("random",), remove={"mode": "per-item"}, **MSE)
     work(pipeline, "evaluate", cluster)
     lists = top_lists(pipeline.stages["attribute/random"])
     for number, top in enumerate(lists):
@@ -115,43 +109,3 @@ def test_too_few_images_left(evaluated: Pipeline, data: Dataset):
     message = r"retrain/mucs would remove 55 of 60 training images, and a batch takes 8; lower rank\.top_percent"
     with pytest.raises(InputError, match=message):
         removed_images(matched(evaluated, data, 55), "retrain/mucs")
-
-
-def test_removing_planted_duplicates_changes_an_image_more_than_random_removal(tmp_path: Path):
-    """Of the third class most images are near-duplicates of one pattern, which its noise is then turned into."""
-    train = rows(60, first_idx=0, seed=1)
-    pattern = np.zeros((3, 8, 8), dtype=np.uint8)
-    pattern[:, ::2, :] = 255
-    rng = np.random.default_rng(4)
-    planted = [row.idx for row in train if row.label == 2][:14]
-    for number in planted:
-        noise = rng.integers(0, 20, pattern.shape, dtype=np.uint8)
-        train[number] = type(train[number])(
-            idx=number, image=np.abs(pattern.astype(np.int16) - noise).astype(np.uint8), label=2, text=("stripes",)
-        )
-    dataset = write_dataset(str(tmp_path / "data"), train, rows(12, first_idx=60, seed=2))
-    changes = {
-        "updates": 900, "updates_per_epoch": 900, "batch_size": 16, "ema_decay": 0.98, "warmup_epochs": 0,
-        "augment": 0.0, "flip": False, "learning_rate": 3e-3,
-    }  # fmt: skip
-    pipeline = Pipeline.open(
-        tiny_recipe(dataset.url, train=changes, model={"width": 48, "dropout": 0.0, "condition_drop": 0.0}),
-        dataset,
-        str(tmp_path / "run"),
-        console=None,
-    )
-    condition = torch.eye(3)[2:]
-
-    def image_without(removed: list[int]) -> torch.Tensor:
-        denoiser = retrained_plainly(pipeline, tmp_path / f"without-{len(removed)}-{sum(removed)}", frozenset(removed))
-        noise = normal(generator(7, "planted"), 1, 3, 8, 8)
-        with torch.inference_mode():
-            return sample(denoiser, noise, condition, num_steps=12)[0].clamp(-1, 1)
-
-    whole = image_without([])
-    stripes = torch.from_numpy(pattern.astype(np.float32) / 127.5 - 1)
-    assert (whole - stripes).square().mean() < 0.3  # any other picture of the class: above 1
-    others = rng.permutation([row.idx for row in train])[: len(planted)].tolist()
-    by_random = (whole - image_without(others)).square().mean()
-    by_planted = (whole - image_without(planted)).square().mean()
-    assert by_planted > 5 * by_random

@@ -17,15 +17,14 @@ from mucs_ray.engine import fitting, generation
 from mucs_ray.engine.attributors import build, unit_part
 from mucs_ray.engine.models import build_denoiser, to_arrays
 from mucs_ray.engine.session import Cluster
-from mucs_ray.engine.training import TrainJob, run_training
+from mucs_ray.engine.training import TrainJob
 from mucs_ray.pipeline import Pipeline
 from mucs_ray.steps.attributing import job_of as job_of_task
 from mucs_ray.steps.ranking import score_parts
 from mucs_ray.store import checkpoint
 from mucs_ray.store.items import item_file, load_item
 from mucs_ray.store.run import Stage
-from mucs_ray.training.step import Group, TrainState
-from tiny_run import open_tiny, work
+from tiny_run import open_tiny, train_plainly, work
 
 CPU = torch.device("cpu")
 
@@ -42,10 +41,6 @@ def job_of(pipeline: Pipeline, folder: Path, removed: frozenset[int] = frozenset
         seed=recipe.seed,
         removed=removed,
     )
-
-
-def plain_training(job: TrainJob) -> TrainState:
-    return run_training(job, Group(), CPU, lambda key, value: None)
 
 
 def tensors_of(stage: Stage, file: str) -> dict[str, Tensor]:
@@ -66,14 +61,14 @@ def denoiser_of(pipeline: Pipeline):
 
 def test_pretraining(finished: Pipeline, tmp_path: Path):
     stage = finished.stages["pretrain"]
-    state = plain_training(job_of(finished, tmp_path))
+    state = train_plainly(job_of(finished, tmp_path))
     assert_equal(dict(state.average.network.state_dict()), tensors_of(stage, stage.part("last", "safetensors")))
 
 
 def test_retraining_with_nothing_removed_is_pretraining(finished: Pipeline, tmp_path: Path):
-    again = plain_training(job_of(finished, tmp_path / "a", removed=frozenset()))
-    without = plain_training(job_of(finished, tmp_path / "b", removed=frozenset({3, 4})))
-    first = plain_training(job_of(finished, tmp_path / "c"))
+    again = train_plainly(job_of(finished, tmp_path / "a", removed=frozenset()))
+    without = train_plainly(job_of(finished, tmp_path / "b", removed=frozenset({3, 4})))
+    first = train_plainly(job_of(finished, tmp_path / "c"))
     assert_equal(dict(first.live.network.state_dict()), dict(again.live.network.state_dict()))
     assert not torch.equal(first.live.network.last.proj.weight, without.live.network.last.proj.weight)
 
@@ -85,7 +80,7 @@ def test_two_workers_see_the_same_batches_as_one(data: Dataset, tmp_path: Path, 
     work(pipeline, "pretrain", cluster)
     stage = pipeline.stages["pretrain"]
     two = tensors_of(stage, stage.part("last", "safetensors"))
-    one = plain_training(job_of(pipeline, tmp_path / "one")).average.network.state_dict()
+    one = train_plainly(job_of(pipeline, tmp_path / "one")).average.network.state_dict()
     for name, tensor in two.items():
         torch.testing.assert_close(tensor, one[name], rtol=1e-3, atol=1e-4)
 

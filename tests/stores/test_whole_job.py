@@ -3,12 +3,13 @@
 import pytest
 
 from mucs_ray import storage
+from mucs_ray.engine import training
 from mucs_ray.engine.session import Cluster
 from mucs_ray.pipeline import Pipeline
 from stores.conftest import BUCKET
 from stores.faulty_proxy import Proxy, Rule
 from tiny import tiny_dataset
-from tiny_run import open_tiny, work
+from tiny_run import open_tiny, train_all_plainly, work
 
 FAULTS = [Rule(fault="busy", every=101), Rule(fault="cut", every=37), Rule(fault="refuse", every=53)]
 """One request in 18, of about a thousand."""
@@ -26,9 +27,14 @@ def on_s3(proxy: Proxy, cluster: Cluster) -> Pipeline:
 
 @pytest.fixture(scope="module")
 def on_disk(on_s3: Pipeline, tmp_path_factory: pytest.TempPathFactory, cluster: Cluster) -> Pipeline:
-    """The same without faults. After the other: its images are then on this machine, and would not be read from S3."""
+    """The same without faults, and trained in a plain loop.
+
+    After the other: its images are then on this machine, and would not be read from S3.
+    """
     pipeline = open_tiny(tiny_dataset(tmp_path_factory.mktemp("data")), tmp_path_factory.mktemp("run"))
-    work(pipeline, "attribute", cluster)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "train_all", train_all_plainly)
+        work(pipeline, "attribute", cluster)
     return pipeline
 
 
