@@ -56,6 +56,16 @@ def nothing(step: int, loss: float) -> None:
     pass
 
 
+@pytest.mark.parametrize("gradients", ["of_average", "per_noise"])
+def test_captured_features_equal_eager_ones_bit_for_bit(gradients: str):
+    """As a GPU replays them: from the second image on nothing but the inputs is new."""
+    eager = method(DENOISER, gradients=gradients)
+    captured = DTRAK(replace(eager.context, captures=True))
+    for order in (torch.arange(9), torch.arange(9).flip(0)):
+        batch = Batch(idx=order, image=IMAGES.image[order], condition=torch.eye(3)[order % 3])
+        assert torch.equal(captured.features(batch)["feature"], eager.features(batch)["feature"])
+
+
 # --- features ---------------------------------------------------------------------------------------------------------
 
 
