@@ -285,7 +285,7 @@ def attributed(
     return {name: lists[name] for name in scale.methods}
 
 
-def prepared(
+def in_worker(
     method: type[Attributor],
     denoiser: EDMDenoiser,
     images: Images,
@@ -345,8 +345,8 @@ def unlearn_items(folder: Path, job: Facts, images: Images, scale: Scale) -> tup
         sigmas=job["sigmas"], batch_size=min(100, len(images)), null_batches=scale.null_batches, fixed_updates=3
     )
 
-    def method(config: UnlearnConfig) -> Attributor:
-        return prepared(MUCS, denoiser, images, settings_of(scale.model, train=scale.train, mucs=config))
+    def method(config: MUCSConfig) -> Attributor:
+        return in_worker(MUCS, denoiser, images, settings_of(scale.model, train=scale.train, mucs=config))
 
     bound = method(config).fit({}, iter(()))
     tensors, facts = {}, {}
@@ -434,7 +434,7 @@ def by_das(
 
     def method(noises: int, *, captures: bool) -> Attributor:
         settings = settings_of(scale.model, train=train, das=DASConfig(noises=noises, dim=scale.dim))
-        return prepared(DAS, denoiser, images, settings, captures=captures)
+        return in_worker(DAS, denoiser, images, settings, captures=captures)
 
     def speed(*, captures: bool) -> float:
         ready = method(noises, captures=captures)

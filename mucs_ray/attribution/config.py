@@ -20,8 +20,8 @@ class ScoreConfig:
     """Share of the rho-schedule that is used, from the largest sigma down."""
     epsilon: Annotated[float, Gt(0)] = 1e-3
     precision: Literal["auto"] | Precision = "fp32"
-    """Of the network; losses are fp32. "auto": bf16 on GPUs, and on CPUs that a worker finds to be faster with it, unless
-    the scores of some images change their order by it."""
+    """Of the network; losses are fp32. "auto": bf16 on GPUs, and on CPUs where a worker finds it faster, unless it
+    changes the order of some images' scores."""
     images_per_forward: Literal["auto"] | Annotated[int, Gt(0)] = 1
     """Images (times `noises`) in one forward, or "auto": what a worker finds to be fastest before the pass. At 1, fp32
     scores are bitwise independent of how data is cut. Fewer where the device's memory is too small."""

@@ -105,4 +105,6 @@ def test_freed_memory_is_kept_for_the_next_forward():
         done = subprocess.run([sys.executable, "-c", FORWARDS, how], capture_output=True, text=True, check=True)
         return int(done.stdout)
 
-    assert faults("kept") < 1000 < 5000 < faults("given back")
+    given_back = faults("given back")
+    assert given_back > 5000
+    assert 5 * faults("kept") < given_back  # on some CPUs a library takes a fresh megabyte of its own for each forward

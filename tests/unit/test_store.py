@@ -357,6 +357,7 @@ STALE: dict[str, tuple[Any, set[str]]] = {
     "engine.actors": ([1, 2], set()),
     "engine.max_failures": (1, set()),
     "engine.gpu_share": (0.5, set()),
+    "engine.cuda_graphs": (False, set()),
     "engine.timeout": (60.0, set()),
 }
 """A changed value of every field of a recipe, and the stages of MUCS and random that it makes stale."""
