@@ -10,7 +10,7 @@ export OMP_NUM_THREADS ?= 1
 # without .pyc files every process of Ray starts several times slower
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test test-plain test-ray lint format clean
+.PHONY: setup demo test test-all test-plain test-engine test-commands lint format clean
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
@@ -29,15 +29,22 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/mucs-ray demo
 
-# side by side: tests with Ray wait for processes to start half of the time
+# side by side: each of the two lanes with Ray waits for processes half of the time, and they take equally long
 test: setup
-	@$(MAKE) --no-print-directory -j3 lint test-plain test-ray
+	@$(MAKE) --no-print-directory -j3 lint test-engine test-commands test-plain
+
+# what a release runs: the slow tests too, one lane after the other, since some of them wait for what is late
+test-all: setup
+	@$(MAKE) --no-print-directory lint test-plain test-engine test-commands SLOW=--slow
 
 test-plain: setup
-	$(BIN)/python -m pytest tests/unit tests/contract tests/golden
+	$(BIN)/python -m pytest $(SLOW) tests/unit tests/contract tests/golden
 
-test-ray: setup
-	$(BIN)/python -m pytest tests/cli tests/cluster tests/chaos tests/engine tests/stores
+test-engine: setup
+	$(BIN)/python -m pytest $(SLOW) tests/engine tests/stores tests/cluster tests/chaos
+
+test-commands: setup
+	$(BIN)/python -m pytest $(SLOW) tests/cli
 
 lint: setup
 	$(BIN)/ruff check .

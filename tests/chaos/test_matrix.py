@@ -1,8 +1,8 @@
 """Kill a scorer, a node or the driver before and after each step of a unit, and a training: the same bits come out.
 
 Each cell is the command line in a process of its own on a cluster of a head and two nodes, where it scores with given
-weights. After a kill of the driver
-the same command is given again. `-s` prints the table of docs/promises.md.
+weights. After a kill of the driver the same command is given again. `-s` prints the table of docs/promises.md. All of
+this is slow; `make test` kills a worker in engine/test_attempts and the driver in cli/test_main_job.
 """
 
 import json
@@ -26,6 +26,8 @@ from mucs_ray.engine.session import alive, session
 from processes import killing
 from tiny import tiny_dataset, tiny_toml
 from tiny_run import trained_weights
+
+pytestmark = pytest.mark.slow
 
 METHOD = "strikes:StruckMUCS"
 NUM_IMAGES, NUM_ITEMS = 60, 2
@@ -116,12 +118,8 @@ def check(place: Place, run: str) -> dict[str, int]:
 
 
 POINTS = ("before-compute", "before-publish", "after-publish")
-ALWAYS = {("node", "before-publish")}
-"""Run each time; the death of a worker and of the driver are in engine/test_faults and cli/test_main_job as well."""
 CELLS = [
-    pytest.param(victim, point, id=f"{victim} {point}", marks=() if (victim, point) in ALWAYS else pytest.mark.slow)
-    for victim in ("worker", "node", "driver")
-    for point in POINTS
+    pytest.param(victim, point, id=f"{victim} {point}") for victim in ("worker", "node", "driver") for point in POINTS
 ]
 
 
@@ -145,7 +143,6 @@ def test_scoring(place: Place, victim: str, point: str):
     assert found == {"lost": 0, "doubled": 0, "differ": 0}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("victim", ["training worker", "node", "driver"])
 def test_training(place: Place, victim: str):
     """Killed in the middle of an epoch, with some epochs published: the same weights."""
@@ -176,7 +173,6 @@ def test_training(place: Place, victim: str):
     assert differ == 0
 
 
-@pytest.mark.slow
 def test_a_node_that_is_told_to_go_is_left_in_time(place: Place):
     """Ray's notice of a spot machine: nothing new is begun there, no attempt is lost, and the same bits come out."""
     run = "drained"
@@ -198,7 +194,6 @@ def test_a_node_that_is_told_to_go_is_left_in_time(place: Place):
     shutil.rmtree(place.folder / "strikes")
 
 
-@pytest.mark.slow
 def test_a_head_that_dies_ends_the_command_and_another_cluster_goes_on(place: Place):
     """With the head goes all that Ray knows; the run directory has what is needed."""
     run = "head"
@@ -221,7 +216,6 @@ def test_a_head_that_dies_ends_the_command_and_another_cluster_goes_on(place: Pl
     assert check(place, run) == {"lost": 0, "doubled": 0, "differ": 0}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 3])
 def test_another_number_of_workers_gives_the_same_parts(place: Place, count: int):
     """The undisturbed run had two."""

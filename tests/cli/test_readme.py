@@ -23,7 +23,7 @@ from tiny_run import train_all_plainly
 README = Path(__file__).parents[2] / "README.md"
 SMALL = {
     "train.updates": 4, "train.updates_per_epoch": 2, "train.batch_size": 8, "engine.train_workers": 1,
-    "engine.actors": [1, 1], "generate.items": 1, "generate.controls": 0, "generate.steps": 2,
+    "generate.items": 1, "generate.controls": 0, "generate.steps": 2,
     "method.mucs.null_loss": 1.0, "method.mucs.max_updates": 1, "method.mucs.batch_size": 8, "score.noises": 1,
     "score.images_per_forward": 64,
     "method.dtrak.noises": 1, "method.dtrak.dim": 16, "method.das.noises": 1, "method.das.dim": 16,
@@ -69,7 +69,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def small(arguments: list[str]) -> list[str]:
     """The command with the settings of SMALL added; weights bring their own model."""
-    if arguments[0] not in ("attribute", "demo", "pretrain", "generate", "report", "run", "evaluate"):
+    if arguments[0] not in ("attribute", "plan", "demo", "pretrain", "generate", "report", "run", "evaluate"):
         return arguments
     settings = {**SMALL, **({} if "--weights" in arguments else {f"model.{k}": v for k, v in SMALL_MODEL.items()})}
     return [*arguments, *(part for key, value in settings.items() for part in ("--set", f"{key}={value}"))]

@@ -10,7 +10,7 @@ import torch
 from mucs_ray.comparison import outcome
 from mucs_ray.data.local import LocalImages
 from mucs_ray.data.table import Dataset
-from mucs_ray.engine import generation
+from mucs_ray.engine import generation, training
 from mucs_ray.engine.session import Cluster
 from mucs_ray.engine.training import TrainJob
 from mucs_ray.errors import InputError
@@ -21,7 +21,7 @@ from mucs_ray.store import checkpoint
 from mucs_ray.store.items import load_item
 from mucs_ray.store.run import Stage
 from mucs_ray.store.topk import top_lists
-from tiny_run import open_tiny, train_plainly, work
+from tiny_run import open_tiny, train_all_plainly, train_plainly, work
 
 MSE = {"evaluate": {"metrics": ["mse"]}}
 """The tiny images are too small for SSIM."""
@@ -83,8 +83,11 @@ def test_matched_removal_takes_as_many_for_every_method(evaluated: Pipeline, dat
     assert removed["mucs"] > union(tops)
 
 
-def test_each_item_by_itself(data: Dataset, copied: Callable[[], Path], tmp_path: Path, cluster: Cluster):
-    """A training an item, without its own list only; controls are not generated again."""
+def test_each_item_by_itself(
+    data: Dataset, copied: Callable[[], Path], tmp_path: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+):
+    """A training an item, without its own list only; controls are not generated again. Ray Train is tested above."""
+    monkeypatch.setattr(training, "train_all", train_all_plainly)
     pipeline = open_tiny(data, copied(), methods=("random",), remove={"mode": "per-item"}, **MSE)
     work(pipeline, "evaluate", cluster)
     lists = top_lists(pipeline.stages["attribute/random"])
