@@ -91,9 +91,10 @@ def main() -> None:
     scale = Scale.tiny() if chosen.tiny else Scale()
     images = Images(load_pictures(chosen.data, scale.images))
     results["weights"] = sum(each.numel() for each in DiT(scale.model).parameters())
-    train = replace(scale.train, updates=affordable_updates(results, images, scale))
+    updates, captures = affordable_updates(results, images, scale)
+    train = replace(scale.train, updates=updates)
     results["training"] = {"images": len(images), "updates": train.updates, "images an update": train.batch_size}
-    denoiser, took = trained(images, train, scale.model)
+    denoiser, took = trained(images, train, scale.model, captures=captures)
     results["pretraining, s"] = took
     noise = torch.stack([normal(generator(SEED, f"generate/item={n}"), 3, 32, 32) for n in range(scale.items)])
     pictures = {"generated": generated(denoiser, noise)}
@@ -101,7 +102,7 @@ def main() -> None:
     lists = attributed(results, chosen, denoiser, items, images, train, scale)
     results["removed"] = {name: len(union(each)) for name, each in lists.items()}
     started = time.monotonic()
-    for name, again in retrained(chosen, lists, train, scale.model).items():
+    for name, again in retrained(chosen, lists, train, scale.model, captures=captures).items():
         pictures[name] = generated(again, noise)
     results["retraining side by side, s"] = time.monotonic() - started
     compare(results, pictures)
@@ -171,15 +172,25 @@ def load_pictures(data: Path | None, count: int) -> np.ndarray:
     return np.ascontiguousarray(tiles.reshape(-1, 3, 32, 32)[:count])
 
 
-def fresh(train: TrainConfig, model: DiTConfig) -> TrainState:
+def fresh(train: TrainConfig, model: DiTConfig, *, captures: bool) -> TrainState:
     """The same initial weights for every training."""
     name_torch_stream(SEED, "train/init")
-    return TrainState.fresh(EDMDenoiser(DiT(model)).to(DEVICE), train, captures=DEVICE.type == "cuda")
+    return TrainState.fresh(EDMDenoiser(DiT(model)).to(DEVICE), train, captures=captures)
 
 
-def affordable_updates(results: Results, images: Images, scale: Scale) -> int:
-    """As many as pretraining has time for, by the speed of some."""
-    train, state = replace(scale.train, updates=10**6), fresh(scale.train, scale.model)
+def affordable_updates(results: Results, images: Images, scale: Scale) -> tuple[int, bool]:
+    """(as many as pretraining has time for, by the speed of some; whether they are captured as a CUDA graph)."""
+    if DEVICE.type == "cuda":
+        try:
+            return updates_in_time(results, images, scale, captures=True), True
+        except Exception as error:  # it is told, and the test goes on without
+            results["training, captured"] = f"failed: {type(error).__name__}: {error}"
+    return updates_in_time(results, images, scale, captures=False), False
+
+
+def updates_in_time(results: Results, images: Images, scale: Scale, *, captures: bool) -> int:
+    """By the speed of some updates."""
+    train, state = replace(scale.train, updates=10**6), fresh(scale.train, scale.model, captures=captures)
     group, count = Group(), 3 if scale.share_of_time < 1 else 30
 
     upcoming = draws_ahead(images, train, seed=SEED, first=0)
@@ -196,9 +207,9 @@ def affordable_updates(results: Results, images: Images, scale: Scale) -> int:
     return max(4, int(scale.share_of_time * PRETRAIN_S / took))
 
 
-def trained(images: Images, train: TrainConfig, model: DiTConfig) -> tuple[EDMDenoiser, float]:
+def trained(images: Images, train: TrainConfig, model: DiTConfig, *, captures: bool) -> tuple[EDMDenoiser, float]:
     """EMA weights after all updates, and seconds."""
-    state = fresh(train, model)
+    state = fresh(train, model, captures=captures)
 
     def work() -> None:
         for _ in training(state, images, Images(images.pixels[:128]), train, seed=SEED, group=Group()):
@@ -231,7 +242,8 @@ def do_job(chosen: argparse.Namespace) -> None:
     job, scale = json.loads(chosen.job.with_suffix(".json").read_text()), Scale.tiny() if chosen.tiny else Scale()
     images = Images(load_pictures(chosen.data, scale.images), frozenset(job.get("removed", ())))
     if "removed" in job:
-        average, _ = trained(images, replace(scale.train, updates=job["updates"]), scale.model)
+        train = replace(scale.train, updates=job["updates"])
+        average, _ = trained(images, train, scale.model, captures=job["captures"])
         tensors, facts = dict(average.network.state_dict()), {}
     else:
         tensors, facts = unlearn_items(chosen.out / "jobs", job, images, scale)
@@ -240,13 +252,16 @@ def do_job(chosen: argparse.Namespace) -> None:
 
 
 def retrained(
-    chosen: argparse.Namespace, lists: dict[str, list[np.ndarray]], train: TrainConfig, model: DiTConfig
+    chosen: argparse.Namespace,
+    lists: dict[str, list[np.ndarray]],
+    train: TrainConfig,
+    model: DiTConfig,
+    *,
+    captures: bool,
 ) -> dict[str, EDMDenoiser]:
     """Networks trained without what each method found."""
-    jobs = {
-        name: {"removed": sorted(int(each) for each in union(ranked)), "updates": train.updates}
-        for name, ranked in lists.items()
-    }
+    same = {"updates": train.updates, "captures": captures}
+    jobs = {name: {"removed": sorted(int(each) for each in union(ranked)), **same} for name, ranked in lists.items()}
     return {name: with_weights(model, tensors) for name, (tensors, _) in side_by_side(chosen, jobs).items()}
 
 
