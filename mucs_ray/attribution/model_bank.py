@@ -25,7 +25,7 @@ from mucs_ray.diffusion.batch import Batch
 from mucs_ray.diffusion.denoiser import EDMDenoiser
 from mucs_ray.diffusion.loss import denoising_loss, noised
 from mucs_ray.diffusion.noise import NoiseSet
-from mucs_ray.diffusion.replay import graph_pool
+from mucs_ray.diffusion.replay import graph_pool, warn_not_captured
 from mucs_ray.errors import RunFailed
 from mucs_ray.models.dit import STEM, repeated_modules
 from mucs_ray.training.config import Precision
@@ -116,7 +116,26 @@ class ModelBank:
 
     def _forwards(self, table: Float[Tensor, "m b n"], batch: Batch, noises: NoiseSet, models: Sequence[int]) -> None:
         """Fill in the losses at these pairs; nothing in here waits for the device."""
-        captured = self._captured(batch, noises) if self.captures else None
+        if self.captures:
+            try:
+                self._compute(table, batch, noises, models, self._captured(batch, noises))
+                return
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:  # whatever the network, torch or CUDA say to it
+                warn_not_captured(error)
+                self.captures = False
+                self.captured.clear()
+        self._compute(table, batch, noises, models, None)
+
+    def _compute(
+        self,
+        table: Float[Tensor, "m b n"],
+        batch: Batch,
+        noises: NoiseSet,
+        models: Sequence[int],
+        captured: FixedPass | None,
+    ) -> None:
         inputs = self.inputs(batch, noises) if captured is None else captured.inputs(batch, noises)
         for row, number in zip(table, models, strict=True):
             losses = self.model_losses(inputs, number) if captured is None else captured.losses(inputs, number)

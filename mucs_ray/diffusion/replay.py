@@ -6,6 +6,7 @@ old addresses and reads the results before the next replay. On a CPU the computa
 are copied to the old addresses: the same rules hold, and tests without a GPU can break them.
 """
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,12 @@ Pool = Any
 def graph_pool(device: torch.device) -> Pool:
     """New memory for graphs; a CPU needs none."""
     return torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+
+
+def warn_not_captured(error: Exception) -> None:
+    """Say that work goes on without a graph: whatever a network does that cannot be captured, eager it can."""
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    warnings.warn(f"not captured as a CUDA graph, which only costs time: {reason}", stacklevel=3)
 
 
 class Replay:

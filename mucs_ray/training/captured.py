@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mucs_ray.diffusion.replay import Replay
+from mucs_ray.diffusion.replay import Replay, warn_not_captured
 
 
 class CapturedLoss:
@@ -25,11 +25,17 @@ class CapturedLoss:
         self.inputs: dict[str, Tensor] = {}
         self.replay: Replay | None = None
 
-    def capture(self, inputs: Mapping[str, Tensor]) -> None:
-        """Done once, at the first update; the random numbers that it uses up must be drawn again."""
+    def capture(self, inputs: Mapping[str, Tensor]) -> bool:
+        """Capture at the first update; random numbers that this uses up must be drawn again. False, with a warning, if
+        the network does something that cannot be captured.
+        """
         if self.replay is None:
             self.inputs = {name: tensor.clone() for name, tensor in inputs.items()}
-            self.replay = Replay(self._compute, next(iter(inputs.values())).device)
+            try:
+                self.replay = Replay(self._compute, next(iter(inputs.values())).device)
+            except Exception as error:  # whatever the network, torch or CUDA say to it
+                warn_not_captured(error)
+        return self.replay is not None
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> Float[Tensor, ""]:
         """The loss, of which the next call makes another; the gradients are where the optimizer looks for them."""

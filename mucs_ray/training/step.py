@@ -187,13 +187,14 @@ def train_update(
     for settings in state.optimizer.param_groups:
         settings["lr"] = learning_rate(config, step)
     state.live.train()
+    if state.captured is not None and not state.captured.capture(inputs):
+        state.captured = None
     if state.captured is None:
         name_random_stream()
         loss = mean_loss(group.wrapped or state.live, inputs, config.precision)
         state.optimizer.zero_grad(set_to_none=True)
         loss.backward()
     else:
-        state.captured.capture(inputs)
         name_random_stream()
         loss = state.captured(inputs)
     state.optimizer.step()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mucs_ray.attribution import tuning
+from mucs_ray.attribution import fixed_pass, tuning
 from mucs_ray.attribution.config import ScoreConfig
 from mucs_ray.attribution.model_bank import ModelBank, matrix_names, swapped
 from mucs_ray.attribution.model_slots import ModelSlots
@@ -138,6 +138,17 @@ def test_captured_forwards_read_and_write_the_same_addresses():
     models.losses(IMAGES[torch.arange(9).flip(0)], NOISES)
     assert addresses() == before
     assert set(captured.in_slot) == {-1, 0, 1}  # F1 and two slots for three models
+
+
+def test_what_cannot_be_captured_runs_eagerly(monkeypatch: pytest.MonkeyPatch):
+    def refuse(*_1: object, **_2: object) -> None:
+        raise RuntimeError("operation not permitted when stream is capturing\nand more")
+
+    monkeypatch.setattr(fixed_pass, "Replay", refuse)
+    models = ModelBank(DENOISER, BANK, CONFIG, captures=True)
+    with pytest.warns(UserWarning, match="not captured as a CUDA graph.*: operation not permitted when"):
+        assert torch.equal(models.losses(IMAGES, NOISES), plain(BANK))
+    assert not models.captures
 
 
 def test_a_result_that_is_not_read_in_time_is_overwritten():

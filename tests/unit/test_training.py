@@ -23,6 +23,7 @@ from mucs_ray.models.dit import DiT
 from mucs_ray.store.run import Stage
 from mucs_ray.store.weights import load_state, save_state, state_tensors
 from mucs_ray.training import augment as augmentation
+from mucs_ray.training import captured as captured_pass
 from mucs_ray.training import step as stepping
 from mucs_ray.training.augment import augment, distortions, warp
 from mucs_ray.training.config import TrainConfig
@@ -190,6 +191,22 @@ def test_a_captured_update_equals_an_eager_one_bit_for_bit(recipe: Recipe, image
     for one, other in zip(eager.average.parameters(), captured.average.parameters(), strict=True):
         assert torch.equal(one, other)
     assert places[1:] == places[:-1]
+
+
+def test_an_update_that_cannot_be_captured_is_made_eagerly(
+    recipe: Recipe, images: LocalImages, monkeypatch: pytest.MonkeyPatch
+):
+    def refuse(*_: object) -> None:
+        raise torch.OutOfMemoryError("artificial")
+
+    monkeypatch.setattr(captured_pass, "Replay", refuse)
+    eager, refused = fresh(recipe), fresh(recipe, captures=True)
+    with pytest.warns(UserWarning, match="not captured as a CUDA graph.*: artificial"):
+        for state in (eager, refused):
+            train_update(state, draws_of(state, images, recipe), recipe.train, seed=recipe.seed, group=Group())
+    assert refused.captured is None
+    for one, other in zip(eager.live.parameters(), refused.live.parameters(), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_first_update_by_hand(recipe: Recipe, images: LocalImages):
