@@ -51,8 +51,7 @@ def main() -> None:
 
 def scores(model: Subject, bank: list[Tensors], batch: Batch, score: ScoreConfig, seed: int) -> Tensor:
     """skews[images, items] with the noises of a seed."""
-    size = model.recipe.model.image_size
-    change = LossChange(model.denoiser, bank, config=score, image_size=size, seed=seed)
+    change = LossChange(model.denoiser, bank, config=score, seed=seed)
     return change.skew(change.losses(batch))
 
 

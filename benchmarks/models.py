@@ -70,8 +70,7 @@ class Subject:
     def loss_change(self) -> LossChange:
         """A scoring pass with a network of its own, which it may compile."""
         recipe, lent = self.recipe, deepcopy(self.denoiser)
-        size = recipe.model.image_size
-        return LossChange(lent, self.bank, config=recipe.score, image_size=size, seed=recipe.seed)
+        return LossChange(lent, self.bank, config=recipe.score, seed=recipe.seed)
 
     def settled(self, share: int = LONG_PASS) -> "Subject":
         """With nothing left at "auto": found by trying, as for a pass of so many forwards a worker."""

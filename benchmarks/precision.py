@@ -40,8 +40,7 @@ def main() -> None:
 def scores(model: Subject, batch: Batch, precision: str) -> Tensor:
     """Skews[images, items]."""
     recipe = with_values(model.recipe, {"score.precision": precision})
-    size = recipe.model.image_size
-    change = LossChange(deepcopy(model.denoiser), model.bank, config=recipe.score, image_size=size, seed=recipe.seed)
+    change = LossChange(deepcopy(model.denoiser), model.bank, config=recipe.score, seed=recipe.seed)
     return change.skew(change.losses(batch))
 
 

@@ -79,10 +79,9 @@ def measure(pipeline: Pipeline) -> Speed:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # a worker has one
     denoiser = EDMDenoiser(DiT(recipe.model)).to(device)
-    side = recipe.model.image_size
 
     def run(count: int) -> torch.Tensor:
-        image, noise = torch.zeros(2, count, 3, side, side, device=device)
+        image, noise = torch.zeros(2, count, *denoiser.shape, device=device)
         return denoising_loss(denoiser, image, noise, torch.ones(count, device=device), None).mean()
 
     def forward(precision: Precision) -> float:

@@ -389,7 +389,7 @@ def scored(
     config = ScoreConfig(noises=scale.max_noises, images_per_forward=8, precision=precision)
 
     def change(config: ScoreConfig) -> LossChange:
-        return LossChange(denoiser, bank, config=config, image_size=32, seed=SEED, captures=gpu)
+        return LossChange(denoiser, bank, config=config, seed=SEED, captures=gpu)
 
     ready = change(config)
     ready.losses(tried)  # captured the second time

@@ -3,7 +3,7 @@
     p <- p + alpha g_p / (N (F_p + damping mean F)),   F_p = mean over images and draws of (dL(z_i) / dp)^2
 
 g is the gradient of the item's loss, N the number of training images, the mean of F that over p's own tensor.
-Axes: n draws, c h w image.
+Axes: n draws, *shape of an image.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,6 +23,7 @@ from mucs_ray.diffusion.batch import Batch
 from mucs_ray.diffusion.denoiser import EDMDenoiser
 from mucs_ray.diffusion.loss import denoising_loss
 from mucs_ray.diffusion.noise import generator, normal
+from mucs_ray.diffusion.rows import copies
 from mucs_ray.diffusion.schedule import training_sigmas
 from mucs_ray.errors import RunFailed
 from mucs_ray.models.dit import attention_names, unlearned_names
@@ -82,7 +83,7 @@ class AbU(LossAttributor):
         name, num = f"abu/fisher/idx={int(one.idx)}", self.config.fisher_draws
         ((sigma, noise),) = draws(settings.seed, name, num, num, like=one.image)
 
-        def loss(weights: Tensors, sigma: Float[Tensor, ""], noise: Float[Tensor, "c h w"]) -> Float[Tensor, ""]:
+        def loss(weights: Tensors, sigma: Float[Tensor, ""], noise: Float[Tensor, "*shape"]) -> Float[Tensor, ""]:
             with_weights = {f"network.{name}": weight for name, weight in weights.items()}
 
             def denoiser(noisy: Tensor, sigma: Tensor, condition: Tensor | None = None) -> Tensor:
@@ -125,7 +126,7 @@ class AbU(LossAttributor):
         image = item.image.to(device)[None]
         name = f"abu/item={item.idx}/step={draws_of}"
         for sigma, noise in draws(self.context.settings.seed, name, config.draws, config.draws_per_forward, like=image):
-            condition = None if item.condition is None else item.condition.to(device).expand(len(sigma), -1)
+            condition = None if item.condition is None else copies(item.condition.to(device), len(sigma))
             losses = denoising_loss(changed, image.expand_as(noise), noise, sigma, condition)
             yield losses.sum() / config.draws
 
@@ -138,8 +139,8 @@ def changed_names(network: nn.Module, config: AbUConfig) -> list[str]:
 
 
 def draws(
-    seed: int, name: str, num: int, at_once: int, *, like: Float[Tensor, "1 c h w"]
-) -> Iterator[tuple[Float[Tensor, " n"], Float[Tensor, "n c h w"]]]:
+    seed: int, name: str, num: int, at_once: int, *, like: Float[Tensor, "1 *shape"]
+) -> Iterator[tuple[Float[Tensor, " n"], Float[Tensor, "n *shape"]]]:
     """Noise levels of training and noise, `at_once` at a time; which they are does not depend on `at_once`."""
     levels, noises = generator(seed, f"{name}/sigma"), generator(seed, f"{name}/noise")
     for start in range(0, num, at_once):

@@ -3,7 +3,7 @@
 A method is a subclass of `Attributor` with a card. Only `score` is needed; each further hook that the card lists
 becomes a stage of the run, with its own files, progress and resumption. Hooks do no I/O and know nothing of Ray.
 
-Axes: b training images, i items, c h w image, d condition.
+Axes: b training images, i items, *shape of an image, d condition.
 """
 
 from abc import ABC, abstractmethod
@@ -35,7 +35,7 @@ class Item:
     number: int
     idx: int
     condition: Float[Tensor, " d"] | None
-    image: Float[Tensor, "c h w"]
+    image: Float[Tensor, "*shape"]
     """Unclamped."""
 
 
@@ -88,7 +88,7 @@ class MethodContext:
     batches: Callable[[str, int], Callable[[int], Batch]] | None = None
     """batches(stream name, size)(step): training images in a shuffled order that belongs to the name; in `fit` and
     `fit_item` only."""
-    encode: Callable[[Float[Tensor, "b c h w"]], Float[Tensor, "b d"]] | None = None
+    encode: Callable[[Float[Tensor, "b *shape"]], Float[Tensor, "b d"]] | None = None
     """Images in [0, 1] to vectors of length 1, by the pretrained network that the method names as its `encoder`."""
     captures: bool = False
     """Whether forwards that come again with the same shape are captured as CUDA graphs; changes no number."""

@@ -9,6 +9,7 @@ from torch import Tensor
 from mucs_ray.attribution.base import Columns, Tensors
 from mucs_ray.attribution.cards.das import CARD, DASConfig
 from mucs_ray.attribution.gradients import GradientAttributor, Measured
+from mucs_ray.diffusion.rows import row_means
 
 
 class DAS(GradientAttributor):
@@ -22,9 +23,9 @@ class DAS(GradientAttributor):
     config: DASConfig
 
     @staticmethod
-    def function(raw: Float[Tensor, "n c h w"]) -> Float[Tensor, " n"]:
-        """Signed mean of F over pixels."""
-        return raw.mean(dim=(1, 2, 3))
+    def function(raw: Float[Tensor, "n *shape"]) -> Float[Tensor, " n"]:
+        """Signed mean of F over its elements."""
+        return row_means(raw)
 
     def row(self, measured: Measured) -> Columns:
         """feature, and residual: the mean of sqrt(loss) over the noises, once those have length 1 as a vector."""

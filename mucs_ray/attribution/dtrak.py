@@ -5,6 +5,7 @@ from torch import Tensor
 
 from mucs_ray.attribution.cards.dtrak import CARD
 from mucs_ray.attribution.gradients import GradientAttributor
+from mucs_ray.diffusion.rows import row_means
 
 
 class DTRAK(GradientAttributor):
@@ -13,6 +14,6 @@ class DTRAK(GradientAttributor):
     card = CARD
 
     @staticmethod
-    def function(raw: Float[Tensor, "n c h w"]) -> Float[Tensor, " n"]:
-        """Mean of F^2 over pixels."""
-        return raw.square().mean(dim=(1, 2, 3))
+    def function(raw: Float[Tensor, "n *shape"]) -> Float[Tensor, " n"]:
+        """Mean of F^2 over its elements."""
+        return row_means(raw.square())

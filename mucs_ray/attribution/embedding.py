@@ -1,7 +1,7 @@
 """Methods that compare: an image influences an item as much as it resembles it, by the cosine of two vectors.
 
 Subclasses say what the vectors are: pixels, conditions, or what a pretrained network makes of the image.
-Axes: b training images, i items, c h w image, d vector.
+Axes: b training images, i items, d vector.
 """
 
 from abc import abstractmethod

@@ -1,10 +1,10 @@
 """Attribution by gradients: each image as a projected gradient phi, compared by K = Phi^T Phi + lambda I (spec 9.5).
 
-phi(z) = S mean_j grad_theta f_j(z), where f_j is a mean over pixels of a function of the raw network output
+phi(z) = S mean_j grad_theta f_j(z), where f_j is a mean over elements of a function of the raw network output
 F_theta(c_in x_j, c_noise, c) at x_j = x + sigma_j eps_j. The pairs (sigma_j, eps_j), with sigma distributed as in
 training, are the same for all training images and items. Not the loss: its gradient compares worse [D-TRAK].
 Shared by D-TRAK and DAS, which say what f is.
-Axes: b images, i items, n noises, k = dim, c h w image, d condition.
+Axes: b images, i items, n noises, k = dim, *shape of an image, d condition.
 """
 
 from abc import abstractmethod
@@ -27,11 +27,12 @@ from mucs_ray.diffusion.batch import Batch
 from mucs_ray.diffusion.denoiser import SIGMA_DATA, EDMDenoiser, c_in, c_noise
 from mucs_ray.diffusion.noise import NoiseSet, generator
 from mucs_ray.diffusion.replay import Replay
+from mucs_ray.diffusion.rows import copies, per_row, row_means
 from mucs_ray.diffusion.schedule import training_sigmas
 from mucs_ray.errors import RunFailed
 from mucs_ray.models.dit import unlearned_names
 
-PixelMean = Callable[[Float[Tensor, "n c h w"]], Float[Tensor, " n"]]
+ElementMean = Callable[[Float[Tensor, "n *shape"]], Float[Tensor, " n"]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +41,7 @@ class Measured:
 
     feature: Float[Tensor, " k"]
     losses: Float[Tensor, " n"]
-    """mean (F - F*)^2 over pixels, which is the denoising loss (spec 3.1)."""
+    """mean (F - F*)^2 over the elements, which is the denoising loss (spec 3.1)."""
 
 
 class ImageGradients:
@@ -49,7 +50,7 @@ class ImageGradients:
     def __init__(
         self,
         denoiser: EDMDenoiser,
-        function: PixelMean,
+        function: ElementMean,
         noises: NoiseSet,
         *,
         unit_length: bool,
@@ -76,7 +77,7 @@ class ImageGradients:
         self.captures = captures
         self.replay: Replay | None = None
 
-    def __call__(self, image: Float[Tensor, "c h w"], condition: Float[Tensor, " d"] | None) -> Measured:
+    def __call__(self, image: Float[Tensor, "*shape"], condition: Float[Tensor, " d"] | None) -> Measured:
         """phi and the losses of one image; the same numbers with and without `captures`."""
         if not self.captures:
             feature, losses = self._passes(image, condition)
@@ -91,7 +92,7 @@ class ImageGradients:
         return Measured(feature=feature.clone(), losses=losses.clone())
 
     def _passes(
-        self, image: Float[Tensor, "c h w"], condition: Float[Tensor, " d"] | None
+        self, image: Float[Tensor, "*shape"], condition: Float[Tensor, " d"] | None
     ) -> tuple[Float[Tensor, " k"], Float[Tensor, " n"]]:
         """One backward pass a cut of the noises: all of them, as many as fit, or one.
 
@@ -113,19 +114,19 @@ class ImageGradients:
         return self.sketch(total), torch.cat(losses)
 
     def _forward(
-        self, image: Float[Tensor, "c h w"], condition: Float[Tensor, " d"] | None, cut: slice
-    ) -> tuple[Float[Tensor, "n c h w"], Float[Tensor, " n"]]:
+        self, image: Float[Tensor, "*shape"], condition: Float[Tensor, " d"] | None, cut: slice
+    ) -> tuple[Float[Tensor, "n *shape"], Float[Tensor, " n"]]:
         """F at some of the noises, with a graph, and the losses there, without.
 
         F* = (x - c_skip x_n) / c_out = c_in (sigma x / sd - sd eps), which nothing cancels in at a small sigma.
         """
         level, unit = self.noises.sigma[cut], self.noises.unit[cut]
-        sigma = level[:, None, None, None]
-        conditions = None if condition is None else condition.expand(len(level), -1)
+        sigma = per_row(level, unit)
+        conditions = None if condition is None else copies(condition, len(level))
         inputs = (c_in(sigma) * (image + sigma * unit), c_noise(level), conditions, None)
         raw = functional_call(self.network, self.weights, inputs)
         target = c_in(sigma) * (sigma / SIGMA_DATA * image - SIGMA_DATA * unit)
-        return raw, (raw.detach() - target).square().mean(dim=(1, 2, 3))
+        return raw, row_means((raw.detach() - target).square())
 
 
 class GradientAttributor(Attributor):
@@ -156,7 +157,7 @@ class GradientAttributor(Attributor):
 
     @staticmethod
     @abstractmethod
-    def function(raw: Float[Tensor, "n c h w"]) -> Float[Tensor, " n"]:
+    def function(raw: Float[Tensor, "n *shape"]) -> Float[Tensor, " n"]:
         """f: what is differentiated, of the raw network output at each noise."""
 
     @cached_property
@@ -164,9 +165,9 @@ class GradientAttributor(Attributor):
         """Made in the stages that use the model; its noises belong to the method and the run's seed."""
         context = self.context
         config: GradientConfig = self.config
-        seed, size = context.settings.seed, context.settings.model.image_size
+        seed = context.settings.seed
         sigmas = training_sigmas(generator(seed, f"{self.card.name}/sigma"), config.noises)
-        noises = NoiseSet.draw(seed, f"{self.card.name}/noise", sigmas, (3, size, size)).to(context.device)
+        noises = NoiseSet.draw(seed, f"{self.card.name}/noise", sigmas, context.model.shape).to(context.device)
         return ImageGradients(
             context.model,
             self.function,
@@ -177,7 +178,7 @@ class GradientAttributor(Attributor):
             captures=context.captures,
         )
 
-    def measured(self, image: Float[Tensor, "c h w"], condition: Float[Tensor, " d"] | None) -> Measured:
+    def measured(self, image: Float[Tensor, "*shape"], condition: Float[Tensor, " d"] | None) -> Measured:
         """Of one image, on whatever device."""
         device = self.context.device
         there = None if condition is None else condition.to(device)

@@ -41,7 +41,6 @@ class LossChange:
         bank: Sequence[Mapping[str, Tensor]],
         *,
         config: ScoreConfig,
-        image_size: int,
         seed: int,
         captures: bool = False,
         on_progress: Callable[[], None] = lambda: None,
@@ -51,7 +50,7 @@ class LossChange:
         self.num_items = len(bank)
         self.config = config
         self.seed = seed
-        self.shape = (3, image_size, image_size)
+        self.shape = denoiser.shape
         self.device = next(denoiser.parameters()).device
         self.shared = None
         if config.noise == "shared":
@@ -120,7 +119,6 @@ class LossAttributor(Attributor):
             self.context.model,
             item_states,
             config=settings.score,
-            image_size=settings.model.image_size,
             seed=settings.seed,
             captures=self.context.captures,
             on_progress=self.context.on_progress,

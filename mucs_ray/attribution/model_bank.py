@@ -4,7 +4,7 @@ Done once for all models: the noisy images, and the stem of the network, which u
 matrices are kept as autocast would make them, so it has nothing left to convert. Weights are swapped by reference.
 Where the F2s do not fit beside F1 on a GPU they take turns (model_slots.py); forwards of one shape can be captured as
 CUDA graphs (fixed_pass.py).
-Axes: m models (F1 first), b training images, n noises, c h w image.
+Axes: m models (F1 first), b training images, n noises, *shape of an image.
 """
 
 import gc

@@ -1,6 +1,6 @@
 """Noise-consistent skew: how far unlearning moved the loss of each training image, on the same noise (spec 7.3).
 
-Axes: b training images, n noises shared by all of them, c h w image, d condition.
+Axes: b training images, n noises shared by all of them, *shape of an image, d condition.
 """
 
 import torch
@@ -11,6 +11,7 @@ from mucs_ray.diffusion.batch import Batch
 from mucs_ray.diffusion.denoiser import Denoiser
 from mucs_ray.diffusion.loss import denoising_loss
 from mucs_ray.diffusion.noise import NoiseSet
+from mucs_ray.diffusion.rows import repeated
 from mucs_ray.training.config import Precision
 from mucs_ray.training.step import autocast
 
@@ -43,12 +44,12 @@ def noise_losses(
 
 def pairs(
     batch: Batch, noises: NoiseSet
-) -> tuple[Float[Tensor, "p c h w"], Float[Tensor, "p c h w"], Float[Tensor, " p"], Float[Tensor, "p d"] | None]:
+) -> tuple[Float[Tensor, "p *shape"], Float[Tensor, "p *shape"], Float[Tensor, " p"], Float[Tensor, "p d"] | None]:
     """Image, noise, sigma and condition of every image with every noise, image by image: p = b n rows."""
     num, count = len(batch), len(noises.sigma)
     condition = None if batch.condition is None else batch.condition.repeat_interleave(count, dim=0)
     image = batch.image.repeat_interleave(count, dim=0)
-    return image, noises.unit.repeat(num, 1, 1, 1), noises.sigma.repeat(num), condition
+    return image, repeated(noises.unit, num), noises.sigma.repeat(num), condition
 
 
 def _losses(denoiser: Denoiser, batch: Batch, noises: NoiseSet) -> Float[Tensor, "b n"]:

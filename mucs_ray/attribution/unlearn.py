@@ -1,6 +1,6 @@
 """Unlearning one generated item: descent on the training set, bounded ascent on the item (spec 7.1, 7.2).
 
-Axes: b draws, c h w image, d condition.
+Axes: b draws, *shape of an image, d condition.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -19,6 +19,7 @@ from mucs_ray.diffusion.batch import Batch
 from mucs_ray.diffusion.denoiser import EDMDenoiser
 from mucs_ray.diffusion.loss import denoising_loss
 from mucs_ray.diffusion.noise import generator, normal
+from mucs_ray.diffusion.rows import copies
 from mucs_ray.diffusion.schedule import random_schedule_sigmas, training_sigmas
 from mucs_ray.errors import RunFailed
 from mucs_ray.models.dit import attention_names, unlearned_names
@@ -54,7 +55,7 @@ class Moment:
 
 def draw_losses(
     denoiser: EDMDenoiser,
-    image: Float[Tensor, "b c h w"],
+    image: Float[Tensor, "b *shape"],
     condition: Float[Tensor, "b d"] | None,
     *,
     seed: int,
@@ -80,8 +81,8 @@ def item_losses(
 ) -> Float[Tensor, " n"]:
     """Losses of one item, with its condition, at `num` named draws."""
     device = next(denoiser.parameters()).device
-    image = item.image.to(device).expand(num, -1, -1, -1)
-    condition = None if item.condition is None else item.condition.to(device).expand(num, -1)
+    image = copies(item.image.to(device), num)
+    condition = None if item.condition is None else copies(item.condition.to(device), num)
     return draw_losses(denoiser, image, condition, seed=seed, name=name, sigmas=sigmas)
 
 

@@ -1,6 +1,6 @@
 """Training images as a model sees them.
 
-Axes: b images, c h w image, d condition.
+Axes: b images, *shape of an image, d condition.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ class Batch:
     """Training images in [-1, 1], each with its number for life and its condition."""
 
     idx: Int64[Tensor, " b"]
-    image: Float[Tensor, "b c h w"]
+    image: Float[Tensor, "b *shape"]
     condition: Float[Tensor, "b d"] | None
 
     def __len__(self) -> int:

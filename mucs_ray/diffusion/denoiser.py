@@ -1,6 +1,6 @@
 """The EDM denoiser: a raw network F made into D, which predicts the clean image (spec 3.1).
 
-D(x_n, sigma) = c_skip x_n + c_out F(c_in x_n, c_noise).   Axes: b batch, c h w image, d condition.
+D(x_n, sigma) = c_skip x_n + c_out F(c_in x_n, c_noise).   Axes: b batch, *shape of an image, d condition.
 """
 
 from collections.abc import Callable
@@ -9,6 +9,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+
+from mucs_ray.diffusion.rows import per_row, repeated
 
 SIGMA_DATA = 0.5
 
@@ -19,16 +21,12 @@ class Denoiser(Protocol):
 
     def __call__(
         self,
-        noisy: Float[Tensor, "b c h w"],
+        noisy: Float[Tensor, "b *shape"],
         sigma: Float[Tensor, " b"],
         condition: Float[Tensor, "b d"] | None = None,
-    ) -> Float[Tensor, "b c h w"]:
+    ) -> Float[Tensor, "b *shape"]:
         """The clean image expected behind the noisy one."""
         ...
-
-
-def _per_image(values: Float[Tensor, " b"]) -> Float[Tensor, "b 1 1 1"]:
-    return values[:, None, None, None]
 
 
 def c_skip(sigma: Tensor) -> Tensor:
@@ -59,25 +57,31 @@ class EDMDenoiser(nn.Module):
         super().__init__()
         self.network = network
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one image."""
+        shape: tuple[int, ...] = self.network.shape  # pyright: ignore[reportAssignmentType] - nn.Module's
+        return shape
+
     def forward(
         self,
-        noisy: Float[Tensor, "b c h w"],
+        noisy: Float[Tensor, "b *shape"],
         sigma: Float[Tensor, " b"],
         condition: Float[Tensor, "b d"] | None = None,
         augmented: Int[Tensor, " b"] | None = None,
         tokens: Float[Tensor, "b t w"] | None = None,
-    ) -> Float[Tensor, "b c h w"]:
+    ) -> Float[Tensor, "b *shape"]:
         """The denoised image in the precision of `noisy`; `augmented` is 1 where the image was distorted, `tokens` what
         `stem` made of the same input, if that is known already.
         """
         known = {} if tokens is None else {"tokens": tokens}
-        raw = self.network(_per_image(c_in(sigma)) * noisy, c_noise(sigma), condition, augmented, **known)
-        return _per_image(c_skip(sigma)) * noisy + _per_image(c_out(sigma)) * raw.to(noisy.dtype)
+        raw = self.network(per_row(c_in(sigma), noisy) * noisy, c_noise(sigma), condition, augmented, **known)
+        return per_row(c_skip(sigma), noisy) * noisy + per_row(c_out(sigma), noisy) * raw.to(noisy.dtype)
 
-    def stem(self, noisy: Float[Tensor, "b c h w"], sigma: Float[Tensor, " b"]) -> Float[Tensor, "b t w"]:
+    def stem(self, noisy: Float[Tensor, "b *shape"], sigma: Float[Tensor, " b"]) -> Float[Tensor, "b t w"]:
         """What the network makes of its input before anything else has a part in it."""
         stem: Callable[[Tensor], Tensor] = self.network.stem  # pyright: ignore[reportAssignmentType] - nn.Module's
-        return stem(_per_image(c_in(sigma)) * noisy)
+        return stem(per_row(c_in(sigma), noisy) * noisy)
 
 
 def guided(denoiser: Denoiser, weight: float) -> Denoiser:
@@ -89,7 +93,7 @@ def guided(denoiser: Denoiser, weight: float) -> Denoiser:
         if condition is None:
             return denoiser(noisy, sigma, None)
         with_and_without = torch.cat([condition, torch.zeros_like(condition)])
-        denoised = denoiser(noisy.repeat(2, 1, 1, 1), sigma.repeat(2), with_and_without)
+        denoised = denoiser(repeated(noisy, 2), sigma.repeat(2), with_and_without)
         conditional, unconditional = denoised.chunk(2)
         return weight * conditional + (1 - weight) * unconditional
 

@@ -1,6 +1,6 @@
 """The weighted denoising loss, one number for each (image, noise) (spec 3.1), and its value for an untrained network.
 
-Axes: b images (each with its own sigma and noise), c h w image, d condition.
+Axes: b images (each with its own sigma and noise), *shape of an image, d condition.
 """
 
 import torch
@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mucs_ray.diffusion.denoiser import SIGMA_DATA, Denoiser
+from mucs_ray.diffusion.rows import per_row, row_means
 from mucs_ray.diffusion.schedule import LOG_SIGMA_MEAN, LOG_SIGMA_STD
 
 
@@ -17,24 +18,24 @@ def loss_weight(sigma: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
 
 
 def noised(
-    image: Float[Tensor, "b c h w"], noise: Float[Tensor, "b c h w"], sigma: Float[Tensor, " b"]
-) -> Float[Tensor, "b c h w"]:
+    image: Float[Tensor, "b *shape"], noise: Float[Tensor, "b *shape"], sigma: Float[Tensor, " b"]
+) -> Float[Tensor, "b *shape"]:
     """x + sigma eps."""
-    return image + sigma[:, None, None, None] * noise
+    return image + per_row(sigma, noise) * noise
 
 
 def denoising_loss(
     denoiser: Denoiser,
-    image: Float[Tensor, "b c h w"],
-    noise: Float[Tensor, "b c h w"],
+    image: Float[Tensor, "b *shape"],
+    noise: Float[Tensor, "b *shape"],
     sigma: Float[Tensor, " b"],
     condition: Float[Tensor, "b d"] | None,
     augmented: Int[Tensor, " b"] | None = None,
 ) -> Float[Tensor, " b"]:
-    """Mean over pixels and channels of omega (D(x + sigma eps) - x)^2, >= 0. Only an EDMDenoiser takes `augmented`."""
+    """Mean over all of an image of omega (D(x + sigma eps) - x)^2, >= 0. Only an EDMDenoiser takes `augmented`."""
     extra = () if augmented is None else (augmented,)
     denoised = denoiser(noised(image, noise, sigma), sigma, condition, *extra)
-    return loss_weight(sigma) * (denoised - image).square().mean(dim=(1, 2, 3))
+    return loss_weight(sigma) * row_means((denoised - image).square())
 
 
 def zero_network_loss(sigma: Float[Tensor, " n"], mean_square: float) -> Float[Tensor, " n"]:

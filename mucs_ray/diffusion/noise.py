@@ -3,9 +3,10 @@
 A name such as "score/noise" or "unlearn/item=17/step=3" keys a counter-based generator, so what is drawn does not
 depend on device, batch size, worker count, order, retries or the point of resumption.
 
-Axes: n noise samples, c h w image.
+Axes: n noise samples, *shape of an image.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -31,10 +32,10 @@ class NoiseSet:
     """Pairs (sigma_j, eps_j), drawn once and shared by every image, before and after unlearning (spec 7.3)."""
 
     sigma: Float[Tensor, " n"]
-    unit: Float[Tensor, "n c h w"]
+    unit: Float[Tensor, "n *shape"]
 
     @classmethod
-    def draw(cls, seed: int, name: str, sigma: Float[Tensor, " n"], shape: tuple[int, int, int]) -> "NoiseSet":
+    def draw(cls, seed: int, name: str, sigma: Float[Tensor, " n"], shape: Sequence[int]) -> "NoiseSet":
         """One standard normal draw of image `shape` for each sigma, from the stream of `name`."""
         return cls(sigma=sigma, unit=normal(generator(seed, name), len(sigma), *shape))
 

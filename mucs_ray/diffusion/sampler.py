@@ -13,11 +13,11 @@ from mucs_ray.diffusion.schedule import sampling_sigmas
 @torch.no_grad()
 def sample(
     denoiser: Denoiser,
-    unit_noise: Float[Tensor, "b c h w"],
+    unit_noise: Float[Tensor, "b *shape"],
     condition: Float[Tensor, "b d"] | None,
     *,
     num_steps: int = 32,
-) -> Float[Tensor, "b c h w"]:
+) -> Float[Tensor, "b *shape"]:
     """Unclamped images from unit noise: 2 num_steps - 1 network evaluations, fp32."""
     sigmas = sampling_sigmas(num_steps).float().to(unit_noise.device)
     x = sigmas[0] * unit_noise

@@ -304,6 +304,11 @@ class DiT(nn.Module):
         self.dit_final = FinalNorm(config)
         self.unpatchify = Unpatch(ch1, config.width, config.patch_size)
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one image."""
+        return 3, self.config.image_size, self.config.image_size
+
     def forward(
         self,
         x: Float[Tensor, "b c h w"],

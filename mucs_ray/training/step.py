@@ -2,7 +2,7 @@
 
 Everything random is drawn from names that hold the update's number, for the whole batch at once; a worker then takes
 its rows. So the images, noise levels and noise of an update do not depend on the number of workers or on resuming.
-Axes: b batch, c h w image, d condition.
+Axes: b batch, *shape of an image, d condition.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -134,11 +134,11 @@ def out_of_patience(state: TrainState, config: TrainConfig) -> bool:
 class UpdateDraws:
     """The images of one update, distorted, and what is drawn for them: of the whole batch, on the CPU."""
 
-    image: Float[Tensor, "b c h w"]
+    image: Float[Tensor, "b *shape"]
     condition: Float[Tensor, "b d"] | None
     augmented: Int64[Tensor, " b"]
     sigma: Float[Tensor, " b"]
-    noise: Float[Tensor, "b c h w"]
+    noise: Float[Tensor, "b *shape"]
 
     def tensors(self) -> dict[str, Tensor]:
         """By name, without a condition that is not there."""

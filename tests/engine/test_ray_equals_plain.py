@@ -117,8 +117,7 @@ def test_unlearning(finished: Pipeline, tmp_path: Path):
 def plain_method(finished: Pipeline) -> LossChange:
     recipe, stage = finished.recipe, finished.stages["attribute/mucs/unlearn"]
     bank = [tensors_of(stage, item_file(stage, number)) for number in range(recipe.generate.items)]
-    size, seed = recipe.model.image_size, recipe.seed
-    return LossChange(denoiser_of(finished), bank, config=recipe.score, image_size=size, seed=seed)
+    return LossChange(denoiser_of(finished), bank, config=recipe.score, seed=recipe.seed)
 
 
 def test_scores(finished: Pipeline, plain_method: LossChange):

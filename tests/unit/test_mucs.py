@@ -71,7 +71,7 @@ IMAGES = some_images(9, seed=5)
 
 
 def change(bank: list[dict[str, Tensor]], config: ScoreConfig = CONFIG, *, seed: int = 1) -> LossChange:
-    return LossChange(DENOISER, bank, config=config, image_size=8, seed=seed)
+    return LossChange(DENOISER, bank, config=config, seed=seed)
 
 
 def skews(scorer: LossChange, batch: Batch = IMAGES) -> Tensor:
@@ -521,7 +521,7 @@ def test_bf16_keeps_the_ranks_of_a_trained_model(memorised: SimpleNamespace):
     scores = {}
     for precision in ("fp32", "bf16"):
         score = ScoreConfig(noises=20, images_per_forward=20, precision=precision)
-        change = LossChange(memorised.denoiser, bank, config=score, image_size=8, seed=1)
+        change = LossChange(memorised.denoiser, bank, config=score, seed=1)
         scores[precision] = change.skew(change.losses(images))
     exact, fast = scores["fp32"], scores["bf16"]
     assert not torch.equal(exact, fast)

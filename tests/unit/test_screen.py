@@ -178,7 +178,7 @@ def screened() -> Any:
 
 def test_what_is_kept_is_scored_as_without_screening(screened: Any):
     columns = screened.columns(IMAGES)
-    change = LossChange(DENOISER, BANK, config=SCORE, image_size=8, seed=1)
+    change = LossChange(DENOISER, BANK, config=SCORE, seed=1)
     exact = change.skew(change.losses(IMAGES))
     whole = columns["noises"] == 10
     assert 5 * 3 < whole.sum() < 300  # something is left out, and more than the top is kept
