@@ -32,7 +32,6 @@ from mucs_ray.config import build, with_settings, with_values
 from mucs_ray.data.table import Unit, read_unit
 from mucs_ray.engine import streaming
 from mucs_ray.engine.attributors import build as build_method
-from mucs_ray.engine.attributors import unit_part
 from mucs_ray.engine.board import new_board
 from mucs_ray.engine.models import to_arrays, to_tensors
 from mucs_ray.engine.progress import Bar
@@ -41,6 +40,7 @@ from mucs_ray.engine.session import session
 from mucs_ray.engine.watch import watching
 from mucs_ray.pipeline import Pipeline
 from mucs_ray.steps import attributing
+from mucs_ray.store.parts import unit_part
 
 UNLEARN, SCORE = "attribute/mucs/unlearn", "attribute/mucs/score"
 BEFORE = ("pretrain", "generate", "attribute/mucs/null", UNLEARN)

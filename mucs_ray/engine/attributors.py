@@ -1,11 +1,9 @@
 """A method in a worker: what a hook needs, fetched and moved to the device (mucs_ray.attribution.base)."""
 
-import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 
-import numpy as np
 import pyarrow as pa
 import ray
 import torch
@@ -15,13 +13,14 @@ from mucs_ray.attribution.base import Attributor, Columns, Item, MethodContext
 from mucs_ray.attribution.card import MethodStage
 from mucs_ray.config import Recipe
 from mucs_ray.data.local import LocalImages
-from mucs_ray.data.table import Dataset, Unit, open_parquet, read_unit
+from mucs_ray.data.table import Dataset, Unit, read_unit
 from mucs_ray.diffusion.batch import Batch
 from mucs_ray.engine.attempts import beat
 from mucs_ray.engine.models import Arrays, best_device, build_denoiser
 from mucs_ray.evaluation.encoders import load_clip, load_dino
 from mucs_ray.evaluation.metrics import ReadyMetric
 from mucs_ray.store.items import load_item
+from mucs_ray.store.parts import matrix, read_part, unit_part
 from mucs_ray.store.run import Stage
 from mucs_ray.training.order import batch_rows
 
@@ -113,16 +112,11 @@ def named_batches(dataset: Dataset, seed: int, device: torch.device) -> Callable
     return named
 
 
-def unit_part(stage: Stage, unit: Unit) -> str:
-    """File name of a unit's part."""
-    return stage.part(unit.name, "parquet")
-
-
 def read_rows(job: AttributeJob, unit: Unit) -> pa.Table:
     """The images of a unit, or their features."""
     if job.features is None:
         return read_unit(unit)
-    return open_parquet(io.BytesIO(job.features.checked(unit_part(job.features, unit)))).read()
+    return read_part(job.features.checked(unit_part(job.features, unit)))
 
 
 def to_rows(job: AttributeJob, table: pa.Table, device: torch.device) -> Batch | Columns:
@@ -140,11 +134,3 @@ def stream_rows(job: AttributeJob, device: torch.device) -> Iterator[Batch | Col
         table = read_rows(job, unit)
         if len(table):  # of a sample there may be none
             yield to_rows(job, table, device)
-
-
-def matrix(table: pa.Table, name: str) -> np.ndarray:
-    """A column of numbers, or of lists of one length, as an array that can be written to."""
-    column = table[name].combine_chunks()
-    values = column.flatten() if pa.types.is_nested(column.type) else column
-    array = values.to_numpy(zero_copy_only=False).copy()
-    return array.reshape(len(column), -1) if pa.types.is_nested(column.type) else array

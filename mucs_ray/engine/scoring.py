@@ -5,7 +5,6 @@ name, whole or not at all, and returns a receipt. Features of images are made in
 scorers: `mucs_ray.engine.streaming`.
 """
 
-import io
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,6 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 import torch
 
@@ -23,10 +21,11 @@ from mucs_ray.data.table import Unit
 from mucs_ray.diffusion.batch import Batch
 from mucs_ray.engine import metrics
 from mucs_ray.engine.attempts import beating
-from mucs_ray.engine.attributors import AttributeJob, Refs, build, to_rows, unit_part
+from mucs_ray.engine.attributors import AttributeJob, Refs, build, to_rows
 from mucs_ray.engine.board import Board, last_line, this_worker
 from mucs_ray.engine.models import to_tensors
 from mucs_ray.errors import MucsError, RunFailed
+from mucs_ray.store.parts import part_bytes, unit_part
 
 UNIT_COLUMN = "mucs_ray_unit"
 
@@ -97,24 +96,6 @@ def require_finite(idx: np.ndarray, columns: Mapping[str, np.ndarray]) -> None:
         bad = ~np.isfinite(values.reshape(len(idx), -1)).all(axis=1)
         if bad.any():
             raise RunFailed(f"`{name}` of training image idx={idx[bad][0]} is not finite")
-
-
-def part_bytes(idx: np.ndarray, columns: Mapping[str, np.ndarray]) -> bytes:
-    """Parquet: idx, and each column as numbers or as lists of one length, e.g. skew[items]."""
-    arrays = {name: pa.array(each) if each.ndim == 1 else fixed_lists(each) for name, each in columns.items()}
-    buffer = io.BytesIO()
-    pq.write_table(pa.table({"idx": pa.array(idx), **arrays}), buffer, compression="zstd")
-    return buffer.getvalue()
-
-
-def score_schema(num_items: int) -> pa.Schema:
-    """The columns that everyone reads: idx, score[items]."""
-    return pa.schema([("idx", pa.int64()), ("score", pa.list_(pa.float32(), num_items))])
-
-
-def fixed_lists(values: np.ndarray) -> pa.FixedSizeListArray:
-    """A matrix as a column of fixed-size lists."""
-    return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
 
 
 class Scorer:

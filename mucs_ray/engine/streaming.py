@@ -17,7 +17,7 @@ import ray.exceptions
 from mucs_ray import storage
 from mucs_ray.data.table import Unit
 from mucs_ray.engine.attempts import explain
-from mucs_ray.engine.attributors import AttributeJob, Refs, read_rows, unit_part
+from mucs_ray.engine.attributors import AttributeJob, Refs, read_rows
 from mucs_ray.engine.board import Board, last_line, new_board
 from mucs_ray.engine.pace import PACE, Pace
 from mucs_ray.engine.progress import Bar
@@ -25,6 +25,7 @@ from mucs_ray.engine.scoring import UNIT_COLUMN, Receipt, Scorer
 from mucs_ray.engine.session import READER_CPUS, Cluster, quiet_data
 from mucs_ray.engine.watch import watching
 from mucs_ray.errors import MucsError
+from mucs_ray.store.parts import unit_part
 
 
 def read_units(names: pa.Table, units: dict[str, Unit], job: AttributeJob, board: Board) -> pa.Table:

@@ -6,13 +6,14 @@ from ray import ObjectRef
 
 from mucs_ray.attribution.tuning import OPEN, is_open
 from mucs_ray.engine import fitting, streaming, tuning
-from mucs_ray.engine.attributors import AttributeJob, Refs, unit_part
+from mucs_ray.engine.attributors import AttributeJob, Refs
 from mucs_ray.engine.models import load_arrays
 from mucs_ray.engine.progress import Bar, bar
 from mucs_ray.engine.session import Cluster
 from mucs_ray.pipeline import Pipeline
 from mucs_ray.steps.files import Output, digests, weights_ref
 from mucs_ray.store.item_names import item_file
+from mucs_ray.store.parts import unit_part
 from mucs_ray.store.run import Stage
 from mucs_ray.tasks import Task
 
