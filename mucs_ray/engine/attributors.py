@@ -1,7 +1,7 @@
 """A method in a worker: what a hook needs, fetched and moved to the device (mucs_ray.attribution.base)."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 
 import pyarrow as pa
@@ -11,10 +11,12 @@ from ray import ObjectRef
 
 from mucs_ray.attribution.base import Attributor, Columns, Item, MethodContext
 from mucs_ray.attribution.card import MethodStage
+from mucs_ray.attribution.first_losses import FirstLosses
 from mucs_ray.config import Recipe
 from mucs_ray.data.local import LocalImages
 from mucs_ray.data.table import Dataset, Unit, read_unit
 from mucs_ray.diffusion.batch import Batch
+from mucs_ray.diffusion.denoiser import EDMDenoiser
 from mucs_ray.engine.attempts import beat
 from mucs_ray.engine.models import Arrays, best_device, build_denoiser
 from mucs_ray.evaluation.encoders import load_clip, load_dino
@@ -42,6 +44,11 @@ class AttributeJob:
     """Where the method's features, or the rows of its sample, are, if this part reads them."""
     encoder: ReadyMetric | None
 
+    @property
+    def source(self) -> str:
+        """Names what the stage streams: the training images, or the features that an earlier stage made of them."""
+        return self.features.name if self.features else "images"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refs:
@@ -59,9 +66,28 @@ class Refs:
         return weights, fitted, ray.get(list(self.item_states))
 
 
-def build(job: AttributeJob, weights: Arrays | None, device: torch.device | None = None) -> Attributor:
+@dataclass(slots=True, kw_only=True)
+class Shared:
+    """What the methods of one worker have in common: F1, its losses of the batch at hand, the device's memory."""
+
+    num_methods: int = 1
+    first_losses: FirstLosses | None = None
+    denoisers: dict[bool, EDMDenoiser] = field(default_factory=dict)
+    """F1, and apart from it one whose blocks are compiled, which is done in place."""
+
+    def denoiser(self, job: AttributeJob, weights: Arrays, device: torch.device) -> EDMDenoiser:
+        """F1, built for the first that asks."""
+        compiled = job.part.compares_losses and job.recipe.score.compile == "on"
+        if compiled not in self.denoisers:
+            self.denoisers[compiled] = build_denoiser(job.recipe.model, weights, device)
+        return self.denoisers[compiled]
+
+
+def build(
+    job: AttributeJob, weights: Arrays | None, device: torch.device | None = None, shared: Shared | None = None
+) -> Attributor:
     """The method with what its part needs: the model, the items, an encoder; reads nothing else."""
-    device = device or best_device()
+    device, shared = device or best_device(), shared or Shared()
     recipe, card = job.recipe, job.dataset.card
     numbers = range(recipe.generate.items) if job.part.uses_items else ()
     context = MethodContext(
@@ -69,11 +95,13 @@ def build(job: AttributeJob, weights: Arrays | None, device: torch.device | None
         device=device,
         num_images=card.num_images("train"),
         items=tuple(to_device(load_item(job.generated, number), device) for number in numbers),
-        denoiser=None if weights is None else build_denoiser(recipe.model, weights, device),
+        denoiser=None if weights is None else shared.denoiser(job, weights, device),
         batches=named_batches(job.dataset, recipe.seed, device),
         encode=None if job.encoder is None else encoder(job.encoder, device),
         captures=captures_graphs(recipe, device),
         on_progress=beat,
+        first_losses=shared.first_losses,
+        num_methods=shared.num_methods,
     )
     return job.attributor(context)
 
