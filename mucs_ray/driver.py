@@ -81,7 +81,7 @@ def passes(work: Sequence[Work]) -> Iterator[tuple[Pipeline, tuple[str, ...]]]:
     for pipeline, those in groupby(work, key=lambda each: each[0]):
         inputs = {name: pipeline.stage(name).inputs for _, name in those}
         streamed = {name for name in inputs if name in pipeline.tasks and pipeline.tasks[name].streams}
-        for names in in_passes(inputs, streamed):
+        for names in in_passes(inputs, streamed, pipeline.recipe.engine.stages_per_pass):
             yield pipeline, names
 
 

@@ -119,7 +119,7 @@ class LossChange:
         """What F1's losses on the shared noises depend on, to the last bit, beside F1 and the batch."""
         config, models = self.config, self.models
         noises = (self.seed, self.shape, config.sigmas, config.keep, config.noises)
-        return *noises, models.precision, config.compile, config.images_per_forward, models.stem_is_shared
+        return *noises, models.precision, config.compile, config.images_per_forward
 
     def _independent(self, image: Batch) -> Float[Tensor, "m 1 n"]:
         """One image under each model on draws of its own."""

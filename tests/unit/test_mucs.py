@@ -465,10 +465,12 @@ def beside(first: FirstLosses, bank: list[dict[str, Tensor]], *, seed: int = 1, 
 
 
 def test_methods_of_one_pass_compute_the_losses_of_f1_once_bit_for_bit():
-    first, others = FirstLosses(), [other_tensors(DENOISER, f"other={number}") for number in range(2)]
-    one, other = beside(first, BANK), beside(first, others, epsilon=0.1)
+    """Also where one of them changed the stem of the network, which is then not computed once for its models."""
+    first = FirstLosses()
+    wholes = [{name: size * own for name, own in DENOISER.network.named_parameters()} for size in (0.9, 1.1)]
+    one, whole, other = beside(first, BANK), beside(first, wholes), beside(first, BANK[:2], epsilon=0.1)
     for batch in (IMAGES[:4], IMAGES[4:]):
-        for method, bank, models in ((one, BANK, 4), (other, others, 2)):
+        for method, bank, models in ((one, BANK, 4), (whole, wholes, 2), (other, BANK[:2], 2)):
             together, alone = method.losses(batch), change(bank).losses(batch)
             assert torch.equal(together.before, alone.before) and torch.equal(together.after, alone.after)
             assert method.forwards == len(batch) * CONFIG.noises * models

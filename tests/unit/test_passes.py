@@ -27,6 +27,11 @@ def test_what_is_done_already_is_not_waited_for():
     assert order == [("das/solve",), ("das/score", "mucs/score"), ("mucs",)]
 
 
+def test_a_pass_has_no_more_stages_than_asked():
+    order = list(in_passes({"a": (), "b": (), "c": (), "d": ("a",)}, "abc", 2))
+    assert order == [("a", "b"), ("d",), ("c",)]
+
+
 def test_stages_that_do_not_stream_keep_their_order():
     assert list(in_passes({"b": (), "a": (), "c": ("a",)}, ())) == [("b",), ("a",), ("c",)]
     assert list(in_passes({}, STREAMED)) == []
