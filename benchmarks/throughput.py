@@ -30,6 +30,7 @@ from mucs_ray.config import Recipe, build, with_settings
 from mucs_ray.data.table import read_unit
 from mucs_ray.engine.attributors import AttributeJob
 from mucs_ray.engine.scoring import score_unit
+from mucs_ray.engine.unit_rows import Rows
 from mucs_ray.store.run import Stage
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -139,7 +140,7 @@ def loop(model: Subject, folder: str, least_s: float) -> Pace:
         started = time.monotonic()
         table = read_unit(unit)
         pace.reading_s += time.monotonic() - started
-        receipt = score_unit(method, job, unit, table)  # it ends with the scores in a file, so the GPU has finished
+        receipt = score_unit(method, job, unit, Rows(table))  # it ends with a file, so the GPU has finished
         pace.forwards += receipt.forwards
         pace.worker_s += receipt.worker_seconds
         pace.outside_s += receipt.worker_seconds_outside

@@ -32,15 +32,15 @@ from mucs_ray.config import build, with_settings, with_values
 from mucs_ray.data.table import Unit, read_unit
 from mucs_ray.engine import streaming
 from mucs_ray.engine.attributors import build as build_method
-from mucs_ray.engine.attributors import unit_part
-from mucs_ray.engine.board import new_board
 from mucs_ray.engine.models import to_arrays, to_tensors
 from mucs_ray.engine.progress import Bar
 from mucs_ray.engine.scoring import Receipt, score_unit
 from mucs_ray.engine.session import session
+from mucs_ray.engine.unit_rows import Rows
 from mucs_ray.engine.watch import watching
 from mucs_ray.pipeline import Pipeline
 from mucs_ray.steps import attributing
+from mucs_ray.store.parts import unit_part
 
 UNLEARN, SCORE = "attribute/mucs/unlearn", "attribute/mucs/score"
 BEFORE = ("pretrain", "generate", "attribute/mucs/null", UNLEARN)
@@ -124,22 +124,23 @@ def plain_loop(pipeline: Pipeline, units: Sequence[Unit]) -> Wall:
     bank = parts(pipeline.run_url, UNLEARN, "item-")
     method.load({}, [to_tensors(to_arrays(tensors), DEVICE) for tensors in bank])
     begun = time.monotonic()
-    receipts = [score_unit(method, job, unit, read_unit(unit)) for unit in units]
+    receipts = [score_unit(method, job, unit, Rows(read_unit(unit))) for unit in units]
     units_s = time.monotonic() - begun
     return Wall(start_s=begun - started, units_s=units_s, forwards=sum(each.forwards for each in receipts))
 
 
 def with_ray(pipeline: Pipeline, units: Sequence[Unit], workers: int) -> Wall:
-    """The pipeline's streaming pass (mucs_ray.steps.attributing.stream), of which each receipt is kept."""
+    """The pipeline's streaming pass (mucs_ray.steps.one_pass), of which each receipt is kept."""
     pipeline = replace(pipeline, recipe=with_values(pipeline.recipe, {"engine.actors": (workers, workers)}))
     started = over = time.time()
     receipts: dict[str, Receipt] = {}
     with session():
-        cluster, task, board = driver.now(pipeline), pipeline.tasks[SCORE], new_board()
+        cluster, task = driver.now(pipeline), pipeline.tasks[SCORE]
         job, inputs = attributing.job_of(pipeline, task), attributing.refs(pipeline, task)
         bar = Bar(pipeline.console, SCORE, len(units), "units", None)
-        with watching(board, bar, cluster.engine.timeout):
-            for receipt in streaming.stream(job, inputs, units, board, cluster):
+        stage = streaming.Streamed(job=job, refs=inputs, bar=bar, units=units)
+        with watching([(stage.board, bar)], cluster.engine.timeout):
+            for receipt in streaming.stream([stage], cluster):
                 receipts[receipt.unit], over = receipt, time.time()
     # a worker has begun a unit so long before it published the part
     files = {unit.name: Path(job.stage.url(unit_part(job.stage, unit))) for unit in units}

@@ -1,7 +1,7 @@
 """Runs what is missing of one or several runs, phase by phase, in one Ray session."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from itertools import groupby
@@ -10,6 +10,7 @@ from typing import Any
 from mucs_ray import __version__, storage
 from mucs_ray.engine.session import Cluster, alive_nodes, await_worker, session
 from mucs_ray.errors import MucsError
+from mucs_ray.passes import in_passes
 from mucs_ray.pipeline import PHASES, Pipeline
 from mucs_ray.store.run import Stage
 
@@ -60,8 +61,7 @@ def phase(work: Work) -> str:
 
 def do(work: Sequence[Work]) -> None:
     """These stages inside a running session, each with its manifest once everything is there."""
-    from mucs_ray import steps  # imports Ray's libraries, which a finished run does not need
-    from mucs_ray.steps import trainings
+    from mucs_ray.steps import trainings  # imports Ray's libraries, which a finished run does not need
 
     nodes: set[str] = set()
     for _, group in groupby(work, key=phase):
@@ -72,11 +72,42 @@ def do(work: Sequence[Work]) -> None:
             with told(side_by_side):
                 for pipeline, name, output in trainings.train(side_by_side, now(side_by_side[0][0])):
                     finish(pipeline, pipeline.stage(name), output, started)
-        for pipeline, name in together:
-            if not trainings.is_training(pipeline, name):
-                started = time.monotonic()
-                with told([(pipeline, name)]):
-                    finish(pipeline, pipeline.stage(name), steps.work(pipeline, name, now(pipeline)), started)
+        for pipeline, names in passes([each for each in together if each not in side_by_side]):
+            do_together(pipeline, names)
+
+
+def passes(work: Sequence[Work]) -> Iterator[tuple[Pipeline, tuple[str, ...]]]:
+    """What is done together, run by run: the stages of one pass over the training set, or a single stage."""
+    for pipeline, those in groupby(work, key=lambda each: each[0]):
+        inputs = {name: pipeline.stage(name).inputs for _, name in those}
+        streamed = {name for name in inputs if name in pipeline.tasks and pipeline.tasks[name].streams}
+        for names in in_passes(inputs, streamed, pipeline.recipe.engine.stages_per_pass):
+            yield pipeline, names
+
+
+def do_together(pipeline: Pipeline, names: Sequence[str]) -> None:
+    """The stages of a pass, or a single stage. Those that fail are raised as one error once the others are finished."""
+    from mucs_ray import steps
+
+    started, errors = time.monotonic(), dict[str, MucsError]()
+    with told([(pipeline, name) for name in names]):
+        for name, output in steps.together(pipeline, names, now(pipeline)):
+            if isinstance(output, MucsError):
+                errors[name] = output
+                fail(pipeline, name, output)
+            else:
+                finish(pipeline, pipeline.stage(name), output, started)
+    if errors:
+        raise joined(errors) if len(names) > 1 else errors[names[0]]
+
+
+def joined(errors: Mapping[str, MucsError]) -> MucsError:
+    """The failures of several stages in one line; of what kind the first is. `status` has the causes of all."""
+    (name, first), *others = errors.items()
+    more = f"; {len(others)} more stages failed, see mucs-ray status" if others else ""
+    error = type(first)(f"{name}: {first}{more}")
+    error.units = first.units
+    return error
 
 
 def now(pipeline: Pipeline) -> Cluster:
@@ -94,18 +125,22 @@ def told(work: Sequence[Work]) -> Iterator[None]:
         yield
     except MucsError as error:
         for pipeline, name in work:
-            stage = pipeline.stage(name)
-            if stage.state().status != "done":
-                stage.fail(str(error), error.units)
-                pipeline.events.add("stage failed", stage=name, error=str(error), units=error.units)
+            if pipeline.stage(name).state().status != "done":
+                fail(pipeline, name, error)
         raise
     finally:
         for pipeline, _ in work:
             pipeline.events.flush()
 
 
+def fail(pipeline: Pipeline, name: str, error: MucsError) -> None:
+    """Keep in the stage's folder, and in the events, why it could not be finished."""
+    pipeline.stage(name).fail(str(error), error.units)
+    pipeline.events.add("stage failed", stage=name, error=str(error), units=error.units)
+
+
 def finish(pipeline: Pipeline, stage: Stage, output: tuple[dict[str, str], dict[str, Any]], started: float) -> None:
-    """Publish the manifest, and say so. A training tells its own seconds: others ran beside it."""
+    """Publish the manifest, and say so. Where others ran beside it, a stage tells its own seconds."""
     files, facts = output
     facts = {"seconds": round(time.monotonic() - started, 2), **facts}
     versions = {"mucs-ray": __version__, **{name: version(name) for name in ("ray", "torch")}}

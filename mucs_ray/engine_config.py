@@ -27,6 +27,9 @@ class EngineConfig:
     actors: tuple[Annotated[int, Ge(0)], Annotated[int, Ge(0)]] = (0, 0)
     """Smallest and largest pool of scorers. 0 = all that the cluster has room for, now or once its autoscaler has
     brought it; and no bound: nodes that join get scorers too."""
+    stages_per_pass: Annotated[int, Ge(0)] = 0
+    """Stages that share a pass over the training set at most; 0 = all that can. Fewer need less memory: the models of
+    all of them are in every scorer."""
     max_failures: Annotated[int, Ge(0)] = 3
     """Restarts of a training after a lost worker or a hang; a machine that is taken away does not count."""
     gpu_share: Annotated[float, Gt(0), Le(1)] = 1.0

@@ -58,6 +58,11 @@ class Task:
         """Of the stage; "" for a ranking."""
         return self.part.hook if self.part else ""
 
+    @property
+    def streams(self) -> bool:
+        """Whether it goes over the training set unit by unit, with a part for each, and so can share a pass."""
+        return self.hook in ("features", "sample", "score")
+
     def load(self) -> "type[Attributor]":
         """The class whose hook this is: the method's own, or that of the method whose stage it takes over."""
         return load_class((self.part.owner if self.part else "") or self.method.implementation)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from mucs_ray.attribution.card import MethodCard, MethodStage
 from mucs_ray.attribution.config import RankConfig, ScoreConfig
+from mucs_ray.attribution.first_losses import FirstLosses
 from mucs_ray.diffusion.batch import Batch
 from mucs_ray.diffusion.denoiser import EDMDenoiser
 from mucs_ray.models.dit_config import DiTConfig
@@ -94,6 +95,10 @@ class MethodContext:
     """Whether forwards that come again with the same shape are captured as CUDA graphs; changes no number."""
     on_progress: Callable[[], None] = lambda: None
     """A sign of life, for a hook that makes forwards which Python does not see (a replayed CUDA graph)."""
+    first_losses: FirstLosses | None = None
+    """What F1's losses of the batch at hand are, for methods that compute them in the same worker in the same way."""
+    num_methods: int = 1
+    """How many methods share the memory of this worker's device."""
 
     @property
     def model(self) -> EDMDenoiser:

@@ -7,6 +7,7 @@ Axes: b training images, i items, n noises.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from mucs_ray.attribution.base import Attributor, Columns, MethodSettings, Passes, Tensors
 from mucs_ray.attribution.card import MethodStage
 from mucs_ray.attribution.config import Measure, ScoreConfig
+from mucs_ray.attribution.first_losses import FirstLosses
 from mucs_ray.attribution.model_bank import ModelBank
 from mucs_ray.attribution.skew import normalized_skew
 from mucs_ray.diffusion.batch import Batch
@@ -44,9 +46,17 @@ class LossChange:
         seed: int,
         captures: bool = False,
         on_progress: Callable[[], None] = lambda: None,
+        first_losses: FirstLosses | None = None,
+        num_banks: int = 1,
     ) -> None:
-        """`denoiser` is F1, in eval mode on its device; `bank` holds the changed tensors of each item, anywhere."""
-        self.models = ModelBank(denoiser, bank, config, captures=captures, on_progress=on_progress)
+        """`denoiser` is F1, in eval mode on its device; `bank` holds the changed tensors of each item, anywhere.
+
+        `first_losses` are those that others with the same F1 have computed; `num_banks` share the device's memory.
+        """
+        self.models = ModelBank(denoiser, bank, config, captures=captures, on_progress=on_progress, num_banks=num_banks)
+        self.first_losses = first_losses
+        self.forwards = 0
+        """Forward passes of the last call of `losses`."""
         self.num_items = len(bank)
         self.config = config
         self.seed = seed
@@ -68,10 +78,11 @@ class LossChange:
     def losses(self, batch: Batch) -> Losses:
         """RunFailed, naming the image, if a loss is not finite."""
         if self.shared is not None:
-            table = self.models.losses(batch, self.shared)
+            table = self._shared(batch, self.shared)
         else:
             cuts = [batch[at : at + 1] for at in range(len(batch))]
             table = torch.cat([self._independent(one) for one in cuts], dim=1)
+            self.forwards = table.numel()
         require_finite(table, batch)
         return Losses(before=table[0], after=table[1:])
 
@@ -90,6 +101,24 @@ class LossChange:
     def difference(self, losses: Losses) -> Float[Tensor, "b i"]:
         """Mean loss after minus mean loss before, on the CPU; higher = more influential (spec 8, S-C1)."""
         return (losses.after - losses.before).mean(dim=2).T.cpu()
+
+    def _shared(self, batch: Batch, noises: NoiseSet) -> Float[Tensor, "m b n"]:
+        """All models on the same noises; F1 only if nobody has computed its losses of this batch."""
+        first = self.first_losses.find(batch, self.first_key) if self.first_losses else None
+        table = self.models.losses(batch, noises, range(first is not None, 1 + self.num_items))
+        self.forwards = table.numel()
+        if first is not None:
+            return torch.cat([first, table])
+        if self.first_losses:
+            self.first_losses.keep(batch, self.first_key, table[:1])
+        return table
+
+    @property
+    def first_key(self) -> tuple[Any, ...]:
+        """What F1's losses on the shared noises depend on, to the last bit, beside F1 and the batch."""
+        config, models = self.config, self.models
+        noises = (self.seed, self.shape, config.sigmas, config.keep, config.noises)
+        return *noises, models.precision, config.compile, config.images_per_forward
 
     def _independent(self, image: Batch) -> Float[Tensor, "m 1 n"]:
         """One image under each model on draws of its own."""
@@ -122,6 +151,8 @@ class LossAttributor(Attributor):
             seed=settings.seed,
             captures=self.context.captures,
             on_progress=self.context.on_progress,
+            first_losses=self.context.first_losses,
+            num_banks=self.context.num_methods,
         )
 
     @classmethod
@@ -140,8 +171,8 @@ class LossAttributor(Attributor):
         return 8 * num_images * num_items + losses
 
     def forwards(self, columns: Columns) -> int:
-        """F1 and every F2 on every noise."""
-        return len(next(iter(columns.values()))) * self.change.config.noises * (1 + self.change.num_items)
+        """Every F2 on every noise, and F1 unless another method had its losses."""
+        return self.change.forwards
 
     def score(self, rows: Batch) -> Float[Tensor, "b i"]:
         """By the measure that `rank.measure` names."""

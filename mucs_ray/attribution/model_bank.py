@@ -50,11 +50,13 @@ class ModelBank:
         resident: int | None = None,
         captures: bool = False,
         on_progress: Callable[[], None] = lambda: None,
+        num_banks: int = 1,
     ) -> None:
         """`denoiser` is F1, in eval mode on its device; `bank` holds the changed tensors of each item, on any device.
 
-        `resident` F2s are kept on the device at once; None = as many as half of its free memory holds. With `captures`
-        forwards whose shape comes again are captured as CUDA graphs. `on_progress` is called after some forwards.
+        `resident` F2s are kept on the device at once; None = as many as fit into half of its free memory, or, of
+        `num_banks` there, into this one's part of that. With `captures` forwards whose shape comes again are captured
+        as CUDA graphs. `on_progress` is called after some forwards.
         """
         self.denoiser = denoiser
         self.device = next(denoiser.parameters()).device
@@ -62,7 +64,7 @@ class ModelBank:
         matrices = matrix_names(denoiser.network) if self.precision == "bf16" else frozenset()
         own = {name: denoiser.network.get_parameter(name).detach() for name in matrices}
         self.first = cast_to_bf16(own, matrices)
-        self.slots = ModelSlots([cast_to_bf16(each, matrices) for each in bank], self.device, resident)
+        self.slots = ModelSlots([cast_to_bf16(each, matrices) for each in bank], self.device, resident, num_banks)
         self.stem_is_shared = not any(name.startswith(STEM) for tensors in bank for name in tensors)
         self.alone = config.images_per_forward == 1
         at_once = 1 if config.images_per_forward == "auto" else config.images_per_forward

@@ -16,9 +16,16 @@ SHARE_OF_FREE_MEMORY = 0.5
 class ModelSlots:
     """F2s by number, from 1; `slots[number]` is there while the number's turn lasts."""
 
-    def __init__(self, bank: Sequence[Mapping[str, Tensor]], device: torch.device, resident: int | None = None) -> None:
-        """`resident` of the bank's models are on the device at once; None = as many as fit."""
-        self.num_slots = max(1, min(len(bank), fitting(bank, device) if resident is None else resident))
+    def __init__(
+        self,
+        bank: Sequence[Mapping[str, Tensor]],
+        device: torch.device,
+        resident: int | None = None,
+        num_banks: int = 1,
+    ) -> None:
+        """`resident` of the bank's models are on the device at once; None = as many as fit, beside other banks."""
+        most = fitting(bank, device, num_banks) if resident is None else resident
+        self.num_slots = max(1, min(len(bank), most))
         self.all_fit = len(bank) <= self.num_slots
         if self.all_fit:
             self.bank = self.slots = [{name: each.to(device) for name, each in tensors.items()} for tensors in bank]
@@ -63,12 +70,14 @@ class ModelSlots:
                 fixed.copy_(self.bank[number - 1][name], non_blocking=True)
 
 
-def fitting(bank: Sequence[Mapping[str, Tensor]], device: torch.device) -> int:
-    """How many of these models a GPU holds in its share; a CPU holds all, for they are in its memory already."""
+def fitting(bank: Sequence[Mapping[str, Tensor]], device: torch.device, num_banks: int) -> int:
+    """How many of these models a GPU holds in this bank's part of the share; a CPU holds all, for they are in its
+    memory already.
+    """
     if device.type != "cuda" or not bank:
         return len(bank)
     one = sum(each.numel() * each.element_size() for each in bank[0].values())
-    return int(SHARE_OF_FREE_MEMORY * torch.cuda.mem_get_info(device)[0] / one)
+    return int(SHARE_OF_FREE_MEMORY / num_banks * torch.cuda.mem_get_info(device)[0] / one)
 
 
 def waiting(tensor: Tensor, device: torch.device) -> Tensor:

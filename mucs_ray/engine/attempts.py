@@ -17,7 +17,7 @@ ATTEMPTS = 3
 BEAT_S = 5.0
 """A worker gives a sign of life at most that often."""
 Kind = Literal["error", "hung", "lost"]
-Answer = Literal["go", "given up", "draining"]
+Answer = Literal["go", "done", "given up", "draining"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +66,8 @@ class Sheet:
     failures: list[Failure] = field(default_factory=list)
     """In the order they happened."""
     crew: list[Worker] = field(default_factory=list)
+    results: dict[str, Any] = field(default_factory=dict)
+    """Of the units that have ended."""
 
     def join(self, worker: Worker) -> None:
         """A worker is there."""
@@ -77,7 +79,12 @@ class Sheet:
         return crew
 
     def begin(self, unit: str, worker: Worker) -> Answer:
-        """Before the work on a unit. "given up": it is not tried any more; "draining": leave it to another node."""
+        """Before the work on a unit.
+
+        "done": its result is known; "given up": it is not tried any more; "draining": leave it to another node.
+        """
+        if unit in self.results:
+            return "done"
         if unit in self.at_work:  # Ray gives it out again only if whoever had it is gone
             self.lost(unit)
         if self.is_given_up(unit):
@@ -92,9 +99,15 @@ class Sheet:
         if unit in self.at_work:
             self.at_work[unit].seen = self.clock()
 
-    def end(self, unit: str) -> None:
-        """After the work on a unit, its result published."""
+    def end(self, unit: str, result: Any = None) -> None:  # noqa: ANN401 - any picklable value
+        """After the work on a unit. A result is kept for whoever is given the unit again."""
         self.at_work.pop(unit, None)
+        if result is not None:
+            self.results[unit] = result
+
+    def result(self, unit: str) -> Any:  # noqa: ANN401 - any picklable value
+        """What was kept of a unit that has ended."""
+        return self.results[unit]
 
     def lost(self, unit: str, cause: str = "its worker died") -> None:
         """The worker of an attempt is gone, or was before it began; counted unless its whole node is."""
@@ -130,6 +143,7 @@ class Sheet:
 
     def _note(self, unit: str, kind: Kind, cause: str, attempt: Attempt | None, error: MucsError | None = None) -> None:
         place = attempt.worker.place if attempt else ""
+        self.results.pop(unit, None)
         self.failures.append(Failure(unit=unit, kind=kind, cause=cause, place=place, error=error))
 
 

@@ -1,11 +1,9 @@
 """A method in a worker: what a hook needs, fetched and moved to the device (mucs_ray.attribution.base)."""
 
-import io
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 
-import numpy as np
 import pyarrow as pa
 import ray
 import torch
@@ -13,15 +11,18 @@ from ray import ObjectRef
 
 from mucs_ray.attribution.base import Attributor, Columns, Item, MethodContext
 from mucs_ray.attribution.card import MethodStage
+from mucs_ray.attribution.first_losses import FirstLosses
 from mucs_ray.config import Recipe
 from mucs_ray.data.local import LocalImages
-from mucs_ray.data.table import Dataset, Unit, open_parquet, read_unit
+from mucs_ray.data.table import Dataset, Unit, read_unit
 from mucs_ray.diffusion.batch import Batch
+from mucs_ray.diffusion.denoiser import EDMDenoiser
 from mucs_ray.engine.attempts import beat
 from mucs_ray.engine.models import Arrays, best_device, build_denoiser
 from mucs_ray.evaluation.encoders import load_clip, load_dino
 from mucs_ray.evaluation.metrics import ReadyMetric
 from mucs_ray.store.items import load_item
+from mucs_ray.store.parts import matrix, read_part, unit_part
 from mucs_ray.store.run import Stage
 from mucs_ray.training.order import batch_rows
 
@@ -43,6 +44,11 @@ class AttributeJob:
     """Where the method's features, or the rows of its sample, are, if this part reads them."""
     encoder: ReadyMetric | None
 
+    @property
+    def source(self) -> str:
+        """Names what the stage streams: the training images, or the features that an earlier stage made of them."""
+        return self.features.name if self.features else "images"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refs:
@@ -60,9 +66,28 @@ class Refs:
         return weights, fitted, ray.get(list(self.item_states))
 
 
-def build(job: AttributeJob, weights: Arrays | None, device: torch.device | None = None) -> Attributor:
+@dataclass(slots=True, kw_only=True)
+class Shared:
+    """What the methods of one worker have in common: F1, its losses of the batch at hand, the device's memory."""
+
+    num_methods: int = 1
+    first_losses: FirstLosses | None = None
+    denoisers: dict[bool, EDMDenoiser] = field(default_factory=dict)
+    """F1, and apart from it one whose blocks are compiled, which is done in place."""
+
+    def denoiser(self, job: AttributeJob, weights: Arrays, device: torch.device) -> EDMDenoiser:
+        """F1, built for the first that asks."""
+        compiled = job.part.compares_losses and job.recipe.score.compile == "on"
+        if compiled not in self.denoisers:
+            self.denoisers[compiled] = build_denoiser(job.recipe.model, weights, device)
+        return self.denoisers[compiled]
+
+
+def build(
+    job: AttributeJob, weights: Arrays | None, device: torch.device | None = None, shared: Shared | None = None
+) -> Attributor:
     """The method with what its part needs: the model, the items, an encoder; reads nothing else."""
-    device = device or best_device()
+    device, shared = device or best_device(), shared or Shared()
     recipe, card = job.recipe, job.dataset.card
     numbers = range(recipe.generate.items) if job.part.uses_items else ()
     context = MethodContext(
@@ -70,11 +95,13 @@ def build(job: AttributeJob, weights: Arrays | None, device: torch.device | None
         device=device,
         num_images=card.num_images("train"),
         items=tuple(to_device(load_item(job.generated, number), device) for number in numbers),
-        denoiser=None if weights is None else build_denoiser(recipe.model, weights, device),
+        denoiser=None if weights is None else shared.denoiser(job, weights, device),
         batches=named_batches(job.dataset, recipe.seed, device),
         encode=None if job.encoder is None else encoder(job.encoder, device),
         captures=captures_graphs(recipe, device),
         on_progress=beat,
+        first_losses=shared.first_losses,
+        num_methods=shared.num_methods,
     )
     return job.attributor(context)
 
@@ -113,16 +140,11 @@ def named_batches(dataset: Dataset, seed: int, device: torch.device) -> Callable
     return named
 
 
-def unit_part(stage: Stage, unit: Unit) -> str:
-    """File name of a unit's part."""
-    return stage.part(unit.name, "parquet")
-
-
 def read_rows(job: AttributeJob, unit: Unit) -> pa.Table:
     """The images of a unit, or their features."""
     if job.features is None:
         return read_unit(unit)
-    return open_parquet(io.BytesIO(job.features.checked(unit_part(job.features, unit)))).read()
+    return read_part(job.features.checked(unit_part(job.features, unit)))
 
 
 def to_rows(job: AttributeJob, table: pa.Table, device: torch.device) -> Batch | Columns:
@@ -140,11 +162,3 @@ def stream_rows(job: AttributeJob, device: torch.device) -> Iterator[Batch | Col
         table = read_rows(job, unit)
         if len(table):  # of a sample there may be none
             yield to_rows(job, table, device)
-
-
-def matrix(table: pa.Table, name: str) -> np.ndarray:
-    """A column of numbers, or of lists of one length, as an array that can be written to."""
-    column = table[name].combine_chunks()
-    values = column.flatten() if pa.types.is_nested(column.type) else column
-    array = values.to_numpy(zero_copy_only=False).copy()
-    return array.reshape(len(column), -1) if pa.types.is_nested(column.type) else array

@@ -93,9 +93,13 @@ class Board:
         """A sign of life, some time soon."""
         self.notes.sheet.remote(self.name, "beat", unit)
 
-    def end(self, unit: str) -> None:
-        """The unit's result is published."""
-        self._ask("end", unit)
+    def end(self, unit: str, result: Any = None) -> None:  # noqa: ANN401 - any picklable value
+        """The work on a unit has ended well."""
+        self._ask("end", unit, result)
+
+    def result(self, unit: str) -> Any:  # noqa: ANN401 - any picklable value
+        """What was kept of a unit that has ended."""
+        return self._ask("result", unit)
 
     def failed(self, unit: str, cause: str, error: MucsError | None = None) -> None:
         """The work ended with an error."""

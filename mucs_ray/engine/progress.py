@@ -4,7 +4,7 @@ A terminal gets one live line with rate and time left; a log gets a line every 3
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -89,16 +89,27 @@ class Bar:
 @contextmanager
 def bar(console: Console, stage: str, total: float, unit: str, events: EventLog | None = None) -> Iterator[Bar]:
     """Show progress while the block runs, under the stage's name, e.g. "mucs unlearn"."""
-    shown = Bar(console, stage, total, unit, events)
+    with bars(console, [stage], total, unit, events) as (shown,):
+        yield shown
+
+
+@contextmanager
+def bars(
+    console: Console, stages: Sequence[str], total: float, unit: str, events: EventLog | None = None
+) -> Iterator[list[Bar]]:
+    """Show the progress of stages that run together, a line each."""
+    shown = [Bar(console, stage, total, unit, events) for stage in stages]
     if not console.is_terminal:
         yield shown
-        if shown.done > shown.first:
-            console.print(shown.line(), highlight=False, soft_wrap=True)
+        for each in shown:
+            if each.done > each.first:
+                console.print(each.line(), highlight=False, soft_wrap=True)
         return
     columns = [TextColumn("{task.description:<10}"), BarColumn(bar_width=28), MofNCompleteColumn()]
     columns += [TextColumn("{task.fields[rate]}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()]
     columns += [TextColumn("[dim]{task.fields[note]}")]
     with Progress(*columns, console=console, transient=False) as live:
-        shown.live = live
-        shown.task = live.add_task(shown.title, total=total, note="", rate="")
+        for each in shown:
+            each.live = live
+            each.task = live.add_task(each.title, total=total, note="", rate="")
         yield shown

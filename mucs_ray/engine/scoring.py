@@ -1,11 +1,10 @@
 """Scoring a unit of the training set: a row group with a stable name.
 
-A scorer holds a method, for MUCS with F1 and the bank of all F2 tensors; it publishes one part a unit under the unit's
-name, whole or not at all, and returns a receipt. Features of images are made in the same way. How units reach the
-scorers: `mucs_ray.engine.streaming`.
+A scorer holds the methods of a pass, for MUCS with F1 and the bank of all F2 tensors. For each stage of the pass it
+publishes one part a unit under the unit's name, whole or not at all, and returns a receipt. Features of images are made
+in the same way. How units reach the scorers: `mucs_ray.engine.streaming`.
 """
 
-import io
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -13,28 +12,30 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
+import ray.exceptions
 import torch
 
 from mucs_ray import storage
 from mucs_ray.attribution.base import Attributor, Columns
+from mucs_ray.attribution.first_losses import FirstLosses
 from mucs_ray.data.table import Unit
 from mucs_ray.diffusion.batch import Batch
 from mucs_ray.engine import metrics
 from mucs_ray.engine.attempts import beating
-from mucs_ray.engine.attributors import AttributeJob, Refs, build, to_rows, unit_part
+from mucs_ray.engine.attributors import AttributeJob, Refs, Shared, build
 from mucs_ray.engine.board import Board, last_line, this_worker
 from mucs_ray.engine.models import to_tensors
+from mucs_ray.engine.unit_rows import UNIT_COLUMN, Rows, sources
 from mucs_ray.errors import MucsError, RunFailed
-
-UNIT_COLUMN = "mucs_ray_unit"
+from mucs_ray.store.parts import part_bytes, unit_part
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Receipt:
-    """Told by a scorer once a unit's part is published."""
+    """Told by a scorer once a stage's part of a unit is published."""
 
+    stage: str
     unit: str
     sha256: str
     """Of the part."""
@@ -42,11 +43,12 @@ class Receipt:
     forwards: int
     worker_seconds: float
     worker_seconds_outside: float
-    """Of them not spent in the network: decoding, moving, writing."""
+    """Of them not spent in the network: decoding, moving, writing. The first stage of a pass decodes for all."""
 
 
 RECEIPT = pa.schema(
     [
+        ("stage", pa.string()),
         ("unit", pa.string()),
         ("sha256", pa.string()),
         ("rows", pa.int64()),
@@ -57,24 +59,25 @@ RECEIPT = pa.schema(
 )
 
 
-def score_unit(method: Attributor, job: AttributeJob, unit: Unit, table: pa.Table) -> Receipt:
+def score_unit(method: Attributor, job: AttributeJob, unit: Unit, rows: Rows) -> Receipt:
     """Score a unit and publish its part: a pure function of the unit, so a retry publishes the same bytes."""
     started = time.monotonic()
-    if len(table) != unit.rows:
-        raise RunFailed(f"unit {unit.name} came as {len(table)} rows instead of {unit.rows}")
+    if len(rows.table) != unit.rows:
+        raise RunFailed(f"unit {unit.name} came as {len(rows.table)} rows instead of {unit.rows}")
     if job.part.hook == "sample":
-        table = table.filter(pa.array(method.in_sample(table["idx"].to_numpy())))
-    rows = to_rows(job, table, method.context.device) if len(table) else None
+        rows = Rows(rows.table.filter(pa.array(method.in_sample(rows.table["idx"].to_numpy()))))
+    moved = rows.to(job, method.context.device) if len(rows.table) else None
     in_network = time.monotonic()
-    columns = {} if rows is None else computed(method, job.part.hook, rows)
+    columns = {} if moved is None else computed(method, job.part.hook, moved)
     arrays = {name: column.cpu().numpy() for name, column in columns.items()}
     in_network = time.monotonic() - in_network
-    idx = table["idx"].to_numpy()
+    idx = rows.table["idx"].to_numpy()
     require_finite(idx, arrays)
     content = part_bytes(idx, arrays)
     digest = storage.publish(job.stage.url(unit_part(job.stage, unit)), content)
     seconds = time.monotonic() - started
     return Receipt(
+        stage=job.stage.name,
         unit=unit.name,
         sha256=digest,
         rows=unit.rows,
@@ -99,76 +102,89 @@ def require_finite(idx: np.ndarray, columns: Mapping[str, np.ndarray]) -> None:
             raise RunFailed(f"`{name}` of training image idx={idx[bad][0]} is not finite")
 
 
-def part_bytes(idx: np.ndarray, columns: Mapping[str, np.ndarray]) -> bytes:
-    """Parquet: idx, and each column as numbers or as lists of one length, e.g. skew[items]."""
-    arrays = {name: pa.array(each) if each.ndim == 1 else fixed_lists(each) for name, each in columns.items()}
-    buffer = io.BytesIO()
-    pq.write_table(pa.table({"idx": pa.array(idx), **arrays}), buffer, compression="zstd")
-    return buffer.getvalue()
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """One stage of a pass, as readers and scorers know it."""
 
-
-def score_schema(num_items: int) -> pa.Schema:
-    """The columns that everyone reads: idx, score[items]."""
-    return pa.schema([("idx", pa.int64()), ("score", pa.list_(pa.float32(), num_items))])
-
-
-def fixed_lists(values: np.ndarray) -> pa.FixedSizeListArray:
-    """A matrix as a column of fixed-size lists."""
-    return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
+    job: AttributeJob
+    board: Board
+    units: frozenset[str]
+    """Names of those that have no part yet."""
 
 
 class Scorer:
-    """Resident in a worker: the method with all its models."""
+    """Resident in a worker: the methods of a pass with all their models, and one F1 for all of them."""
 
-    def __init__(self, job: AttributeJob, refs: Refs, units: dict[str, Unit], board: Board) -> None:
+    def __init__(self, members: Sequence[Member], refs: Sequence[Refs], units: dict[str, Unit], crew: Board) -> None:
         """Signs on, so that it can be ended; fetches the weights once a node and moves them to the device."""
         self.me = this_worker(ray.get_runtime_context().current_actor)
-        board.join(self.me)
-        self.job, self.units, self.board = job, units, board
-        self.method, self.error = None, None
-        try:
-            self.method = loaded_method(job, refs)
-            metrics.worker_there(job.stage.name)
-        except MucsError as error:
-            self.error = error  # told with the first unit: Ray would only start this again and again
+        crew.join(self.me)
+        self.members, self.units = members, units
+        shared = Shared(num_methods=len(members), first_losses=FirstLosses())
+        self.methods = [method_or_error(member.job, each, shared) for member, each in zip(members, refs, strict=True)]
+        self.tell_metrics()
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """A unit's rows in, its receipt out; or none, and the board knows why."""
+        """A unit's rows in, a receipt out for each stage that has its part now; of the others the boards know why."""
         unit = self.units[table[UNIT_COLUMN][0].as_py()]
-        if "idx" not in table.column_names:
-            return receipts([])  # it could not be read
-        match self.board.begin(unit.name, self.me):
+        rows, told = sources(table), list[Receipt]()
+        for member, method in zip(self.members, self.methods, strict=True):
+            if unit.name in member.units and member.job.source in rows:  # else it could not be read
+                told += self.attempt(member, method, unit, rows[member.job.source])
+        return receipts(told)
+
+    def attempt(self, member: Member, method: Attributor | MucsError, unit: Unit, rows: Rows) -> list[Receipt]:
+        """One stage's work on a unit, unless it is done or given up."""
+        board = member.board
+        match board.begin(unit.name, self.me):
+            case "done":
+                return [board.result(unit.name)]
             case "given up":
-                return receipts([])
+                return []
             case "draining":
                 os._exit(0)  # before this node is taken away: Ray starts this worker, and this unit, on another
         try:
-            with beating(lambda: self.sign(unit)):
-                if self.method is None:
-                    raise self.error or RunFailed("no method")
-                receipt = score_unit(self.method, self.job, unit, table.drop_columns([UNIT_COLUMN]))
+            with beating(lambda: self.sign(board, unit)):
+                if isinstance(method, MucsError):
+                    raise method
+                receipt = score_unit(method, member.job, unit, rows)
         except MucsError as error:
-            self.board.failed(unit.name, str(error), error)
-            return receipts([])
+            board.failed(unit.name, str(error), error)
+            return []
         except Exception as error:
-            self.board.failed(unit.name, last_line(error))
+            board.failed(unit.name, last_line(error))
             os._exit(1)  # this process or its device may be what is broken: Ray tries again in another
-        self.board.end(unit.name)
-        metrics.unit_done(
-            self.job.stage.name, images=receipt.rows, forwards=receipt.forwards, seconds=receipt.worker_seconds
-        )
-        return receipts([receipt])
+        board.end(unit.name, receipt)
+        metrics.unit_done(receipt.stage, images=receipt.rows, forwards=receipt.forwards, seconds=receipt.worker_seconds)
+        return [receipt]
 
-    def sign(self, unit: Unit) -> None:
+    def sign(self, board: Board, unit: Unit) -> None:
         """A sign of life."""
-        self.board.beat(unit.name)
-        metrics.worker_there(self.job.stage.name)
+        board.beat(unit.name)
+        self.tell_metrics()
+
+    def tell_metrics(self) -> None:
+        """This worker is there for each of its stages."""
+        for member in self.members:
+            metrics.worker_there(member.job.stage.name)
 
 
-def loaded_method(job: AttributeJob, refs: Refs) -> Attributor:
+def method_or_error(job: AttributeJob, refs: Refs, shared: Shared) -> Attributor | MucsError:
+    """The method, ready to score; or why there is none, told with each unit: Ray would only start this worker again."""
+    try:
+        return loaded_method(job, refs, shared)
+    except MucsError as error:
+        return error
+    except ray.exceptions.RayError:
+        raise  # something was lost on its way, and may be there next time
+    except Exception as error:
+        return RunFailed(f"the method could not be loaded: {last_line(error)}")
+
+
+def loaded_method(job: AttributeJob, refs: Refs, shared: Shared) -> Attributor:
     """The method, ready to score."""
     weights, fitted, item_states = refs.fetch()
-    method = build(job, weights)
+    method = build(job, weights, shared=shared)
     if job.part.hook in ("sample", "score"):
         device = method.context.device
         place = torch.device("cpu") if method.places_item_states else device

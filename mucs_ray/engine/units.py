@@ -38,7 +38,7 @@ def completed(
     On a GPU Ray ends a task's process with it, which frees the memory.
     """
     board = board or new_board()
-    watch = Watch(board, bar, cluster.engine.timeout)
+    watch = Watch([(board, bar)], cluster.engine.timeout)
     resources: Any = cluster.worker_options
     task: Any = ray.remote(**resources, max_retries=0)(attempt)
 
@@ -50,7 +50,7 @@ def completed(
         while running:
             ready, _ = ray.wait(list(running), num_returns=1, timeout=POLL_S)
             on_wait()
-            late = watch.look()
+            late = {unit for unit, _ in watch.look()}
             for ref in [ref for ref, unit in running.items() if unit in late]:
                 ray.cancel(ref, force=True)
                 ended.add(ref)

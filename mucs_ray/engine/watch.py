@@ -2,13 +2,13 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import ray
 
 from mucs_ray.engine import metrics
-from mucs_ray.engine.attempts import ATTEMPTS, Attempt
+from mucs_ray.engine.attempts import ATTEMPTS, Attempt, Failure
 from mucs_ray.engine.board import POLL_S, Board
 from mucs_ray.engine.progress import Bar
 from mucs_ray.engine.session import alive_nodes
@@ -17,48 +17,58 @@ LOOK_S = 2.0
 
 
 class Watch:
-    """Looks at a board's sheet of attempts every LOOK_S."""
+    """Looks every LOOK_S at the sheets of attempts of stages that are done together."""
 
-    def __init__(self, board: Board, bar: Bar, timeout_s: float) -> None:
+    def __init__(self, stages: Sequence[tuple[Board, Bar]], timeout_s: float) -> None:
         """`timeout_s` without a sign of life is a hang."""
-        self.board, self.bar, self.timeout_s = board, bar, timeout_s
-        self.known, self.looked = 0, 0.0
+        self.stages, self.timeout_s = stages, timeout_s
+        self.known, self.looked = [0] * len(stages), 0.0
         self.crew = (0, 0)
 
-    def look(self) -> dict[str, Attempt]:
-        """Tell what is new; returns the attempts that hang, for whoever asks to end their workers."""
+    def look(self) -> list[tuple[str, Attempt]]:
+        """Tell what is new; returns the units whose attempts hang, for whoever asks to end their workers."""
         if time.monotonic() - self.looked < LOOK_S:
-            return {}
+            return []
         self.looked = time.monotonic()
-        late = self.board.overdue(self.timeout_s)
+        late = [each for board, _ in self.stages for each in board.overdue(self.timeout_s).items()]
         self.tell()
         return late
 
     def tell(self) -> None:
         """Failures and changes of the crew, on the terminal, in the events and in the metrics."""
-        failures, self.known, at_work = self.board.news(self.known)
-        for each in failures:
-            metrics.attempt_failed(self.bar.stage, each.kind)
-            place = f" on {each.place}" if each.place else ""
-            told = "given up" if each.error else f"tried at most {ATTEMPTS} times"
-            self.bar.tell(f"{each.unit}{place}: {each.cause} ({told})", "failure", unit=each.unit, kind=each.kind)
+        at_work = 0
+        for number, (board, bar) in enumerate(self.stages):
+            failures, self.known[number], working = board.news(self.known[number])
+            at_work += working
+            for each in failures:
+                tell_failure(bar, each)
         crew = (at_work, len(alive_nodes()))
-        if crew != self.crew:
-            self.crew = crew
-            self.bar.log("crew", at_work=crew[0], nodes=crew[1])
-        if self.bar.events is not None:
-            self.bar.events.flush_now_and_then()
+        for _, bar in self.stages:
+            if crew != self.crew:
+                bar.log("crew", at_work=crew[0], nodes=crew[1])
+            if bar.events is not None:
+                bar.events.flush_now_and_then()
+        self.crew = crew
+
+
+def tell_failure(bar: Bar, failure: Failure) -> None:
+    """One attempt that did not end well."""
+    metrics.attempt_failed(bar.stage, failure.kind)
+    place = f" on {failure.place}" if failure.place else ""
+    told = "given up" if failure.error else f"tried at most {ATTEMPTS} times"
+    line = f"{failure.unit}{place}: {failure.cause} ({told})"
+    bar.tell(line, "failure", unit=failure.unit, kind=failure.kind)
 
 
 @contextmanager
-def watching(board: Board, bar: Bar, timeout_s: float) -> Iterator[None]:
+def watching(stages: Sequence[tuple[Board, Bar]], timeout_s: float) -> Iterator[None]:
     """Look on from a thread, and end actors that hang; Ray starts them again and gives them their unit again."""
     over = threading.Event()
-    watch = Watch(board, bar, timeout_s)
+    watch = Watch(stages, timeout_s)
 
     def run() -> None:
         while not over.wait(POLL_S):
-            for attempt in watch.look().values():
+            for _, attempt in watch.look():
                 ray.kill(attempt.worker.actor, no_restart=False)
 
     thread = threading.Thread(target=run, daemon=True, name="watch")

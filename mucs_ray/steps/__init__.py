@@ -3,14 +3,26 @@
 Every step returns ({file name: sha256}, facts) for the stage's manifest.
 """
 
+from collections.abc import Iterator, Sequence
+
 from mucs_ray.engine.session import Cluster
+from mucs_ray.errors import MucsError
 from mucs_ray.pipeline import UNRELATED, Pipeline
-from mucs_ray.steps import attributing, counterfactual, model, ranking
+from mucs_ray.steps import attributing, counterfactual, model, one_pass, ranking
 from mucs_ray.steps.files import Output
 
 
+def together(pipeline: Pipeline, names: Sequence[str], cluster: Cluster) -> Iterator[tuple[str, Output | MucsError]]:
+    """Stages by their names, done in one pass if they go over the training set; each with its output or its error."""
+    if all(name in pipeline.tasks and pipeline.tasks[name].streams for name in names):
+        yield from one_pass.stream(pipeline, [pipeline.tasks[name] for name in names], cluster)
+    else:
+        for name in names:
+            yield name, work(pipeline, name, cluster)
+
+
 def work(pipeline: Pipeline, name: str, cluster: Cluster) -> Output:
-    """One stage by its name. Trainings are left to `mucs_ray.steps.trainings`, which runs several at once."""
+    """A stage of its own. Trainings are left to `mucs_ray.steps.trainings`, which runs several at once."""
     match name.split("/"):
         case ["pretrain"]:
             return model.import_weights(pipeline)

@@ -1,17 +1,19 @@
-"""The stages of an attribution, but for the ranking: each a hook of the method (mucs_ray.attribution.base)."""
+"""The stages of an attribution that stand alone: each a hook of the method (mucs_ray.attribution.base).
+
+Stages that go over the training set unit by unit are done together: `mucs_ray.steps.one_pass`.
+"""
 
 from contextlib import AbstractContextManager
 
 from ray import ObjectRef
 
-from mucs_ray.attribution.tuning import OPEN, is_open
-from mucs_ray.engine import fitting, streaming, tuning
-from mucs_ray.engine.attributors import AttributeJob, Refs, unit_part
+from mucs_ray.engine import fitting
+from mucs_ray.engine.attributors import AttributeJob, Refs
 from mucs_ray.engine.models import load_arrays
 from mucs_ray.engine.progress import Bar, bar
 from mucs_ray.engine.session import Cluster
 from mucs_ray.pipeline import Pipeline
-from mucs_ray.steps.files import Output, digests, weights_ref
+from mucs_ray.steps.files import Load, Output, digests, weights_ref
 from mucs_ray.store.item_names import item_file
 from mucs_ray.store.run import Stage
 from mucs_ray.tasks import Task
@@ -19,30 +21,8 @@ from mucs_ray.tasks import Task
 
 def work(pipeline: Pipeline, task: Task, cluster: Cluster) -> Output:
     """One stage of one method."""
-    assert task.part is not None
-    hooks = {"features": stream, "sample": stream, "score": stream}
-    hooks |= {"accumulate": accumulate, "fit": fit, "fit_screen": fit, "fit_item": fit_items}
-    return hooks[task.part.hook](pipeline, task, cluster)
-
-
-def stream(pipeline: Pipeline, task: Task, cluster: Cluster) -> Output:
-    """Stream the training set, or its features, once; a part a unit."""
-    stage, units = pipeline.stages[task.name], pipeline.dataset.units("train")
-    names = {unit_part(stage, unit): unit for unit in units}
-    compares_losses = task.part is not None and task.part.compares_losses
-    found = [stage.part("tuning", "json")] if compares_losses and is_open(task.recipe.score) else []
-    missing = stage.begin([*names, *found])
-    todo = [unit for name, unit in names.items() if name in missing]
-    with shown(pipeline, task, sum(unit.rows for unit in units), "images") as progress:
-        progress.start_at(sum(unit.rows for unit in units) - sum(unit.rows for unit in todo))
-        job, inputs, told = job_of(pipeline, task), refs(pipeline, task), dict[str, str]()
-        if found:
-            job, told = tuning.tuned(job, inputs, todo or units, found[0], cluster=cluster, bar=progress)
-        totals, made = streaming.score(job, inputs, todo, cluster=cluster, bar=progress)
-        totals["wall_seconds"] = progress.elapsed
-    if compares_losses:
-        totals |= {knob: getattr(job.recipe.score, knob) for knob in OPEN}
-    return digests(stage, [*names, *found], {**made, **told}), totals
+    hooks = {"accumulate": accumulate, "fit": fit, "fit_screen": fit, "fit_item": fit_items}
+    return hooks[task.hook](pipeline, task, cluster)
 
 
 def fit_items(pipeline: Pipeline, task: Task, cluster: Cluster) -> Output:
@@ -106,15 +86,15 @@ def job_of(pipeline: Pipeline, task: Task) -> AttributeJob:
     )
 
 
-def refs(pipeline: Pipeline, task: Task) -> Refs:
+def refs(pipeline: Pipeline, task: Task, load: Load = load_arrays.remote) -> Refs:
     """What earlier stages made, on its way into the object store."""
     assert task.part is not None
     once = earlier(pipeline, task, "accumulate", "fit", "fit_screen")[-1:]
     items = earlier(pipeline, task, "fit_item")
     return Refs(
-        weights=weights_ref(pipeline) if task.part.uses_model else None,
+        weights=weights_ref(pipeline, load=load) if task.part.uses_model else None,
         fitted=fitting.loaded(once[0], files(once[0])) if once else None,
-        item_states=tuple(bank(items[0], pipeline.recipe.generate.items)) if items else (),
+        item_states=tuple(bank(items[0], pipeline.recipe.generate.items, load)) if items else (),
     )
 
 
@@ -131,6 +111,6 @@ def files(stage: Stage) -> list[str]:
     return sorted(name for name in manifest["files"] if name.endswith(".safetensors")) if manifest else []
 
 
-def bank(stage: Stage, num_items: int) -> list[ObjectRef]:
+def bank(stage: Stage, num_items: int, load: Load) -> list[ObjectRef]:
     """What was made for each item."""
-    return [load_arrays.remote(stage, item_file(stage, number)) for number in range(num_items)]
+    return [load(stage, item_file(stage, number)) for number in range(num_items)]

@@ -1,6 +1,6 @@
 """What all steps need of files: digests for manifests, and weights on their way to workers."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from hashlib import sha256
 from typing import Any
 
@@ -13,6 +13,8 @@ from mucs_ray.pipeline import Pipeline
 from mucs_ray.store.run import Stage
 
 Output = tuple[dict[str, str], dict[str, Any]]
+Load = Callable[[Stage, str], ObjectRef]
+"""Puts a file of a finished stage into the object store."""
 
 
 def digests(stage: Stage, names: list[str], made: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -24,8 +26,21 @@ def digests(stage: Stage, names: list[str], made: Mapping[str, str] | None = Non
         raise InputError(f"{error.filename or error} vanished while the stage ran; run the command again") from None
 
 
-def weights_ref(pipeline: Pipeline, trained: str = "pretrain") -> ObjectRef:
+def load_once() -> Load:
+    """A loader that puts each file into the object store once, for all stages that ask for it."""
+    known: dict[str, ObjectRef] = {}
+
+    def load(stage: Stage, file: str) -> ObjectRef:
+        url = stage.url(file)
+        if url not in known:
+            known[url] = load_arrays.remote(stage, file)
+        return known[url]
+
+    return load
+
+
+def weights_ref(pipeline: Pipeline, trained: str = "pretrain", *, load: Load = load_arrays.remote) -> ObjectRef:
     """The weights of a training (F1, or F1' of a retraining) in the object store."""
     recipe, stage = pipeline.recipe, pipeline.stages[trained]
     kind = "best" if recipe.weights else recipe.train.checkpoint
-    return load_arrays.remote(stage, stage.part(kind, "safetensors"))
+    return load(stage, stage.part(kind, "safetensors"))

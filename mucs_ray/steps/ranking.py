@@ -17,11 +17,10 @@ from mucs_ray.attribution.loss_change import chosen
 from mucs_ray.attribution.ranking import Ranking, mutual_ranks, top_k
 from mucs_ray.data.table import open_parquet
 from mucs_ray.diffusion.batch import Batch
-from mucs_ray.engine import scoring
-from mucs_ray.engine.attributors import matrix, unit_part
 from mucs_ray.pipeline import Pipeline
 from mucs_ray.steps.files import Output
 from mucs_ray.store.items import load_item
+from mucs_ray.store.parts import fixed_lists, matrix, read_part, score_schema, unit_part
 from mucs_ray.store.topk import TOPK_FILE, topk_bytes
 from mucs_ray.tasks import Task
 
@@ -39,24 +38,29 @@ def rank(pipeline: Pipeline, task: Task) -> Output:
     low, high = np.full(num_items, np.inf), np.full(num_items, -np.inf)
     with TemporaryDirectory() as folder:
         whole = Path(folder) / "scores.parquet"
-        with pq.ParquetWriter(whole, scoring.score_schema(num_items), compression="zstd") as writer:
+        with pq.ParquetWriter(whole, score_schema(num_items), compression="zstd") as writer:
             for table in score_tables(pipeline, task):
                 writer.write_table(table)
                 idx, scores = table["idx"].to_numpy(), score_matrix(table)
                 low, high = np.minimum(low, scores.min(axis=0)), np.maximum(high, scores.max(axis=0))
                 rankings = [ranking.add(idx, scores[:, number]) for number, ranking in enumerate(rankings)]
         scores_digest = storage.publish_file(stage.url("scores.parquet"), whole)
-    edges = [np.linspace(a, b, HISTOGRAM_BINS + 1) for a, b in zip(low, high, strict=True)]
-    counts = np.zeros((num_items, HISTOGRAM_BINS), dtype=np.int64)
-    for table in score_tables(pipeline, task):
-        scores = score_matrix(table)
-        counts += np.stack([np.histogram(scores[:, n], edges[n])[0] for n in range(num_items)])
+        histograms = score_histograms(row_groups(pq.ParquetFile(whole)), low, high)
     files = {
         "scores.parquet": scores_digest,
         TOPK_FILE: storage.publish(stage.url(TOPK_FILE), topk_bytes(topk_rows(pipeline, rankings))),
     }
-    histograms = [{"edges": e.tolist(), "counts": c.tolist()} for e, c in zip(edges, counts, strict=True)]
     return files, {"k": k, "num_images": num_images, "histograms": histograms}
+
+
+def score_histograms(tables: Iterable[pa.Table], low: np.ndarray, high: np.ndarray) -> list[dict[str, list[float]]]:
+    """Edges and counts of the scores of each item, between its lowest and its highest score."""
+    edges = [np.linspace(a, b, HISTOGRAM_BINS + 1) for a, b in zip(low, high, strict=True)]
+    counts = np.zeros((len(edges), HISTOGRAM_BINS), dtype=np.int64)
+    for table in tables:
+        scores = score_matrix(table)
+        counts += np.stack([np.histogram(scores[:, number], each)[0] for number, each in enumerate(edges)])
+    return [{"edges": e.tolist(), "counts": c.tolist()} for e, c in zip(edges, counts, strict=True)]
 
 
 def ranking_name(number: int) -> str:
@@ -88,7 +92,7 @@ def score_parts(pipeline: Pipeline, task: Task) -> Iterator[pa.Table]:
     stage, measure = pipeline.stages[scored], task.recipe.rank.measure
     manifest = stage.manifest()
     for unit in pipeline.dataset.units("train"):
-        table = open_parquet(io.BytesIO(stage.checked(unit_part(stage, unit), manifest))).read()
+        table = read_part(stage.checked(unit_part(stage, unit), manifest))
         if "score" in table.column_names:
             scores = np.stack(table["score"].to_numpy())
         else:
@@ -143,14 +147,18 @@ def all_scores(tables: Iterable[pa.Table]) -> tuple[np.ndarray, np.ndarray]:
 
 def score_table(idx: np.ndarray, scores: np.ndarray) -> pa.Table:
     """idx, score[items]."""
-    columns = {"idx": idx, "score": scoring.fixed_lists(scores.astype(np.float32))}
-    return pa.table(columns, schema=scoring.score_schema(scores.shape[1]))
+    columns = {"idx": idx, "score": fixed_lists(scores.astype(np.float32))}
+    return pa.table(columns, schema=score_schema(scores.shape[1]))
 
 
 def stored_scores(pipeline: Pipeline, method: str) -> Iterator[pa.Table]:
     """scores.parquet of a finished attribution, a row group at a time."""
     stage = pipeline.stages[f"attribute/{method}"]
-    file = open_parquet(io.BytesIO(stage.checked("scores.parquet")))
+    yield from row_groups(open_parquet(io.BytesIO(stage.checked("scores.parquet"))))
+
+
+def row_groups(file: pq.ParquetFile) -> Iterator[pa.Table]:
+    """A table at a time."""
     for number in range(file.num_row_groups):
         yield file.read_row_group(number)
 

@@ -1,6 +1,7 @@
 """What goes through Ray equals, to the last bit, the plain loop over the same pure functions (fp32, CPU)."""
 
 import io
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,15 +15,16 @@ from mucs_ray.attribution.loss_change import LossChange
 from mucs_ray.data.local import LocalImages
 from mucs_ray.data.table import Dataset, read_unit
 from mucs_ray.engine import fitting, generation
-from mucs_ray.engine.attributors import build, unit_part
+from mucs_ray.engine.attributors import build
 from mucs_ray.engine.models import build_denoiser, to_arrays
 from mucs_ray.engine.session import Cluster
 from mucs_ray.engine.training import TrainJob
 from mucs_ray.pipeline import Pipeline
 from mucs_ray.steps.attributing import job_of as job_of_task
-from mucs_ray.steps.ranking import score_parts
+from mucs_ray.steps.ranking import rank, score_parts
 from mucs_ray.store import checkpoint
 from mucs_ray.store.items import item_file, load_item
+from mucs_ray.store.parts import unit_part
 from mucs_ray.store.run import Stage
 from tiny_run import open_tiny, train_plainly, work
 
@@ -132,6 +134,24 @@ def test_scores(finished: Pipeline, plain_method: LossChange):
     scores = np.concatenate([np.stack(table["score"].to_numpy()) for table in through_ray])
     assert np.abs(scores).max() > 1e-4
     assert np.array_equal(scores, plain)
+
+
+def test_ranking_reads_every_part_once(
+    data: Dataset, copied: Callable[[], Path], cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+):
+    pipeline = open_tiny(data, copied(), score={"keep_losses": True})
+    manifest, read, checked = pipeline.stages["attribute/mucs"].manifest(), list[str](), Stage.checked
+
+    def counted(stage: Stage, file: str, *known: dict) -> bytes:
+        read.append(file)
+        return checked(stage, file, *known)
+
+    monkeypatch.setattr(Stage, "checked", counted)
+    files, facts = rank(pipeline, pipeline.tasks["attribute/mucs"])
+    parts = [name for name in read if name.startswith("train-")]
+    assert len(parts) == len({*parts}) == 4
+    assert manifest is not None and files == manifest["files"]
+    assert facts["histograms"] == manifest["facts"]["histograms"]
 
 
 def test_kept_losses_give_the_scores(finished: Pipeline):

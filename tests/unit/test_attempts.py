@@ -46,6 +46,14 @@ def test_a_worker_that_died_counts_when_its_unit_begins_again(sheet: Sheet):
     assert {each.kind for each in sheet.failures} == {"lost"}
 
 
+def test_what_has_ended_is_not_begun_again_unless_it_failed_after_all(sheet: Sheet):
+    sheet.begin("u", HERE)
+    sheet.end("u", "receipt")
+    assert sheet.begin("u", HERE) == "done" and sheet.result("u") == "receipt" and not sheet.failures
+    sheet.failed("u", "its part has vanished")
+    assert sheet.begin("u", HERE) == "go"
+
+
 def test_a_lost_node_never_counts(sheet: Sheet):
     for _ in range(10 * ATTEMPTS):
         assert sheet.begin("u", THERE) == "go"

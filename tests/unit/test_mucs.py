@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from mucs_ray.attribution.cards.abu import AbUConfig
 from mucs_ray.attribution.cards.forward_inf import ForwardINFConfig
 from mucs_ray.attribution.cards.mucs import MUCSConfig
 from mucs_ray.attribution.config import RankConfig, ScoreConfig
+from mucs_ray.attribution.first_losses import FirstLosses
 from mucs_ray.attribution.forward_inf import ForwardINF
 from mucs_ray.attribution.loss_change import LossChange, chosen, fp16
 from mucs_ray.attribution.model_bank import swapped
@@ -454,6 +456,37 @@ def test_what_is_stored_of_a_scored_batch():
     plain.load({}, BANK)
     assert set(plain.columns(IMAGES)) == {"skew", "difference"}
     assert torch.equal(plain.score(IMAGES), SCORES)
+
+
+def beside(first: FirstLosses, bank: list[dict[str, Tensor]], *, seed: int = 1, **score: Any) -> LossChange:
+    """A method in a worker that holds others too."""
+    config = replace(CONFIG, **score)
+    return LossChange(DENOISER, bank, config=config, image_size=8, seed=seed, first_losses=first, num_banks=2)
+
+
+def test_methods_of_one_pass_compute_the_losses_of_f1_once_bit_for_bit():
+    """Also where one of them changed the stem of the network, which is then not computed once for its models."""
+    first = FirstLosses()
+    wholes = [{name: size * own for name, own in DENOISER.network.named_parameters()} for size in (0.9, 1.1)]
+    one, whole, other = beside(first, BANK), beside(first, wholes), beside(first, BANK[:2], epsilon=0.1)
+    for batch in (IMAGES[:4], IMAGES[4:]):
+        for method, bank, models in ((one, BANK, 4), (whole, wholes, 2), (other, BANK[:2], 2)):
+            together, alone = method.losses(batch), change(bank).losses(batch)
+            assert torch.equal(together.before, alone.before) and torch.equal(together.after, alone.after)
+            assert method.forwards == len(batch) * CONFIG.noises * models
+
+
+@pytest.mark.parametrize(
+    "different",
+    [{"sigmas": "training"}, {"keep": 0.5}, {"images_per_forward": 3}, {"precision": "bf16"}, {"seed": 2}],
+)
+def test_what_losses_of_f1_depend_on_keeps_methods_apart(different: dict[str, Any]):
+    first = FirstLosses()
+    beside(first, BANK).losses(IMAGES)
+    apart = beside(first, BANK, **different)
+    losses, alone = apart.losses(IMAGES), beside(FirstLosses(), BANK, **different).losses(IMAGES)
+    assert apart.forwards == len(IMAGES) * CONFIG.noises * 4
+    assert torch.equal(losses.before, alone.before) and torch.equal(losses.after, alone.after)
 
 
 def test_a_loss_beyond_fp16_is_stored_as_the_largest():

@@ -355,6 +355,7 @@ STALE: dict[str, tuple[Any, set[str]]] = {
     "engine.train_workers": (2, set()),
     "engine.trainings": (1, set()),
     "engine.actors": ([1, 2], set()),
+    "engine.stages_per_pass": (1, set()),
     "engine.max_failures": (1, set()),
     "engine.gpu_share": (0.5, set()),
     "engine.cuda_graphs": (False, set()),

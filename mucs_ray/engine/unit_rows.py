@@ -1,0 +1,44 @@
+"""The rows of a unit on their way through a pass: one Arrow table with the columns of every source that is read."""
+
+import pyarrow as pa
+import torch
+
+from mucs_ray.attribution.base import Columns
+from mucs_ray.diffusion.batch import Batch
+from mucs_ray.engine.attributors import AttributeJob, to_rows
+
+UNIT_COLUMN = "mucs_ray_unit"
+SEPARATOR = ":"
+"""Between the source of a column and its name there."""
+
+
+class Rows:
+    """The rows of a unit as they were read, and as methods take them once the first has asked."""
+
+    def __init__(self, table: pa.Table) -> None:
+        """As they were read."""
+        self.table = table
+        self.moved: Batch | Columns | None = None
+
+    def to(self, job: AttributeJob, device: torch.device) -> Batch | Columns:
+        """Decoded and on the device; the same object for all who ask, so nobody may change it."""
+        if self.moved is None:
+            self.moved = to_rows(job, self.table, device)
+        return self.moved
+
+
+def with_source(table: pa.Table, source: str, rows: pa.Table) -> pa.Table:
+    """The columns of `rows` beside those of other sources."""
+    for name in rows.column_names:
+        table = table.append_column(f"{source}{SEPARATOR}{name}", rows[name])
+    return table
+
+
+def sources(table: pa.Table) -> dict[str, Rows]:
+    """What `with_source` put together, by source."""
+    columns: dict[str, dict[str, pa.ChunkedArray]] = {}
+    for full in table.column_names:
+        source, found, name = full.partition(SEPARATOR)
+        if found:
+            columns.setdefault(source, {})[name] = table[full]
+    return {source: Rows(pa.table(each)) for source, each in columns.items()}
