@@ -62,7 +62,7 @@ def unlearned(model: Subject, chosen: argparse.Namespace, seed: int) -> list[Ten
     rate = model.recipe.train.learning_rate / config.learning_rate_divisor
     bank = []
     for number, tensors in enumerate(parts(chosen.run, "generate", "item-")[: chosen.items]):
-        item = Item(number=number, idx=number, condition=tensors.get("condition"), image=tensors["image"])
+        item = Item(number=number, idx=number, image=tensors.pop("image"), condition=tensors)
 
         def batches(step: int, name: str = f"chance/item={number}") -> Batch:
             rows = batch_rows(seed, name, step, num_images=len(images), batch_size=config.batch_size)

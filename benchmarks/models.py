@@ -21,6 +21,7 @@ from mucs_ray.attribution.tuning import MOST_IMAGES, is_open, tune
 from mucs_ray.config import Recipe, build, from_card, read_recipe, with_settings
 from mucs_ray.data.table import Dataset, read_unit
 from mucs_ray.diffusion.batch import Batch
+from mucs_ray.diffusion.condition import joined
 from mucs_ray.diffusion.denoiser import EDMDenoiser
 from mucs_ray.engine.tuning import settled
 from mucs_ray.errors import InputError
@@ -60,11 +61,11 @@ class Subject:
         while there < count and (piece := next(tables, None)) is not None:
             pieces.append(piece[: count - there])
             there += len(pieces[-1])
-        conditions = [piece.condition for piece in pieces if piece.condition is not None]
+        conditions = [piece.condition for piece in pieces]
         return Batch(
             idx=torch.cat([piece.idx for piece in pieces]),
             image=torch.cat([piece.image for piece in pieces]),
-            condition=torch.cat(conditions) if conditions else None,
+            condition=joined(conditions),
         ).to(DEVICE)
 
     def loss_change(self) -> LossChange:

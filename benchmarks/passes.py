@@ -27,6 +27,7 @@ from mucs_ray.attribution.dtrak import DTRAK
 from mucs_ray.attribution.unlearn import unlearn
 from mucs_ray.config import Recipe, build, with_settings
 from mucs_ray.data.local import LocalImages
+from mucs_ray.diffusion.condition import for_each, one_by_one
 from mucs_ray.diffusion.sampler import sample
 from mucs_ray.machine import keep_freed_memory
 from mucs_ray.training.step import Group, TrainState, draw_update, train_update
@@ -80,14 +81,14 @@ def passes(model: Subject, num_images: int) -> dict[str, Callable[[], object]]:
     recipe, some = model.recipe, model.images(num_images)
     images = LocalImages(model.dataset, "train")
     state = TrainState.fresh(deepcopy(model.denoiser).requires_grad_(True), recipe.train)
-    condition = None if some.condition is None else some.condition[0]
+    (condition,) = one_by_one(some[:1].condition, 1)
     item = Item(number=0, idx=0, condition=condition, image=some.image[0])
     own = recipe.method
     config = replace(own["mucs"], fixed_updates=UPDATES)
     context = MethodContext(settings=recipe, device=DEVICE, num_images=len(images), denoiser=model.denoiser)
     dtrak, das, abu, scoring = DTRAK(context), DAS(context), AbU(context), model.loss_change()
     noise = torch.randn(GENERATED, *some.image.shape[1:], device=DEVICE)
-    conditions = None if condition is None else condition.expand(GENERATED, -1)
+    conditions = for_each(condition, GENERATED)
     batch = images.batch(np.arange(own["mucs"].batch_size)).to(DEVICE)
     rate = recipe.train.learning_rate
 

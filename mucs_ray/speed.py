@@ -82,7 +82,7 @@ def measure(pipeline: Pipeline) -> Speed:
 
     def run(count: int) -> torch.Tensor:
         image, noise = torch.zeros(2, count, *denoiser.shape, device=device)
-        return denoising_loss(denoiser, image, noise, torch.ones(count, device=device), None).mean()
+        return denoising_loss(denoiser, image, noise, torch.ones(count, device=device)).mean()
 
     def forward(precision: Precision) -> float:
         with torch.no_grad(), autocast(precision, device):

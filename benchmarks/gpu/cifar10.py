@@ -98,7 +98,7 @@ def main() -> None:
     results["pretraining, s"] = took
     noise = torch.stack([normal(generator(SEED, f"generate/item={n}"), 3, 32, 32) for n in range(scale.items)])
     pictures = {"generated": generated(denoiser, noise)}
-    items = [Item(number=n, idx=n, condition=None, image=each) for n, each in enumerate(pictures["generated"])]
+    items = [Item(number=n, idx=n, condition={}, image=each) for n, each in enumerate(pictures["generated"])]
     lists = attributed(results, chosen, denoiser, items, images, train, scale)
     results["removed"] = {name: len(union(each)) for name, each in lists.items()}
     started = time.monotonic()
@@ -154,7 +154,7 @@ class Images:
         """In [-1, 1]."""
         at = self.kept[rows]
         image = torch.from_numpy(self.pixels[at]).float() / 127.5 - 1
-        return Batch(idx=torch.from_numpy(at), image=image, condition=None)
+        return Batch(idx=torch.from_numpy(at), image=image, condition={})
 
     def named(self, name: str, size: int) -> Callable[[int], Batch]:
         """batches(step), as the engine makes them for unlearning."""
@@ -274,7 +274,7 @@ def with_weights(model: DiTConfig, tensors: dict[str, Tensor]) -> EDMDenoiser:
 
 def generated(denoiser: EDMDenoiser, noise: Tensor) -> Tensor:
     """Pictures in about [-1, 1], on the CPU."""
-    return sample(denoiser, noise.to(DEVICE), None, num_steps=STEPS).cpu()
+    return sample(denoiser, noise.to(DEVICE), num_steps=STEPS).cpu()
 
 
 def attributed(
@@ -355,7 +355,7 @@ def unlearn_items(folder: Path, job: Facts, images: Images, scale: Scale) -> tup
     """(changed tensors as NUMBER/NAME, facts by number) of a share of the items, in the time there is."""
     denoiser = with_weights(scale.model, load_file(folder / "f1.safetensors"))
     pictures = load_file(folder / "items.safetensors")["items"]
-    items = [Item(number=n, idx=n, condition=None, image=pictures[n].to(DEVICE)) for n in job["items"]]
+    items = [Item(number=n, idx=n, condition={}, image=pictures[n].to(DEVICE)) for n in job["items"]]
     config = MUCSConfig(
         sigmas=job["sigmas"], batch_size=min(100, len(images)), null_batches=scale.null_batches, fixed_updates=3
     )

@@ -138,7 +138,7 @@ def random_bank(denoiser: EDMDenoiser, items: int) -> list[Tensors]:
 def random_batch(model: DiTConfig, count: int, device: torch.device = DEVICE, name: str = "images") -> Batch:
     """Pictures of noise, with random conditions."""
     stream, size = generator(SEED, name), model.image_size
-    condition = normal(stream, count, model.condition_dim).to(device) if model.condition_dim else None
+    condition = {"condition": normal(stream, count, model.condition_dim).to(device)} if model.condition_dim else {}
     image = normal(stream, count, 3, size, size).mul(0.5).clamp(-1, 1).to(device)
     return Batch(idx=torch.arange(count), image=image, condition=condition)
 

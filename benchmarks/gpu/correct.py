@@ -32,6 +32,7 @@ from mucs_ray.attribution.model_bank import ModelBank
 from mucs_ray.attribution.skew import normalized_skew
 from mucs_ray.attribution.unlearn import Unlearned, unlearn
 from mucs_ray.diffusion.batch import Batch
+from mucs_ray.diffusion.condition import moved, one_by_one
 from mucs_ray.diffusion.denoiser import EDMDenoiser
 from mucs_ray.diffusion.sampler import sample
 from mucs_ray.models.dit import DiTConfig
@@ -52,7 +53,7 @@ def main() -> None:
     results = Results(chosen.out, "correct")
     model, scale = (TINY, 8) if chosen.tiny else (SMALL, 1)
     images, noises = random_batch(model, IMAGES // scale, CPU), noise_set(model, NOISES // scale, CPU)
-    results["sizes"] = {"images": len(images), "noises": len(noises.sigma), "items": ITEMS}
+    results["sizes"] = {"images": len(images), "noises": len(noises.level), "items": ITEMS}
     results["named noise equal"] = torch.equal(noise_set(model, NOISES // scale).unit.cpu(), noises.unit)
     compare_training(results, model, TRAIN_UPDATES // scale)
     bank = compare_unlearning(results, model, images, ITEM_UPDATES // scale)
@@ -95,9 +96,8 @@ def train(
         batch, noise = (random_batch(model, 32, CPU, f"{name}/{step}") for name in ("train", "noise"))
         draws = UpdateDraws(
             image=batch.image,
-            condition=batch.condition,
-            augmented=torch.zeros(32, dtype=torch.long),
-            sigma=noise.image.flatten(1).std(dim=1),
+            condition={**batch.condition, "augmented": torch.zeros(32, dtype=torch.long)},
+            level=noise.image.flatten(1).std(dim=1),
             noise=noise.image,
         )
         losses.append(train_update(state, draws, config, seed=SEED, group=Group()).cpu())
@@ -131,7 +131,7 @@ def unlearned(model: DiTConfig, images: Batch, device: torch.device, number: int
     item, there = random_batch(model, 1, device, f"item/{number}"), images[:32].to(device)
     return unlearn(
         random_denoiser(model, device),
-        Item(number=number, idx=number, image=item.image[0], condition=item.condition[0]),  # pyright: ignore[reportOptionalSubscript]
+        Item(number=number, idx=number, image=item.image[0], condition=one_by_one(item.condition, 1)[0]),  # pyright: ignore[reportOptionalSubscript]
         lambda _: there,
         bound=1e6,
         config=MUCSConfig(fixed_updates=updates, batch_size=32),
@@ -242,7 +242,12 @@ def context(settings: Any, model: DiTConfig, device: torch.device, *, captures: 
 def compare_generation(results: Results, model: DiTConfig) -> None:
     start = random_batch(model, 2, CPU, "generate")
     pictures = [
-        sample(random_denoiser(model, device), start.image.to(device), start.condition.to(device), num_steps=4)  # pyright: ignore[reportOptionalMemberAccess]
+        sample(
+            random_denoiser(model, device),
+            start.image.to(device),
+            moved(start.condition, device),
+            num_steps=4,
+        )
         for device in (CPU, DEVICE)
     ]
     results["generation"] = {"off by": difference(pictures[1], pictures[0])}

@@ -47,6 +47,7 @@ from mucs_ray.attribution.model_bank import ModelBank
 from mucs_ray.attribution.mucs import EXPECTED_UPDATES
 from mucs_ray.attribution.tuning import tune
 from mucs_ray.attribution.unlearn import unlearn
+from mucs_ray.diffusion.condition import one_by_one
 from mucs_ray.diffusion.denoiser import EDMDenoiser
 from mucs_ray.models.dit import DiTConfig
 from mucs_ray.training.config import TrainConfig
@@ -132,7 +133,7 @@ class Measured:
         batch = random_batch(self.model, images)
 
         def work() -> torch.Tensor:
-            data = batch.image, batch.condition, self.noises.sigma, self.noises.unit
+            data = batch.image, batch.condition.get("condition"), self.noises.level, self.noises.unit
             return published.skews(network, first, self.bank, *data, batch=images, bf16=DEVICE.type == "cuda")
 
         took = seconds_a_call(work, self.budget)
@@ -188,7 +189,7 @@ def other_passes(results: Results, name: str, measured: Measured) -> dict[str, f
     speeds: dict[str, float] = {}
     model, batch_size = measured.model, 4 if measured.tiny else 100
     some = random_batch(model, batch_size)
-    item = Item(number=0, idx=0, image=some.image[0], condition=None if some.condition is None else some.condition[0])
+    item = Item(number=0, idx=0, image=some.image[0], condition=one_by_one(some.condition, len(some.image))[0])
     count = 2 if measured.tiny else 10
 
     def unlearning() -> object:
@@ -223,9 +224,8 @@ def other_passes(results: Results, name: str, measured: Measured) -> dict[str, f
     config = TrainConfig(batch_size=len(batch), precision="bf16")
     draws = UpdateDraws(
         image=batch.image.cpu(),
-        condition=batch.condition if batch.condition is None else batch.condition.cpu(),
-        augmented=torch.zeros(len(batch), dtype=torch.long),
-        sigma=batch.image.flatten(1).std(dim=1).cpu(),
+        condition={**batch.to("cpu").condition, "augmented": torch.zeros(len(batch), dtype=torch.long)},
+        level=batch.image.flatten(1).std(dim=1).cpu(),
         noise=batch.image.cpu(),
     )
     ways = {"any": (nullcontext(), False), "fixed": (as_in_training(DEVICE), False)}

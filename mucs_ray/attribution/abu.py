@@ -20,10 +20,10 @@ from mucs_ray.attribution.cards.abu import CARD, AbUConfig
 from mucs_ray.attribution.loss_change import LossAttributor
 from mucs_ray.attribution.unlearn import require_finite, tensor_bytes
 from mucs_ray.diffusion.batch import Batch
+from mucs_ray.diffusion.condition import NO_CONDITION, Condition, for_each, moved
 from mucs_ray.diffusion.denoiser import EDMDenoiser
 from mucs_ray.diffusion.loss import denoising_loss
 from mucs_ray.diffusion.noise import generator, normal
-from mucs_ray.diffusion.rows import copies
 from mucs_ray.diffusion.schedule import training_sigmas
 from mucs_ray.errors import RunFailed
 from mucs_ray.models.dit import attention_names, unlearned_names
@@ -86,7 +86,7 @@ class AbU(LossAttributor):
         def loss(weights: Tensors, sigma: Float[Tensor, ""], noise: Float[Tensor, "*shape"]) -> Float[Tensor, ""]:
             with_weights = {f"network.{name}": weight for name, weight in weights.items()}
 
-            def denoiser(noisy: Tensor, sigma: Tensor, condition: Tensor | None = None) -> Tensor:
+            def denoiser(noisy: Tensor, sigma: Tensor, condition: Condition = NO_CONDITION) -> Tensor:
                 return functional_call(model, with_weights, (noisy, sigma, condition))
 
             return denoising_loss(denoiser, one.image, noise[None], sigma[None], one.condition)[0]
@@ -126,7 +126,7 @@ class AbU(LossAttributor):
         image = item.image.to(device)[None]
         name = f"abu/item={item.idx}/step={draws_of}"
         for sigma, noise in draws(self.context.settings.seed, name, config.draws, config.draws_per_forward, like=image):
-            condition = None if item.condition is None else copies(item.condition.to(device), len(sigma))
+            condition = for_each(moved(item.condition, device), len(sigma))
             losses = denoising_loss(changed, image.expand_as(noise), noise, sigma, condition)
             yield losses.sum() / config.draws
 

@@ -3,7 +3,7 @@
 A method is a subclass of `Attributor` with a card. Only `score` is needed; each further hook that the card lists
 becomes a stage of the run, with its own files, progress and resumption. Hooks do no I/O and know nothing of Ray.
 
-Axes: b training images, i items, *shape of an image, d condition.
+Axes: b training images, i items, *shape of an image.
 """
 
 from abc import ABC, abstractmethod
@@ -20,6 +20,7 @@ from mucs_ray.attribution.card import MethodCard, MethodStage
 from mucs_ray.attribution.config import RankConfig, ScoreConfig
 from mucs_ray.attribution.first_losses import FirstLosses
 from mucs_ray.diffusion.batch import Batch
+from mucs_ray.diffusion.condition import Condition
 from mucs_ray.diffusion.denoiser import EDMDenoiser
 from mucs_ray.models.dit_config import DiTConfig
 from mucs_ray.training.config import TrainConfig
@@ -35,7 +36,8 @@ class Item:
 
     number: int
     idx: int
-    condition: Float[Tensor, " d"] | None
+    condition: Condition
+    """Without an axis for the batch; empty if there is none."""
     image: Float[Tensor, "*shape"]
     """Unclamped."""
 

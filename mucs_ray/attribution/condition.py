@@ -1,5 +1,6 @@
 """Condition: the cosine of what an image is labelled or captioned with, and what the item was generated from."""
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -20,6 +21,6 @@ class Condition(CosineAttributor):
 
     def vectors(self, batch: Batch) -> Float[Tensor, "b d"]:
         """InputError if there are none."""
-        if batch.condition is None:
+        if not batch.condition:
             raise InputError("condition compares labels or captions, and this data set has none: choose other methods")
-        return batch.condition
+        return torch.cat([tensor.flatten(1) for tensor in batch.condition.values()], dim=1)

@@ -14,6 +14,7 @@ from torch.nn.functional import normalize
 
 from mucs_ray.attribution.base import Attributor, Item, Tensors
 from mucs_ray.diffusion.batch import Batch
+from mucs_ray.diffusion.condition import stacked
 from mucs_ray.errors import RunFailed
 
 
@@ -50,10 +51,9 @@ class EmbeddingAttributor(CosineAttributor):
 
 
 def as_batch(items: Sequence[Item]) -> Batch:
-    """Items as if they were training images; without conditions unless all have one."""
-    conditions = [item.condition for item in items if item.condition is not None]
+    """Items as if they were training images."""
     return Batch(
         idx=torch.tensor([item.idx for item in items]),
         image=torch.stack([item.image for item in items]).clamp(-1, 1),
-        condition=torch.stack(conditions) if len(conditions) == len(items) else None,
+        condition=stacked([item.condition for item in items]),
     )

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mucs_ray.diffusion.batch import Batch
+from mucs_ray.diffusion.condition import mapped
 from mucs_ray.diffusion.noise import NoiseSet
 from mucs_ray.diffusion.replay import Pool, Replay, Results
 
@@ -29,9 +30,9 @@ class FixedPass:
         """`shared` makes what all models need of a batch; `model_losses` the losses of one model from that;
         `slot` says where a model's tensors are: models that take turns in one slot share its captured forward.
         """
-        condition = None if batch.condition is None else batch.condition.clone()
+        condition = mapped(batch.condition, Tensor.clone)
         self.batch = Batch(idx=batch.idx, image=batch.image.clone(), condition=condition)
-        self.noises = NoiseSet(sigma=noises.sigma.clone(), unit=noises.unit.clone())
+        self.noises = NoiseSet(level=noises.level.clone(), unit=noises.unit.clone())
         self.device, self.pool = batch.image.device, pool
         self.shared = Replay(lambda: shared(self.batch, self.noises), self.device, pool=pool)
         self.model_losses, self.slot = model_losses, slot
@@ -40,9 +41,9 @@ class FixedPass:
     def inputs(self, batch: Batch, noises: NoiseSet) -> Results:
         """What all models need of this batch; the next call overwrites it."""
         self.batch.image.copy_(batch.image)
-        if self.batch.condition is not None and batch.condition is not None:
-            self.batch.condition.copy_(batch.condition)
-        self.noises.sigma.copy_(noises.sigma)
+        for name, tensor in self.batch.condition.items():
+            tensor.copy_(batch.condition[name])
+        self.noises.level.copy_(noises.level)
         self.noises.unit.copy_(noises.unit)
         return self.shared()
 
@@ -50,5 +51,7 @@ class FixedPass:
         """The losses of a model, which is on the device; the next call for its slot overwrites them."""
         slot = self.slot(number)
         if slot not in self.in_slot:
-            self.in_slot[slot] = Replay(lambda: (self.model_losses(inputs, number),), self.device, pool=self.pool)
-        return self.in_slot[slot]()[0]
+            self.in_slot[slot] = Replay(
+                lambda: {"losses": self.model_losses(inputs, number)}, self.device, pool=self.pool
+            )
+        return self.in_slot[slot]()["losses"]

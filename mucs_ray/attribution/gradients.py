@@ -4,7 +4,7 @@ phi(z) = S mean_j grad_theta f_j(z), where f_j is a mean over elements of a func
 F_theta(c_in x_j, c_noise, c) at x_j = x + sigma_j eps_j. The pairs (sigma_j, eps_j), with sigma distributed as in
 training, are the same for all training images and items. Not the loss: its gradient compares worse [D-TRAK].
 Shared by D-TRAK and DAS, which say what f is.
-Axes: b images, i items, n noises, k = dim, *shape of an image, d condition.
+Axes: b images, i items, n noises, k = dim, *shape of an image.
 """
 
 from abc import abstractmethod
@@ -24,6 +24,7 @@ from mucs_ray.attribution.card import MethodStage
 from mucs_ray.attribution.cards.gradients import GradientConfig
 from mucs_ray.attribution.projection import Sketch
 from mucs_ray.diffusion.batch import Batch
+from mucs_ray.diffusion.condition import Condition, mapped, moved, one_by_one
 from mucs_ray.diffusion.denoiser import SIGMA_DATA, EDMDenoiser, c_in, c_noise
 from mucs_ray.diffusion.noise import NoiseSet, generator
 from mucs_ray.diffusion.replay import Replay
@@ -68,8 +69,8 @@ class ImageGradients:
         names = list(self.weights) if config.parameters == "all" else unlearned_names(self.network)
         self.chosen = [self.weights[name].requires_grad_(True) for name in names]
         sizes = {name: self.weights[name].numel() for name in names}
-        self.sketch = Sketch(sizes, dim=config.dim, signs=config.signs, seed=seed, device=noises.sigma.device)
-        count = len(noises.sigma)
+        self.sketch = Sketch(sizes, dim=config.dim, signs=config.signs, seed=seed, device=noises.level.device)
+        count = len(noises.level)
         per_noise = config.gradients == "per_noise"
         at_once = 1 if per_noise else min(config.noises_per_forward, count)
         self.scale_each, self.scale_average = unit_length and per_noise, unit_length and not per_noise
@@ -77,24 +78,21 @@ class ImageGradients:
         self.captures = captures
         self.replay: Replay | None = None
 
-    def __call__(self, image: Float[Tensor, "*shape"], condition: Float[Tensor, " d"] | None) -> Measured:
+    def __call__(self, image: Float[Tensor, "*shape"], condition: Condition) -> Measured:
         """phi and the losses of one image; the same numbers with and without `captures`."""
         if not self.captures:
-            feature, losses = self._passes(image, condition)
-            return Measured(feature=feature, losses=losses)
+            return Measured(**self._passes(image, condition))
         if self.replay is None:
-            self.fixed = image.clone(), None if condition is None else condition.clone()
+            self.fixed = image.clone(), mapped(condition, Tensor.clone)
             self.replay = Replay(lambda: self._passes(*self.fixed), image.device)
-        for fixed, new in zip(self.fixed, (image, condition), strict=True):
-            if fixed is not None and new is not None:
-                fixed.copy_(new)
-        feature, losses = self.replay()
-        return Measured(feature=feature.clone(), losses=losses.clone())
+        fixed_image, fixed_condition = self.fixed
+        fixed_image.copy_(image)
+        for name, tensor in fixed_condition.items():
+            tensor.copy_(condition[name])
+        return Measured(**mapped(self.replay(), Tensor.clone))
 
-    def _passes(
-        self, image: Float[Tensor, "*shape"], condition: Float[Tensor, " d"] | None
-    ) -> tuple[Float[Tensor, " k"], Float[Tensor, " n"]]:
-        """One backward pass a cut of the noises: all of them, as many as fit, or one.
+    def _passes(self, image: Float[Tensor, "*shape"], condition: Condition) -> dict[str, Tensor]:
+        """The fields of `Measured`, by one backward pass a cut of the noises: all of them, as many as fit, or one.
 
         The average is projected, not each gradient: the projection is linear, and a pass over all weights.
         """
@@ -102,7 +100,7 @@ class ImageGradients:
         losses = []
         for cut in self.cuts:
             raw, errors = self._forward(image, condition, cut)
-            share = len(raw) / len(self.noises.sigma)
+            share = len(raw) / len(self.noises.level)
             gradients = torch.autograd.grad(self.function(raw).mean(), self.chosen, materialize_grads=True)
             length = get_total_norm(gradients) + 1e-8 if self.scale_each else 1.0
             for summed, gradient in zip(total, gradients, strict=True):
@@ -111,19 +109,20 @@ class ImageGradients:
         if self.scale_average:
             length = get_total_norm(total) + 1e-8
             total = [summed / length for summed in total]
-        return self.sketch(total), torch.cat(losses)
+        return {"feature": self.sketch(total), "losses": torch.cat(losses)}
 
     def _forward(
-        self, image: Float[Tensor, "*shape"], condition: Float[Tensor, " d"] | None, cut: slice
+        self, image: Float[Tensor, "*shape"], condition: Condition, cut: slice
     ) -> tuple[Float[Tensor, "n *shape"], Float[Tensor, " n"]]:
         """F at some of the noises, with a graph, and the losses there, without.
 
         F* = (x - c_skip x_n) / c_out = c_in (sigma x / sd - sd eps), which nothing cancels in at a small sigma.
         """
-        level, unit = self.noises.sigma[cut], self.noises.unit[cut]
+        level, unit = self.noises.level[cut], self.noises.unit[cut]
         sigma = per_row(level, unit)
-        conditions = None if condition is None else copies(condition, len(level))
-        inputs = (c_in(sigma) * (image + sigma * unit), c_noise(level), conditions, None)
+        vector = condition.get("condition")
+        vectors = None if vector is None else copies(vector, len(level))
+        inputs = (c_in(sigma) * (image + sigma * unit), c_noise(level), vectors, None)
         raw = functional_call(self.network, self.weights, inputs)
         target = c_in(sigma) * (sigma / SIGMA_DATA * image - SIGMA_DATA * unit)
         return raw, row_means((raw.detach() - target).square())
@@ -178,10 +177,10 @@ class GradientAttributor(Attributor):
             captures=context.captures,
         )
 
-    def measured(self, image: Float[Tensor, "*shape"], condition: Float[Tensor, " d"] | None) -> Measured:
+    def measured(self, image: Float[Tensor, "*shape"], condition: Condition) -> Measured:
         """Of one image, on whatever device."""
         device = self.context.device
-        there = None if condition is None else condition.to(device)
+        there = moved(condition, device)
         self.context.on_progress()
         return self.gradients(image.to(device), there)
 
@@ -191,8 +190,7 @@ class GradientAttributor(Attributor):
 
     def features(self, batch: Batch) -> Columns:
         """feature[dim] and what else `row` says, on the CPU. RunFailed, naming the image, for what is not finite."""
-        conditions = [None] * len(batch) if batch.condition is None else batch.condition
-        pairs = zip(batch.image, conditions, strict=True)
+        pairs = zip(batch.image, one_by_one(batch.condition, len(batch)), strict=True)
         table = [self.row(self.measured(image, condition)) for image, condition in pairs]
         columns = {name: torch.stack([row[name] for row in table]).cpu() for name in table[0]}
         for name, column in columns.items():

@@ -22,10 +22,11 @@ from mucs_ray.attribution.fixed_pass import FixedPass
 from mucs_ray.attribution.model_slots import ModelSlots
 from mucs_ray.attribution.skew import pairs
 from mucs_ray.diffusion.batch import Batch
+from mucs_ray.diffusion.condition import of_loss_inputs
 from mucs_ray.diffusion.denoiser import EDMDenoiser
 from mucs_ray.diffusion.loss import denoising_loss, noised
 from mucs_ray.diffusion.noise import NoiseSet
-from mucs_ray.diffusion.replay import graph_pool, warn_not_captured
+from mucs_ray.diffusion.replay import Results, graph_pool, warn_not_captured
 from mucs_ray.errors import RunFailed
 from mucs_ray.models.dit import STEM, repeated_modules
 from mucs_ray.training.config import Precision
@@ -88,7 +89,7 @@ class ModelBank:
         to the last bit, on which other images are in the batch.
         """
         chosen = range(1 + len(self.slots)) if models is None else models
-        table = torch.empty(len(chosen), len(batch), len(noises.sigma), device=batch.image.device)
+        table = torch.empty(len(chosen), len(batch), len(noises.level), device=batch.image.device)
         with autocast(self.precision, self.device), swapped(self.denoiser.network, self.first):
             for start, turn in self.slots.turns(chosen):
                 self._fill(table[start : start + len(turn)], batch, noises, turn)
@@ -96,11 +97,11 @@ class ModelBank:
 
     def _fill(self, table: Float[Tensor, "m b n"], batch: Batch, noises: NoiseSet, models: Sequence[int]) -> None:
         """The losses under models that are all on the device."""
-        waiting = list(self._pieces(len(batch), len(noises.sigma)))[::-1]
+        waiting = list(self._pieces(len(batch), len(noises.level)))[::-1]
         while waiting:
             rows, columns = waiting.pop()
             piece, some = batch[rows], noises[columns]
-            pairs_here = len(piece) * len(some.sigma)
+            pairs_here = len(piece) * len(some.level)
             if pairs_here <= self.most_rows:
                 try:
                     self._forwards(table[:, rows, columns], piece, some, models)
@@ -114,7 +115,7 @@ class ModelBank:
                 gc.collect()  # captured forwards refer to each other in circles
                 torch.cuda.empty_cache()
                 self.most_rows = pairs_here // 2
-            waiting += list(self._pieces(len(piece), len(some.sigma), rows.start, columns.start))[::-1]
+            waiting += list(self._pieces(len(piece), len(some.level), rows.start, columns.start))[::-1]
 
     def _forwards(self, table: Float[Tensor, "m b n"], batch: Batch, noises: NoiseSet, models: Sequence[int]) -> None:
         """Fill in the losses at these pairs; nothing in here waits for the device."""
@@ -153,7 +154,7 @@ class ModelBank:
         self.on_progress()
 
     def _captured(self, batch: Batch, noises: NoiseSet) -> FixedPass | None:
-        shape = len(batch), len(noises.sigma)
+        shape = len(batch), len(noises.level)
         if shape not in self.captured and len(self.captured) < MAX_CAPTURED_SHAPES:
             self.captured[shape] = None
         elif shape in self.captured and self.captured[shape] is None:
@@ -162,18 +163,19 @@ class ModelBank:
             )
         return self.captured.get(shape)
 
-    def inputs(self, batch: Batch, noises: NoiseSet) -> tuple[Tensor, ...]:
-        """What all models of a forward share: image, noise and sigma of every pair; tokens, condition if there are."""
-        image, noise, sigma, condition = pairs(batch, noises)
-        shared = (self.denoiser.stem(noised(image, noise, sigma), sigma),) if self.stem_is_shared else ()
-        return image, noise, sigma, *shared, *(() if condition is None else (condition,))
+    def inputs(self, batch: Batch, noises: NoiseSet) -> Results:
+        """What all models of a forward share: image, noise, level and condition of every pair, and the stem's output
+        if none changes the stem.
+        """
+        image, noise, level, condition = pairs(batch, noises)
+        shared = {"stem": self.denoiser.stem(noised(image, noise, level), level)} if self.stem_is_shared else {}
+        return {"image": image, "noise": noise, "level": level, **shared, **condition}
 
-    def model_losses(self, inputs: tuple[Tensor, ...], number: int) -> Float[Tensor, " p"]:
+    def model_losses(self, inputs: Results, number: int) -> Float[Tensor, " p"]:
         """The losses of one model, which is on the device, at all pairs."""
-        image, noise, sigma, *rest = inputs
-        tokens = rest.pop(0) if self.stem_is_shared else None
+        denoiser = partial(self.denoiser, tokens=inputs.get("stem"))
         with swapped(self.denoiser.network, self.slots[number]):
-            return denoising_loss(partial(self.denoiser, tokens=tokens), image, noise, sigma, rest[0] if rest else None)
+            return denoising_loss(denoiser, inputs["image"], inputs["noise"], inputs["level"], of_loss_inputs(inputs))
 
     def _pieces(self, images: int, noises: int, row: int = 0, column: int = 0) -> Iterator[tuple[slice, slice]]:
         """Cuts of at most `most_rows` pairs: whole images, or, where one is too much, some of its noises."""

@@ -1,6 +1,6 @@
 """Noise-consistent skew: how far unlearning moved the loss of each training image, on the same noise (spec 7.3).
 
-Axes: b training images, n noises shared by all of them, *shape of an image, d condition.
+Axes: b training images, n noises shared by all of them, *shape of an image.
 """
 
 import torch
@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mucs_ray.diffusion.batch import Batch
+from mucs_ray.diffusion.condition import Condition, mapped
 from mucs_ray.diffusion.denoiser import Denoiser
 from mucs_ray.diffusion.loss import denoising_loss
 from mucs_ray.diffusion.noise import NoiseSet
@@ -44,13 +45,13 @@ def noise_losses(
 
 def pairs(
     batch: Batch, noises: NoiseSet
-) -> tuple[Float[Tensor, "p *shape"], Float[Tensor, "p *shape"], Float[Tensor, " p"], Float[Tensor, "p d"] | None]:
-    """Image, noise, sigma and condition of every image with every noise, image by image: p = b n rows."""
-    num, count = len(batch), len(noises.sigma)
-    condition = None if batch.condition is None else batch.condition.repeat_interleave(count, dim=0)
+) -> tuple[Float[Tensor, "p *shape"], Float[Tensor, "p *shape"], Float[Tensor, " p"], Condition]:
+    """Image, noise, level and condition of every image with every noise, image by image: p = b n rows."""
+    num, count = len(batch), len(noises.level)
+    condition = mapped(batch.condition, lambda tensor: tensor.repeat_interleave(count, dim=0))
     image = batch.image.repeat_interleave(count, dim=0)
-    return image, repeated(noises.unit, num), noises.sigma.repeat(num), condition
+    return image, repeated(noises.unit, num), noises.level.repeat(num), condition
 
 
 def _losses(denoiser: Denoiser, batch: Batch, noises: NoiseSet) -> Float[Tensor, "b n"]:
-    return denoising_loss(denoiser, *pairs(batch, noises)).view(len(batch), len(noises.sigma))
+    return denoising_loss(denoiser, *pairs(batch, noises)).view(len(batch), len(noises.level))

@@ -70,7 +70,7 @@ def tune(
     `captures`: as the pass will have it (`ModelBank`).
     """
     stream, sigmas = generator(0, "tuning"), scoring_sigmas(config.noises, config.keep)
-    noises = NoiseSet(sigma=sigmas, unit=normal(stream, len(sigmas), *batch.image.shape[1:])).to(batch.image.device)
+    noises = NoiseSet(level=sigmas, unit=normal(stream, len(sigmas), *batch.image.shape[1:])).to(batch.image.device)
     images = 1 if config.images_per_forward == "auto" else config.images_per_forward
     precision, *others = precisions(config, batch.image.device)
     compiling = "off" if config.compile == "auto" else config.compile
@@ -154,7 +154,7 @@ def timed(
     def once() -> float:
         started = time.perf_counter()
         models.losses(batch, noises).cpu()
-        return (time.perf_counter() - started) / (len(batch) * len(noises.sigma))
+        return (time.perf_counter() - started) / (len(batch) * len(noises.level))
 
     first, ends = once(), time.perf_counter() + TRY_S  # the first one warms up
     if config.compile == "off" and first * rows > TRY_S:

@@ -1,6 +1,6 @@
 """Unlearning one generated item: descent on the training set, bounded ascent on the item (spec 7.1, 7.2).
 
-Axes: b draws, *shape of an image, d condition.
+Axes: b draws, *shape of an image.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from mucs_ray.attribution.base import Item
 from mucs_ray.attribution.cards.mucs import MUCSConfig
 from mucs_ray.diffusion.batch import Batch
+from mucs_ray.diffusion.condition import Condition, for_each, moved
 from mucs_ray.diffusion.denoiser import EDMDenoiser
 from mucs_ray.diffusion.loss import denoising_loss
 from mucs_ray.diffusion.noise import generator, normal
@@ -56,7 +57,7 @@ class Moment:
 def draw_losses(
     denoiser: EDMDenoiser,
     image: Float[Tensor, "b *shape"],
-    condition: Float[Tensor, "b d"] | None,
+    condition: Condition,
     *,
     seed: int,
     name: str,
@@ -82,7 +83,7 @@ def item_losses(
     """Losses of one item, with its condition, at `num` named draws."""
     device = next(denoiser.parameters()).device
     image = copies(item.image.to(device), num)
-    condition = None if item.condition is None else copies(item.condition.to(device), num)
+    condition = for_each(moved(item.condition, device), num)
     return draw_losses(denoiser, image, condition, seed=seed, name=name, sigmas=sigmas)
 
 

@@ -82,17 +82,17 @@ class LocalImages:
         top, left = (int(u * (side - self.card.size + 1)) for u, side in zip(spot, (height, width), strict=True))
         return image[:, top : top + self.card.size, left : left + self.card.size]
 
-    def conditions(self, at: Int64[np.ndarray, " b"], spot: np.ndarray | None) -> torch.Tensor | None:
+    def conditions(self, at: Int64[np.ndarray, " b"], spot: np.ndarray | None) -> dict[str, torch.Tensor]:
         """One-hot labels, or the embedding of the caption that `spot` in [0, 1) chooses (None = the first)."""
         if self.card.condition == "none":
-            return None
+            return {}
         if self.embeddings is None:
             labels = torch.from_numpy(self.labels[at].astype(np.int64))
-            return torch.nn.functional.one_hot(labels, self.card.condition_dim).float()
+            return {"condition": torch.nn.functional.one_hot(labels, self.card.condition_dim).float()}
         first, count = self.captions[at].T
         row = first if spot is None else first + (spot * count).astype(np.int64)
         table = self.embeddings.reshape(-1, self.card.condition_dim)
-        return torch.from_numpy(np.array(table[row]))
+        return {"condition": torch.from_numpy(np.array(table[row]))}
 
 
 def copy_split(dataset: Dataset, split: Split, folder: Path, on_unit: Callable[[], None]) -> None:

@@ -174,7 +174,7 @@ class Dataset:
         return Batch(
             idx=torch.from_numpy(table["idx"].to_numpy().astype(np.int64)),
             image=torch.from_numpy(images).float() / 127.5 - 1,
-            condition=None if condition is None else torch.from_numpy(condition),
+            condition={} if condition is None else {"condition": torch.from_numpy(condition)},
         )
 
 

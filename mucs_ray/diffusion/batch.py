@@ -1,6 +1,6 @@
 """Training images as a model sees them.
 
-Axes: b images, *shape of an image, d condition.
+Axes: b images, *shape of an image.
 """
 
 from dataclasses import dataclass
@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from mucs_ray.diffusion.condition import Condition, mapped, moved
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
@@ -16,7 +18,8 @@ class Batch:
 
     idx: Int64[Tensor, " b"]
     image: Float[Tensor, "b *shape"]
-    condition: Float[Tensor, "b d"] | None
+    condition: Condition
+    """Empty if there is none."""
 
     def __len__(self) -> int:
         """Number of images."""
@@ -24,10 +27,10 @@ class Batch:
 
     def __getitem__(self, rows: slice | Int64[Tensor, " r"]) -> "Batch":
         """A cut of the batch, or some of its images."""
-        condition = None if self.condition is None else self.condition[rows]
+        condition = mapped(self.condition, lambda tensor: tensor[rows])
         return Batch(idx=self.idx[rows], image=self.image[rows], condition=condition)
 
     def to(self, device: torch.device | str) -> "Batch":
         """Image and condition on another device; `idx` stays on the CPU."""
-        condition = None if self.condition is None else self.condition.to(device)
+        condition = moved(self.condition, device)
         return Batch(idx=self.idx, image=self.image.to(device), condition=condition)

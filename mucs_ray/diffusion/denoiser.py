@@ -1,15 +1,15 @@
 """The EDM denoiser: a raw network F made into D, which predicts the clean image (spec 3.1).
 
-D(x_n, sigma) = c_skip x_n + c_out F(c_in x_n, c_noise).   Axes: b batch, *shape of an image, d condition.
+D(x_n, sigma) = c_skip x_n + c_out F(c_in x_n, c_noise).   Axes: b batch, *shape of an image.
 """
 
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
-import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
+from mucs_ray.diffusion.condition import NO_CONDITION, Condition, joined
 from mucs_ray.diffusion.rows import per_row, repeated
 
 SIGMA_DATA = 0.5
@@ -17,15 +17,23 @@ SIGMA_DATA = 0.5
 
 @runtime_checkable
 class Denoiser(Protocol):
-    """Anything that predicts the clean image from the noisy one; `condition` None means no condition."""
+    """Anything that predicts the clean image from the noisy one."""
 
     def __call__(
         self,
         noisy: Float[Tensor, "b *shape"],
         sigma: Float[Tensor, " b"],
-        condition: Float[Tensor, "b d"] | None = None,
+        condition: Condition = NO_CONDITION,
     ) -> Float[Tensor, "b *shape"]:
         """The clean image expected behind the noisy one."""
+        ...
+
+
+class GuidedDenoiser(Denoiser, Protocol):
+    """A denoiser that can be guided, as it knows what no condition looks like."""
+
+    def nothing(self, num: int) -> Condition:
+        """The null condition, for so many images; empty for an unconditional model."""
         ...
 
 
@@ -50,7 +58,10 @@ def c_noise(sigma: Tensor) -> Tensor:
 
 
 class EDMDenoiser(nn.Module):
-    """D around a raw network F(scaled noisy, c_noise, condition, augmented)."""
+    """D around a raw network F(scaled noisy, c_noise, condition, augmented).
+
+    It reads "condition", a vector, and "augmented", which is 1 where the image was distorted.
+    """
 
     def __init__(self, network: nn.Module) -> None:
         """`network` is lent, not copied."""
@@ -63,19 +74,25 @@ class EDMDenoiser(nn.Module):
         shape: tuple[int, ...] = self.network.shape  # pyright: ignore[reportAssignmentType] - nn.Module's
         return shape
 
+    def nothing(self, num: int) -> Condition:
+        """The null condition, for so many images; empty for an unconditional network."""
+        nothing: Callable[[int], Condition] = self.network.nothing  # pyright: ignore[reportAssignmentType] - nn.Module's
+        return nothing(num)
+
     def forward(
         self,
         noisy: Float[Tensor, "b *shape"],
         sigma: Float[Tensor, " b"],
-        condition: Float[Tensor, "b d"] | None = None,
-        augmented: Int[Tensor, " b"] | None = None,
+        condition: Condition = NO_CONDITION,
         tokens: Float[Tensor, "b t w"] | None = None,
     ) -> Float[Tensor, "b *shape"]:
-        """The denoised image in the precision of `noisy`; `augmented` is 1 where the image was distorted, `tokens` what
-        `stem` made of the same input, if that is known already.
+        """The denoised image in the precision of `noisy`; `tokens` is what `stem` made of the same input, if that is
+        known already.
         """
         known = {} if tokens is None else {"tokens": tokens}
-        raw = self.network(per_row(c_in(sigma), noisy) * noisy, c_noise(sigma), condition, augmented, **known)
+        scaled = per_row(c_in(sigma), noisy) * noisy
+        vector, augmented = condition.get("condition"), condition.get("augmented")
+        raw = self.network(scaled, c_noise(sigma), vector, augmented, **known)
         return per_row(c_skip(sigma), noisy) * noisy + per_row(c_out(sigma), noisy) * raw.to(noisy.dtype)
 
     def stem(self, noisy: Float[Tensor, "b *shape"], sigma: Float[Tensor, " b"]) -> Float[Tensor, "b t w"]:
@@ -84,15 +101,17 @@ class EDMDenoiser(nn.Module):
         return stem(per_row(c_in(sigma), noisy) * noisy)
 
 
-def guided(denoiser: Denoiser, weight: float) -> Denoiser:
+def guided(denoiser: GuidedDenoiser, weight: float) -> Denoiser:
     """Classifier-free guidance, w D(condition) + (1 - w) D(no condition); one call when w = 1 (spec 6)."""
     if weight == 1.0:
         return denoiser
 
-    def guide(noisy: Tensor, sigma: Tensor, condition: Tensor | None = None) -> Tensor:
-        if condition is None:
-            return denoiser(noisy, sigma, None)
-        with_and_without = torch.cat([condition, torch.zeros_like(condition)])
+    def guide(noisy: Tensor, sigma: Tensor, condition: Condition = NO_CONDITION) -> Tensor:
+        nothing = denoiser.nothing(len(noisy))
+        known = {name: condition[name] for name in nothing if name in condition}
+        if not known:
+            return denoiser(noisy, sigma, condition)
+        with_and_without = joined([known, nothing])
         denoised = denoiser(repeated(noisy, 2), sigma.repeat(2), with_and_without)
         conditional, unconditional = denoised.chunk(2)
         return weight * conditional + (1 - weight) * unconditional

@@ -1,12 +1,13 @@
 """The weighted denoising loss, one number for each (image, noise) (spec 3.1), and its value for an untrained network.
 
-Axes: b images (each with its own sigma and noise), *shape of an image, d condition.
+Axes: b images (each with its own sigma and noise), *shape of an image.
 """
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
+from mucs_ray.diffusion.condition import NO_CONDITION, Condition
 from mucs_ray.diffusion.denoiser import SIGMA_DATA, Denoiser
 from mucs_ray.diffusion.rows import per_row, row_means
 from mucs_ray.diffusion.schedule import LOG_SIGMA_MEAN, LOG_SIGMA_STD
@@ -29,12 +30,10 @@ def denoising_loss(
     image: Float[Tensor, "b *shape"],
     noise: Float[Tensor, "b *shape"],
     sigma: Float[Tensor, " b"],
-    condition: Float[Tensor, "b d"] | None,
-    augmented: Int[Tensor, " b"] | None = None,
+    condition: Condition = NO_CONDITION,
 ) -> Float[Tensor, " b"]:
-    """Mean over all of an image of omega (D(x + sigma eps) - x)^2, >= 0. Only an EDMDenoiser takes `augmented`."""
-    extra = () if augmented is None else (augmented,)
-    denoised = denoiser(noised(image, noise, sigma), sigma, condition, *extra)
+    """Mean over all of an image of omega (D(x + sigma eps) - x)^2, >= 0."""
+    denoised = denoiser(noised(image, noise, sigma), sigma, condition)
     return loss_weight(sigma) * row_means((denoised - image).square())
 
 

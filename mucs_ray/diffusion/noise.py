@@ -29,20 +29,21 @@ def normal(stream: np.random.Generator, *shape: int) -> Float[Tensor, "..."]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NoiseSet:
-    """Pairs (sigma_j, eps_j), drawn once and shared by every image, before and after unlearning (spec 7.3)."""
+    """Pairs (level_j, eps_j), drawn once and shared by every image, before and after unlearning (spec 7.3)."""
 
-    sigma: Float[Tensor, " n"]
+    level: Float[Tensor, " n"]
+    """What it means is the process's: sigma for EDM."""
     unit: Float[Tensor, "n *shape"]
 
     @classmethod
-    def draw(cls, seed: int, name: str, sigma: Float[Tensor, " n"], shape: Sequence[int]) -> "NoiseSet":
-        """One standard normal draw of image `shape` for each sigma, from the stream of `name`."""
-        return cls(sigma=sigma, unit=normal(generator(seed, name), len(sigma), *shape))
+    def draw(cls, seed: int, name: str, level: Float[Tensor, " n"], shape: Sequence[int]) -> "NoiseSet":
+        """One standard normal draw of image `shape` for each level, from the stream of `name`."""
+        return cls(level=level, unit=normal(generator(seed, name), len(level), *shape))
 
     def __getitem__(self, at: slice | Int64[Tensor, " m"]) -> "NoiseSet":
         """A cut of the set, or some of it."""
-        return NoiseSet(sigma=self.sigma[at], unit=self.unit[at])
+        return NoiseSet(level=self.level[at], unit=self.unit[at])
 
     def to(self, device: torch.device | str) -> "NoiseSet":
         """The same numbers on another device."""
-        return NoiseSet(sigma=self.sigma.to(device), unit=self.unit.to(device))
+        return NoiseSet(level=self.level.to(device), unit=self.unit.to(device))

@@ -7,13 +7,13 @@ are copied to the old addresses: the same rules hold, and tests without a GPU ca
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-Results = tuple[Tensor, ...]
+Results = Mapping[str, Tensor]
 Pool = Any
 """torch's handle of memory that several graphs compute in; they are never replayed at the same time."""
 
@@ -39,8 +39,9 @@ class Replay:
         """
         self.compute = compute
         self.graph = None
+        self.results: Results
         if device.type != "cuda":
-            self.results = tuple(each.clone() for each in compute())
+            self.results = {name: tensor.clone() for name, tensor in compute().items()}
             return
         stream, current = torch.cuda.Stream(device), torch.cuda.current_stream(device)
         stream.wait_stream(current)
@@ -56,6 +57,6 @@ class Replay:
         if self.graph is not None:
             self.graph.replay()
             return self.results
-        for fixed, fresh in zip(self.results, self.compute(), strict=True):
-            fixed.copy_(fresh)
+        for name, fresh in self.compute().items():
+            self.results[name].copy_(fresh)
         return self.results

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mucs_ray.diffusion.condition import NO_CONDITION, Condition
 from mucs_ray.diffusion.denoiser import Denoiser
 from mucs_ray.diffusion.schedule import sampling_sigmas
 
@@ -14,7 +15,7 @@ from mucs_ray.diffusion.schedule import sampling_sigmas
 def sample(
     denoiser: Denoiser,
     unit_noise: Float[Tensor, "b *shape"],
-    condition: Float[Tensor, "b d"] | None,
+    condition: Condition = NO_CONDITION,
     *,
     num_steps: int = 32,
 ) -> Float[Tensor, "b *shape"]:

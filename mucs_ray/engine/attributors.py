@@ -16,6 +16,7 @@ from mucs_ray.config import Recipe
 from mucs_ray.data.local import LocalImages
 from mucs_ray.data.table import Dataset, Unit, read_unit
 from mucs_ray.diffusion.batch import Batch
+from mucs_ray.diffusion.condition import moved
 from mucs_ray.diffusion.denoiser import EDMDenoiser
 from mucs_ray.engine.attempts import beat
 from mucs_ray.engine.models import Arrays, best_device, build_denoiser
@@ -113,7 +114,7 @@ def captures_graphs(recipe: Recipe, device: torch.device) -> bool:
 
 def to_device(item: Item, device: torch.device) -> Item:
     """Image and condition where the model is."""
-    condition = None if item.condition is None else item.condition.to(device)
+    condition = moved(item.condition, device)
     return Item(number=item.number, idx=item.idx, condition=condition, image=item.image.to(device))
 
 

@@ -12,6 +12,7 @@ from mucs_ray.attribution.base import Item
 from mucs_ray.config import GenerateConfig
 from mucs_ray.data.local import LocalImages
 from mucs_ray.data.table import Dataset
+from mucs_ray.diffusion.condition import moved, one_by_one
 from mucs_ray.diffusion.denoiser import EDMDenoiser, guided
 from mucs_ray.diffusion.noise import generator, normal
 from mucs_ray.diffusion.sampler import sample
@@ -49,11 +50,11 @@ def generate_together(
     """
     device = next(denoiser.parameters()).device
     batch = test.batch(np.asarray([each.row for each in planned]))
-    condition = None if batch.condition is None else batch.condition.to(device)
+    condition = moved(batch.condition, device)
     size = batch.image.shape[1:]
     noise = torch.cat([normal(generator(seed, f"generate/idx={each.idx}"), 1, *size) for each in planned]).to(device)
     images = sample(guided(denoiser, config.guidance), noise, condition, num_steps=config.steps).cpu()
-    conditions = [None] * len(planned) if batch.condition is None else list(batch.condition)
+    conditions = one_by_one(batch.condition, len(planned))
     return [
         Item(number=each.number, idx=each.idx, condition=own, image=image)
         for each, own, image in zip(planned, conditions, images, strict=True)

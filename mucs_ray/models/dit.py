@@ -304,6 +304,11 @@ class DiT(nn.Module):
         self.dit_final = FinalNorm(config)
         self.unpatchify = Unpatch(ch1, config.width, config.patch_size)
 
+    def nothing(self, num: int) -> dict[str, Tensor]:
+        """The null condition, for so many images."""
+        width, device = self.config.condition_dim, self.a_embedder.emb.weight.device
+        return {"condition": torch.zeros(num, width, device=device)} if width else {}
+
     @property
     def shape(self) -> tuple[int, ...]:
         """Of one image."""

@@ -45,9 +45,7 @@ def to_png(pixels: UInt8[np.ndarray, "c h w"]) -> bytes:
 def save_item(stage: Stage, item: Item, facts: dict[str, Any]) -> str:
     """Publish the PNG, then the tensors; returns the tensors' sha256."""
     storage.publish(stage.url(stage.part(item_name(item.number), "png")), to_png(to_pixels(item.image)))
-    tensors = {"image": item.image}
-    if item.condition is not None:
-        tensors["condition"] = item.condition
+    tensors = {**item.condition, "image": item.image}
     facts = {**facts, "number": item.number, "idx": item.idx}
     return checkpoint.save(stage.url(item_file(stage, item.number)), tensors, facts)
 
@@ -55,4 +53,5 @@ def save_item(stage: Stage, item: Item, facts: dict[str, Any]) -> str:
 def load_item(stage: Stage, number: int) -> Item:
     """An item of a generated run."""
     tensors, facts = checkpoint.load(stage.url(item_file(stage, number)))
-    return Item(number=number, idx=facts["idx"], condition=tensors.get("condition"), image=tensors["image"])
+    image = tensors.pop("image")
+    return Item(number=number, idx=facts["idx"], condition=tensors, image=image)

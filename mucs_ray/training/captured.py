@@ -42,11 +42,10 @@ class CapturedLoss:
         assert self.replay is not None, "capture comes first"
         for name, fixed in self.inputs.items():
             fixed.copy_(inputs[name])
-        (loss,) = self.replay()
-        return loss.clone()
+        return self.replay()["loss"].clone()
 
-    def _compute(self) -> tuple[Float[Tensor, ""]]:
+    def _compute(self) -> dict[str, Tensor]:
         self.optimizer.zero_grad(set_to_none=False)
         loss = self.mean_loss(self.inputs)
         loss.backward()
-        return (loss.detach(),)
+        return {"loss": loss.detach()}

@@ -2,7 +2,7 @@
 
 Everything random is drawn from names that hold the update's number, for the whole batch at once; a worker then takes
 its rows. So the images, noise levels and noise of an update do not depend on the number of workers or on resuming.
-Axes: b batch, *shape of an image, d condition.
+Axes: b batch, *shape of an image.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +18,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from mucs_ray.diffusion.batch import Batch
+from mucs_ray.diffusion.condition import Condition, of_loss_inputs
 from mucs_ray.diffusion.denoiser import EDMDenoiser
 from mucs_ray.diffusion.loss import denoising_loss
 from mucs_ray.diffusion.noise import generator, normal
@@ -135,15 +136,13 @@ class UpdateDraws:
     """The images of one update, distorted, and what is drawn for them: of the whole batch, on the CPU."""
 
     image: Float[Tensor, "b *shape"]
-    condition: Float[Tensor, "b d"] | None
-    augmented: Int64[Tensor, " b"]
-    sigma: Float[Tensor, " b"]
     noise: Float[Tensor, "b *shape"]
+    level: Float[Tensor, " b"]
+    condition: Condition
 
     def tensors(self) -> dict[str, Tensor]:
-        """By name, without a condition that is not there."""
-        names = ("image", "noise", "sigma", "augmented", *(() if self.condition is None else ("condition",)))
-        return {name: getattr(self, name) for name in names}
+        """By name; the condition's among them."""
+        return {"image": self.image, "noise": self.noise, "level": self.level, **self.condition}
 
 
 def draw_update(images: TrainingImages, config: TrainConfig, *, seed: int, step: int) -> UpdateDraws:
@@ -152,8 +151,9 @@ def draw_update(images: TrainingImages, config: TrainConfig, *, seed: int, step:
     rows = batch_rows(seed, "train", step, num_images=len(images), batch_size=config.batch_size)
     batch = images.batch(rows, stream)
     image, augmented = augment(batch.image, stream, probability=config.augment, flip=config.flip)
-    sigma, noise = training_sigmas(stream, len(rows)), normal(stream, *image.shape)
-    return UpdateDraws(image=image, condition=batch.condition, augmented=augmented, sigma=sigma, noise=noise)
+    level, noise = training_sigmas(stream, len(rows)), normal(stream, *image.shape)
+    condition = {**batch.condition, "augmented": augmented}
+    return UpdateDraws(image=image, noise=noise, level=level, condition=condition)
 
 
 def draws_when_needed(images: TrainingImages, config: TrainConfig, *, seed: int, first: int) -> Iterator[UpdateDraws]:
@@ -207,9 +207,7 @@ def mean_loss(denoiser: nn.Module, inputs: Mapping[str, Tensor], precision: Prec
     """Of a worker's share of a batch; `inputs` as `UpdateDraws.tensors` names them."""
     image = inputs["image"]
     with autocast(precision, image.device):
-        losses = denoising_loss(
-            denoiser, image, inputs["noise"], inputs["sigma"], inputs.get("condition"), inputs["augmented"]
-        )
+        losses = denoising_loss(denoiser, image, inputs["noise"], inputs["level"], of_loss_inputs(inputs))
     return losses.mean()
 
 
@@ -223,11 +221,11 @@ def validation_loss(
     for start in range(group.rank * VALIDATION_BATCH, len(test), group.size * VALIDATION_BATCH):
         batch = test.batch(np.arange(start, min(start + VALIDATION_BATCH, len(test))))
         streams = [generator(seed, f"validate/idx={idx}") for idx in batch.idx.tolist()]
-        sigma = torch.cat([training_sigmas(stream, 1) for stream in streams]).to(device)
+        level = torch.cat([training_sigmas(stream, 1) for stream in streams]).to(device)
         noise = torch.stack([normal(stream, *batch.image.shape[1:]) for stream in streams]).to(device)
         there = batch.to(device)
         with autocast(config.precision, device):
-            losses = denoising_loss(denoiser, there.image, noise, sigma, there.condition)
+            losses = denoising_loss(denoiser, there.image, noise, level, there.condition)
         total += torch.tensor([losses.double().sum().item(), len(batch)], dtype=torch.float64)
     summed, count = group.mean(total).tolist()
     return summed / count

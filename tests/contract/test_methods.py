@@ -71,7 +71,7 @@ def images() -> Batch:
     """6 training images of the tiny data set."""
     made = rows(6, first_idx=0, seed=1)
     pixels = torch.from_numpy(np.stack([row.image for row in made])).float() / 127.5 - 1
-    return Batch(idx=torch.arange(6), image=pixels, condition=torch.eye(3)[[row.label for row in made]])
+    return Batch(idx=torch.arange(6), image=pixels, condition={"condition": torch.eye(3)[[row.label for row in made]]})
 
 
 @cache
@@ -88,7 +88,10 @@ def items(num: int) -> list[Item]:
     made = [0.3 * normal(generator(8, f"item={number}"), 3, 8, 8) for number in range(num)]
     for image in made:
         image[0, 0, 0] = 1.5
-    return [Item(number=at, idx=900 + at, condition=torch.eye(3)[at], image=image) for at, image in enumerate(made)]
+    return [
+        Item(number=at, idx=900 + at, condition={"condition": torch.eye(3)[at]}, image=image)
+        for at, image in enumerate(made)
+    ]
 
 
 def recipe_of(method: MethodCard) -> Recipe:
@@ -98,8 +101,7 @@ def recipe_of(method: MethodCard) -> Recipe:
 
 
 def picked(batch: Batch, rows: list[int]) -> Batch:
-    assert batch.condition is not None
-    return Batch(idx=batch.idx[rows], image=batch.image[rows], condition=batch.condition[rows])
+    return batch[torch.tensor(rows)]
 
 
 def encode(pictures: Tensor) -> Tensor:
@@ -159,7 +161,7 @@ class Loop:
         """What the hooks after `features` are given: only idx, if the parts are empty."""
         if not self.parts():
             blank = torch.zeros(len(self.images), 3, 0, 0)
-            return Batch(idx=self.images.idx, image=blank, condition=None)
+            return Batch(idx=self.images.idx, image=blank, condition={})
         return self.features(WHOLE) if "features" in self.parts() else self.images
 
     def sums(self, cuts: list[slice]) -> Tensors:
@@ -214,9 +216,7 @@ class Loop:
 
 def cut(rows: Batch | Columns, at: slice | list[int]) -> Any:
     if isinstance(rows, Batch):
-        return rows[at] if isinstance(at, slice) else Batch(
-            idx=rows.idx[at], image=rows.image[at], condition=None if rows.condition is None else rows.condition[at]
-        )  # fmt: skip
+        return rows[at] if isinstance(at, slice) else rows[torch.tensor(at)]
     return {name: column[at] for name, column in rows.items()}
 
 
@@ -451,7 +451,7 @@ def test_what_is_lent_stays_as_it_was(name: str):
     lent = {
         **dict(f1().state_dict()),
         "batch.image": run.images.image,
-        "batch.condition": run.images.condition,
+        **{f"batch.{name}": tensor for name, tensor in run.images.condition.items()},
         **{f"item.{item.number}": item.image for item in run.items},
         **{f"fitted.{key}": tensor for key, tensor in run.once.items()},
         **{f"item_states.{key}": tensor for key, tensor in run.of_items[0].items()},

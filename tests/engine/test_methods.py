@@ -19,6 +19,7 @@ from mucs_ray.attribution.ranking import mutual_ranks, ranks
 from mucs_ray.attribution.tuning import OPEN
 from mucs_ray.data.table import Dataset, read_unit
 from mucs_ray.diffusion.batch import Batch
+from mucs_ray.diffusion.condition import joined
 from mucs_ray.engine.attributors import build
 from mucs_ray.engine.fitting import numerics
 from mucs_ray.engine.models import Arrays, to_arrays
@@ -59,11 +60,11 @@ def weights_of(pipeline: Pipeline) -> Arrays:
 def whole(dataset: Dataset) -> Batch:
     """All training images as one batch."""
     batches = [dataset.batch(read_unit(unit)) for unit in dataset.units("train")]
-    conditions = [batch.condition for batch in batches if batch.condition is not None]
+    conditions = [batch.condition for batch in batches]
     return Batch(
         idx=torch.cat([batch.idx for batch in batches]),
         image=torch.cat([batch.image for batch in batches]),
-        condition=torch.cat(conditions),
+        condition=joined(conditions),
     )
 
 

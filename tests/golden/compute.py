@@ -33,6 +33,7 @@ from mucs_ray.data.local import LocalImages
 from mucs_ray.data.prepare import prepare
 from mucs_ray.data.table import Card, Dataset, Row, Shard, read_unit, schema, to_parquet, to_table
 from mucs_ray.diffusion.batch import Batch
+from mucs_ray.diffusion.condition import joined, one_by_one
 from mucs_ray.diffusion.denoiser import EDMDenoiser, guided
 from mucs_ray.diffusion.noise import generator, normal
 from mucs_ray.diffusion.sampler import sample
@@ -248,11 +249,11 @@ class Run:
     def images(self) -> Batch:
         """The training images that are scored, as one batch, read as a scorer reads them."""
         batches = [self.dataset.batch(read_unit(unit)) for unit in self.dataset.units("train")]
-        conditions = [batch.condition for batch in batches if batch.condition is not None]
+        conditions = [batch.condition for batch in batches]
         whole = Batch(
             idx=torch.cat([batch.idx for batch in batches]),
             image=torch.cat([batch.image for batch in batches]),
-            condition=torch.cat(conditions) if conditions else None,
+            condition=joined(conditions),
         )
         return whole[: self.num_attributed]
 
@@ -279,8 +280,7 @@ def pipeline(run: Run) -> tuple[EDMDenoiser, list[Item], Values]:
     """F1 and the items, and the numbers of data, training and generation."""
     images = run.images
     data = {"data/images": images.image, "data/idx": images.idx, "data/num_train": len(run.train)}
-    if images.condition is not None:
-        data["data/condition"] = images.condition
+    data |= {f"data/{name}": tensor for name, tensor in images.condition.items()}
     f1, of_training = trained(run)
     items, of_generation = generated(run, f1)
     return f1, items, data | of_training | of_generation
@@ -310,7 +310,7 @@ def generated(run: Run, f1: EDMDenoiser) -> tuple[list[Item], Values]:
         idx = int(lent.idx)
         noise = normal(generator(recipe.seed, f"generate/idx={idx}"), 1, *lent.image.shape[1:])
         image = sample(guided(f1, config.guidance), noise, lent.condition, num_steps=config.steps)[0]
-        condition = None if lent.condition is None else lent.condition[0]
+        (condition,) = one_by_one(lent.condition, 1)
         items.append(Item(number=number, idx=idx, condition=condition, image=image))
     values = {"generate/idx": [item.idx for item in items], "generate/z": torch.stack([item.image for item in items])}
     return items, values
@@ -347,7 +347,7 @@ def attributed(
     recipe = recipe_of(run, method, settings or {})
     if not method.stages:
         kind = load_class(method.implementation)
-        images = Batch(idx=run.images.idx, image=torch.zeros(len(run.images), 3, 0, 0), condition=None)
+        images = Batch(idx=run.images.idx, image=torch.zeros(len(run.images), 3, 0, 0), condition={})
         scores = kind(MethodContext(settings=recipe, device=CPU, num_images=len(images), items=items)).score(images)
         return ranked(run, recipe, label, scores)
     rows: Any = run.images

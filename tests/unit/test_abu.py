@@ -12,6 +12,7 @@ from mucs_ray.attribution.abu import AbU
 from mucs_ray.attribution.base import Item, ItemState, MethodContext, Tensors
 from mucs_ray.attribution.cards.abu import AbUConfig
 from mucs_ray.diffusion.batch import Batch
+from mucs_ray.diffusion.condition import for_each
 from mucs_ray.diffusion.denoiser import EDMDenoiser
 from mucs_ray.diffusion.loss import denoising_loss
 from mucs_ray.diffusion.noise import generator, normal
@@ -60,13 +61,13 @@ def images(count: int = 6) -> Batch:
     return Batch(
         idx=torch.arange(100, 100 + count),
         image=0.5 * normal(generator(2, "images"), count, 3, 8, 8),
-        condition=torch.eye(3)[torch.arange(count) % 3],
+        condition={"condition": torch.eye(3)[torch.arange(count) % 3]},
     )
 
 
 def item(idx: int = 60, *, number: int = 0) -> Item:
     image = 0.5 * normal(generator(7, f"image={idx}"), 3, 8, 8)
-    return Item(number=number, idx=idx, condition=torch.tensor([0.0, 1.0, 0.0]), image=image)
+    return Item(number=number, idx=idx, condition={"condition": torch.tensor([0.0, 1.0, 0.0])}, image=image)
 
 
 def abu(denoiser: EDMDenoiser, config: AbUConfig = SCALE_CONFIG) -> AbU:
@@ -211,7 +212,7 @@ def test_the_loss_is_told_before_and_after_on_the_same_draws(linear: EDMDenoiser
     assert first == last != between
     assert (facts["outcome"], facts["updates"]) == ("fixed", 2)
     sigma, noise = draws("abu/item=60/step=0", 50)
-    image, condition = item().image.expand_as(noise), item().condition.expand(50, -1)
+    image, condition = item().image.expand_as(noise), for_each(item().condition, 50)
     assert first == pytest.approx(denoising_loss(linear, image, noise, sigma, condition).mean().item(), rel=1e-5)
 
 
@@ -241,8 +242,8 @@ def test_the_loss_of_the_item_rises(trained: EDMDenoiser):
     changed = copy.deepcopy(trained)
     changed.network.load_state_dict(found.tensors, strict=False)
     sigma, noise = draws("check", 300)
-    given = item().image.expand_as(noise), noise, sigma, item().condition.expand(300, -1)
-    before, after = (denoising_loss(each, *given).mean().item() for each in (trained, changed))
+    given = item().image.expand_as(noise), noise, sigma, for_each(item().condition, 300)
+    before, after = (denoising_loss(model, *given).mean().item() for model in (trained, changed))
     assert after > 1.01 * before
     assert found.facts["item_loss"][1] > 1.01 * found.facts["item_loss"][0]
 

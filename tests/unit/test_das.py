@@ -14,6 +14,7 @@ from mucs_ray.attribution.cards.das import DASConfig
 from mucs_ray.attribution.das import DAS
 from mucs_ray.attribution.projection import Sketch
 from mucs_ray.diffusion.batch import Batch
+from mucs_ray.diffusion.condition import for_each, one_by_one
 from mucs_ray.diffusion.denoiser import EDMDenoiser
 from mucs_ray.diffusion.loss import denoising_loss
 from mucs_ray.diffusion.noise import generator, normal
@@ -49,7 +50,7 @@ def some_images(count: int, *, seed: int) -> Batch:
     return Batch(
         idx=torch.tensor([row.idx for row in made]),
         image=torch.from_numpy(np.stack([row.image for row in made])).float() / 127.5 - 1,
-        condition=torch.eye(3)[[row.label for row in made]],
+        condition={"condition": torch.eye(3)[[row.label for row in made]]},
     )
 
 
@@ -131,11 +132,15 @@ def test_losses_of_the_raw_output_are_the_denoising_losses():
     """The identity of spec 3.1: mean (F - F*)^2 = omega (D - x)^2."""
     made = method(DENOISER)
     noises = made.gradients.noises
-    condition = IMAGES.condition[2].expand(NOISES, -1)
+    (condition,) = one_by_one(IMAGES[2:3].condition, 1)
     expected = denoising_loss(
-        DENOISER, IMAGES.image[2].expand(NOISES, -1, -1, -1), noises.unit, noises.sigma, condition
+        DENOISER,
+        IMAGES.image[2].expand(NOISES, -1, -1, -1),
+        noises.unit,
+        noises.level,
+        for_each(condition, NOISES),
     )
-    found = made.measured(IMAGES.image[2], IMAGES.condition[2]).losses
+    found = made.measured(IMAGES.image[2], condition).losses
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
     assert not found.requires_grad
 
@@ -196,7 +201,9 @@ def test_a_planted_duplicate_ranks_first(gradients: str, leverage: bool):
     planted = [3, 17]
     adapted = []
     for number, at in enumerate(planted):
-        item = Item(number=number, idx=900 + at, condition=images.condition[at], image=images.image[at])
+        item = Item(
+            number=number, idx=900 + at, condition=one_by_one(images.condition, len(images))[at], image=images.image[at]
+        )
         adapted.append(method(DENOISER, **knobs).fit_item(item, prepared, lambda step, loss: None).tensors)
     scorer = method(None, **knobs)
     scorer.load(prepared, adapted)

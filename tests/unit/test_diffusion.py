@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from mucs_ray.diffusion.condition import NO_CONDITION, Condition
 from mucs_ray.diffusion.denoiser import EDMDenoiser, c_in, c_noise, c_out, c_skip, guided
 from mucs_ray.diffusion.loss import analytic_null_loss, denoising_loss, loss_weight, zero_network_loss
 from mucs_ray.diffusion.noise import NoiseSet, generator, normal
@@ -34,6 +35,9 @@ class RandomNetwork(nn.Module):
         extra = level if condition is None else level + condition.sum(1)
         extra = extra if augmented is None else extra + augmented
         return torch.tanh(1.7 * x.flip(3)) + 0.3 * extra[:, None, None, None]
+
+    def nothing(self, num: int) -> Condition:
+        return {"condition": torch.zeros(num, 4)}
 
 
 # --- the denoiser ---------------------------------------------------------------------------------------------------
@@ -72,7 +76,7 @@ def test_denoised_image_by_hand():
 
     noisy, sigma = torch.tensor([4.0, -1.0])[:, None, None, None], torch.tensor([0.5, 1.2])
     condition, flag = torch.ones(2, 5), torch.tensor([0, 1])
-    denoised = EDMDenoiser(Constant())(noisy, sigma, condition, flag)
+    denoised = EDMDenoiser(Constant())(noisy, sigma, {"condition": condition, "augmented": flag})
     expected = torch.tensor([0.5 * 4 + 3 * 0.25 / math.sqrt(0.5), -0.25 / 1.69 + 3 * 0.6 / 1.3])
     torch.testing.assert_close(denoised.flatten(), expected)
     scaled, level, seen_condition, seen_flag = seen
@@ -101,15 +105,15 @@ def test_loss_is_the_mean_square_error_of_the_raw_network(dtype: torch.dtype, co
     """L = mean (F - F*)^2 with F* = (x - c_skip x_n) / c_out."""
     image, noise, condition = (normal(generator(1, name), 6, 3, 4, 5).to(dtype) for name in "abc")
     sigma = torch.tensor([0.05, 0.2, 0.5, 1.0, 9.0, 80.0], dtype=dtype)
-    given = condition[:, 0, 0] if conditional else None
     flag = torch.tensor([0, 1, 0, 1, 1, 0])
+    given = {"augmented": flag} | ({"condition": condition[:, 0, 0]} if conditional else {})
     network = RandomNetwork().to(dtype)
     per_image = sigma[:, None, None, None]
     root = (per_image**2 + 0.25).sqrt()
     noisy = image + per_image * noise
     target = (image - 0.25 / root**2 * noisy) / (0.5 * per_image / root)
-    raw = network(noisy / root, torch.log(sigma + 1e-6) / 4, given, flag)
-    found = denoising_loss(EDMDenoiser(network), image, noise, sigma, given, flag)
+    raw = network(noisy / root, torch.log(sigma + 1e-6) / 4, given.get("condition"), flag)
+    found = denoising_loss(EDMDenoiser(network), image, noise, sigma, given)
     expected = ((raw - target) ** 2).mean((1, 2, 3))
     assert found.dtype == dtype
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
@@ -120,11 +124,11 @@ def test_loss_by_hand():
     image, noise = torch.ones(2, 1, 1, 2), torch.full((2, 1, 1, 2), 2.0)
     seen: list[Tensor] = []
 
-    def denoiser(noisy: Tensor, sigma: Tensor, condition: Tensor | None = None) -> Tensor:
+    def denoiser(noisy: Tensor, sigma: Tensor, condition: Condition = NO_CONDITION) -> Tensor:
         seen.append(noisy)
         return torch.tensor([[2.0, 2.0], [1.0, 4.0]])[:, None, None]
 
-    found = denoising_loss(denoiser, image, noise, torch.full((2,), 1.2), None)
+    found = denoising_loss(denoiser, image, noise, torch.full((2,), 1.2))
     torch.testing.assert_close(found, torch.tensor([1.0, 4.5]) * (1.69 / 0.36))
     torch.testing.assert_close(seen[0], torch.full((2, 1, 1, 2), 3.4))
 
@@ -136,10 +140,10 @@ def test_zero_network_loss_is_the_loss_of_a_zero_network():
     # the cross term has mean zero but not zero value; remove it so that the closed form is met to 3 digits
     noise = noise - (noise * image).mean() / image.square().mean() * image
 
-    def zero(noisy: Tensor, sigma: Tensor, condition: Tensor | None = None) -> Tensor:
+    def zero(noisy: Tensor, sigma: Tensor, condition: Condition = NO_CONDITION) -> Tensor:
         return noisy * 0.25 / (sigma**2 + 0.25)
 
-    found = denoising_loss(zero, image, noise, torch.tensor([sigma]), None)
+    found = denoising_loss(zero, image, noise, torch.tensor([sigma]))
     assert found.item() == pytest.approx((sigma**2 * v + 0.0625) / (0.25 * (sigma**2 + 0.25)), rel=5e-3)
     torch.testing.assert_close(zero_network_loss(numbers(sigma), v).item(), (0.49 * 0.2 + 0.0625) / (0.25 * 0.74))
 
@@ -170,7 +174,7 @@ def test_the_untrained_network_has_the_analytic_null_loss(mean_square: float):
     noise = normal(generator(0, "noise"), *shape)
     with torch.no_grad():
         cuts = zip(image.split(2000), noise.split(2000), sigma.split(2000), strict=True)
-        losses = torch.cat([denoising_loss(denoiser, x, n, s, None) for x, n, s in cuts])
+        losses = torch.cat([denoising_loss(denoiser, x, n, s) for x, n, s in cuts])
     assert losses.mean().item() == pytest.approx(analytic_null_loss(mean_square), rel=0.01)
 
 
@@ -242,23 +246,26 @@ class Gaussian:
     def __init__(self, v: float) -> None:
         self.v = v
         self.levels: list[float] = []
-        self.conditions: list[Tensor | None] = []
+        self.conditions: list[Condition] = []
         self.batches: list[int] = []
 
-    def __call__(self, noisy: Tensor, sigma: Tensor, condition: Tensor | None = None) -> Tensor:
+    def __call__(self, noisy: Tensor, sigma: Tensor, condition: Condition = NO_CONDITION) -> Tensor:
         self.levels.append(sigma[0].item())
         self.conditions.append(condition)
         self.batches.append(len(noisy))
         assert sigma.shape == (len(noisy),)
-        shift = 0 if condition is None else condition.sum(1)[:, None, None, None]
+        shift = condition["condition"].sum(1)[:, None, None, None] if condition else 0
         return noisy * self.v / (self.v + sigma[:, None, None, None] ** 2) + shift
+
+    def nothing(self, num: int) -> Condition:
+        return {"condition": torch.zeros(num, 2)}
 
 
 def test_sampler_meets_the_closed_form():
     """dx/dsigma = (x - D) / sigma has x_0 = x_T sqrt(v / (v + smax^2)) when D = x v / (v + sigma^2)."""
     unit = torch.tensor([1.0, -2.0, 0.5])[:, None, None, None]
     v = 0.3
-    found = sample(Gaussian(v), unit, None, num_steps=400)
+    found = sample(Gaussian(v), unit, num_steps=400)
     torch.testing.assert_close(found, 80 * unit * math.sqrt(v / (v + 80**2)), rtol=2e-4, atol=0)
     assert found.dtype == torch.float32
 
@@ -266,7 +273,7 @@ def test_sampler_meets_the_closed_form():
 def test_sampler_is_of_second_order():
     v, unit = 0.3, torch.ones(1, 1, 1, 1)
     exact = 80 * math.sqrt(v / (v + 80**2))
-    errors = [abs(sample(Gaussian(v), unit, None, num_steps=n).item() - exact) for n in (16, 32, 64)]
+    errors = [abs(sample(Gaussian(v), unit, num_steps=n).item() - exact) for n in (16, 32, 64)]
     for coarse, fine in pairwise(errors):
         assert 3.3 < coarse / fine < 5.5  # 4 for order two; 2 for Euler
 
@@ -281,12 +288,12 @@ def test_sampler_steps_by_hand():
     here = slope(high, high)
     there = slope(high + (low - high) * here, low)
     x = high + (low - high) * (here + there) / 2
-    found = sample(Gaussian(v), torch.ones(1, 1, 1, 1), None, num_steps=2).item()
+    found = sample(Gaussian(v), torch.ones(1, 1, 1, 1), num_steps=2).item()
     assert found == pytest.approx(x * v / (v + low**2), rel=0.01)  # 80 - 0.002 is rounded to fp32
 
 
 def test_sampler_calls_the_network_63_times():
-    denoiser, condition = Gaussian(0.3), torch.zeros(2, 4)
+    denoiser, condition = Gaussian(0.3), {"condition": torch.zeros(2, 4)}
     sample(denoiser, torch.ones(2, 1, 1, 1), condition)
     levels = rho_schedule(32).float().tolist()
     expected = [levels[0]] + [level for level in levels[1:] for _ in range(2)]  # Heun's corrector, then the next slope
@@ -296,7 +303,7 @@ def test_sampler_calls_the_network_63_times():
 
 
 def test_sampler_does_not_clamp():
-    big = sample(Gaussian(50.0), torch.full((1, 1, 1, 1), 2.0), None)
+    big = sample(Gaussian(50.0), torch.full((1, 1, 1, 1), 2.0))
     assert big.item() == pytest.approx(160 * math.sqrt(50 / (50 + 6400)), rel=0.01)
     assert big.item() > 10
 
@@ -304,8 +311,8 @@ def test_sampler_does_not_clamp():
 def test_sampler_treats_images_one_by_one_and_leaves_its_input():
     unit = normal(generator(0, "unit"), 3, 1, 2, 2)
     kept = unit.clone()
-    whole = sample(Gaussian(0.3), unit, None, num_steps=4)
-    exactly(torch.cat([sample(Gaussian(0.3), one, None, num_steps=4) for one in unit.split(1)]), whole)
+    whole = sample(Gaussian(0.3), unit, num_steps=4)
+    exactly(torch.cat([sample(Gaussian(0.3), one, num_steps=4) for one in unit.split(1)]), whole)
     exactly(unit, kept)
 
 
@@ -315,7 +322,7 @@ def test_sampler_treats_images_one_by_one_and_leaves_its_input():
 def test_guidance_by_hand():
     noisy, sigma, condition = torch.ones(2, 1, 1, 1), torch.tensor([1.0, 2.0]), torch.tensor([[1.0, 2.0], [0.5, 0.0]])
     denoiser = Gaussian(1.0)
-    found = guided(denoiser, 3.0)(noisy, sigma, condition)
+    found = guided(denoiser, 3.0)(noisy, sigma, {"condition": condition})
     absent = torch.tensor([0.5, 0.2])
     expected = 3 * (absent + torch.tensor([3.0, 0.5])) - 2 * absent
     torch.testing.assert_close(found.flatten(), expected)
@@ -326,8 +333,9 @@ def test_guidance_gives_each_image_its_own_level_and_condition():
     torch.manual_seed(0)
     noisy, sigma, condition = torch.randn(5, 2, 3, 3), torch.rand(5) + 0.1, torch.randn(5, 4)
     denoiser = EDMDenoiser(RandomNetwork())
-    expected = 1.5 * denoiser(noisy, sigma, condition) - 0.5 * denoiser(noisy, sigma, torch.zeros(5, 4))
-    torch.testing.assert_close(guided(denoiser, 1.5)(noisy, sigma, condition), expected)
+    given, null = {"condition": condition}, {"condition": torch.zeros(5, 4)}
+    expected = 1.5 * denoiser(noisy, sigma, given) - 0.5 * denoiser(noisy, sigma, null)
+    torch.testing.assert_close(guided(denoiser, 1.5)(noisy, sigma, given), expected)
 
 
 def test_guidance_of_weight_one_is_one_plain_call():
@@ -337,14 +345,14 @@ def test_guidance_of_weight_one_is_one_plain_call():
 
 def test_guidance_of_weight_zero_is_the_null_condition():
     noisy, sigma = torch.ones(1, 1, 1, 1), torch.ones(1)
-    exactly(guided(Gaussian(1.0), 0.0)(noisy, sigma, torch.ones(1, 2)), torch.full((1, 1, 1, 1), 0.5))
+    exactly(guided(Gaussian(1.0), 0.0)(noisy, sigma, {"condition": torch.ones(1, 2)}), torch.full((1, 1, 1, 1), 0.5))
 
 
 def test_guidance_without_condition_is_one_plain_call():
     denoiser = Gaussian(1.0)
-    guided(denoiser, 3.0)(torch.ones(2, 1, 1, 1), torch.ones(2), None)
+    guided(denoiser, 3.0)(torch.ones(2, 1, 1, 1), torch.ones(2))
     assert denoiser.batches == [2]
-    assert denoiser.conditions == [None]
+    assert denoiser.conditions == [{}]
 
 
 # --- noise ----------------------------------------------------------------------------------------------------------
@@ -370,9 +378,9 @@ def test_noise_set_keeps_its_levels_and_moves_whole():
     sigma = torch.tensor([3.0, 2.0])
     drawn = NoiseSet.draw(0, "n", sigma, (1, 2, 3))
     assert drawn.unit.shape == (2, 1, 2, 3)
-    exactly(drawn.sigma, sigma)
+    exactly(drawn.level, sigma)
     exactly(drawn.to("cpu").unit, drawn.unit)
-    exactly(drawn.to("cpu").sigma, sigma)
+    exactly(drawn.to("cpu").level, sigma)
 
 
 @given(st.integers(0, 2**63), st.text(max_size=30), st.text(max_size=30))

@@ -191,7 +191,7 @@ def test_at_the_start_the_denoised_image_is_c_skip_times_the_noisy_one(size: int
     noisy, _ = inputs(size)
     sigma = torch.tensor([0.5, 2.0])
     skip = torch.tensor([0.25 / 0.5, 0.25 / 4.25])[:, None, None, None]
-    denoised = EDMDenoiser(network.eval())(noisy, sigma, torch.ones(2, 3))
+    denoised = EDMDenoiser(network.eval())(noisy, sigma, {"condition": torch.ones(2, 3)})
     torch.testing.assert_close(denoised, skip * noisy, rtol=0, atol=0)
 
 

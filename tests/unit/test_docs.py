@@ -178,7 +178,7 @@ def log_losses_by_hand(denoiser: EDMDenoiser, image: torch.Tensor, condition: to
     levels = [(ends[0] + step / 4 * (ends[1] - ends[0])) ** 7 for step in range(4)]
     losses = []
     for sigma, noise in zip(levels, normal(generator(seed, "profile"), 4, *image.shape), strict=True):
-        denoised = denoiser((image + sigma * noise)[None], torch.tensor([sigma]), condition[None])[0]
+        denoised = denoiser((image + sigma * noise)[None], torch.tensor([sigma]), {"condition": condition[None]})[0]
         losses.append((denoised - image).square().mean() * (sigma**2 + 0.25) / (sigma / 2) ** 2)
     return torch.stack(losses).log()
 
@@ -197,12 +197,12 @@ def test_the_method_of_the_example_scores(tmp_path: Path, monkeypatch: pytest.Mo
     images = Batch(
         idx=torch.tensor([row.idx for row in made]),
         image=torch.from_numpy(np.stack([row.image for row in made])).float() / 127.5 - 1,
-        condition=torch.eye(3)[[row.label for row in made]],
+        condition={"condition": torch.eye(3)[[row.label for row in made]]},
     )
     drawn = normal(generator(9, "item"), 3, 8, 8)
     items = [
-        Item(number=0, idx=70, condition=torch.eye(3)[2], image=drawn),
-        Item(number=1, idx=71, condition=images.condition[3], image=images.image[3]),
+        Item(number=0, idx=70, condition={"condition": torch.eye(3)[2]}, image=drawn),
+        Item(number=1, idx=71, condition={"condition": torch.eye(3)[made[3].label]}, image=images.image[3]),
     ]
     features, score = method.stages
     context = {"settings": recipe, "device": torch.device("cpu"), "num_images": 5, "denoiser": f1}
@@ -213,9 +213,11 @@ def test_the_method_of_the_example_scores(tmp_path: Path, monkeypatch: pytest.Mo
     scorer.load({}, [{}, {}])
     scores = scorer.columns({"idx": images.idx, **table})["score"]
 
-    pairs = zip(images.image, images.condition, strict=True)
+    pairs = zip(images.image, images.condition["condition"], strict=True)
     of_images = torch.stack([log_losses_by_hand(f1, *each, recipe.seed) for each in pairs])
-    of_items = [log_losses_by_hand(f1, item.image.clamp(-1, 1), item.condition, recipe.seed) for item in items]
+    of_items = [
+        log_losses_by_hand(f1, item.image.clamp(-1, 1), item.condition["condition"], recipe.seed) for item in items
+    ]
     expected = torch.stack([-(of_images - each).square().mean(dim=1) for each in of_items], dim=1)
     torch.testing.assert_close(scores, expected, rtol=1e-3, atol=1e-4)
     assert scores[3, 1] == 0 and scores[:, 1].argmax() == 3

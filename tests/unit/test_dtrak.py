@@ -30,7 +30,7 @@ def some_images(count: int, *, seed: int) -> Batch:
     return Batch(
         idx=torch.tensor([row.idx for row in made]),
         image=torch.from_numpy(np.stack([row.image for row in made])).float() / 127.5 - 1,
-        condition=torch.eye(3)[[row.label for row in made]],
+        condition={"condition": torch.eye(3)[[row.label for row in made]]},
     )
 
 
@@ -44,8 +44,8 @@ IMAGES = some_images(9, seed=5)
 FEATURES = method(DENOISER).features(IMAGES)["feature"]
 
 
-def item_like(image: Tensor, condition: Tensor | None) -> Item:
-    return Item(number=0, idx=900, condition=condition, image=image)
+def item_like(image: Tensor, condition: Tensor) -> Item:
+    return Item(number=0, idx=900, condition={"condition": condition}, image=image)
 
 
 def solved(features: Tensor, **knobs: Any) -> dict[str, Tensor]:
@@ -108,12 +108,12 @@ def test_features_are_a_plain_loop_over_images_and_noises(
     assert found.shape == (3, DIM)
     assert not found.requires_grad
     for at, feature in enumerate(found):
-        expected = hand_feature(IMAGES.image[at], IMAGES.condition[at], names=names, signs=signs)
+        expected = hand_feature(IMAGES.image[at], IMAGES.condition["condition"][at], names=names, signs=signs)
         torch.testing.assert_close(feature, expected, rtol=1e-3, atol=2e-4 * expected.norm().item())
 
 
 def test_features_without_a_condition():
-    found = method(DENOISER).features(replace(IMAGES[:1], condition=None))["feature"][0]
+    found = method(DENOISER).features(replace(IMAGES[:1], condition={}))["feature"][0]
     expected = hand_feature(IMAGES.image[0], None, names=ALL)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=2e-4 * expected.norm().item())
     assert (found - FEATURES[0]).norm() > 0.01 * expected.norm()
@@ -161,7 +161,9 @@ def test_vectors_solve_k_by_inverse_and_by_woodbury():
     """K^-1 phi = (phi - Phi^T (lambda I + Phi Phi^T)^-1 Phi phi) / lambda, of 9 images instead of 64 dimensions."""
     one = some_images(1, seed=77)
     feature = method(DENOISER).features(one)["feature"][0].double()
-    adapted = method(DENOISER).fit_item(item_like(one.image[0], one.condition[0]), solved(FEATURES), nothing)
+    adapted = method(DENOISER).fit_item(
+        item_like(one.image[0], one.condition["condition"][0]), solved(FEATURES), nothing
+    )
     phi = FEATURES.double()
     damping = 0.1 * phi.square().sum() / DIM
     small = torch.linalg.inv(damping * torch.eye(9) + phi @ phi.T)
@@ -184,7 +186,10 @@ def scores(items: list[Item], features: Tensor = FEATURES) -> Tensor:
 
 def test_scores_are_products_with_the_vectors():
     others = some_images(2, seed=78)
-    items = [item_like(image, condition) for image, condition in zip(others.image, others.condition, strict=True)]
+    items = [
+        item_like(image, condition)
+        for image, condition in zip(others.image, others.condition["condition"], strict=True)
+    ]
     found = scores(items)
     phi, of_items = FEATURES.double(), method(DENOISER).features(others)["feature"].double()
     kernel = phi.T @ phi + 0.1 * phi.square().sum() / DIM * torch.eye(DIM)
@@ -198,10 +203,14 @@ def test_an_item_is_measured_unclamped_as_a_training_image_would_be():
     bright = 1.7 * IMAGES.image[2]
     assert bright.abs().max() > 1
     prepared = {"cholesky": torch.eye(DIM)}  # K = 1: the vector is the feature
-    found = method(DENOISER).fit_item(item_like(bright, IMAGES.condition[2]), prepared, nothing).tensors["vector"]
+    found = (
+        method(DENOISER)
+        .fit_item(item_like(bright, IMAGES.condition["condition"][2]), prepared, nothing)
+        .tensors["vector"]
+    )
     as_training = method(DENOISER).features(replace(IMAGES[2:3], image=bright[None]))["feature"][0]
     torch.testing.assert_close(found, as_training, rtol=1e-6, atol=0)
-    expected = hand_feature(bright, IMAGES.condition[2], names=ALL)
+    expected = hand_feature(bright, IMAGES.condition["condition"][2], names=ALL)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=2e-4 * expected.norm().item())
 
 
@@ -209,7 +218,7 @@ def test_an_item_is_measured_unclamped_as_a_training_image_would_be():
 def test_a_planted_duplicate_ranks_first(planted: int):
     """The generated item is a training image (spec 18)."""
     images = some_images(30, seed=9)
-    item = item_like(images.image[planted], images.condition[planted])
+    item = item_like(images.image[planted], images.condition["condition"][planted])
     found = scores([item], method(DENOISER).features(images)["feature"])[:, 0]
     assert found.argmax() == planted
     assert 0 < found[planted] < 1  # a leverage
@@ -225,7 +234,8 @@ def test_an_image_with_nan_is_named():
     with pytest.raises(RunFailed, match="D-TRAK: the feature of training image idx=104 is not finite"):
         made.features(broken)
     with pytest.raises(RunFailed, match=r"the feature of item 0 .*is not finite"):
-        made.fit_item(item_like(broken.image[4], None), {"cholesky": torch.eye(DIM)}, nothing)
+        item = item_like(broken.image[4], IMAGES.condition["condition"][4])
+        made.fit_item(item, {"cholesky": torch.eye(DIM)}, nothing)
     assert torch.equal(made.features(IMAGES)["feature"], FEATURES)  # the failure has not spread
 
 

@@ -37,12 +37,13 @@ def drawn(count: int, *, seed: int = 0, classes: int = 3) -> Batch:
     return Batch(
         idx=torch.arange(100, 100 + count),
         image=torch.rand(count, 3, SIZE, SIZE, generator=stream) * 2 - 1,
-        condition=torch.eye(classes)[torch.randint(classes, (count,), generator=stream)],
+        condition={"condition": torch.eye(classes)[torch.randint(classes, (count,), generator=stream)]},
     )
 
 
 def item(image: Tensor, condition: Tensor | None = None, *, number: int = 0) -> Item:
-    return Item(number=number, idx=500 + number, condition=condition, image=image)
+    named = {} if condition is None else {"condition": condition}
+    return Item(number=number, idx=500 + number, condition=named, image=image)
 
 
 def method(kind: type[Attributor], items: list[Item], **changes: object) -> Attributor:
@@ -60,14 +61,13 @@ def method(kind: type[Attributor], items: list[Item], **changes: object) -> Attr
 
 
 def items_like(batch: Batch) -> list[Item]:
-    assert batch.condition is not None
-    return [item(batch.image[at], batch.condition[at], number=at) for at in range(len(batch))]
+    return [item(batch.image[at], batch.condition["condition"][at], number=at) for at in range(len(batch))]
 
 
 def pixels(*values: list[float]) -> Batch:
     """One pixel each."""
     images = torch.tensor(values).reshape(len(values), 3, 1, 1)
-    return Batch(idx=torch.arange(len(values)), image=images, condition=None)
+    return Batch(idx=torch.arange(len(values)), image=images, condition={})
 
 
 def test_random_scores_are_the_very_same_numbers():
@@ -103,7 +103,7 @@ def test_mid_grey_resembles_nothing():
 def test_condition_by_hand():
     """One-hot classes: 1 for the same, 0 for another; captions: the cosine."""
     batch = drawn(2)
-    batch = Batch(idx=batch.idx, image=batch.image, condition=torch.tensor([[1.0, 0.0], [0.6, 0.8]]))
+    batch = Batch(idx=batch.idx, image=batch.image, condition={"condition": torch.tensor([[1.0, 0.0], [0.6, 0.8]])})
     items = [item(batch.image[0], torch.tensor(c), number=n) for n, c in enumerate(([1.0, 0.0], [0.0, 2.0]))]
     torch.testing.assert_close(method(Condition, items).score(batch), torch.tensor([[1.0, 0.0], [0.6, 0.8]]))
 
@@ -118,7 +118,7 @@ def test_images_of_one_class_are_equals():
 @pytest.mark.parametrize("side", ["item", "image"])
 def test_without_conditions_there_is_one_clear_line(side: str):
     batch = drawn(2)
-    bare = Batch(idx=batch.idx, image=batch.image, condition=None)
+    bare = Batch(idx=batch.idx, image=batch.image, condition={})
     with pytest.raises(InputError, match=r"^condition compares labels or captions, and this data set has none.*$"):
         method(Condition, [item(batch.image[0])] if side == "item" else items_like(batch)).score(bare)
 
@@ -174,11 +174,12 @@ def test_a_planted_duplicate_is_on_top(kind: type[Attributor]):
 def test_a_planted_duplicate_is_on_top_by_its_caption():
     """With classes it shares the first place with all of its class."""
     captioned, classes = drawn(60, classes=8), drawn(60)
-    assert captioned.condition is not None and classes.condition is not None
-    captioned.condition[:] = torch.randn(60, 8, generator=torch.Generator().manual_seed(3))
-    (by_caption,) = method(Condition, [item(captioned.image[41], 2 * captioned.condition[41])]).score(captioned).T
+    captioned.condition["condition"][:] = torch.randn(60, 8, generator=torch.Generator().manual_seed(3))
+    (by_caption,) = (
+        method(Condition, [item(captioned.image[41], 2 * captioned.condition["condition"][41])]).score(captioned).T
+    )
     assert by_caption.argmax() == 41
-    (by_class,) = method(Condition, [item(classes.image[41], classes.condition[41])]).score(classes).T
+    (by_class,) = method(Condition, [item(classes.image[41], classes.condition["condition"][41])]).score(classes).T
     assert by_class[41] == by_class.max() and (by_class == by_class.max()).sum() > 1
 
 
@@ -215,7 +216,11 @@ def test_condition_lists_overlap_by_two_percent():
     """
     num_images, k, num_items, classes = 2000, 40, 150, 10
     labels = torch.arange(num_images) % classes
-    batch = Batch(idx=torch.arange(num_images), image=torch.zeros(num_images, 3, 1, 1), condition=torch.eye(10)[labels])
+    batch = Batch(
+        idx=torch.arange(num_images),
+        image=torch.zeros(num_images, 3, 1, 1),
+        condition={"condition": torch.eye(10)[labels]},
+    )
     lent = np.random.default_rng(5).integers(classes, size=num_items)
     items = [item(torch.zeros(3, 1, 1), torch.eye(10)[label], number=n) for n, label in enumerate(lent)]
     scores = method(Condition, items).score(batch).numpy()

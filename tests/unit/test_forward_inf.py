@@ -11,6 +11,7 @@ from torch import Tensor
 from mucs_ray.attribution.base import Item, ItemState, MethodContext
 from mucs_ray.attribution.cards.forward_inf import ForwardINFConfig
 from mucs_ray.attribution.forward_inf import ForwardINF
+from mucs_ray.diffusion.condition import for_each
 from mucs_ray.diffusion.denoiser import EDMDenoiser
 from mucs_ray.diffusion.loss import denoising_loss
 from mucs_ray.diffusion.noise import generator, normal
@@ -39,7 +40,7 @@ def trained() -> EDMDenoiser:
 
 def item(idx: int = 60, *, number: int = 0) -> Item:
     image = 0.5 * normal(generator(7, f"image={idx}"), 3, 8, 8)
-    return Item(number=number, idx=idx, condition=torch.tensor([0.0, 1.0, 0.0]), image=image)
+    return Item(number=number, idx=idx, condition={"condition": torch.tensor([0.0, 1.0, 0.0])}, image=image)
 
 
 def adapt(
@@ -56,7 +57,7 @@ def hand_loss(denoiser: EDMDenoiser, what: Item, name: str, num: int) -> Tensor:
     stream = generator(SEED, name)
     sigma, noise = training_sigmas(stream, num), normal(stream, num, 3, 8, 8)
     return denoising_loss(
-        denoiser, what.image.repeat(num, 1, 1, 1), noise, sigma, what.condition.repeat(num, 1)
+        denoiser, what.image.repeat(num, 1, 1, 1), noise, sigma, for_each(what.condition, num)
     ).mean()  # fmt: skip
 
 

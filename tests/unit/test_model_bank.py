@@ -29,7 +29,9 @@ MODEL = DiTConfig(
 CONFIG = ScoreConfig(noises=6)
 NOISES = NoiseSet.draw(1, "noise", scoring_sigmas(6, 0.7), (3, 8, 8))
 IMAGES = Batch(
-    idx=torch.arange(9), image=normal(generator(1, "images"), 9, 3, 8, 8).tanh(), condition=torch.eye(3).repeat(3, 1)
+    idx=torch.arange(9),
+    image=normal(generator(1, "images"), 9, 3, 8, 8).tanh(),
+    condition={"condition": torch.eye(3).repeat(3, 1)},
 )
 
 
@@ -129,8 +131,13 @@ def test_captured_forwards_read_and_write_the_same_addresses():
     assert captured is not None
 
     def addresses() -> list[int]:
-        fixed = [captured.batch.image, captured.batch.condition, captured.noises.sigma, captured.noises.unit]
-        results = [each for replay in (captured.shared, *captured.in_slot.values()) for each in replay.results]
+        fixed = [
+            captured.batch.image,
+            captured.batch.condition["condition"],
+            captured.noises.level,
+            captured.noises.unit,
+        ]
+        results = [each for replay in (captured.shared, *captured.in_slot.values()) for each in replay.results.values()]
         slots = [each for tensors in models.slots.slots for each in tensors.values()]
         return [each.data_ptr() for each in (*fixed, *results, *slots) if each is not None]
 
@@ -154,10 +161,10 @@ def test_what_cannot_be_captured_runs_eagerly(monkeypatch: pytest.MonkeyPatch):
 def test_a_result_that_is_not_read_in_time_is_overwritten():
     """The rule of a replay: on the CPU as on a GPU."""
     source = torch.zeros(3)
-    replay = Replay(lambda: (source + 1,), torch.device("cpu"))
-    (first,) = replay()
+    replay = Replay(lambda: {"next": source + 1}, torch.device("cpu"))
+    first = replay()["next"]
     source.fill_(5)
-    (second,) = replay()
+    second = replay()["next"]
     assert second is first
     assert torch.equal(first, torch.full((3,), 6.0))
 
@@ -283,7 +290,7 @@ def test_the_faster_precision_is_taken_and_tried_on_a_few_noises(monkeypatch: py
     tried: list[tuple[str, int, object]] = []
 
     def timed(denoiser: object, batch: object, noises: NoiseSet, config: ScoreConfig, **_: bool) -> tuple[float, bool]:
-        tried.append((config.precision, len(noises.sigma), config.images_per_forward))
+        tried.append((config.precision, len(noises.level), config.images_per_forward))
         return speeds[config.precision], True
 
     monkeypatch.setattr(tuning, "timed", timed)

@@ -29,6 +29,7 @@ from mucs_ray.attribution.mucs import MUCS
 from mucs_ray.attribution.skew import noise_losses, normalized_skew
 from mucs_ray.attribution.unlearn import null_loss, unlearn
 from mucs_ray.diffusion.batch import Batch
+from mucs_ray.diffusion.condition import Condition, joined, one_by_one
 from mucs_ray.diffusion.denoiser import EDMDenoiser
 from mucs_ray.diffusion.loss import analytic_null_loss
 from mucs_ray.diffusion.noise import NoiseSet, generator, normal
@@ -52,12 +53,12 @@ def some_images(count: int, *, seed: int) -> Batch:
     return Batch(
         idx=torch.tensor([row.idx for row in made]),
         image=torch.from_numpy(np.stack([row.image for row in made])).float() / 127.5 - 1,
-        condition=torch.eye(3)[[row.label for row in made]],
+        condition={"condition": torch.eye(3)[[row.label for row in made]]},
     )
 
 
 def picked(batch: Batch, at: list[int]) -> Batch:
-    return Batch(idx=batch.idx[at], image=batch.image[at], condition=batch.condition[at])
+    return batch[torch.tensor(at)]
 
 
 def other_tensors(denoiser: EDMDenoiser, name: str, *, size: float = 0.05) -> dict[str, Tensor]:
@@ -130,10 +131,10 @@ def test_an_unchanged_model_scores_exactly_zero():
 def hand_losses(denoiser: EDMDenoiser, batch: Batch, noises: NoiseSet) -> Tensor:
     """omega (D - x)^2 in float64, one image and one noise at a time."""
     exact = copy.deepcopy(denoiser).double()
-    table = torch.zeros(len(batch), len(noises.sigma), dtype=torch.float64)
+    table = torch.zeros(len(batch), len(noises.level), dtype=torch.float64)
     for i in range(len(batch)):
-        x, condition = batch.image[i].double(), batch.condition[i : i + 1].double()
-        for j, (sigma, unit) in enumerate(zip(noises.sigma.double(), noises.unit.double(), strict=True)):
+        x, condition = batch.image[i].double(), batch.condition["condition"][i : i + 1].double()
+        for j, (sigma, unit) in enumerate(zip(noises.level.double(), noises.unit.double(), strict=True)):
             noisy = x + sigma * unit
             scaled, level = noisy / (sigma**2 + 0.25).sqrt(), (sigma + 1e-6).log() / 4
             raw = exact.network(scaled[None], level[None], condition, None)[0]
@@ -155,14 +156,14 @@ def test_noise_losses_are_a_plain_loop_over_images_and_noises(images_per_forward
 def test_every_image_meets_every_noise_with_its_own_condition():
     """A denoiser that leaves its inputs in the answer: sigma fixes the noise, the condition the image."""
     sigma, marks = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([10.0, 20.0, 30.0])
-    noises = NoiseSet(sigma=sigma, unit=marks[:, None, None, None].expand(3, 3, 8, 8))
+    noises = NoiseSet(level=sigma, unit=marks[:, None, None, None].expand(3, 3, 8, 8))
     batch = Batch(
         idx=torch.arange(2), image=torch.tensor([0.1, 0.2])[:, None, None, None].expand(2, 3, 8, 8),
-        condition=torch.tensor([[5.0], [7.0]]),
+        condition={"condition": torch.tensor([[5.0], [7.0]])},
     )  # fmt: skip
 
-    def tell(noisy: Tensor, sigma: Tensor, condition: Tensor) -> Tensor:
-        return noisy - 100 * condition[:, :, None, None]
+    def tell(noisy: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
+        return noisy - 100 * condition["condition"][:, :, None, None]
 
     found = noise_losses(tell, batch, noises, images_per_forward=2)
     weight = (sigma**2 + 0.25) / (0.5 * sigma) ** 2
@@ -176,11 +177,11 @@ def test_the_grid_is_the_upper_part_of_the_schedule(noises: int, keep: float, gr
     found = change([], ScoreConfig(noises=noises, keep=keep)).shared
     u = np.arange(noises) / (grid - 1)
     low, high = 0.002 ** (1 / 7), 80 ** (1 / 7)
-    np.testing.assert_allclose(found.sigma.numpy(), (high + u * (low - high)) ** 7, rtol=1e-6)
+    np.testing.assert_allclose(found.level.numpy(), (high + u * (low - high)) ** 7, rtol=1e-6)
     assert found.unit.shape == (noises, 3, 8, 8)
     if noises == 100:
-        assert found.sigma[99].item() == pytest.approx(0.3102, abs=5e-5)
-        assert int((found.sigma > 1).sum()) == 85
+        assert found.level[99].item() == pytest.approx(0.3102, abs=5e-5)
+        assert int((found.level > 1).sum()) == 85
 
 
 def test_the_noise_is_drawn_once_a_run_from_its_name():
@@ -236,9 +237,9 @@ def test_the_measure_chooses_among_the_stored_columns():
 def test_training_levels_are_drawn_once_and_log_normal():
     """S-C3: a fixed set; `keep` says nothing."""
     config = replace(CONFIG, noises=3000, sigmas="training")
-    sigma = change([], config).shared.sigma
+    sigma = change([], config).shared.level
     assert torch.equal(sigma, training_sigmas(generator(1, "score/sigma"), 3000))
-    assert torch.equal(sigma, change(BANK, replace(config, keep=0.1)).shared.sigma)
+    assert torch.equal(sigma, change(BANK, replace(config, keep=0.1)).shared.level)
     assert sigma.log().mean().item() == pytest.approx(-1.2, abs=0.1)
     assert sigma.log().std().item() == pytest.approx(1.2, abs=0.1)
 
@@ -427,7 +428,7 @@ def test_null_loss_can_be_given_computed_or_drawn():
 
 def test_mucs_unlearns_each_item_by_the_recipe():
     config = MUCSConfig(batch_size=4, max_updates=2, learning_rate_divisor=5.0)
-    what = Item(number=3, idx=60, condition=torch.eye(3)[0], image=normal(generator(9, "item"), 3, 8, 8))
+    what = Item(number=3, idx=60, condition={"condition": torch.eye(3)[0]}, image=normal(generator(9, "item"), 3, 8, 8))
     told: list[tuple[int, float]] = []
     prepared = {"null_loss": torch.tensor(50.0, dtype=torch.float64)}
     found = MUCS(context(config)).fit_item(what, prepared, lambda *now: told.append(now))
@@ -540,9 +541,10 @@ def test_bf16_keeps_the_ranks_of_a_trained_model(memorised: SimpleNamespace):
     images = Batch(
         idx=torch.arange(180),
         image=torch.cat([seen.image, others.image]),
-        condition=torch.cat([seen.condition, others.condition]),
+        condition=joined([seen.condition, others.condition]),
     )
-    items = [Item(number=n, idx=1000 + n, condition=seen.condition[n], image=seen.image[n]) for n in range(3)]
+    conditions = one_by_one(seen.condition, 3)
+    items = [Item(number=n, idx=1000 + n, condition=conditions[n], image=seen.image[n]) for n in range(3)]
     config = MUCSConfig(max_updates=20, batch_size=20, learning_rate_divisor=4.0)
     bank = [
         unlearn(
@@ -580,7 +582,12 @@ def test_planted_duplicates_rank_in_the_top_decile(
     images: Batch = memorised.images
     planted = [7, 22, 51]
     items = [
-        Item(number=number, idx=1000 + at, condition=images.condition[at], image=images.image[at])
+        Item(
+            number=number,
+            idx=1000 + at,
+            condition=one_by_one(images.condition, len(images))[at],
+            image=images.image[at],
+        )
         for number, at in enumerate(planted)
     ]
     knobs = SimpleNamespace(

@@ -189,11 +189,12 @@ def check_answers(network: DiT, config: DiTConfig, state: State, *, batch: int =
         root = (sigma**2 + 0.25).sqrt()[:, None, None, None]
         raw = (expected - 0.25 / root**2 * noisy) * root / (0.5 * sigma[:, None, None, None])
         assert 0.05 < raw.std() < 20, "the weights of this test no longer give outputs of order one"
-        found = denoiser(noisy, sigma, condition, flag)
+        given = {"augmented": flag} | ({} if condition is None else {"condition": condition})
+        found = denoiser(noisy, sigma, given)
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
         weight = (sigma**2 + 0.25) / (sigma * 0.5) ** 2
         expected_loss = weight * ((expected - image) ** 2).mean((1, 2, 3))
-        found_loss = denoising_loss(denoiser, image, noise, sigma, condition, flag)
+        found_loss = denoising_loss(denoiser, image, noise, sigma, given)
         torch.testing.assert_close(found_loss, expected_loss, rtol=1e-5, atol=1e-5)
 
 

@@ -149,7 +149,7 @@ BANK = [
     for item in range(3)
 ]
 IMAGES = Batch(
-    idx=torch.arange(120), image=(0.8 * normal(generator(5, "images"), 120, 3, 8, 8)).clamp(-1, 1), condition=None
+    idx=torch.arange(120), image=(0.8 * normal(generator(5, "images"), 120, 3, 8, 8)).clamp(-1, 1), condition={}
 )
 
 
@@ -250,7 +250,7 @@ def test_few_noises_leave_nothing_out():
 def test_a_loss_that_is_not_finite_is_named(screened: Any):
     image = IMAGES.image[:9].clone()
     image[4, 0, 0, 0] = torch.nan
-    broken = Batch(idx=IMAGES.idx[:9], image=image, condition=None)
+    broken = Batch(idx=IMAGES.idx[:9], image=image, condition={})
     with pytest.raises(RunFailed, match="idx=4 is not finite"):
         screened.columns(broken)
 

@@ -599,7 +599,7 @@ def test_a_card_that_does_not_fit_its_tensors_or_version_is_an_input_error(netwo
 
 @pytest.mark.parametrize("conditional", [True, False])
 def test_items_come_back_unclamped(folder: str, conditional: bool):
-    condition = torch.tensor([0.0, 1.0]) if conditional else None
+    condition = {"tokens": torch.ones(3, 2), "pooled": torch.tensor([0.0, 1.0])} if conditional else {}
     item = Item(number=3, idx=71, condition=condition, image=torch.linspace(-2, 2, 48).reshape(3, 4, 4))
     at = stage(folder)
     digest = save_item(at, item, {"step": 1})
@@ -607,7 +607,8 @@ def test_items_come_back_unclamped(folder: str, conditional: bool):
     back = load_item(at, 3)
     assert (back.number, back.idx) == (3, 71)
     assert torch.equal(back.image, item.image)
-    assert (back.condition is None) if not conditional else torch.equal(back.condition, condition)
+    assert back.condition.keys() == condition.keys()
+    assert all(torch.equal(back.condition[name], tensor) for name, tensor in condition.items())
 
 
 def test_pixels_are_clamped_and_rounded():

@@ -54,15 +54,14 @@ def test_a_batch_is_cropped_scaled_and_one_hot(tmp_path: Path) -> None:
     assert batch.idx.tolist() == [3, 9]
     assert batch.image.shape == (2, 3, 2, 2) and batch.image.dtype == torch.float32
     assert (batch.image[0] == 1).all() and (batch.image[1] == -1).all()
-    assert batch.condition is not None
-    assert batch.condition.tolist() == [[0, 1, 0], [0, 0, 1]]
+    assert batch.condition["condition"].tolist() == [[0, 1, 0], [0, 0, 1]]
 
 
 def test_every_stored_value_lands_in_minus_one_to_one(tmp_path: Path) -> None:
     image = np.arange(256, dtype=np.uint8).reshape(1, 16, 16).repeat(3, axis=0)
     dataset = saved(tmp_path, [Row(idx=0, image=image)], condition="none", dim=0, size=16)
     batch = dataset.batch(next(dataset.stream("train")))
-    assert batch.condition is None
+    assert batch.condition == {}
     expected = (torch.arange(256) / 255 - 0.5) / 0.5
     torch.testing.assert_close(batch.image[0, 0].flatten(), expected, atol=1e-6, rtol=0)
 
@@ -76,7 +75,7 @@ def test_the_condition_is_the_first_captions(tmp_path: Path) -> None:
     ]
     dataset = saved(tmp_path, made, condition="embedding", dim=3, size=2)
     batch = dataset.batch(next(dataset.stream("train")))
-    assert batch.condition is not None and batch.condition.tolist() == [[1, 2, 3], [4, 5, 6]]
+    assert batch.condition["condition"].tolist() == [[1, 2, 3], [4, 5, 6]]
     assert dataset.find({0, 1}, "train")[0].text == ("one", "two")
 
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from mucs_ray.config import Recipe
 from mucs_ray.data.local import LocalImages
 from mucs_ray.data.table import Dataset
+from mucs_ray.diffusion.condition import Condition
 from mucs_ray.diffusion.denoiser import EDMDenoiser
 from mucs_ray.diffusion.noise import generator, normal
 from mucs_ray.diffusion.schedule import training_sigmas
@@ -174,8 +176,8 @@ def test_draws_made_ahead_are_those_made_when_needed(recipe: Recipe, images: Loc
     ahead, needed = (list(draws(images, recipe.train, seed=3, first=5)) for draws in pairs)
     assert len(ahead) == len(needed) == recipe.train.updates - 5
     for one, other in zip(ahead, needed, strict=True):
-        for name in ("image", "condition", "augmented", "sigma", "noise"):
-            assert torch.equal(getattr(one, name), getattr(other, name))
+        for name in ("image", "condition", "augmented", "level", "noise"):
+            assert torch.equal(one.tensors()[name], other.tensors()[name])
     with pytest.raises(InputError, match="fewer than one batch"):
         next(stepping.draws_ahead(images, replace(recipe.train, batch_size=1000), seed=3, first=0))
 
@@ -397,7 +399,7 @@ def test_local_images_drop_exactly_the_removed(dataset: Dataset):
     assert batch.idx.tolist() == expected
     whole = LocalImages(dataset, "train").batch(np.asarray(expected))
     assert torch.equal(batch.image, whole.image)
-    assert torch.equal(batch.condition, whole.condition)
+    assert torch.equal(batch.condition["condition"], whole.condition["condition"])
 
 
 def test_local_images_are_those_of_the_table(images: LocalImages):
@@ -406,7 +408,7 @@ def test_local_images_are_those_of_the_table(images: LocalImages):
     for position, number in enumerate((5, 0, 41)):
         pixels = torch.from_numpy(drawn[number].image).float()
         torch.testing.assert_close(batch.image[position], (pixels / 255 - 0.5) / 0.5)
-        assert batch.condition[position].tolist() == [float(drawn[number].label == k) for k in range(3)]
+        assert batch.condition["condition"][position].tolist() == [float(drawn[number].label == k) for k in range(3)]
     assert batch.idx.tolist() == [5, 0, 41]
 
 
@@ -553,9 +555,9 @@ def seen_by(
     """The arguments of denoising_loss in one update of a worker."""
     seen: dict[str, Tensor] = {}
 
-    def spy(denoiser: nn.Module, *given: Tensor) -> Tensor:
-        seen.update(zip(("image", "noise", "sigma", "condition", "augmented"), given, strict=True))
-        return denoiser(given[0], given[2], given[3], given[4]).square().mean((1, 2, 3))
+    def spy(denoiser: nn.Module, image: Tensor, noise: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
+        seen.update({"image": image, "noise": noise, "sigma": sigma, **condition})
+        return denoiser(image, sigma, condition).square().mean((1, 2, 3))
 
     monkeypatch.setattr(stepping, "denoising_loss", spy)
     state = fresh(recipe)
@@ -595,10 +597,10 @@ def test_dropout_is_on_and_drawn_from_a_name(monkeypatch: pytest.MonkeyPatch, re
     """torch's global generator is seeded by update and rank: not by history, and no two workers drop the same."""
     drawn: list[float] = []
 
-    def spy(denoiser: nn.Module, image: Tensor, *given: Tensor) -> Tensor:
+    def spy(denoiser: nn.Module, image: Tensor, *given: Any) -> Tensor:
         assert all(part.training for part in denoiser.modules())
         drawn.append(torch.rand(()).item())
-        return denoiser(image, given[1], given[2], given[3]).square().mean((1, 2, 3))
+        return denoiser(image, given[1], given[2]).square().mean((1, 2, 3))
 
     monkeypatch.setattr(stepping, "denoising_loss", spy)
     for step, rank in ((3, 0), (3, 0), (4, 0), (3, 1)):
@@ -628,7 +630,7 @@ def test_validation_loss_is_a_float64_loop_by_hand(recipe: Recipe, test_images: 
     batch = test_images.batch(np.arange(12))
     exact = frozen_copy(denoiser).double()
     losses = []
-    for idx, image, condition in zip(batch.idx.tolist(), batch.image, batch.condition, strict=True):
+    for idx, image, condition in zip(batch.idx.tolist(), batch.image, batch.condition["condition"], strict=True):
         stream = generator(recipe.seed, f"validate/idx={idx}")
         sigma, noise = training_sigmas(stream, 1).double(), normal(stream, 3, 8, 8).double()
         noisy = image.double()[None] + sigma * noise

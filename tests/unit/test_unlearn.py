@@ -4,6 +4,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from mucs_ray.attribution.base import Item
 from mucs_ray.attribution.cards.mucs import MUCSConfig
 from mucs_ray.attribution.unlearn import Unlearned, draw_losses, null_loss, unlearn
 from mucs_ray.diffusion.batch import Batch
+from mucs_ray.diffusion.condition import Condition, for_each
 from mucs_ray.diffusion.denoiser import EDMDenoiser
 from mucs_ray.diffusion.loss import analytic_null_loss, denoising_loss
 from mucs_ray.diffusion.noise import generator, normal
@@ -36,7 +38,7 @@ def training_set() -> Batch:
     return Batch(
         idx=torch.arange(40),
         image=torch.from_numpy(np.stack([row.image for row in made])).float() / 127.5 - 1,
-        condition=torch.eye(3)[[row.label for row in made]],
+        condition={"condition": torch.eye(3)[[row.label for row in made]]},
     )
 
 
@@ -60,7 +62,7 @@ def trained() -> EDMDenoiser:
 
 def item(idx: int = 60, *, number: int = 0) -> Item:
     image = 0.5 * normal(generator(7, f"image={idx}"), 3, 8, 8)
-    return Item(number=number, idx=idx, condition=torch.tensor([0.0, 1.0, 0.0]), image=image)
+    return Item(number=number, idx=idx, condition={"condition": torch.tensor([0.0, 1.0, 0.0])}, image=image)
 
 
 def run(denoiser: EDMDenoiser, what: Item, *, bound: float = FAR, rate: float = RATE, **changes: object) -> Unlearned:
@@ -78,7 +80,7 @@ def own_tensors(denoiser: EDMDenoiser) -> dict[str, Tensor]:
     return {name: state[name].clone() for name in unlearned_names(denoiser.network)}
 
 
-def hand_losses(denoiser: EDMDenoiser, image: Tensor, condition: Tensor, name: str) -> Tensor:
+def hand_losses(denoiser: EDMDenoiser, image: Tensor, condition: Condition, name: str) -> Tensor:
     """Losses at the draws of a name: first the sigmas, then the noise."""
     stream = generator(SEED, name)
     sigma = training_sigmas(stream, len(image))
@@ -89,7 +91,7 @@ def hand_objective(denoiser: EDMDenoiser, what: Item, step: int, weight: float, 
     """l_ft - lambda l_ga of a step, written once more."""
     batch, name = batches(step), f"unlearn/item={what.idx}/step={step}"
     descent = hand_losses(denoiser, batch.image, batch.condition, f"{name}/train").mean()
-    repeated = what.image[None].repeat(16, 1, 1, 1), what.condition[None].repeat(16, 1)
+    repeated = what.image[None].repeat(16, 1, 1, 1), for_each(what.condition, 16)
     ascent = torch.minimum(hand_losses(denoiser, *repeated, f"{name}/item"), torch.tensor(bound)).mean()
     return descent - weight * ascent
 
@@ -136,7 +138,10 @@ def test_ascent_raises_the_loss_of_the_item_and_descent_alone_lowers_it(trained:
         changed = copy.deepcopy(trained).eval()
         found = run(trained, item(), ascent_weight=weight, max_updates=20)
         changed.network.load_state_dict(found.tensors, strict=False)
-        image, condition = item().image.expand(500, -1, -1, -1), item().condition.expand(500, -1)
+        image, condition = (
+            item().image.expand(500, -1, -1, -1),
+            for_each(item().condition, 500),
+        )
         with torch.no_grad():
             return draw_losses(changed, image, condition, seed=99, name="check").mean().item()
 
@@ -147,7 +152,10 @@ def test_ascent_raises_the_loss_of_the_item_and_descent_alone_lowers_it(trained:
 
 def after_nothing(trained: EDMDenoiser) -> float:
     """The item's loss under F1."""
-    image, condition = item().image.expand(500, -1, -1, -1), item().condition.expand(500, -1)
+    image, condition = (
+        item().image.expand(500, -1, -1, -1),
+        for_each(item().condition, 500),
+    )
     with torch.no_grad():
         return draw_losses(copy.deepcopy(trained).eval(), image, condition, seed=99, name="check").mean().item()
 
@@ -166,7 +174,10 @@ def test_only_unsaturated_draws_pull(trained: EDMDenoiser):
     """The clamp acts on each draw before the mean, and a clamped draw has zero gradient."""
     trained.eval().requires_grad_(True)
     losses = hand_losses(
-        trained, item().image.expand(16, -1, -1, -1), item().condition.expand(16, -1), "unlearn/item=60/step=0/item"
+        trained,
+        item().image.expand(16, -1, -1, -1),
+        for_each(item().condition, 16),
+        "unlearn/item=60/step=0/item",
     )
     bound = losses.median().item()
     below = losses < bound
@@ -298,9 +309,9 @@ def test_draws_are_independent_named_and_of_the_training_distribution(
     monkeypatch: pytest.MonkeyPatch, trained: EDMDenoiser
 ):
     """Training batch and item have sigmas and noise of their own, new at each step (spec 7.2)."""
-    seen: list[tuple[Tensor, ...]] = []
+    seen: list[tuple[Any, ...]] = []
 
-    def spy(denoiser: EDMDenoiser, *given: Tensor) -> Tensor:
+    def spy(denoiser: EDMDenoiser, *given: Any) -> Tensor:
         seen.append(given)
         return denoising_loss(denoiser, *given)
 
@@ -314,7 +325,8 @@ def test_draws_are_independent_named_and_of_the_training_distribution(
         assert torch.equal(noise, normal(stream, 16, 3, 8, 8))
         expected = batches(step) if whose == "train" else None
         assert torch.equal(image, item().image.expand_as(image) if expected is None else expected.image)
-        assert torch.equal(condition, item().condition.expand(16, -1) if expected is None else expected.condition)
+        classes = item().condition["condition"].expand(16, -1) if expected is None else expected.condition["condition"]
+        assert torch.equal(condition["condition"], classes)
     assert len({sigma for _, _, sigmas, _ in seen for sigma in sigmas.tolist()}) == 6 * 16
 
 
@@ -331,10 +343,10 @@ def test_an_item_does_not_depend_on_other_items_or_its_number(trained: EDMDenois
 def test_an_unconditional_model_is_unlearned_without_condition(trained: EDMDenoiser):
     plain = EDMDenoiser(DiT(replace(MODEL, condition_dim=0)))
     plain.load_state_dict({name: t for name, t in trained.state_dict().items() if "y_embedder" not in name})
-    without: Callable[[int], Batch] = lambda step: replace(batches(step), condition=None)  # noqa: E731
+    without: Callable[[int], Batch] = lambda step: replace(batches(step), condition={})  # noqa: E731
     config = MUCSConfig(max_updates=2)
     found = unlearn(
-        plain, replace(item(), condition=None), without, bound=FAR, config=config, learning_rate=RATE, seed=SEED
+        plain, replace(item(), condition={}), without, bound=FAR, config=config, learning_rate=RATE, seed=SEED
     )
     assert found.updates == 2
     assert not any(name.startswith("y_embedder") for name in found.tensors)
@@ -346,7 +358,7 @@ def test_an_unconditional_model_is_unlearned_without_condition(trained: EDMDenoi
 def test_without_the_clamp_all_draws_pull(trained: EDMDenoiser):
     """The mean of the losses as they are: its gradient is that under a bound that no draw reaches."""
     low, config = 1e-3, MUCSConfig(clamp=False)
-    repeated = item().image.expand(16, -1, -1, -1), item().condition.expand(16, -1)
+    repeated = item().image.expand(16, -1, -1, -1), for_each(item().condition, 16)
     losses = hand_losses(trained.eval(), *repeated, "unlearn/item=60/step=0/item")
     free = next(unlearning.measure(trained, item(), batches, bound=low, config=config, seed=SEED))
     assert free.item_loss.item() == pytest.approx(losses.mean().item())
@@ -389,7 +401,7 @@ def test_levels_of_both_losses_can_be_random_positions_of_the_whole_schedule(
     """U-C2: no top share is kept; each loss draws its own levels, then its noise."""
     seen: list[tuple[Tensor, Tensor]] = []
 
-    def spy(denoiser: EDMDenoiser, image: Tensor, noise: Tensor, sigma: Tensor, condition: Tensor) -> Tensor:
+    def spy(denoiser: EDMDenoiser, image: Tensor, noise: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         seen.append((sigma, noise))
         return denoising_loss(denoiser, image, noise, sigma, condition)
 
@@ -437,8 +449,8 @@ def test_null_loss_of_an_untrained_network_is_that_of_a_zero_network():
 def test_null_loss_is_the_mean_over_named_batches():
     """Batch after batch from "null/step=i": of two batches it is the mean of the two."""
     zero = EDMDenoiser(Zero())
-    first = draw_losses(zero, IMAGES.image, None, seed=1, name="null/step=0").mean().item()
-    second = draw_losses(zero, IMAGES.image, None, seed=1, name="null/step=1").mean().item()
+    first = draw_losses(zero, IMAGES.image, {}, seed=1, name="null/step=0").mean().item()
+    second = draw_losses(zero, IMAGES.image, {}, seed=1, name="null/step=1").mean().item()
     assert null_loss(zero, lambda step: IMAGES, num_batches=1, seed=1) == pytest.approx(first)
     assert null_loss(zero, lambda step: IMAGES, num_batches=2, seed=1) == pytest.approx((first + second) / 2)
     assert not math.isclose(first, second)
