@@ -132,7 +132,7 @@ def loop(model: Subject, folder: str, least_s: float) -> Pace:
         features=None,
         encoder=None,
     )
-    score_unit(method, job, units[0], read_unit(units[0]))  # to warm up
+    score_unit(method, job, units[0], Rows(read_unit(units[0])))  # to warm up
     if on_gpu():
         torch.cuda.reset_peak_memory_stats()
     pace = Pace()
