@@ -462,7 +462,7 @@ def test_what_is_stored_of_a_scored_batch():
 def beside(first: FirstLosses, bank: list[dict[str, Tensor]], *, seed: int = 1, **score: Any) -> LossChange:
     """A method in a worker that holds others too."""
     config = replace(CONFIG, **score)
-    return LossChange(DENOISER, bank, config=config, image_size=8, seed=seed, first_losses=first, num_banks=2)
+    return LossChange(DENOISER, bank, config=config, seed=seed, first_losses=first, num_banks=2)
 
 
 def test_methods_of_one_pass_compute_the_losses_of_f1_once_bit_for_bit():
