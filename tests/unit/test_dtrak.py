@@ -62,7 +62,7 @@ def test_captured_features_equal_eager_ones_bit_for_bit(gradients: str):
     eager = method(DENOISER, gradients=gradients)
     captured = DTRAK(replace(eager.context, captures=True))
     for order in (torch.arange(9), torch.arange(9).flip(0)):
-        batch = Batch(idx=order, image=IMAGES.image[order], condition=torch.eye(3)[order % 3])
+        batch = Batch(idx=order, image=IMAGES.image[order], condition={"condition": torch.eye(3)[order % 3]})
         assert torch.equal(captured.features(batch)["feature"], eager.features(batch)["feature"])
 
 
