@@ -49,7 +49,7 @@ def test_removing_planted_duplicates_changes_an_image_more_than_random_removal(
             pass
         noise = normal(generator(7, "planted"), 1, 3, 8, 8)
         with torch.inference_mode():
-            return sample(state.average, noise, torch.eye(3)[2:], num_steps=12)[0].clamp(-1, 1)
+            return sample(state.average, noise, {"condition": torch.eye(3)[2:]}, num_steps=12)[0].clamp(-1, 1)
 
     whole = image_without([])
     stripes = torch.from_numpy(pattern.astype(np.float32) / 127.5 - 1)
