@@ -22,10 +22,10 @@ from mucs_ray.config import Recipe, build, from_card, read_recipe, with_settings
 from mucs_ray.data.table import Dataset, read_unit
 from mucs_ray.diffusion.batch import Batch
 from mucs_ray.diffusion.condition import joined
-from mucs_ray.diffusion.denoiser import EDMDenoiser
 from mucs_ray.engine.tuning import settled
 from mucs_ray.errors import InputError
 from mucs_ray.models.dit import DiT
+from mucs_ray.models.dit_edm import DiTEDM
 from mucs_ray.pipeline import reopen
 from mucs_ray.store import checkpoint
 from mucs_ray.store.checkpoint import Tensors
@@ -43,7 +43,7 @@ class Subject:
 
     recipe: Recipe
     dataset: Dataset
-    denoiser: EDMDenoiser
+    denoiser: DiTEDM
     """F1, frozen, in eval mode, on DEVICE."""
     bank: list[Tensors]
     """The changed tensors of each F2, on DEVICE."""
@@ -128,7 +128,7 @@ def subject(chosen: argparse.Namespace, folder: str, *, images: int, settings: l
     recipe = build(from_card(values, dataset.card))
     name_torch_stream(recipe.seed, "benchmark")
     network = filled(DiT(recipe.model)).to(DEVICE)
-    denoiser = EDMDenoiser(network).eval().requires_grad_(False)
+    denoiser = DiTEDM(network).eval().requires_grad_(False)
     bank = [nudged(network) for _ in range(chosen.items)]
     return Subject(recipe=recipe, dataset=dataset, denoiser=denoiser, bank=bank, origin="random weights")
 
@@ -141,7 +141,7 @@ def trained(run_url: str, items: int, settings: list[str]) -> Subject:
     bank = parts(pipeline.run_url, "attribute/mucs/unlearn", "item-")
     if len(bank) < items:
         raise InputError(f"{run_url} has {len(bank)} unlearned items, fewer than the {items} asked for")
-    denoiser = EDMDenoiser(DiT(recipe.model))
+    denoiser = DiTEDM(DiT(recipe.model))
     checkpoint.strict_load(denoiser.network, weights[0], source=run_url)
     return Subject(
         recipe=recipe,

@@ -28,6 +28,7 @@ from mucs_ray.attribution.unlearn import unlearn
 from mucs_ray.config import Recipe, build, with_settings
 from mucs_ray.data.local import LocalImages
 from mucs_ray.diffusion.condition import for_each, one_by_one
+from mucs_ray.diffusion.edm import EDM
 from mucs_ray.diffusion.sampler import sample
 from mucs_ray.machine import keep_freed_memory
 from mucs_ray.training.step import Group, TrainState, draw_update, train_update
@@ -94,7 +95,7 @@ def passes(model: Subject, num_images: int) -> dict[str, Callable[[], object]]:
 
     def training() -> None:
         for _ in range(UPDATES):
-            draws = draw_update(images, recipe.train, seed=1, step=state.step)
+            draws = draw_update(EDM(), images, recipe.train, seed=1, step=state.step)
             train_update(state, draws, recipe.train, seed=1, group=Group())
 
     def unlearning() -> None:
@@ -108,7 +109,7 @@ def passes(model: Subject, num_images: int) -> dict[str, Callable[[], object]]:
         f"Fisher of AbU, {num_images} images x {recipe.method['abu'].fisher_draws} draws": lambda: abu.accumulate(some),
         f"scoring, {num_images} images x {model.forwards_an_image} forwards": lambda: scoring.losses(some),
         f"generation, {GENERATED} items, {STEPS} steps": lambda: sample(
-            model.denoiser, noise, conditions, num_steps=STEPS
+            EDM(), model.denoiser, noise, conditions, num_steps=STEPS
         ),
     }
 

@@ -9,10 +9,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from mucs_ray.attribution.tuning import precisions
-from mucs_ray.diffusion.denoiser import EDMDenoiser
 from mucs_ray.diffusion.loss import denoising_loss
 from mucs_ray.engine.pace import PACE
-from mucs_ray.models.dit import DiT
+from mucs_ray.models.dit_edm import untrained
 from mucs_ray.pipeline import Pipeline
 from mucs_ray.store.events import read_events
 from mucs_ray.store.run import State
@@ -78,11 +77,12 @@ def measure(pipeline: Pipeline) -> Speed:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # a worker has one
-    denoiser = EDMDenoiser(DiT(recipe.model)).to(device)
+    denoiser = untrained(recipe.model).to(device)
 
     def run(count: int) -> torch.Tensor:
         image, noise = torch.zeros(2, count, *denoiser.shape, device=device)
-        return denoising_loss(denoiser, image, noise, torch.ones(count, device=device)).mean()
+        level = denoiser.process.scoring_levels(1, 1.0).to(device).expand(count)
+        return denoising_loss(denoiser.process, denoiser, image, noise, level).mean()
 
     def forward(precision: Precision) -> float:
         with torch.no_grad(), autocast(precision, device):

@@ -5,11 +5,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from mucs_ray.attribution.base import Passes
+from mucs_ray.diffusion.model import DiffusionModel
 from mucs_ray.engine_config import GROUPS, LEAST_IMAGES
-from mucs_ray.models.dit import DiT
+from mucs_ray.models.dit_edm import untrained
 from mucs_ray.pipeline import Pipeline
 from mucs_ray.store.run import State
 from mucs_ray.tasks import Task
@@ -47,8 +47,8 @@ def left_to_do(pipeline: Pipeline, states: Mapping[str, State], *, processor: st
     `processor`: "GPU" or "CPU", what a worker has one of.
     """
     with torch.device("meta"):
-        network = DiT(pipeline.recipe.model)
-    every = sum(4 * each.numel() for each in network.parameters())
+        model = untrained(pipeline.recipe.model)
+    every = sum(4 * each.numel() for each in model.parameters())
     todo = [name for name, state in states.items() if state.status != "done"]
     # all retrainings together, for they run side by side, and all that is generated from them
     rows = Counter(name.split("/")[0] if name.startswith(TESTING) else name for name in todo)
@@ -58,7 +58,7 @@ def left_to_do(pipeline: Pipeline, states: Mapping[str, State], *, processor: st
         elif name in ("generate", "regenerate"):
             yield generation(pipeline, name, count)
         elif task := pipeline.tasks.get(name):
-            yield from part(pipeline, task, network)
+            yield from part(pipeline, task, model)
 
 
 def trainings(pipeline: Pipeline, name: str, count: int, *, every: int, processor: str) -> Work:
@@ -93,8 +93,8 @@ def generation(pipeline: Pipeline, name: str, count: int) -> Work:
     )
 
 
-def part(pipeline: Pipeline, task: Task, network: nn.Module) -> Iterator[Work]:
-    """The work of a method's stage; nothing for a ranking. `network`: the names and shapes of its tensors count."""
+def part(pipeline: Pipeline, task: Task, model: DiffusionModel) -> Iterator[Work]:
+    """The work of a method's stage; nothing for a ranking. `model`: the names and shapes of its tensors count."""
     if task.part is None:
         return
     stage, method = task.part, task.load()
@@ -105,6 +105,6 @@ def part(pipeline: Pipeline, task: Task, network: nn.Module) -> Iterator[Work]:
         stage=task.name,
         work=WORK[stage.hook].format(**counts),
         passes=method.passes(stage, task.recipe, **counts),
-        written_bytes=method.written_bytes(stage, task.recipe, network=network, **counts),
+        written_bytes=method.written_bytes(stage, task.recipe, model=model, **counts),
         pieces=pieces.get(stage.hook, units),
     )

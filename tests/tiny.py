@@ -9,9 +9,9 @@ import numpy as np
 from mucs_ray import storage
 from mucs_ray.config import Recipe, build
 from mucs_ray.data.table import Card, Dataset, Row, Shard, schema, to_parquet, to_table
-from mucs_ray.diffusion.denoiser import EDMDenoiser
 from mucs_ray.diffusion.noise import generator, normal
 from mucs_ray.models.dit import DiT, DiTConfig
+from mucs_ray.models.dit_edm import DiTEDM
 from mucs_ray.training.ema import frozen_copy
 
 SIZE, CLASSES = 8, ("red", "green", "blue")
@@ -96,9 +96,9 @@ def tiny_toml(data: str, **sections: dict[str, object]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def lively(model: DiTConfig) -> EDMDenoiser:
+def lively(model: DiTConfig) -> DiTEDM:
     """F1 whose output depends on all its inputs and parameters."""
-    denoiser = frozen_copy(EDMDenoiser(DiT(model)))
+    denoiser = frozen_copy(DiTEDM(DiT(model)))
     for number, parameter in enumerate(denoiser.parameters()):
         parameter.copy_(0.2 * normal(generator(3, f"parameter={number}"), *parameter.shape))
     return denoiser

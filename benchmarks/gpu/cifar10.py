@@ -52,13 +52,14 @@ from mucs_ray.attribution.screening import cuts as screening_cuts
 from mucs_ray.attribution.screening import held_out
 from mucs_ray.attribution.skew import skews
 from mucs_ray.diffusion.batch import Batch
-from mucs_ray.diffusion.denoiser import EDMDenoiser
+from mucs_ray.diffusion.edm import EDM
 from mucs_ray.diffusion.noise import generator, normal
 from mucs_ray.diffusion.sampler import sample
 from mucs_ray.evaluation.counterfactual import union
 from mucs_ray.evaluation.similarity import ssim
 from mucs_ray.evaluation.statistics import auc, paired_wilcoxon
 from mucs_ray.models.dit import DiT, DiTConfig
+from mucs_ray.models.dit_edm import DiTEDM
 from mucs_ray.training.config import TrainConfig
 from mucs_ray.training.ema import frozen_copy
 from mucs_ray.training.numerics import as_in_training
@@ -175,7 +176,7 @@ def load_pictures(data: Path | None, count: int) -> np.ndarray:
 def fresh(train: TrainConfig, model: DiTConfig, *, captures: bool) -> TrainState:
     """The same initial weights for every training."""
     name_torch_stream(SEED, "train/init")
-    return TrainState.fresh(EDMDenoiser(DiT(model)).to(DEVICE), train, captures=captures)
+    return TrainState.fresh(DiTEDM(DiT(model)).to(DEVICE), train, captures=captures)
 
 
 def affordable_updates(results: Results, images: Images, scale: Scale) -> tuple[int, bool]:
@@ -207,7 +208,7 @@ def updates_in_time(results: Results, images: Images, scale: Scale, *, captures:
     return max(4, int(scale.share_of_time * PRETRAIN_S / took))
 
 
-def trained(images: Images, train: TrainConfig, model: DiTConfig, *, captures: bool) -> tuple[EDMDenoiser, float]:
+def trained(images: Images, train: TrainConfig, model: DiTConfig, *, captures: bool) -> tuple[DiTEDM, float]:
     """EMA weights after all updates, and seconds."""
     state = fresh(train, model, captures=captures)
 
@@ -258,29 +259,29 @@ def retrained(
     model: DiTConfig,
     *,
     captures: bool,
-) -> dict[str, EDMDenoiser]:
+) -> dict[str, DiTEDM]:
     """Networks trained without what each method found."""
     same = {"updates": train.updates, "captures": captures}
     jobs = {name: {"removed": sorted(int(each) for each in union(ranked)), **same} for name, ranked in lists.items()}
     return {name: with_weights(model, tensors) for name, (tensors, _) in side_by_side(chosen, jobs).items()}
 
 
-def with_weights(model: DiTConfig, tensors: dict[str, Tensor]) -> EDMDenoiser:
+def with_weights(model: DiTConfig, tensors: dict[str, Tensor]) -> DiTEDM:
     """A trained network, frozen."""
     network = DiT(model)
     network.load_state_dict(tensors)
-    return EDMDenoiser(network).to(DEVICE).eval().requires_grad_(False)
+    return DiTEDM(network).to(DEVICE).eval().requires_grad_(False)
 
 
-def generated(denoiser: EDMDenoiser, noise: Tensor) -> Tensor:
+def generated(denoiser: DiTEDM, noise: Tensor) -> Tensor:
     """Pictures in about [-1, 1], on the CPU."""
-    return sample(denoiser, noise.to(DEVICE), num_steps=STEPS).cpu()
+    return sample(EDM(), denoiser, noise.to(DEVICE), num_steps=STEPS).cpu()
 
 
 def attributed(
     results: Results,
     chosen: argparse.Namespace,
-    denoiser: EDMDenoiser,
+    denoiser: DiTEDM,
     items: list[Item],
     images: Images,
     train: TrainConfig,
@@ -302,7 +303,7 @@ def attributed(
 
 def in_worker(
     method: type[Attributor],
-    denoiser: EDMDenoiser,
+    denoiser: DiTEDM,
     images: Images,
     settings: Any,
     *,
@@ -322,7 +323,7 @@ def in_worker(
 
 
 def unlearned(
-    results: Results, chosen: argparse.Namespace, denoiser: EDMDenoiser, items: list[Item], scale: Scale
+    results: Results, chosen: argparse.Namespace, denoiser: DiTEDM, items: list[Item], scale: Scale
 ) -> dict[str, list[dict[str, Tensor]]]:
     """The changed tensors of all items, for both ways to unlearn."""
     folder = chosen.out / "jobs"
@@ -379,9 +380,7 @@ def unlearn_items(folder: Path, job: Facts, images: Images, scale: Scale) -> tup
     return tensors, facts
 
 
-def scored(
-    results: Results, denoiser: EDMDenoiser, bank: list[dict[str, Tensor]], images: Images, scale: Scale
-) -> Tensor:
+def scored(results: Results, denoiser: DiTEDM, bank: list[dict[str, Tensor]], images: Images, scale: Scale) -> Tensor:
     """Skews[images, models] of all pictures, on as many noises as there is time for, and what bf16 does to them."""
     gpu = DEVICE.type == "cuda"
     flop, tried = flop_of_a_forward(denoiser, scale.model), images.batch(np.arange(min(32, len(images)))).to(DEVICE)
@@ -443,7 +442,7 @@ def agreement(found: Tensor, exact: Tensor) -> dict[str, float]:
 
 
 def by_das(
-    results: Results, denoiser: EDMDenoiser, items: list[Item], images: Images, train: TrainConfig, scale: Scale
+    results: Results, denoiser: DiTEDM, items: list[Item], images: Images, train: TrainConfig, scale: Scale
 ) -> Tensor:
     """Scores[images, items]."""
 

@@ -25,10 +25,10 @@ from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from mucs_ray.attribution.config import RankConfig, ScoreConfig  # noqa: E402
 from mucs_ray.diffusion.batch import Batch  # noqa: E402
-from mucs_ray.diffusion.denoiser import EDMDenoiser  # noqa: E402
 from mucs_ray.diffusion.noise import NoiseSet, generator, normal  # noqa: E402
 from mucs_ray.diffusion.schedule import scoring_sigmas  # noqa: E402
 from mucs_ray.models.dit import DiT, DiTConfig  # noqa: E402
+from mucs_ray.models.dit_edm import DiTEDM  # noqa: E402
 from mucs_ray.training.config import TrainConfig  # noqa: E402
 from mucs_ray.training.step import name_torch_stream  # noqa: E402
 
@@ -123,13 +123,13 @@ TINY = DiTConfig(
 )  # fmt: skip
 
 
-def random_denoiser(model: DiTConfig, device: torch.device = DEVICE) -> EDMDenoiser:
+def random_denoiser(model: DiTConfig, device: torch.device = DEVICE) -> DiTEDM:
     """F1 with random weights, drawn on the CPU so that every device has the same."""
     name_torch_stream(SEED, "benchmark")
-    return EDMDenoiser(filled(DiT(model))).eval().requires_grad_(False).to(device)
+    return DiTEDM(filled(DiT(model))).eval().requires_grad_(False).to(device)
 
 
-def random_bank(denoiser: EDMDenoiser, items: int) -> list[Tensors]:
+def random_bank(denoiser: DiTEDM, items: int) -> list[Tensors]:
     """F2s near F1."""
     name_torch_stream(SEED, "bank")
     return [nudged(denoiser.network) for _ in range(items)]
@@ -156,7 +156,7 @@ def settings_of(model: DiTConfig, *, train: TrainConfig | None = None, **method:
     )
 
 
-def flop_of_a_forward(denoiser: EDMDenoiser, model: DiTConfig) -> int:
+def flop_of_a_forward(denoiser: DiTEDM, model: DiTConfig) -> int:
     """Floating-point operations of one plain forward of one image, as torch counts them."""
     one = random_batch(model, 1)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:

@@ -33,9 +33,10 @@ from mucs_ray.attribution.skew import normalized_skew
 from mucs_ray.attribution.unlearn import Unlearned, unlearn
 from mucs_ray.diffusion.batch import Batch
 from mucs_ray.diffusion.condition import moved, one_by_one
-from mucs_ray.diffusion.denoiser import EDMDenoiser
+from mucs_ray.diffusion.edm import EDM
 from mucs_ray.diffusion.sampler import sample
 from mucs_ray.models.dit import DiTConfig
+from mucs_ray.models.dit_edm import DiTEDM
 from mucs_ray.training.config import TrainConfig
 from mucs_ray.training.numerics import as_in_training
 from mucs_ray.training.step import Group, TrainState, UpdateDraws, train_update
@@ -85,9 +86,7 @@ def matrices(precision: str) -> Iterator[None]:
         torch.set_float32_matmul_precision("highest")
 
 
-def train(
-    model: DiTConfig, device: torch.device, updates: int, *, captured: bool = False
-) -> tuple[Tensor, EDMDenoiser]:
+def train(model: DiTConfig, device: torch.device, updates: int, *, captured: bool = False) -> tuple[Tensor, DiTEDM]:
     """(losses, EMA weights) after some updates."""
     config = TrainConfig(batch_size=32, learning_rate=1e-3, warmup_epochs=0, augment=0.0, flip=False)
     state = TrainState.fresh(random_denoiser(model, device).requires_grad_(True), config, captures=captured)
@@ -243,6 +242,7 @@ def compare_generation(results: Results, model: DiTConfig) -> None:
     start = random_batch(model, 2, CPU, "generate")
     pictures = [
         sample(
+            EDM(),
             random_denoiser(model, device),
             start.image.to(device),
             moved(start.condition, device),

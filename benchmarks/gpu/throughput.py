@@ -48,8 +48,8 @@ from mucs_ray.attribution.mucs import EXPECTED_UPDATES
 from mucs_ray.attribution.tuning import tune
 from mucs_ray.attribution.unlearn import unlearn
 from mucs_ray.diffusion.condition import one_by_one
-from mucs_ray.diffusion.denoiser import EDMDenoiser
 from mucs_ray.models.dit import DiTConfig
+from mucs_ray.models.dit_edm import DiTEDM
 from mucs_ray.training.config import TrainConfig
 from mucs_ray.training.numerics import as_in_training
 from mucs_ray.training.step import Group, TrainState, UpdateDraws, train_update
@@ -240,7 +240,7 @@ def other_passes(results: Results, name: str, measured: Measured) -> dict[str, f
     return speeds
 
 
-def features_context(settings: Any, denoiser: EDMDenoiser) -> MethodContext:
+def features_context(settings: Any, denoiser: DiTEDM) -> MethodContext:
     """What a gradient method works with."""
     return MethodContext(settings=settings, device=DEVICE, num_images=1000, denoiser=denoiser, captures=True)
 

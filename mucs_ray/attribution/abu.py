@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -21,12 +21,11 @@ from mucs_ray.attribution.loss_change import LossAttributor
 from mucs_ray.attribution.unlearn import require_finite, tensor_bytes
 from mucs_ray.diffusion.batch import Batch
 from mucs_ray.diffusion.condition import NO_CONDITION, Condition, for_each, moved
-from mucs_ray.diffusion.denoiser import EDMDenoiser
 from mucs_ray.diffusion.loss import denoising_loss
+from mucs_ray.diffusion.model import DiffusionModel
 from mucs_ray.diffusion.noise import generator, normal
-from mucs_ray.diffusion.schedule import training_sigmas
+from mucs_ray.diffusion.process import Process
 from mucs_ray.errors import RunFailed
-from mucs_ray.models.dit import attention_names, unlearned_names
 from mucs_ray.training.ema import frozen_copy
 
 COUNT = "count"
@@ -56,17 +55,17 @@ class AbU(LossAttributor):
 
     @classmethod
     def written_bytes(
-        cls, stage: MethodStage, settings: MethodSettings, *, network: nn.Module, num_images: int, num_items: int
+        cls, stage: MethodStage, settings: MethodSettings, *, model: DiffusionModel, num_images: int, num_items: int
     ) -> int:
         """The changed tensors of each item."""
         if stage.hook == "fit_item":
-            return num_items * tensor_bytes(network, changed_names(network, cls.config_in(settings)))
-        return super().written_bytes(stage, settings, network=network, num_images=num_images, num_items=num_items)
+            return num_items * tensor_bytes(model, changed_names(model, cls.config_in(settings)))
+        return super().written_bytes(stage, settings, model=model, num_images=num_images, num_items=num_items)
 
     def accumulate(self, rows: Batch) -> Tensors:
         """Squared gradients of the loss at each image, averaged over its draws and summed over images; float64."""
         model = self.context.model
-        names = changed_names(model.network, self.config)
+        names = changed_names(model, self.config)
         weights = {name: model.network.get_parameter(name).detach() for name in names}
         sums = {name: torch.zeros_like(weight, dtype=torch.float64) for name, weight in weights.items()}
         for at in range(len(rows)):
@@ -81,15 +80,15 @@ class AbU(LossAttributor):
         """Of one image, the mean over its draws; these go through the network together, so no other image matters."""
         settings, model = self.context.settings, self.context.model
         name, num = f"abu/fisher/idx={int(one.idx)}", self.config.fisher_draws
-        ((sigma, noise),) = draws(settings.seed, name, num, num, like=one.image)
+        ((sigma, noise),) = draws(model.process, settings.seed, name, num, num, like=one.image)
 
         def loss(weights: Tensors, sigma: Float[Tensor, ""], noise: Float[Tensor, "*shape"]) -> Float[Tensor, ""]:
             with_weights = {f"network.{name}": weight for name, weight in weights.items()}
 
-            def denoiser(noisy: Tensor, sigma: Tensor, condition: Condition = NO_CONDITION) -> Tensor:
-                return functional_call(model, with_weights, (noisy, sigma, condition))
+            def denoiser(noisy: Tensor, level: Tensor, condition: Condition = NO_CONDITION) -> Tensor:
+                return functional_call(model, with_weights, (noisy, level, condition))
 
-            return denoising_loss(denoiser, one.image, noise[None], sigma[None], one.condition)[0]
+            return denoising_loss(model.process, denoiser, one.image, noise[None], sigma[None], one.condition)[0]
 
         with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no rule for vmap: it would loop over the draws
             gradients = vmap(grad(loss), in_dims=(None, 0, 0))(weights, sigma, noise)
@@ -120,32 +119,32 @@ class AbU(LossAttributor):
         tensors = {name: parameter.detach() for name, parameter in parameters.items()}
         return ItemState(tensors=tensors, facts={"outcome": "fixed", "updates": config.updates, "item_loss": trace})
 
-    def shares(self, changed: EDMDenoiser, item: Item, *, draws_of: int) -> Iterator[Float[Tensor, ""]]:
+    def shares(self, changed: DiffusionModel, item: Item, *, draws_of: int) -> Iterator[Float[Tensor, ""]]:
         """The item's mean loss over the draws of an update, as the share of each forward in it; they add up to it."""
         config, device = self.config, self.context.device
         image = item.image.to(device)[None]
         name = f"abu/item={item.idx}/step={draws_of}"
-        for sigma, noise in draws(self.context.settings.seed, name, config.draws, config.draws_per_forward, like=image):
+        for sigma, noise in draws(
+            changed.process, self.context.settings.seed, name, config.draws, config.draws_per_forward, like=image
+        ):
             condition = for_each(moved(item.condition, device), len(sigma))
-            losses = denoising_loss(changed, image.expand_as(noise), noise, sigma, condition)
+            losses = denoising_loss(changed.process, changed, image.expand_as(noise), noise, sigma, condition)
             yield losses.sum() / config.draws
 
 
-def changed_names(network: nn.Module, config: AbUConfig) -> list[str]:
+def changed_names(model: DiffusionModel, config: AbUConfig) -> list[str]:
     """The tensors that AbU changes."""
-    if config.parameters == "attention":
-        return attention_names(network, "qkv")
-    return unlearned_names(network) if config.parameters == "mlp" else [name for name, _ in network.named_parameters()]
+    return model.names(config.parameters)
 
 
 def draws(
-    seed: int, name: str, num: int, at_once: int, *, like: Float[Tensor, "1 *shape"]
+    process: Process, seed: int, name: str, num: int, at_once: int, *, like: Float[Tensor, "1 *shape"]
 ) -> Iterator[tuple[Float[Tensor, " n"], Float[Tensor, "n *shape"]]]:
     """Noise levels of training and noise, `at_once` at a time; which they are does not depend on `at_once`."""
     levels, noises = generator(seed, f"{name}/sigma"), generator(seed, f"{name}/noise")
     for start in range(0, num, at_once):
         count = min(at_once, num - start)
-        sigma, noise = training_sigmas(levels, count), normal(noises, count, *like.shape[1:])
+        sigma, noise = process.training_levels(levels, count), normal(noises, count, *like.shape[1:])
         yield sigma.to(like.device), noise.to(like.device)
 
 

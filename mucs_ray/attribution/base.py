@@ -14,14 +14,14 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from mucs_ray.attribution.card import MethodCard, MethodStage
 from mucs_ray.attribution.config import RankConfig, ScoreConfig
 from mucs_ray.attribution.first_losses import FirstLosses
 from mucs_ray.diffusion.batch import Batch
 from mucs_ray.diffusion.condition import Condition
-from mucs_ray.diffusion.denoiser import EDMDenoiser
+from mucs_ray.diffusion.model import DiffusionModel
 from mucs_ray.models.dit_config import DiTConfig
 from mucs_ray.training.config import TrainConfig
 
@@ -86,7 +86,7 @@ class MethodContext:
     """Size of the training set."""
     items: Sequence[Item] = ()
     """All that are attributed; empty in hooks of a stage that does not read them."""
-    denoiser: EDMDenoiser | None = None
+    denoiser: DiffusionModel | None = None
     """F1, frozen, in eval mode, on the device; None in hooks of a stage that does not use it. Never change it."""
     batches: Callable[[str, int], Callable[[int], Batch]] | None = None
     """batches(stream name, size)(step): training images in a shuffled order that belongs to the name; in `fit` and
@@ -103,7 +103,7 @@ class MethodContext:
     """How many methods share the memory of this worker's device."""
 
     @property
-    def model(self) -> EDMDenoiser:
+    def model(self) -> DiffusionModel:
         """F1, for a hook that cannot do without it."""
         assert self.denoiser is not None, "this stage of the method does not say that it uses the model"
         return self.denoiser
@@ -195,7 +195,7 @@ class Attributor(ABC):
 
     @classmethod
     def written_bytes(
-        cls, stage: MethodStage, settings: MethodSettings, *, network: nn.Module, num_images: int, num_items: int
+        cls, stage: MethodStage, settings: MethodSettings, *, model: DiffusionModel, num_images: int, num_items: int
     ) -> int:
         """About what a stage leaves in the run directory, for `mucs-ray plan`; by default only scores count."""
         return 4 * num_images * num_items if stage.hook == "score" else 0

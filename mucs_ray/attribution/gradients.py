@@ -1,7 +1,7 @@
 """Attribution by gradients: each image as a projected gradient phi, compared by K = Phi^T Phi + lambda I (spec 9.5).
 
 phi(z) = S mean_j grad_theta f_j(z), where f_j is a mean over elements of a function of the raw network output
-F_theta(c_in x_j, c_noise, c) at x_j = x + sigma_j eps_j. The pairs (sigma_j, eps_j), with sigma distributed as in
+F_theta at x_j = alpha_j z + s_j eps_j. The pairs of level and noise, with levels distributed as in
 training, are the same for all training images and items. Not the loss: its gradient compares worse [D-TRAK].
 Shared by D-TRAK and DAS, which say what f is.
 Axes: b images, i items, n noises, k = dim, *shape of an image.
@@ -24,14 +24,13 @@ from mucs_ray.attribution.card import MethodStage
 from mucs_ray.attribution.cards.gradients import GradientConfig
 from mucs_ray.attribution.projection import Sketch
 from mucs_ray.diffusion.batch import Batch
-from mucs_ray.diffusion.condition import Condition, mapped, moved, one_by_one
-from mucs_ray.diffusion.denoiser import SIGMA_DATA, EDMDenoiser, c_in, c_noise
+from mucs_ray.diffusion.condition import Condition, for_each, mapped, moved, one_by_one
+from mucs_ray.diffusion.model import DiffusionModel
 from mucs_ray.diffusion.noise import NoiseSet, generator
+from mucs_ray.diffusion.process import Coefficients
 from mucs_ray.diffusion.replay import Replay
-from mucs_ray.diffusion.rows import copies, per_row, row_means
-from mucs_ray.diffusion.schedule import training_sigmas
+from mucs_ray.diffusion.rows import copies, row_means
 from mucs_ray.errors import RunFailed
-from mucs_ray.models.dit import unlearned_names
 
 ElementMean = Callable[[Float[Tensor, "n *shape"]], Float[Tensor, " n"]]
 
@@ -42,7 +41,22 @@ class Measured:
 
     feature: Float[Tensor, " k"]
     losses: Float[Tensor, " n"]
-    """mean (F - F*)^2 over the elements, which is the denoising loss (spec 3.1)."""
+    """mean (F - F*)^2 over the elements: for EDM the denoising loss (spec 3.1)."""
+
+
+class RawOutput(nn.Module):
+    """A model as the function whose gradients are taken, instead of as a denoiser."""
+
+    def __init__(self, model: DiffusionModel) -> None:
+        """`model` is lent."""
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, noisy: Float[Tensor, "n *shape"], at: Coefficients, condition: Condition
+    ) -> Float[Tensor, "n *shape"]:
+        """F."""
+        return self.model.raw(noisy, at, condition)
 
 
 class ImageGradients:
@@ -50,7 +64,7 @@ class ImageGradients:
 
     def __init__(
         self,
-        denoiser: EDMDenoiser,
+        denoiser: DiffusionModel,
         function: ElementMean,
         noises: NoiseSet,
         *,
@@ -64,9 +78,9 @@ class ImageGradients:
         With `unit_length` a gradient is scaled to length 1: that of the average, or each one before averaging. With
         `captures` the passes of an image are captured as a CUDA graph at the first one.
         """
-        self.network, self.function, self.noises = denoiser.network, function, noises
-        self.weights = {name: weight.detach() for name, weight in self.network.named_parameters()}
-        names = list(self.weights) if config.parameters == "all" else unlearned_names(self.network)
+        self.model, self.function, self.noises = denoiser, function, noises
+        self.weights = {name: weight.detach() for name, weight in denoiser.network.named_parameters()}
+        names = denoiser.names(config.parameters)
         self.chosen = [self.weights[name].requires_grad_(True) for name in names]
         sizes = {name: self.weights[name].numel() for name in names}
         self.sketch = Sketch(sizes, dim=config.dim, signs=config.signs, seed=seed, device=noises.level.device)
@@ -116,15 +130,14 @@ class ImageGradients:
     ) -> tuple[Float[Tensor, "n *shape"], Float[Tensor, " n"]]:
         """F at some of the noises, with a graph, and the losses there, without.
 
-        F* = (x - c_skip x_n) / c_out = c_in (sigma x / sd - sd eps), which nothing cancels in at a small sigma.
+        The losses are the training loss without its weight.
         """
         level, unit = self.noises.level[cut], self.noises.unit[cut]
-        sigma = per_row(level, unit)
-        vector = condition.get("condition")
-        vectors = None if vector is None else copies(vector, len(level))
-        inputs = (c_in(sigma) * (image + sigma * unit), c_noise(level), vectors, None)
-        raw = functional_call(self.network, self.weights, inputs)
-        target = c_in(sigma) * (sigma / SIGMA_DATA * image - SIGMA_DATA * unit)
+        process, images = self.model.process, copies(image, len(level))
+        inputs = process.noised(images, unit, level), process.at(level), for_each(condition, len(level))
+        weights = {f"model.network.{name}": weight for name, weight in self.weights.items()}
+        raw = functional_call(RawOutput(self.model), weights, inputs)
+        target = process.target(images, unit, level)
         return raw, row_means((raw.detach() - target).square())
 
 
@@ -142,7 +155,7 @@ class GradientAttributor(Attributor):
 
     @classmethod
     def written_bytes(
-        cls, stage: MethodStage, settings: MethodSettings, *, network: nn.Module, num_images: int, num_items: int
+        cls, stage: MethodStage, settings: MethodSettings, *, model: DiffusionModel, num_images: int, num_items: int
     ) -> int:
         """Features, the factor of their covariance, a vector for each item, and scores."""
         dim = cls.config_in(settings).dim
@@ -165,8 +178,8 @@ class GradientAttributor(Attributor):
         context = self.context
         config: GradientConfig = self.config
         seed = context.settings.seed
-        sigmas = training_sigmas(generator(seed, f"{self.card.name}/sigma"), config.noises)
-        noises = NoiseSet.draw(seed, f"{self.card.name}/noise", sigmas, context.model.shape).to(context.device)
+        levels = context.model.process.training_levels(generator(seed, f"{self.card.name}/sigma"), config.noises)
+        noises = NoiseSet.draw(seed, f"{self.card.name}/noise", levels, context.model.shape).to(context.device)
         return ImageGradients(
             context.model,
             self.function,

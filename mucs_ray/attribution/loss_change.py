@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from mucs_ray.attribution.base import Attributor, Columns, MethodSettings, Passes, Tensors
 from mucs_ray.attribution.card import MethodStage
@@ -20,9 +20,8 @@ from mucs_ray.attribution.first_losses import FirstLosses
 from mucs_ray.attribution.model_bank import ModelBank
 from mucs_ray.attribution.skew import normalized_skew
 from mucs_ray.diffusion.batch import Batch
-from mucs_ray.diffusion.denoiser import EDMDenoiser
+from mucs_ray.diffusion.model import DiffusionModel
 from mucs_ray.diffusion.noise import NoiseSet, generator
-from mucs_ray.diffusion.schedule import random_schedule_sigmas, scoring_sigmas, training_sigmas
 from mucs_ray.errors import RunFailed
 
 
@@ -39,7 +38,7 @@ class LossChange:
 
     def __init__(
         self,
-        denoiser: EDMDenoiser,
+        denoiser: DiffusionModel,
         bank: Sequence[Mapping[str, Tensor]],
         *,
         config: ScoreConfig,
@@ -60,14 +59,18 @@ class LossChange:
         self.num_items = len(bank)
         self.config = config
         self.seed = seed
-        self.shape = denoiser.shape
+        self.process, self.shape = denoiser.process, denoiser.shape
         self.device = next(denoiser.parameters()).device
         self.shared = None
         if config.noise == "shared":
             stream = generator(seed, "score/sigma")
             fixed = config.sigmas == "schedule"
-            sigmas = scoring_sigmas(config.noises, config.keep) if fixed else training_sigmas(stream, config.noises)
-            self.shared = NoiseSet.draw(seed, "score/noise", sigmas, self.shape).to(self.device)
+            levels = (
+                self.process.scoring_levels(config.noises, config.keep)
+                if fixed
+                else self.process.training_levels(stream, config.noises)
+            )
+            self.shared = NoiseSet.draw(seed, "score/noise", levels, self.shape).to(self.device)
 
     @property
     def shared_noises(self) -> NoiseSet:
@@ -132,8 +135,9 @@ class LossChange:
         stream = generator(self.seed, f"{name}/sigma")
         count, keep = self.config.noises, self.config.keep
         drawn = self.config.sigmas == "training"
-        sigmas = training_sigmas(stream, count) if drawn else random_schedule_sigmas(stream, count, keep)
-        return NoiseSet.draw(self.seed, f"{name}/noise", sigmas, self.shape).to(self.device)
+        process = self.process
+        levels = process.training_levels(stream, count) if drawn else process.scoring_levels(count, keep, stream)
+        return NoiseSet.draw(self.seed, f"{name}/noise", levels, self.shape).to(self.device)
 
 
 class LossAttributor(Attributor):
@@ -162,7 +166,7 @@ class LossAttributor(Attributor):
 
     @classmethod
     def written_bytes(
-        cls, stage: MethodStage, settings: MethodSettings, *, network: nn.Module, num_images: int, num_items: int
+        cls, stage: MethodStage, settings: MethodSettings, *, model: DiffusionModel, num_images: int, num_items: int
     ) -> int:
         """Skew and difference of every image for every item; the losses in fp16 on request."""
         if stage.hook != "score":

@@ -23,12 +23,11 @@ from mucs_ray.attribution.model_slots import ModelSlots
 from mucs_ray.attribution.skew import pairs
 from mucs_ray.diffusion.batch import Batch
 from mucs_ray.diffusion.condition import of_loss_inputs
-from mucs_ray.diffusion.denoiser import EDMDenoiser
-from mucs_ray.diffusion.loss import denoising_loss, noised
+from mucs_ray.diffusion.loss import denoising_loss
+from mucs_ray.diffusion.model import DiffusionModel
 from mucs_ray.diffusion.noise import NoiseSet
 from mucs_ray.diffusion.replay import Results, graph_pool, warn_not_captured
 from mucs_ray.errors import RunFailed
-from mucs_ray.models.dit import STEM, repeated_modules
 from mucs_ray.training.config import Precision
 from mucs_ray.training.step import autocast
 
@@ -44,7 +43,7 @@ class ModelBank:
 
     def __init__(
         self,
-        denoiser: EDMDenoiser,
+        denoiser: DiffusionModel,
         bank: Sequence[Mapping[str, Tensor]],
         config: ScoreConfig,
         *,
@@ -66,7 +65,8 @@ class ModelBank:
         own = {name: denoiser.network.get_parameter(name).detach() for name in matrices}
         self.first = cast_to_bf16(own, matrices)
         self.slots = ModelSlots([cast_to_bf16(each, matrices) for each in bank], self.device, resident, num_banks)
-        self.stem_is_shared = not any(name.startswith(STEM) for tensors in bank for name in tensors)
+        stem = denoiser.stem_parameters
+        self.stem_is_shared = bool(stem) and not any(name.startswith(stem) for tensors in bank for name in tensors)
         self.alone = config.images_per_forward == 1
         at_once = 1 if config.images_per_forward == "auto" else config.images_per_forward
         self.most_rows = at_once * config.noises
@@ -78,7 +78,7 @@ class ModelBank:
         self.captured: dict[tuple[int, int], FixedPass | None] = {}
         """By images and noises of a forward; None for a shape that was met once: it is captured the second time."""
         if config.compile == "on":
-            for module in repeated_modules(denoiser.network):
+            for module in denoiser.blocks():
                 module.compile()
 
     @torch.inference_mode()
@@ -168,14 +168,17 @@ class ModelBank:
         if none changes the stem.
         """
         image, noise, level, condition = pairs(batch, noises)
-        shared = {"stem": self.denoiser.stem(noised(image, noise, level), level)} if self.stem_is_shared else {}
-        return {"image": image, "noise": noise, "level": level, **shared, **condition}
+        inputs = {"image": image, "noise": noise, "level": level, **condition}
+        if self.stem_is_shared:
+            inputs["stem"] = self.denoiser.stem(self.denoiser.process.noised(image, noise, level), level)
+        return inputs
 
     def model_losses(self, inputs: Results, number: int) -> Float[Tensor, " p"]:
         """The losses of one model, which is on the device, at all pairs."""
-        denoiser = partial(self.denoiser, tokens=inputs.get("stem"))
+        denoiser = partial(self.denoiser, stem=inputs.get("stem"))
         with swapped(self.denoiser.network, self.slots[number]):
-            return denoising_loss(denoiser, inputs["image"], inputs["noise"], inputs["level"], of_loss_inputs(inputs))
+            tensors = inputs["image"], inputs["noise"], inputs["level"]
+            return denoising_loss(self.denoiser.process, denoiser, *tensors, of_loss_inputs(inputs))
 
     def _pieces(self, images: int, noises: int, row: int = 0, column: int = 0) -> Iterator[tuple[slice, slice]]:
         """Cuts of at most `most_rows` pairs: whole images, or, where one is too much, some of its noises."""

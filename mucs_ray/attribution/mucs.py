@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 
 import torch
-from torch import nn
 
 from mucs_ray.attribution.base import Item, ItemState, MethodSettings, Passes, Tensors
 from mucs_ray.attribution.card import MethodStage
@@ -11,9 +10,8 @@ from mucs_ray.attribution.cards.mucs import CARD, MUCSConfig
 from mucs_ray.attribution.loss_change import LossAttributor
 from mucs_ray.attribution.unlearn import changed_names, null_loss, tensor_bytes, unlearn
 from mucs_ray.diffusion.batch import Batch
-from mucs_ray.diffusion.denoiser import EDMDenoiser
-from mucs_ray.diffusion.loss import analytic_null_loss
-from mucs_ray.models.dit import DiT
+from mucs_ray.diffusion.model import DiffusionModel
+from mucs_ray.models.dit_edm import untrained
 from mucs_ray.training.step import name_torch_stream
 
 NULL_BATCH = 100
@@ -39,12 +37,12 @@ class MUCS(LossAttributor):
 
     @classmethod
     def written_bytes(
-        cls, stage: MethodStage, settings: MethodSettings, *, network: nn.Module, num_images: int, num_items: int
+        cls, stage: MethodStage, settings: MethodSettings, *, model: DiffusionModel, num_images: int, num_items: int
     ) -> int:
         """The changed tensors of each item."""
         if stage.hook == "fit_item":
-            return num_items * tensor_bytes(network, changed_names(network, cls.config_in(settings)))
-        return super().written_bytes(stage, settings, network=network, num_images=num_images, num_items=num_items)
+            return num_items * tensor_bytes(model, changed_names(model, cls.config_in(settings)))
+        return super().written_bytes(stage, settings, model=model, num_images=num_images, num_items=num_items)
 
     def fit(self, sums: Tensors, rows: Iterator[Batch]) -> Tensors:
         """The null loss: given, from the mean square of the training pixels, or drawn (spec 7.1)."""
@@ -52,7 +50,7 @@ class MUCS(LossAttributor):
         if isinstance(config.null_loss, float):
             bound = config.null_loss
         elif config.null_loss == "analytic":
-            bound = computed_null_loss(rows)
+            bound = self.context.model.process.null_loss(mean_square(rows))
         else:
             bound = self.drawn_null_loss(config.null_batches)
         return {"null_loss": torch.tensor(bound, dtype=torch.float64)}
@@ -62,9 +60,9 @@ class MUCS(LossAttributor):
         context = self.context
         assert context.batches is not None
         name_torch_stream(context.settings.seed, "train/init")
-        untrained = EDMDenoiser(DiT(context.settings.model)).to(context.device)
+        first = untrained(context.settings.model).to(context.device)
         batches = context.batches("null", min(NULL_BATCH, context.num_images))
-        return null_loss(untrained, batches, num_batches=num_batches, seed=context.settings.seed)
+        return null_loss(first, batches, num_batches=num_batches, seed=context.settings.seed)
 
     def fit_item(self, item: Item, fitted: Tensors, on_update: Callable[[int, float], None]) -> ItemState:
         """F2: the tensors that unlearning changed, and the trace of losses."""
@@ -92,9 +90,9 @@ class MUCS(LossAttributor):
         return ItemState(tensors=unlearned.tensors, facts=facts)
 
 
-def computed_null_loss(rows: Iterator[Batch]) -> float:
-    """The null loss of a zero network, from the mean square of the training pixels."""
+def mean_square(rows: Iterator[Batch]) -> float:
+    """Of all elements of the training images."""
     total, count = 0.0, 0
     for batch in rows:
         total, count = total + batch.image.double().square().sum().item(), count + batch.image.numel()
-    return analytic_null_loss(total / count)
+    return total / count

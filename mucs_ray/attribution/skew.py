@@ -9,8 +9,8 @@ from torch import Tensor
 
 from mucs_ray.diffusion.batch import Batch
 from mucs_ray.diffusion.condition import Condition, mapped
-from mucs_ray.diffusion.denoiser import Denoiser
 from mucs_ray.diffusion.loss import denoising_loss
+from mucs_ray.diffusion.model import DiffusionModel
 from mucs_ray.diffusion.noise import NoiseSet
 from mucs_ray.diffusion.rows import repeated
 from mucs_ray.training.config import Precision
@@ -31,7 +31,12 @@ def skews(before: Float[Tensor, "..."], after: Float[Tensor, "..."], *, epsilon:
 
 @torch.inference_mode()
 def noise_losses(
-    denoiser: Denoiser, batch: Batch, noises: NoiseSet, *, images_per_forward: int = 1, precision: Precision = "fp32"
+    model: DiffusionModel,
+    batch: Batch,
+    noises: NoiseSet,
+    *,
+    images_per_forward: int = 1,
+    precision: Precision = "fp32",
 ) -> Float[Tensor, "b n"]:
     """Loss of every image at every noise, fp32.
 
@@ -40,7 +45,7 @@ def noise_losses(
     """
     cuts = range(0, len(batch), images_per_forward)
     with autocast(precision, batch.image.device):
-        return torch.cat([_losses(denoiser, batch[slice(at, at + images_per_forward)], noises) for at in cuts])
+        return torch.cat([_losses(model, batch[slice(at, at + images_per_forward)], noises) for at in cuts])
 
 
 def pairs(
@@ -53,5 +58,5 @@ def pairs(
     return image, repeated(noises.unit, num), noises.level.repeat(num), condition
 
 
-def _losses(denoiser: Denoiser, batch: Batch, noises: NoiseSet) -> Float[Tensor, "b n"]:
-    return denoising_loss(denoiser, *pairs(batch, noises)).view(len(batch), len(noises.level))
+def _losses(model: DiffusionModel, batch: Batch, noises: NoiseSet) -> Float[Tensor, "b n"]:
+    return denoising_loss(model.process, model, *pairs(batch, noises)).view(len(batch), len(noises.level))

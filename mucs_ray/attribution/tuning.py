@@ -18,9 +18,8 @@ from mucs_ray.attribution.config import ScoreConfig
 from mucs_ray.attribution.model_bank import ModelBank
 from mucs_ray.attribution.skew import normalized_skew
 from mucs_ray.diffusion.batch import Batch
-from mucs_ray.diffusion.denoiser import EDMDenoiser
+from mucs_ray.diffusion.model import DiffusionModel
 from mucs_ray.diffusion.noise import NoiseSet, generator, normal
-from mucs_ray.diffusion.schedule import scoring_sigmas
 from mucs_ray.training.config import Precision
 
 OPEN = ("precision", "images_per_forward", "compile")
@@ -57,7 +56,7 @@ def is_open(config: ScoreConfig) -> bool:
 
 
 def tune(
-    denoiser: EDMDenoiser,
+    denoiser: DiffusionModel,
     batch: Batch,
     config: ScoreConfig,
     share: int,
@@ -69,8 +68,8 @@ def tune(
 
     `captures`: as the pass will have it (`ModelBank`).
     """
-    stream, sigmas = generator(0, "tuning"), scoring_sigmas(config.noises, config.keep)
-    noises = NoiseSet(level=sigmas, unit=normal(stream, len(sigmas), *batch.image.shape[1:])).to(batch.image.device)
+    stream, levels = generator(0, "tuning"), denoiser.process.scoring_levels(config.noises, config.keep)
+    noises = NoiseSet(level=levels, unit=normal(stream, len(levels), *batch.image.shape[1:])).to(batch.image.device)
     images = 1 if config.images_per_forward == "auto" else config.images_per_forward
     precision, *others = precisions(config, batch.image.device)
     compiling = "off" if config.compile == "auto" else config.compile
@@ -90,7 +89,7 @@ def tune(
         if correlation < LEAST_RANK_CORRELATION:
             precision, (seconds, _) = "fp32", of(images, "fp32")
     most = min(MOST_IMAGES, len(batch)) if config.images_per_forward == "auto" else images
-    while 2 * images <= most and seconds * images * len(sigmas) < TRY_S:
+    while 2 * images <= most and seconds * images * len(levels) < TRY_S:
         larger, fits = of(2 * images, precision)
         if not fits or seconds < BETTER * larger:
             break
@@ -110,7 +109,7 @@ def tune(
 
 
 def rank_correlation(
-    denoiser: EDMDenoiser, bank: Sequence[Mapping[str, Tensor]], batch: Batch, noises: NoiseSet, config: ScoreConfig
+    denoiser: DiffusionModel, bank: Sequence[Mapping[str, Tensor]], batch: Batch, noises: NoiseSet, config: ScoreConfig
 ) -> float:
     """Spearman's correlation of the images' skews in bf16 with those in fp32, the least of the bank's models."""
 
@@ -133,7 +132,7 @@ def precisions(config: ScoreConfig, device: torch.device) -> tuple[Precision, ..
 
 
 def compiled(
-    denoiser: EDMDenoiser, batch: Batch, noises: NoiseSet, config: ScoreConfig, *, captures: bool = False
+    denoiser: DiffusionModel, batch: Batch, noises: NoiseSet, config: ScoreConfig, *, captures: bool = False
 ) -> float:
     """Seconds a forward with compiled blocks; infinite if this machine cannot compile (it takes a C++ compiler)."""
     try:
@@ -145,7 +144,7 @@ def compiled(
 
 
 def timed(
-    denoiser: EDMDenoiser, batch: Batch, noises: NoiseSet, config: ScoreConfig, *, captures: bool = False
+    denoiser: DiffusionModel, batch: Batch, noises: NoiseSet, config: ScoreConfig, *, captures: bool = False
 ) -> tuple[float, bool]:
     """(seconds a forward of one image at one noise, whether the device's memory was large enough)."""
     models = ModelBank(denoiser, [], config, captures=captures)

@@ -11,19 +11,18 @@ from typing import Literal
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from mucs_ray.attribution.base import Item
 from mucs_ray.attribution.cards.mucs import MUCSConfig
 from mucs_ray.diffusion.batch import Batch
 from mucs_ray.diffusion.condition import Condition, for_each, moved
-from mucs_ray.diffusion.denoiser import EDMDenoiser
 from mucs_ray.diffusion.loss import denoising_loss
+from mucs_ray.diffusion.model import DiffusionModel
 from mucs_ray.diffusion.noise import generator, normal
+from mucs_ray.diffusion.process import Process
 from mucs_ray.diffusion.rows import copies
-from mucs_ray.diffusion.schedule import random_schedule_sigmas, training_sigmas
 from mucs_ray.errors import RunFailed
-from mucs_ray.models.dit import attention_names, unlearned_names
 from mucs_ray.training.ema import frozen_copy
 
 Outcome = Literal["reached", "bound hit", "fixed"]
@@ -55,7 +54,7 @@ class Moment:
 
 
 def draw_losses(
-    denoiser: EDMDenoiser,
+    denoiser: DiffusionModel,
     image: Float[Tensor, "b *shape"],
     condition: Condition,
     *,
@@ -65,20 +64,21 @@ def draw_losses(
 ) -> Float[Tensor, " b"]:
     """Losses at a noise level and noise for each row, drawn from a name."""
     stream = generator(seed, name)
-    sigma, noise = noise_levels(stream, len(image), sigmas), normal(stream, *image.shape)
-    return denoising_loss(denoiser, image, noise.to(image.device), sigma.to(image.device), condition)
+    level, noise = noise_levels(denoiser.process, stream, len(image), sigmas), normal(stream, *image.shape)
+    device = image.device
+    return denoising_loss(denoiser.process, denoiser, image, noise.to(device), level.to(device), condition)
 
 
-def noise_levels(stream: np.random.Generator, num: int, sigmas: Levels) -> Float[Tensor, " n"]:
+def noise_levels(process: Process, stream: np.random.Generator, num: int, sigmas: Levels) -> Float[Tensor, " n"]:
     """Levels of the training distribution, or at random positions of the whole schedule (U-C2, spec 8).
 
     The latter descend. That ties no level to an image: rows are one item, or training images in shuffled order.
     """
-    return training_sigmas(stream, num) if sigmas == "training" else random_schedule_sigmas(stream, num, keep=1.0)
+    return process.training_levels(stream, num) if sigmas == "training" else process.scoring_levels(num, 1.0, stream)
 
 
 def item_losses(
-    denoiser: EDMDenoiser, item: Item, num: int, *, seed: int, name: str, sigmas: Levels = "training"
+    denoiser: DiffusionModel, item: Item, num: int, *, seed: int, name: str, sigmas: Levels = "training"
 ) -> Float[Tensor, " n"]:
     """Losses of one item, with its condition, at `num` named draws."""
     device = next(denoiser.parameters()).device
@@ -93,19 +93,18 @@ def require_finite(losses: Float[Tensor, "..."], item: Item, step: int) -> None:
         raise RunFailed(f"unlearning item {item.number} (idx={item.idx}): the loss is not finite at update {step}")
 
 
-def changed_names(network: nn.Module, config: MUCSConfig) -> list[str]:
+def changed_names(model: DiffusionModel, config: MUCSConfig) -> list[str]:
     """The tensors that unlearning changes."""
-    attention = attention_names(network, "qkv", "proj") if config.parameters == "block" else []
-    return unlearned_names(network) + attention
+    return model.names("blocks" if config.parameters == "block" else "mlp")
 
 
-def tensor_bytes(network: nn.Module, names: Iterable[str]) -> int:
+def tensor_bytes(model: DiffusionModel, names: Iterable[str]) -> int:
     """The size of a network's tensors of these names, in fp32."""
-    return sum(4 * network.get_parameter(name).numel() for name in names)
+    return sum(4 * model.network.get_parameter(name).numel() for name in names)
 
 
 @torch.no_grad()
-def null_loss(untrained: EDMDenoiser, batches: Callable[[int], Batch], *, num_batches: int, seed: int) -> float:
+def null_loss(untrained: DiffusionModel, batches: Callable[[int], Batch], *, num_batches: int, seed: int) -> float:
     """Mean loss of an untrained network over batches of images: the most an item can be unlearned (spec 7.1)."""
     untrained = frozen_copy(untrained)
     means = []
@@ -117,7 +116,7 @@ def null_loss(untrained: EDMDenoiser, batches: Callable[[int], Batch], *, num_ba
 
 
 def unlearn(
-    denoiser: EDMDenoiser,
+    denoiser: DiffusionModel,
     item: Item,
     batches: Callable[[int], Batch],
     *,
@@ -134,7 +133,7 @@ def unlearn(
     """
     changed = frozen_copy(denoiser)  # eval mode on purpose: no dropout, no condition drop
     parameters = dict(changed.network.named_parameters())
-    names = changed_names(changed.network, config)
+    names = changed_names(changed, config)
     trainable = [parameters[name].requires_grad_(True) for name in names]
     optimizer = torch.optim.AdamW(trainable, lr=learning_rate, weight_decay=config.weight_decay, fused=True)
     item_loss: list[float] = []
@@ -160,7 +159,7 @@ def unlearn(
 
 
 def measure(
-    changed: EDMDenoiser,
+    changed: DiffusionModel,
     item: Item,
     batches: Callable[[int], Batch],
     *,

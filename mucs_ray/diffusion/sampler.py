@@ -1,18 +1,20 @@
-"""Deterministic Heun sampling of an EDM denoiser (spec 6)."""
+"""Deterministic Heun sampling (spec 6), for every process: x / alpha as a function of sigma = s / alpha.
 
-from itertools import pairwise
+Axes: b images, *shape of an image.
+"""
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from mucs_ray.diffusion.condition import NO_CONDITION, Condition
-from mucs_ray.diffusion.denoiser import Denoiser
-from mucs_ray.diffusion.schedule import sampling_sigmas
+from mucs_ray.diffusion.model import Denoiser
+from mucs_ray.diffusion.process import Process
 
 
 @torch.no_grad()
 def sample(
+    process: Process,
     denoiser: Denoiser,
     unit_noise: Float[Tensor, "b *shape"],
     condition: Condition = NO_CONDITION,
@@ -20,15 +22,16 @@ def sample(
     num_steps: int = 32,
 ) -> Float[Tensor, "b *shape"]:
     """Unclamped images from unit noise: 2 num_steps - 1 network evaluations, fp32."""
-    sigmas = sampling_sigmas(num_steps).float().to(unit_noise.device)
+    levels = process.sampling_levels(num_steps).float().to(unit_noise.device)
+    at = process.at(levels)
+    sigmas = at.s / at.alpha
     x = sigmas[0] * unit_noise
 
-    def slope(x: Tensor, sigma: Tensor) -> Tensor:
-        return (x - denoiser(x, sigma.expand(len(x)), condition)) / sigma
+    def slope(x: Tensor, step: int) -> Tensor:
+        return (x - denoiser(at.alpha[step] * x, levels[step].expand(len(x)), condition)) / sigmas[step]
 
-    for sigma, next_sigma in pairwise(sigmas):
-        here = slope(x, sigma)
-        euler = x + (next_sigma - sigma) * here
-        last = next_sigma == 0
-        x = euler if last else x + (next_sigma - sigma) * (here + slope(euler, next_sigma)) / 2
-    return x
+    for step in range(num_steps - 1):
+        stride = sigmas[step + 1] - sigmas[step]
+        here = slope(x, step)
+        x = x + stride * (here + slope(x + stride * here, step + 1)) / 2
+    return x - sigmas[-1] * slope(x, num_steps - 1)

@@ -17,7 +17,7 @@ from mucs_ray.data.local import LocalImages
 from mucs_ray.data.table import Dataset, Unit, read_unit
 from mucs_ray.diffusion.batch import Batch
 from mucs_ray.diffusion.condition import moved
-from mucs_ray.diffusion.denoiser import EDMDenoiser
+from mucs_ray.diffusion.model import DiffusionModel
 from mucs_ray.engine.attempts import beat
 from mucs_ray.engine.models import Arrays, best_device, build_denoiser
 from mucs_ray.evaluation.encoders import load_clip, load_dino
@@ -73,10 +73,10 @@ class Shared:
 
     num_methods: int = 1
     first_losses: FirstLosses | None = None
-    denoisers: dict[bool, EDMDenoiser] = field(default_factory=dict)
+    denoisers: dict[bool, DiffusionModel] = field(default_factory=dict)
     """F1, and apart from it one whose blocks are compiled, which is done in place."""
 
-    def denoiser(self, job: AttributeJob, weights: Arrays, device: torch.device) -> EDMDenoiser:
+    def denoiser(self, job: AttributeJob, weights: Arrays, device: torch.device) -> DiffusionModel:
         """F1, built for the first that asks."""
         compiled = job.part.compares_losses and job.recipe.score.compile == "on"
         if compiled not in self.denoisers:

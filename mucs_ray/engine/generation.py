@@ -13,7 +13,7 @@ from mucs_ray.config import GenerateConfig
 from mucs_ray.data.local import LocalImages
 from mucs_ray.data.table import Dataset
 from mucs_ray.diffusion.condition import moved, one_by_one
-from mucs_ray.diffusion.denoiser import EDMDenoiser, guided
+from mucs_ray.diffusion.model import DiffusionModel, guided
 from mucs_ray.diffusion.noise import generator, normal
 from mucs_ray.diffusion.sampler import sample
 from mucs_ray.engine.attempts import beat
@@ -22,7 +22,7 @@ from mucs_ray.engine.models import Arrays, best_device, build_denoiser
 from mucs_ray.engine.progress import Bar
 from mucs_ray.engine.session import Cluster
 from mucs_ray.engine.units import completed
-from mucs_ray.models.dit import DiTConfig
+from mucs_ray.models.dit_config import DiTConfig
 from mucs_ray.store.item_names import item_file, item_name
 from mucs_ray.store.items import PlannedItem, Role, save_item
 from mucs_ray.store.run import Stage
@@ -43,7 +43,7 @@ def plan_items(dataset: Dataset, config: GenerateConfig, seed: int) -> list[Plan
 
 
 def generate_together(
-    denoiser: EDMDenoiser, test: LocalImages, planned: Sequence[PlannedItem], config: GenerateConfig, seed: int
+    denoiser: DiffusionModel, test: LocalImages, planned: Sequence[PlannedItem], config: GenerateConfig, seed: int
 ) -> list[Item]:
     """Some items as one batch, each from its own named noise: alone in it, one does not depend on others to the last
     bit.
@@ -51,9 +51,9 @@ def generate_together(
     device = next(denoiser.parameters()).device
     batch = test.batch(np.asarray([each.row for each in planned]))
     condition = moved(batch.condition, device)
-    size = batch.image.shape[1:]
+    size = denoiser.shape
     noise = torch.cat([normal(generator(seed, f"generate/idx={each.idx}"), 1, *size) for each in planned]).to(device)
-    images = sample(guided(denoiser, config.guidance), noise, condition, num_steps=config.steps).cpu()
+    images = sample(denoiser.process, guided(denoiser, config.guidance), noise, condition, num_steps=config.steps).cpu()
     conditions = one_by_one(batch.condition, len(planned))
     return [
         Item(number=each.number, idx=each.idx, condition=own, image=image)
@@ -73,7 +73,7 @@ class GenerateJob:
 
 
 def generate_items(
-    denoiser: EDMDenoiser, planned: Sequence[PlannedItem], job: GenerateJob, done: Callable[[int], None]
+    denoiser: DiffusionModel, planned: Sequence[PlannedItem], job: GenerateJob, done: Callable[[int], None]
 ) -> dict[str, str]:
     """Generate and publish some items; sha256 by file."""
     test = LocalImages(job.dataset, "test", on_unit=beat)

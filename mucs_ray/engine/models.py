@@ -11,10 +11,11 @@ import ray
 import torch
 from torch import Tensor
 
-from mucs_ray.diffusion.denoiser import EDMDenoiser
+from mucs_ray.diffusion.model import DiffusionModel
 from mucs_ray.engine.attempts import beat
 from mucs_ray.machine import keep_freed_memory
-from mucs_ray.models.dit import DiT, DiTConfig
+from mucs_ray.models.dit_config import DiTConfig
+from mucs_ray.models.dit_edm import untrained
 from mucs_ray.store import checkpoint
 from mucs_ray.store.run import Stage
 
@@ -39,10 +40,10 @@ def best_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def build_denoiser(config: DiTConfig, arrays: Mapping[str, np.ndarray], device: torch.device) -> EDMDenoiser:
+def build_denoiser(config: DiTConfig, arrays: Mapping[str, np.ndarray], device: torch.device) -> DiffusionModel:
     """The denoiser with these weights, frozen, in eval mode."""
     keep_freed_memory()
-    denoiser = EDMDenoiser(DiT(config))
+    denoiser = untrained(config)
     denoiser.network.load_state_dict(to_tensors(arrays, torch.device("cpu")))
     denoiser.network.register_forward_pre_hook(lambda *_: beat())  # whoever computes is alive
     return denoiser.to(device).eval().requires_grad_(False)

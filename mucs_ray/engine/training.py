@@ -23,7 +23,6 @@ from ray.train.torch import TorchTrainer
 from mucs_ray import storage
 from mucs_ray.data.local import LocalImages
 from mucs_ray.data.table import Dataset
-from mucs_ray.diffusion.denoiser import EDMDenoiser
 from mucs_ray.engine.attempts import beat, beating
 from mucs_ray.engine.board import POLL_S, Board, cancel_unfinished, last_line, new_board, own_error, this_node
 from mucs_ray.engine.progress import Bar
@@ -31,7 +30,8 @@ from mucs_ray.engine.session import ACTOR_CPUS, Cluster
 from mucs_ray.engine_config import LEAST_IMAGES
 from mucs_ray.errors import InputError, MucsError, RunFailed
 from mucs_ray.machine import keep_freed_memory
-from mucs_ray.models.dit import DiT, DiTConfig
+from mucs_ray.models.dit_config import DiTConfig
+from mucs_ray.models.dit_edm import untrained
 from mucs_ray.store import checkpoint
 from mucs_ray.store.run import Stage
 from mucs_ray.store.weights import load_state, model_facts, save_average, save_state
@@ -101,7 +101,7 @@ def run_training(job: TrainJob, group: Group, device: torch.device, post: Callab
 def fresh_state(job: TrainJob, device: torch.device, *, captures: bool = False) -> TrainState:
     """Initial weights from the name "train/init": the same for pretraining and every retraining of a seed."""
     name_torch_stream(job.seed, "train/init")
-    denoiser = EDMDenoiser(DiT(job.model))
+    denoiser = untrained(job.model)
     denoiser.network.register_forward_pre_hook(lambda *_: beat())  # whoever computes is alive
     return TrainState.fresh(denoiser.to(device), job.train, captures=captures)
 

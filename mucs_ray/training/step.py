@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from mucs_ray.diffusion.batch import Batch
 from mucs_ray.diffusion.condition import Condition, of_loss_inputs
-from mucs_ray.diffusion.denoiser import EDMDenoiser
 from mucs_ray.diffusion.loss import denoising_loss
+from mucs_ray.diffusion.model import DiffusionModel
 from mucs_ray.diffusion.noise import generator, normal
-from mucs_ray.diffusion.schedule import training_sigmas
+from mucs_ray.diffusion.process import Process
 from mucs_ray.training.augment import augment
 from mucs_ray.training.captured import CapturedLoss
 from mucs_ray.training.config import Precision, TrainConfig
@@ -49,8 +49,8 @@ class TrainingImages(Protocol):
 class TrainState:
     """What a checkpoint holds, and how far it is."""
 
-    live: EDMDenoiser
-    average: EDMDenoiser
+    live: DiffusionModel
+    average: DiffusionModel
     optimizer: torch.optim.Optimizer
     step: int = 0
     best_loss: float = float("inf")
@@ -59,14 +59,16 @@ class TrainState:
     """Forward and backward pass as a CUDA graph, for a GPU whose worker averages with no others."""
 
     @classmethod
-    def fresh(cls, denoiser: EDMDenoiser, config: TrainConfig, *, captures: bool = False) -> "TrainState":
+    def fresh(cls, denoiser: DiffusionModel, config: TrainConfig, *, captures: bool = False) -> "TrainState":
         """Start of training, `denoiser` being trained in place; AdamW decays all parameters (spec 5)."""
         optimizer = torch.optim.AdamW(
             denoiser.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
         average = frozen_copy(denoiser)
         captured = (
-            CapturedLoss(partial(mean_loss, denoiser, precision=config.precision), optimizer) if captures else None
+            CapturedLoss(partial(mean_loss, denoiser.process, denoiser, precision=config.precision), optimizer)
+            if captures
+            else None
         )
         return cls(live=denoiser, average=average, optimizer=optimizer, captured=captured)
 
@@ -114,7 +116,7 @@ def training(
 ) -> Iterator[Update]:
     """Updates until the bound or early stopping; `state` is changed in place and is whole whenever this yields."""
     draws = draws_ahead if next(state.live.parameters()).device.type == "cuda" else draws_when_needed
-    upcoming = draws(images, config, seed=seed, first=state.step)
+    upcoming = draws(state.live.process, images, config, seed=seed, first=state.step)
     while state.step < config.updates and not out_of_patience(state, config):
         loss = train_update(state, next(upcoming), config, seed=seed, group=group)
         at_epoch_end = state.step % config.updates_per_epoch == 0 or state.step == config.updates
@@ -145,31 +147,35 @@ class UpdateDraws:
         return {"image": self.image, "noise": self.noise, "level": self.level, **self.condition}
 
 
-def draw_update(images: TrainingImages, config: TrainConfig, *, seed: int, step: int) -> UpdateDraws:
+def draw_update(process: Process, images: TrainingImages, config: TrainConfig, *, seed: int, step: int) -> UpdateDraws:
     """A pure function of seed and step."""
     stream = generator(seed, f"train/step={step}")
     rows = batch_rows(seed, "train", step, num_images=len(images), batch_size=config.batch_size)
     batch = images.batch(rows, stream)
     image, augmented = augment(batch.image, stream, probability=config.augment, flip=config.flip)
-    level, noise = training_sigmas(stream, len(rows)), normal(stream, *image.shape)
+    level, noise = process.training_levels(stream, len(rows)), normal(stream, *image.shape)
     condition = {**batch.condition, "augmented": augmented}
     return UpdateDraws(image=image, noise=noise, level=level, condition=condition)
 
 
-def draws_when_needed(images: TrainingImages, config: TrainConfig, *, seed: int, first: int) -> Iterator[UpdateDraws]:
+def draws_when_needed(
+    process: Process, images: TrainingImages, config: TrainConfig, *, seed: int, first: int
+) -> Iterator[UpdateDraws]:
     """The draws of one update after the other, made when they are asked for."""
     for step in range(first, config.updates):
-        yield draw_update(images, config, seed=seed, step=step)
+        yield draw_update(process, images, config, seed=seed, step=step)
 
 
-def draws_ahead(images: TrainingImages, config: TrainConfig, *, seed: int, first: int) -> Iterator[UpdateDraws]:
+def draws_ahead(
+    process: Process, images: TrainingImages, config: TrainConfig, *, seed: int, first: int
+) -> Iterator[UpdateDraws]:
     """The same draws, each made by a thread while a GPU works on the update before."""
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="draws") as thread:
-        ahead = thread.submit(draw_update, images, config, seed=seed, step=first)
+        ahead = thread.submit(draw_update, process, images, config, seed=seed, step=first)
         for step in range(first, config.updates):
             drawn = ahead.result()
             if step + 1 < config.updates:
-                ahead = thread.submit(draw_update, images, config, seed=seed, step=step + 1)
+                ahead = thread.submit(draw_update, process, images, config, seed=seed, step=step + 1)
             yield drawn
 
 
@@ -191,7 +197,7 @@ def train_update(
         state.captured = None
     if state.captured is None:
         name_random_stream()
-        loss = mean_loss(group.wrapped or state.live, inputs, config.precision)
+        loss = mean_loss(state.live.process, group.wrapped or state.live, inputs, config.precision)
         state.optimizer.zero_grad(set_to_none=True)
         loss.backward()
     else:
@@ -203,17 +209,19 @@ def train_update(
     return loss.detach()
 
 
-def mean_loss(denoiser: nn.Module, inputs: Mapping[str, Tensor], precision: Precision) -> Float[Tensor, ""]:
+def mean_loss(
+    process: Process, denoiser: nn.Module, inputs: Mapping[str, Tensor], precision: Precision
+) -> Float[Tensor, ""]:
     """Of a worker's share of a batch; `inputs` as `UpdateDraws.tensors` names them."""
     image = inputs["image"]
     with autocast(precision, image.device):
-        losses = denoising_loss(denoiser, image, inputs["noise"], inputs["level"], of_loss_inputs(inputs))
+        losses = denoising_loss(process, denoiser, image, inputs["noise"], inputs["level"], of_loss_inputs(inputs))
     return losses.mean()
 
 
 @torch.no_grad()
 def validation_loss(
-    denoiser: EDMDenoiser, test: TrainingImages, config: TrainConfig, *, seed: int, group: Group
+    denoiser: DiffusionModel, test: TrainingImages, config: TrainConfig, *, seed: int, group: Group
 ) -> float:
     """Mean loss over the test split, each image with its own named noise level and noise."""
     device = next(denoiser.parameters()).device
@@ -221,11 +229,11 @@ def validation_loss(
     for start in range(group.rank * VALIDATION_BATCH, len(test), group.size * VALIDATION_BATCH):
         batch = test.batch(np.arange(start, min(start + VALIDATION_BATCH, len(test))))
         streams = [generator(seed, f"validate/idx={idx}") for idx in batch.idx.tolist()]
-        level = torch.cat([training_sigmas(stream, 1) for stream in streams]).to(device)
+        level = torch.cat([denoiser.process.training_levels(stream, 1) for stream in streams]).to(device)
         noise = torch.stack([normal(stream, *batch.image.shape[1:]) for stream in streams]).to(device)
         there = batch.to(device)
         with autocast(config.precision, device):
-            losses = denoising_loss(denoiser, there.image, noise, level, there.condition)
+            losses = denoising_loss(denoiser.process, denoiser, there.image, noise, level, there.condition)
         total += torch.tensor([losses.double().sum().item(), len(batch)], dtype=torch.float64)
     summed, count = group.mean(total).tolist()
     return summed / count

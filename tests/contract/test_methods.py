@@ -25,10 +25,10 @@ from mucs_ray.attribution.loss_change import chosen
 from mucs_ray.attribution.registry import METHODS, find
 from mucs_ray.config import Recipe, build, for_method, with_values
 from mucs_ray.diffusion.batch import Batch
-from mucs_ray.diffusion.denoiser import EDMDenoiser
 from mucs_ray.diffusion.noise import generator, normal
 from mucs_ray.errors import InputError
 from mucs_ray.models.dit import DiT
+from mucs_ray.models.dit_edm import DiTEDM
 from mucs_ray.training.ema import frozen_copy
 from mucs_ray.training.order import batch_rows
 from tiny import rows, tiny_recipe
@@ -75,9 +75,9 @@ def images() -> Batch:
 
 
 @cache
-def f1() -> EDMDenoiser:
+def f1() -> DiTEDM:
     """Frozen, with an output that depends on all its inputs and parameters."""
-    denoiser = frozen_copy(EDMDenoiser(DiT(RECIPE.model)))
+    denoiser = frozen_copy(DiTEDM(DiT(RECIPE.model)))
     for number, parameter in enumerate(denoiser.parameters()):
         parameter.copy_(0.1 * normal(generator(3, f"parameter={number}"), *parameter.shape))
     return denoiser

@@ -34,11 +34,11 @@ from mucs_ray.data.prepare import prepare
 from mucs_ray.data.table import Card, Dataset, Row, Shard, read_unit, schema, to_parquet, to_table
 from mucs_ray.diffusion.batch import Batch
 from mucs_ray.diffusion.condition import joined, one_by_one
-from mucs_ray.diffusion.denoiser import EDMDenoiser, guided
+from mucs_ray.diffusion.model import DiffusionModel, guided
 from mucs_ray.diffusion.noise import generator, normal
 from mucs_ray.diffusion.sampler import sample
 from mucs_ray.diffusion.schedule import sampling_sigmas, scoring_sigmas, training_sigmas
-from mucs_ray.models.dit import DiT
+from mucs_ray.models.dit_edm import untrained
 from mucs_ray.training.order import batch_rows
 from mucs_ray.training.step import Group, TrainState, name_torch_stream, training
 
@@ -276,7 +276,7 @@ def with_methods(run: Run, *names: str) -> Values:
     return values
 
 
-def pipeline(run: Run) -> tuple[EDMDenoiser, list[Item], Values]:
+def pipeline(run: Run) -> tuple[DiffusionModel, list[Item], Values]:
     """F1 and the items, and the numbers of data, training and generation."""
     images = run.images
     data = {"data/images": images.image, "data/idx": images.idx, "data/num_train": len(run.train)}
@@ -286,11 +286,11 @@ def pipeline(run: Run) -> tuple[EDMDenoiser, list[Item], Values]:
     return f1, items, data | of_training | of_generation
 
 
-def trained(run: Run) -> tuple[EDMDenoiser, Values]:
+def trained(run: Run) -> tuple[DiffusionModel, Values]:
     """F1, the EMA of the weights after the last update."""
     recipe = run.recipe
     name_torch_stream(recipe.seed, "train/init")
-    state = TrainState.fresh(EDMDenoiser(DiT(recipe.model)), recipe.train)
+    state = TrainState.fresh(untrained(recipe.model), recipe.train)
     values = flat("train/initial", dict(state.live.network.named_parameters()))
     updates = list(training(state, run.train, run.test, recipe.train, seed=recipe.seed, group=Group()))
     values["train/losses"] = [update.loss.item() for update in updates]
@@ -300,7 +300,7 @@ def trained(run: Run) -> tuple[EDMDenoiser, Values]:
     return state.average, values
 
 
-def generated(run: Run, f1: EDMDenoiser) -> tuple[list[Item], Values]:
+def generated(run: Run, f1: DiffusionModel) -> tuple[list[Item], Values]:
     """The items: test images in a seeded order lend conditions and names of noise; each is generated alone."""
     recipe, config = run.recipe, run.recipe.generate
     order = generator(recipe.seed, "generate/conditions").permutation(len(run.test))[: config.items]
@@ -309,7 +309,7 @@ def generated(run: Run, f1: EDMDenoiser) -> tuple[list[Item], Values]:
         lent = run.test.batch(np.asarray([row]))
         idx = int(lent.idx)
         noise = normal(generator(recipe.seed, f"generate/idx={idx}"), 1, *lent.image.shape[1:])
-        image = sample(guided(f1, config.guidance), noise, lent.condition, num_steps=config.steps)[0]
+        image = sample(f1.process, guided(f1, config.guidance), noise, lent.condition, num_steps=config.steps)[0]
         (condition,) = one_by_one(lent.condition, 1)
         items.append(Item(number=number, idx=idx, condition=condition, image=image))
     values = {"generate/idx": [item.idx for item in items], "generate/z": torch.stack([item.image for item in items])}
@@ -337,7 +337,7 @@ def recipe_of(run: Run, method: MethodCard, settings: Mapping[str, Any]) -> Reci
 
 def attributed(
     run: Run,
-    f1: EDMDenoiser,
+    f1: DiffusionModel,
     items: list[Item],
     label: str,
     method: MethodCard,
@@ -393,7 +393,7 @@ def attributed(
 
 
 def worker_of(
-    run: Run, f1: EDMDenoiser, items: list[Item], method: MethodCard, stage: MethodStage, recipe: Recipe
+    run: Run, f1: DiffusionModel, items: list[Item], method: MethodCard, stage: MethodStage, recipe: Recipe
 ) -> Attributor:
     """The class that a stage belongs to, with all that a hook may need."""
     encoder = method.encoder

@@ -13,12 +13,13 @@ from mucs_ray.attribution.base import Item, ItemState, MethodContext, Tensors
 from mucs_ray.attribution.cards.abu import AbUConfig
 from mucs_ray.diffusion.batch import Batch
 from mucs_ray.diffusion.condition import for_each
-from mucs_ray.diffusion.denoiser import EDMDenoiser
+from mucs_ray.diffusion.edm import EDM
 from mucs_ray.diffusion.loss import denoising_loss
 from mucs_ray.diffusion.noise import generator, normal
 from mucs_ray.diffusion.schedule import training_sigmas
 from mucs_ray.errors import RunFailed
 from mucs_ray.models.dit import DiT, DiTConfig, unlearned_names
+from mucs_ray.models.dit_edm import DiTEDM
 from mucs_ray.training.ema import frozen_copy
 
 MODEL = DiTConfig(
@@ -70,7 +71,7 @@ def item(idx: int = 60, *, number: int = 0) -> Item:
     return Item(number=number, idx=idx, condition={"condition": torch.tensor([0.0, 1.0, 0.0])}, image=image)
 
 
-def abu(denoiser: EDMDenoiser, config: AbUConfig = SCALE_CONFIG) -> AbU:
+def abu(denoiser: DiTEDM, config: AbUConfig = SCALE_CONFIG) -> AbU:
     knobs = SimpleNamespace(seed=SEED, method={"abu": config})
     return AbU(MethodContext(settings=knobs, device=torch.device("cpu"), num_images=NUM_IMAGES, denoiser=denoiser))
 
@@ -80,14 +81,14 @@ def adapt(method: AbU, what: Item, total: Tensors) -> ItemState:
 
 
 @pytest.fixture(scope="module")
-def linear() -> EDMDenoiser:
-    return frozen_copy(EDMDenoiser(Scale()))
+def linear() -> DiTEDM:
+    return frozen_copy(DiTEDM(Scale()))
 
 
 @pytest.fixture(scope="module")
-def trained() -> EDMDenoiser:
+def trained() -> DiTEDM:
     """F1 whose output depends on all its inputs and parameters."""
-    denoiser = frozen_copy(EDMDenoiser(DiT(MODEL)))
+    denoiser = frozen_copy(DiTEDM(DiT(MODEL)))
     for number, parameter in enumerate(denoiser.parameters()):
         parameter.copy_(0.2 * normal(generator(3, f"parameter={number}"), *parameter.shape))
     return denoiser
@@ -96,7 +97,7 @@ def trained() -> EDMDenoiser:
 # --- the Fisher matrix ------------------------------------------------------------------------------------------------
 
 
-def test_fisher_of_a_linear_network_is_the_closed_form(linear: EDMDenoiser):
+def test_fisher_of_a_linear_network_is_the_closed_form(linear: DiTEDM):
     """Each draw's gradient is squared, then averaged over an image's draws, then summed over images."""
     expected = torch.zeros(3, dtype=torch.float64)
     for idx, image in zip(images().idx.tolist(), images().image, strict=True):
@@ -109,7 +110,7 @@ def test_fisher_of_a_linear_network_is_the_closed_form(linear: EDMDenoiser):
     assert (found["idle"].item(), found["count"].item()) == (0, 6)
 
 
-def test_fisher_of_a_transformer_is_that_of_plain_autograd(trained: EDMDenoiser):
+def test_fisher_of_a_transformer_is_that_of_plain_autograd(trained: DiTEDM):
     """One draw at a time, with torch's own attention kernel, conditions and all parameters."""
     found = abu(trained).accumulate(images(2))
     exact = copy.deepcopy(trained).requires_grad_(True)
@@ -118,7 +119,7 @@ def test_fisher_of_a_transformer_is_that_of_plain_autograd(trained: EDMDenoiser)
         sigma, noise = draws(f"abu/fisher/idx={100 + at}", 3)
         for draw in range(3):
             one, cut = images(2)[at : at + 1], slice(draw, draw + 1)
-            loss = denoising_loss(exact, one.image, noise[cut], sigma[cut], one.condition)
+            loss = denoising_loss(EDM(), exact, one.image, noise[cut], sigma[cut], one.condition)
             gradients = torch.autograd.grad(loss.sum(), list(exact.network.parameters()))
             for (name, _), gradient in zip(exact.network.named_parameters(), gradients, strict=True):
                 expected[name] += gradient.square() / 3
@@ -128,7 +129,7 @@ def test_fisher_of_a_transformer_is_that_of_plain_autograd(trained: EDMDenoiser)
         torch.testing.assert_close(found[name].float(), squares, rtol=1e-3, atol=nearly, msg=name)
 
 
-def test_fisher_does_not_depend_on_how_the_data_is_cut(trained: EDMDenoiser):
+def test_fisher_does_not_depend_on_how_the_data_is_cut(trained: DiTEDM):
     """Nor on the order of images: only float64 sums are put together another way."""
     method = abu(trained, AbUConfig(fisher_draws=2))
     whole = method.accumulate(images())
@@ -138,7 +139,7 @@ def test_fisher_does_not_depend_on_how_the_data_is_cut(trained: EDMDenoiser):
 
 
 @pytest.mark.parametrize("parameters", ["attention", "mlp", "all"])
-def test_only_the_chosen_tensors_are_in_it_and_change(trained: EDMDenoiser, parameters: str):
+def test_only_the_chosen_tensors_are_in_it_and_change(trained: DiTEDM, parameters: str):
     before, state = copy.deepcopy(trained.state_dict()), torch.get_rng_state()
     method = abu(trained, replace(SCALE_CONFIG, parameters=parameters, fisher_draws=1))
     total = method.accumulate(images(2))
@@ -176,7 +177,7 @@ def hand_step(weight: Tensor, step: int, config: AbUConfig) -> Tensor:
 
 
 @pytest.mark.parametrize("damping", [0.1, 0.5])
-def test_a_step_on_a_quadratic_is_the_closed_form(linear: EDMDenoiser, damping: float):
+def test_a_step_on_a_quadratic_is_the_closed_form(linear: DiTEDM, damping: float):
     """Up the item's loss, and farther the less the training set cares: the third weight is held by damping alone."""
     config = replace(SCALE_CONFIG, damping=damping, step=0.3)
     found = adapt(abu(linear, config), item(), TOTAL)
@@ -186,7 +187,7 @@ def test_a_step_on_a_quadratic_is_the_closed_form(linear: EDMDenoiser, damping: 
     assert found.tensors["idle"].item() == 7
 
 
-def test_every_update_has_draws_of_its_own_and_starts_where_the_last_one_ended(linear: EDMDenoiser):
+def test_every_update_has_draws_of_its_own_and_starts_where_the_last_one_ended(linear: DiTEDM):
     config = replace(SCALE_CONFIG, updates=2, step=0.3)
     expected = hand_step(hand_step(linear.network.weight, 0, config), 1, config)
     found = adapt(abu(linear, config), item(), TOTAL)
@@ -194,7 +195,7 @@ def test_every_update_has_draws_of_its_own_and_starts_where_the_last_one_ended(l
 
 
 @pytest.mark.parametrize("at_once", [1, 7, 50, 1000])
-def test_draws_at_once_change_nothing_but_rounding(linear: EDMDenoiser, at_once: int):
+def test_draws_at_once_change_nothing_but_rounding(linear: DiTEDM, at_once: int):
     found, whole = (
         adapt(abu(linear, replace(SCALE_CONFIG, draws_per_forward=each)), item(), TOTAL) for each in (at_once, 20)
     )
@@ -202,7 +203,7 @@ def test_draws_at_once_change_nothing_but_rounding(linear: EDMDenoiser, at_once:
     assert found.facts["item_loss"] == pytest.approx(whole.facts["item_loss"], rel=1e-5)
 
 
-def test_the_loss_is_told_before_and_after_on_the_same_draws(linear: EDMDenoiser):
+def test_the_loss_is_told_before_and_after_on_the_same_draws(linear: DiTEDM):
     """A step that is next to nothing leaves the first and last value equal, whatever was drawn between."""
     told: list[tuple[int, float]] = []
     config = replace(SCALE_CONFIG, updates=2, step=1e-12)
@@ -213,10 +214,10 @@ def test_the_loss_is_told_before_and_after_on_the_same_draws(linear: EDMDenoiser
     assert (facts["outcome"], facts["updates"]) == ("fixed", 2)
     sigma, noise = draws("abu/item=60/step=0", 50)
     image, condition = item().image.expand_as(noise), for_each(item().condition, 50)
-    assert first == pytest.approx(denoising_loss(linear, image, noise, sigma, condition).mean().item(), rel=1e-5)
+    assert first == pytest.approx(denoising_loss(EDM(), linear, image, noise, sigma, condition).mean().item(), rel=1e-5)
 
 
-def test_there_is_a_floor_under_the_fisher_matrix(linear: EDMDenoiser):
+def test_there_is_a_floor_under_the_fisher_matrix(linear: DiTEDM):
     """A millionth of its mean over all tensors; with neither gradient nor F there is no step."""
     config = replace(SCALE_CONFIG, damping=0.0, step=1e-6)
     found = adapt(abu(linear, config), item(), TOTAL)
@@ -227,7 +228,7 @@ def test_there_is_a_floor_under_the_fisher_matrix(linear: EDMDenoiser):
     assert found.tensors["idle"].item() == 7
 
 
-def test_a_bias_in_front_of_a_norm_stays_near(trained: EDMDenoiser):
+def test_a_bias_in_front_of_a_norm_stays_near(trained: DiTEDM):
     """Its F is made of rounding errors."""
     method = abu(trained, AbUConfig(parameters="all", fisher_draws=1, draws=20))
     found = adapt(method, item(), method.accumulate(images(2))).tensors
@@ -235,7 +236,7 @@ def test_a_bias_in_front_of_a_norm_stays_near(trained: EDMDenoiser):
         assert (found[name] - trained.network.get_parameter(name)).abs().max() < 10
 
 
-def test_the_loss_of_the_item_rises(trained: EDMDenoiser):
+def test_the_loss_of_the_item_rises(trained: DiTEDM):
     """With its own Fisher matrix, on other draws than those of the step."""
     method = abu(trained, AbUConfig(fisher_draws=2, draws=200, parameters="mlp"))
     found = adapt(method, item(), method.accumulate(images()))
@@ -243,12 +244,12 @@ def test_the_loss_of_the_item_rises(trained: EDMDenoiser):
     changed.network.load_state_dict(found.tensors, strict=False)
     sigma, noise = draws("check", 300)
     given = item().image.expand_as(noise), noise, sigma, for_each(item().condition, 300)
-    before, after = (denoising_loss(model, *given).mean().item() for model in (trained, changed))
+    before, after = (denoising_loss(EDM(), model, *given).mean().item() for model in (trained, changed))
     assert after > 1.01 * before
     assert found.facts["item_loss"][1] > 1.01 * found.facts["item_loss"][0]
 
 
-def test_what_is_not_finite_is_named(linear: EDMDenoiser):
+def test_what_is_not_finite_is_named(linear: DiTEDM):
     batch = images()
     batch.image[4, 0, 0, 0] = float("nan")
     with pytest.raises(RunFailed, match="training image idx=104 is not finite"):

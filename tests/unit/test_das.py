@@ -15,10 +15,11 @@ from mucs_ray.attribution.das import DAS
 from mucs_ray.attribution.projection import Sketch
 from mucs_ray.diffusion.batch import Batch
 from mucs_ray.diffusion.condition import for_each, one_by_one
-from mucs_ray.diffusion.denoiser import EDMDenoiser
+from mucs_ray.diffusion.edm import EDM
 from mucs_ray.diffusion.loss import denoising_loss
 from mucs_ray.diffusion.noise import generator, normal
 from mucs_ray.errors import RunFailed
+from mucs_ray.models.dit_edm import DiTEDM
 from tiny import lively, rows, tiny_recipe
 
 CPU = torch.device("cpu")
@@ -39,7 +40,7 @@ class Linear(nn.Module):
         return self.scale[:, None, None] * x + self.shift[:, None, None]
 
 
-LINEAR = EDMDenoiser(Linear()).eval().requires_grad_(False)
+LINEAR = DiTEDM(Linear()).eval().requires_grad_(False)
 
 
 DENOISER = lively(tiny_recipe("nowhere").model)
@@ -57,7 +58,7 @@ def some_images(count: int, *, seed: int) -> Batch:
 IMAGES = some_images(9, seed=5)
 
 
-def method(denoiser: EDMDenoiser | None, **knobs: Any) -> DAS:
+def method(denoiser: DiTEDM | None, **knobs: Any) -> DAS:
     recipe = tiny_recipe("nowhere", seed=1, method={"das": {"noises": NOISES, "dim": DIM, **knobs}})
     return DAS(MethodContext(settings=recipe, device=CPU, num_images=9, denoiser=denoiser))
 
@@ -134,6 +135,7 @@ def test_losses_of_the_raw_output_are_the_denoising_losses():
     noises = made.gradients.noises
     (condition,) = one_by_one(IMAGES[2:3].condition, 1)
     expected = denoising_loss(
+        EDM(),
         DENOISER,
         IMAGES.image[2].expand(NOISES, -1, -1, -1),
         noises.unit,
@@ -222,7 +224,7 @@ def test_an_image_with_nan_is_named():
 
 def test_a_residual_that_overflows_is_named():
     """The gradient of a linear model does not depend on its shift; the loss does."""
-    huge = EDMDenoiser(Linear()).eval().requires_grad_(False)
+    huge = DiTEDM(Linear()).eval().requires_grad_(False)
     huge.network.get_parameter("shift").fill_(1e30)
     with pytest.raises(RunFailed, match="DAS: the residual of training image idx=100 is not finite"):
         method(huge).features(IMAGES)

@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from mucs_ray.diffusion.condition import NO_CONDITION, Condition
-from mucs_ray.diffusion.denoiser import EDMDenoiser, c_in, c_noise, c_out, c_skip, guided
-from mucs_ray.diffusion.loss import analytic_null_loss, denoising_loss, loss_weight, zero_network_loss
+from mucs_ray.diffusion.edm import EDM, analytic_null_loss, c_in, c_noise, c_out, c_skip, zero_network_loss
+from mucs_ray.diffusion.loss import denoising_loss
+from mucs_ray.diffusion.model import guided
 from mucs_ray.diffusion.noise import NoiseSet, generator, normal
 from mucs_ray.diffusion.sampler import sample
 from mucs_ray.diffusion.schedule import rho_schedule, sampling_sigmas, scoring_sigmas, training_sigmas
 from mucs_ray.models.dit import DiT, DiTConfig
+from mucs_ray.models.dit_edm import DiTEDM
 
 
 def numbers(*values: float) -> Tensor:
@@ -48,7 +50,7 @@ def test_coefficients_by_hand():
     torch.testing.assert_close(c_skip(sigma), numbers(0.5, 0.25 / 1.69, 1.0))
     torch.testing.assert_close(c_out(sigma), numbers(0.25 / math.sqrt(0.5), 0.6 / 1.3, 0.0))
     torch.testing.assert_close(c_in(sigma), numbers(math.sqrt(2), 1 / 1.3, 2.0))
-    torch.testing.assert_close(loss_weight(sigma[:2]), numbers(8.0, 1.69 / 0.36))
+    torch.testing.assert_close(EDM().loss_weight(sigma[:2]), numbers(8.0, 1.69 / 0.36))
 
 
 def test_noise_level_input_by_hand():
@@ -59,7 +61,7 @@ def test_noise_level_input_by_hand():
 @given(st.floats(0.002, 80))
 def test_coefficient_identities(value: float):
     sigma = numbers(value)
-    torch.testing.assert_close(loss_weight(sigma) * c_out(sigma) ** 2, numbers(1.0))
+    torch.testing.assert_close(EDM().loss_weight(sigma) * c_out(sigma) ** 2, numbers(1.0))
     torch.testing.assert_close(c_in(sigma) ** 2 * (sigma**2 + 0.25), numbers(1.0))  # unit variance in
     # unit variance of the target: (1 - c_skip)^2 sd^2 + c_skip^2 sigma^2 = c_out^2
     target = (1 - c_skip(sigma)) ** 2 * 0.25 + c_skip(sigma) ** 2 * sigma**2
@@ -76,7 +78,7 @@ def test_denoised_image_by_hand():
 
     noisy, sigma = torch.tensor([4.0, -1.0])[:, None, None, None], torch.tensor([0.5, 1.2])
     condition, flag = torch.ones(2, 5), torch.tensor([0, 1])
-    denoised = EDMDenoiser(Constant())(noisy, sigma, {"condition": condition, "augmented": flag})
+    denoised = DiTEDM(Constant())(noisy, sigma, {"condition": condition, "augmented": flag})
     expected = torch.tensor([0.5 * 4 + 3 * 0.25 / math.sqrt(0.5), -0.25 / 1.69 + 3 * 0.6 / 1.3])
     torch.testing.assert_close(denoised.flatten(), expected)
     scaled, level, seen_condition, seen_flag = seen
@@ -91,7 +93,7 @@ def test_denoised_image_is_fp32_when_the_network_is_not():
         def forward(self, x: Tensor, *_: Tensor | None) -> Tensor:
             return torch.ones_like(x, dtype=torch.bfloat16)
 
-    denoised = EDMDenoiser(Half())(torch.full((1, 1, 1, 1), 1 / 3), torch.tensor([0.5]))
+    denoised = DiTEDM(Half())(torch.full((1, 1, 1, 1), 1 / 3), torch.tensor([0.5]))
     assert denoised.dtype == torch.float32
     torch.testing.assert_close(denoised.item(), 1 / 6 + 0.25 / math.sqrt(0.5), rtol=1e-6, atol=0)
 
@@ -113,7 +115,7 @@ def test_loss_is_the_mean_square_error_of_the_raw_network(dtype: torch.dtype, co
     noisy = image + per_image * noise
     target = (image - 0.25 / root**2 * noisy) / (0.5 * per_image / root)
     raw = network(noisy / root, torch.log(sigma + 1e-6) / 4, given.get("condition"), flag)
-    found = denoising_loss(EDMDenoiser(network), image, noise, sigma, given)
+    found = denoising_loss(EDM(), DiTEDM(network), image, noise, sigma, given)
     expected = ((raw - target) ** 2).mean((1, 2, 3))
     assert found.dtype == dtype
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
@@ -128,7 +130,7 @@ def test_loss_by_hand():
         seen.append(noisy)
         return torch.tensor([[2.0, 2.0], [1.0, 4.0]])[:, None, None]
 
-    found = denoising_loss(denoiser, image, noise, torch.full((2,), 1.2))
+    found = denoising_loss(EDM(), denoiser, image, noise, torch.full((2,), 1.2))
     torch.testing.assert_close(found, torch.tensor([1.0, 4.5]) * (1.69 / 0.36))
     torch.testing.assert_close(seen[0], torch.full((2, 1, 1, 2), 3.4))
 
@@ -143,7 +145,7 @@ def test_zero_network_loss_is_the_loss_of_a_zero_network():
     def zero(noisy: Tensor, sigma: Tensor, condition: Condition = NO_CONDITION) -> Tensor:
         return noisy * 0.25 / (sigma**2 + 0.25)
 
-    found = denoising_loss(zero, image, noise, torch.tensor([sigma]))
+    found = denoising_loss(EDM(), zero, image, noise, torch.tensor([sigma]))
     assert found.item() == pytest.approx((sigma**2 * v + 0.0625) / (0.25 * (sigma**2 + 0.25)), rel=5e-3)
     torch.testing.assert_close(zero_network_loss(numbers(sigma), v).item(), (0.49 * 0.2 + 0.0625) / (0.25 * 0.74))
 
@@ -167,14 +169,14 @@ def test_the_untrained_network_has_the_analytic_null_loss(mean_square: float):
     """20 000 draws of image, noise and sigma through a real DiT at its start (spec 18, 1 %)."""
     torch.manual_seed(0)
     config = DiTConfig(image_size=8, width=8, depth=1, num_heads=1, registers=1, condition_channels=4)
-    denoiser = EDMDenoiser(DiT(config).eval())
+    denoiser = DiTEDM(DiT(config).eval())
     shape = 20_000, 3, 8, 8
     image = math.sqrt(mean_square) * normal(generator(0, "image"), *shape)
     sigma = training_sigmas(generator(0, "sigma"), 20_000)
     noise = normal(generator(0, "noise"), *shape)
     with torch.no_grad():
         cuts = zip(image.split(2000), noise.split(2000), sigma.split(2000), strict=True)
-        losses = torch.cat([denoising_loss(denoiser, x, n, s) for x, n, s in cuts])
+        losses = torch.cat([denoising_loss(EDM(), denoiser, x, n, s) for x, n, s in cuts])
     assert losses.mean().item() == pytest.approx(analytic_null_loss(mean_square), rel=0.01)
 
 
@@ -265,7 +267,7 @@ def test_sampler_meets_the_closed_form():
     """dx/dsigma = (x - D) / sigma has x_0 = x_T sqrt(v / (v + smax^2)) when D = x v / (v + sigma^2)."""
     unit = torch.tensor([1.0, -2.0, 0.5])[:, None, None, None]
     v = 0.3
-    found = sample(Gaussian(v), unit, num_steps=400)
+    found = sample(EDM(), Gaussian(v), unit, num_steps=400)
     torch.testing.assert_close(found, 80 * unit * math.sqrt(v / (v + 80**2)), rtol=2e-4, atol=0)
     assert found.dtype == torch.float32
 
@@ -273,7 +275,7 @@ def test_sampler_meets_the_closed_form():
 def test_sampler_is_of_second_order():
     v, unit = 0.3, torch.ones(1, 1, 1, 1)
     exact = 80 * math.sqrt(v / (v + 80**2))
-    errors = [abs(sample(Gaussian(v), unit, num_steps=n).item() - exact) for n in (16, 32, 64)]
+    errors = [abs(sample(EDM(), Gaussian(v), unit, num_steps=n).item() - exact) for n in (16, 32, 64)]
     for coarse, fine in pairwise(errors):
         assert 3.3 < coarse / fine < 5.5  # 4 for order two; 2 for Euler
 
@@ -288,13 +290,13 @@ def test_sampler_steps_by_hand():
     here = slope(high, high)
     there = slope(high + (low - high) * here, low)
     x = high + (low - high) * (here + there) / 2
-    found = sample(Gaussian(v), torch.ones(1, 1, 1, 1), num_steps=2).item()
+    found = sample(EDM(), Gaussian(v), torch.ones(1, 1, 1, 1), num_steps=2).item()
     assert found == pytest.approx(x * v / (v + low**2), rel=0.01)  # 80 - 0.002 is rounded to fp32
 
 
 def test_sampler_calls_the_network_63_times():
     denoiser, condition = Gaussian(0.3), {"condition": torch.zeros(2, 4)}
-    sample(denoiser, torch.ones(2, 1, 1, 1), condition)
+    sample(EDM(), denoiser, torch.ones(2, 1, 1, 1), condition)
     levels = rho_schedule(32).float().tolist()
     expected = [levels[0]] + [level for level in levels[1:] for _ in range(2)]  # Heun's corrector, then the next slope
     assert len(denoiser.levels) == 63
@@ -303,7 +305,7 @@ def test_sampler_calls_the_network_63_times():
 
 
 def test_sampler_does_not_clamp():
-    big = sample(Gaussian(50.0), torch.full((1, 1, 1, 1), 2.0))
+    big = sample(EDM(), Gaussian(50.0), torch.full((1, 1, 1, 1), 2.0))
     assert big.item() == pytest.approx(160 * math.sqrt(50 / (50 + 6400)), rel=0.01)
     assert big.item() > 10
 
@@ -311,8 +313,8 @@ def test_sampler_does_not_clamp():
 def test_sampler_treats_images_one_by_one_and_leaves_its_input():
     unit = normal(generator(0, "unit"), 3, 1, 2, 2)
     kept = unit.clone()
-    whole = sample(Gaussian(0.3), unit, num_steps=4)
-    exactly(torch.cat([sample(Gaussian(0.3), one, num_steps=4) for one in unit.split(1)]), whole)
+    whole = sample(EDM(), Gaussian(0.3), unit, num_steps=4)
+    exactly(torch.cat([sample(EDM(), Gaussian(0.3), one, num_steps=4) for one in unit.split(1)]), whole)
     exactly(unit, kept)
 
 
@@ -332,7 +334,7 @@ def test_guidance_by_hand():
 def test_guidance_gives_each_image_its_own_level_and_condition():
     torch.manual_seed(0)
     noisy, sigma, condition = torch.randn(5, 2, 3, 3), torch.rand(5) + 0.1, torch.randn(5, 4)
-    denoiser = EDMDenoiser(RandomNetwork())
+    denoiser = DiTEDM(RandomNetwork())
     given, null = {"condition": condition}, {"condition": torch.zeros(5, 4)}
     expected = 1.5 * denoiser(noisy, sigma, given) - 0.5 * denoiser(noisy, sigma, null)
     torch.testing.assert_close(guided(denoiser, 1.5)(noisy, sigma, given), expected)

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from mucs_ray.diffusion.denoiser import EDMDenoiser
 from mucs_ray.models.dit import (
     Block,
     DiT,
@@ -20,6 +19,7 @@ from mucs_ray.models.dit import (
     position_table,
     unlearned_names,
 )
+from mucs_ray.models.dit_edm import DiTEDM
 
 CIFAR10 = DiTConfig()
 ARTBENCH10 = DiTConfig(image_size=64, channels=(16, 16), strides=(1, 2), condition_dim=10)
@@ -191,7 +191,7 @@ def test_at_the_start_the_denoised_image_is_c_skip_times_the_noisy_one(size: int
     noisy, _ = inputs(size)
     sigma = torch.tensor([0.5, 2.0])
     skip = torch.tensor([0.25 / 0.5, 0.25 / 4.25])[:, None, None, None]
-    denoised = EDMDenoiser(network.eval())(noisy, sigma, {"condition": torch.ones(2, 3)})
+    denoised = DiTEDM(network.eval())(noisy, sigma, {"condition": torch.ones(2, 3)})
     torch.testing.assert_close(denoised, skip * noisy, rtol=0, atol=0)
 
 

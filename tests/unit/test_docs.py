@@ -26,8 +26,8 @@ from mucs_ray.config import Recipe, build
 from mucs_ray.data.prepare import prepare
 from mucs_ray.data.sources import registry
 from mucs_ray.diffusion.batch import Batch
-from mucs_ray.diffusion.denoiser import EDMDenoiser
 from mucs_ray.diffusion.noise import generator, normal
+from mucs_ray.models.dit_edm import DiTEDM
 from mucs_ray.weights import load_weights
 from tiny import lively, tiny_recipe
 from tiny import rows as tiny_rows
@@ -172,7 +172,7 @@ def test_the_source_of_the_example_is_prepared(tmp_path: Path, monkeypatch: pyte
     assert [pictures[row.image.tobytes()] for row in rows] == [row.label for row in rows]
 
 
-def log_losses_by_hand(denoiser: EDMDenoiser, image: torch.Tensor, condition: torch.Tensor, seed: int) -> torch.Tensor:
+def log_losses_by_hand(denoiser: DiTEDM, image: torch.Tensor, condition: torch.Tensor, seed: int) -> torch.Tensor:
     """log mean (D(x + s n) - x)^2 (s^2 + 1/4) / (s / 2)^2 at the largest 4 of floor(4 / 0.7) = 5 levels."""
     ends = 80 ** (1 / 7), 0.002 ** (1 / 7)
     levels = [(ends[0] + step / 4 * (ends[1] - ends[0])) ** 7 for step in range(4)]

@@ -14,10 +14,10 @@ from mucs_ray.attribution.cards.dtrak import DTRAKConfig
 from mucs_ray.attribution.dtrak import DTRAK
 from mucs_ray.attribution.projection import Sketch
 from mucs_ray.diffusion.batch import Batch
-from mucs_ray.diffusion.denoiser import EDMDenoiser
 from mucs_ray.diffusion.noise import generator, normal
 from mucs_ray.errors import RunFailed
 from mucs_ray.models.dit import DiT, unlearned_names
+from mucs_ray.models.dit_edm import DiTEDM
 from mucs_ray.training.ema import frozen_copy
 from tiny import lively, rows, tiny_recipe
 
@@ -34,7 +34,7 @@ def some_images(count: int, *, seed: int) -> Batch:
     )
 
 
-def method(denoiser: EDMDenoiser | None, **knobs: Any) -> DTRAK:
+def method(denoiser: DiTEDM | None, **knobs: Any) -> DTRAK:
     recipe = tiny_recipe("nowhere", seed=1, method={"dtrak": {"noises": NOISES, "dim": DIM, **knobs}})
     return DTRAK(MethodContext(settings=recipe, device=CPU, num_images=9, denoiser=denoiser))
 
@@ -247,7 +247,7 @@ def test_a_matrix_that_cannot_be_inverted_is_one_clear_line(value: float):
 
 
 def test_an_untrained_network_has_zero_features():
-    columns: Columns = method(frozen_copy(EDMDenoiser(DiT(tiny_recipe("nowhere").model)))).features(IMAGES[:2])
+    columns: Columns = method(frozen_copy(DiTEDM(DiT(tiny_recipe("nowhere").model)))).features(IMAGES[:2])
     assert torch.equal(columns["feature"], torch.zeros(2, DIM))
 
 

@@ -12,12 +12,13 @@ from mucs_ray.attribution.base import Item, ItemState, MethodContext
 from mucs_ray.attribution.cards.forward_inf import ForwardINFConfig
 from mucs_ray.attribution.forward_inf import ForwardINF
 from mucs_ray.diffusion.condition import for_each
-from mucs_ray.diffusion.denoiser import EDMDenoiser
+from mucs_ray.diffusion.edm import EDM
 from mucs_ray.diffusion.loss import denoising_loss
 from mucs_ray.diffusion.noise import generator, normal
 from mucs_ray.diffusion.schedule import training_sigmas
 from mucs_ray.errors import RunFailed
 from mucs_ray.models.dit import DiT, DiTConfig
+from mucs_ray.models.dit_edm import DiTEDM
 from mucs_ray.training.config import TrainConfig
 from mucs_ray.training.ema import frozen_copy
 
@@ -30,9 +31,9 @@ CONFIG = ForwardINFConfig(updates=4, draws=12)
 
 
 @pytest.fixture(scope="module")
-def trained() -> EDMDenoiser:
+def trained() -> DiTEDM:
     """F1 whose output depends on all its inputs and parameters."""
-    denoiser = frozen_copy(EDMDenoiser(DiT(MODEL)))
+    denoiser = frozen_copy(DiTEDM(DiT(MODEL)))
     for number, parameter in enumerate(denoiser.parameters()):
         parameter.copy_(0.2 * normal(generator(3, f"parameter={number}"), *parameter.shape))
     return denoiser
@@ -44,7 +45,7 @@ def item(idx: int = 60, *, number: int = 0) -> Item:
 
 
 def adapt(
-    denoiser: EDMDenoiser, what: Item, config: ForwardINFConfig = CONFIG, told: list[tuple[int, float]] | None = None
+    denoiser: DiTEDM, what: Item, config: ForwardINFConfig = CONFIG, told: list[tuple[int, float]] | None = None
 ) -> ItemState:
     knobs = SimpleNamespace(seed=SEED, train=TrainConfig(learning_rate=0.02), method={"forward-inf": config})
     context = MethodContext(settings=knobs, device=torch.device("cpu"), num_images=40, denoiser=denoiser)
@@ -52,22 +53,22 @@ def adapt(
     return ForwardINF(context).fit_item(what, {}, lambda *now: told.append(now))
 
 
-def hand_loss(denoiser: EDMDenoiser, what: Item, name: str, num: int) -> Tensor:
+def hand_loss(denoiser: DiTEDM, what: Item, name: str, num: int) -> Tensor:
     """Mean over draws of the training distribution: first the sigmas, then the noise."""
     stream = generator(SEED, name)
     sigma, noise = training_sigmas(stream, num), normal(stream, num, 3, 8, 8)
-    return denoising_loss(
+    return denoising_loss(EDM(), 
         denoiser, what.image.repeat(num, 1, 1, 1), noise, sigma, for_each(what.condition, num)
     ).mean()  # fmt: skip
 
 
-def changed_by(denoiser: EDMDenoiser, tensors: dict[str, Tensor]) -> EDMDenoiser:
+def changed_by(denoiser: DiTEDM, tensors: dict[str, Tensor]) -> DiTEDM:
     changed = copy.deepcopy(denoiser)
     changed.network.load_state_dict(tensors, strict=False)
     return changed
 
 
-def test_it_is_adamw_without_decay_up_the_loss_of_the_item(trained: EDMDenoiser):
+def test_it_is_adamw_without_decay_up_the_loss_of_the_item(trained: DiTEDM):
     """All weights, at the training's rate over the divisor, on new draws at each update."""
     by_hand = copy.deepcopy(trained).requires_grad_(True)
     optimizer = torch.optim.AdamW(by_hand.parameters(), lr=0.02 / 10, weight_decay=0.0, fused=True)
@@ -89,7 +90,7 @@ def test_it_is_adamw_without_decay_up_the_loss_of_the_item(trained: EDMDenoiser)
     assert told == list(enumerate(found.facts["item_loss"]))
 
 
-def test_the_loss_of_the_item_rises_without_bound(trained: EDMDenoiser):
+def test_the_loss_of_the_item_rises_without_bound(trained: DiTEDM):
     """On other draws than those that were climbed; more with more updates, and beyond any null loss."""
     losses = [hand_loss(trained, item(), "check", 300).item()]
     for updates in (2, 10):
@@ -99,7 +100,7 @@ def test_the_loss_of_the_item_rises_without_bound(trained: EDMDenoiser):
     assert losses[2] > 2
 
 
-def test_the_rate_is_divided(trained: EDMDenoiser):
+def test_the_rate_is_divided(trained: DiTEDM):
     """AdamW's first step moves what has a gradient by the rate."""
     for divisor in (1.0, 8.0):
         found = adapt(trained, item(), replace(CONFIG, updates=1, learning_rate_divisor=divisor))
@@ -108,7 +109,7 @@ def test_the_rate_is_divided(trained: EDMDenoiser):
         assert moved.median().item() == pytest.approx(0.02 / divisor, rel=1e-2)
 
 
-def test_f1_is_lent_and_there_is_no_dropout(trained: EDMDenoiser):
+def test_f1_is_lent_and_there_is_no_dropout(trained: DiTEDM):
     """Nothing of F1 moves, and torch's global generator is neither read nor moved."""
     before, state = copy.deepcopy(trained.state_dict()), torch.get_rng_state()
     found = adapt(trained, item())
@@ -118,14 +119,14 @@ def test_f1_is_lent_and_there_is_no_dropout(trained: EDMDenoiser):
     assert not any(tensor.requires_grad for tensor in found.tensors.values())
 
 
-def test_an_item_does_not_depend_on_its_number_but_on_its_idx(trained: EDMDenoiser):
+def test_an_item_does_not_depend_on_its_number_but_on_its_idx(trained: DiTEDM):
     alone, again = adapt(trained, item(61)), adapt(trained, item(61, number=9))
     assert alone.facts == again.facts
     assert all(torch.equal(tensor, again.tensors[name]) for name, tensor in alone.tensors.items())
     assert adapt(trained, replace(item(61), idx=62)).facts != alone.facts
 
 
-def test_a_loss_that_is_not_finite_names_the_item(trained: EDMDenoiser):
+def test_a_loss_that_is_not_finite_names_the_item(trained: DiTEDM):
     broken = replace(item(61, number=4), image=torch.full((3, 8, 8), float("nan")))
     with pytest.raises(RunFailed, match=r"item 4 \(idx=61\).*not finite at update 0"):
         adapt(trained, broken)

@@ -30,12 +30,12 @@ from mucs_ray.attribution.skew import noise_losses, normalized_skew
 from mucs_ray.attribution.unlearn import null_loss, unlearn
 from mucs_ray.diffusion.batch import Batch
 from mucs_ray.diffusion.condition import Condition, joined, one_by_one
-from mucs_ray.diffusion.denoiser import EDMDenoiser
-from mucs_ray.diffusion.loss import analytic_null_loss
+from mucs_ray.diffusion.edm import EDM, analytic_null_loss
 from mucs_ray.diffusion.noise import NoiseSet, generator, normal
 from mucs_ray.diffusion.schedule import random_schedule_sigmas, scoring_sigmas, training_sigmas
 from mucs_ray.errors import RunFailed
 from mucs_ray.models.dit import DiT, DiTConfig, unlearned_names
+from mucs_ray.models.dit_edm import DiTEDM
 from mucs_ray.training.config import TrainConfig
 from mucs_ray.training.order import batch_rows
 from mucs_ray.training.step import Group, TrainState, name_torch_stream, training
@@ -61,7 +61,7 @@ def picked(batch: Batch, at: list[int]) -> Batch:
     return batch[torch.tensor(at)]
 
 
-def other_tensors(denoiser: EDMDenoiser, name: str, *, size: float = 0.05) -> dict[str, Tensor]:
+def other_tensors(denoiser: DiTEDM, name: str, *, size: float = 0.05) -> dict[str, Tensor]:
     """What an unlearning might have left."""
     stream = generator(4, name)
     own = {each: denoiser.network.get_parameter(each) for each in unlearned_names(denoiser.network)}
@@ -128,7 +128,7 @@ def test_an_unchanged_model_scores_exactly_zero():
 # --- the losses -------------------------------------------------------------------------------------------------------
 
 
-def hand_losses(denoiser: EDMDenoiser, batch: Batch, noises: NoiseSet) -> Tensor:
+def hand_losses(denoiser: DiTEDM, batch: Batch, noises: NoiseSet) -> Tensor:
     """omega (D - x)^2 in float64, one image and one noise at a time."""
     exact = copy.deepcopy(denoiser).double()
     table = torch.zeros(len(batch), len(noises.level), dtype=torch.float64)
@@ -165,6 +165,7 @@ def test_every_image_meets_every_noise_with_its_own_condition():
     def tell(noisy: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         return noisy - 100 * condition["condition"][:, :, None, None]
 
+    tell.process = EDM()
     found = noise_losses(tell, batch, noises, images_per_forward=2)
     weight = (sigma**2 + 0.25) / (0.5 * sigma) ** 2
     expected = torch.stack([weight * (sigma * marks - 100 * condition) ** 2 for condition in (5.0, 7.0)])
@@ -422,7 +423,7 @@ def test_null_loss_can_be_given_computed_or_drawn():
     assert computed == pytest.approx(analytic_null_loss(IMAGES.image.square().mean().item()), rel=1e-6)
     drawn = MUCS(context(MUCSConfig(null_batches=3))).fit({}, unread())["null_loss"].item()
     batches = shuffled_cuts(IMAGES)("null", 9)
-    assert drawn == pytest.approx(null_loss(EDMDenoiser(DiT(MODEL)), batches, num_batches=3, seed=1))
+    assert drawn == pytest.approx(null_loss(DiTEDM(DiT(MODEL)), batches, num_batches=3, seed=1))
     assert len({2.5, computed, drawn}) == 3
 
 
@@ -519,7 +520,7 @@ def memorised() -> Iterator[SimpleNamespace]:
         augment=0.0, flip=False, patience=0,
     )  # fmt: skip
     name_torch_stream(1, "train/init")
-    state = TrainState.fresh(EDMDenoiser(DiT(replace(MODEL, width=32, dropout=0.0))), config)
+    state = TrainState.fresh(DiTEDM(DiT(replace(MODEL, width=32, dropout=0.0))), config)
     for _ in training(state, Memory(images), Memory(images), config, seed=1, group=Group()):
         pass
     yield SimpleNamespace(denoiser=state.average, images=images, learning_rate=config.learning_rate)

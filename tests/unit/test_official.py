@@ -23,10 +23,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from mucs_ray.diffusion.denoiser import EDMDenoiser
+from mucs_ray.diffusion.edm import EDM
 from mucs_ray.diffusion.loss import denoising_loss
 from mucs_ray.errors import InputError
 from mucs_ray.models.dit import DiT, DiTConfig
+from mucs_ray.models.dit_edm import DiTEDM
 from mucs_ray.models.official import load
 
 State = dict[str, Tensor]
@@ -183,7 +184,7 @@ def check_answers(network: DiT, config: DiTConfig, state: State, *, batch: int =
         condition = torch.randn(batch, config.condition_dim, generator=stream)
         condition[1] = 0
     noisy = image + sigma[:, None, None, None] * noise
-    denoiser = EDMDenoiser(network)
+    denoiser = DiTEDM(network)
     with torch.no_grad():
         expected = ref_denoised(state, noisy, sigma, condition, flag, config.num_heads)
         root = (sigma**2 + 0.25).sqrt()[:, None, None, None]
@@ -194,7 +195,7 @@ def check_answers(network: DiT, config: DiTConfig, state: State, *, batch: int =
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
         weight = (sigma**2 + 0.25) / (sigma * 0.5) ** 2
         expected_loss = weight * ((expected - image) ** 2).mean((1, 2, 3))
-        found_loss = denoising_loss(denoiser, image, noise, sigma, given)
+        found_loss = denoising_loss(EDM(), denoiser, image, noise, sigma, given)
         torch.testing.assert_close(found_loss, expected_loss, rtol=1e-5, atol=1e-5)
 
 

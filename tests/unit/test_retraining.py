@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from mucs_ray.data.local import LocalImages
-from mucs_ray.diffusion.denoiser import EDMDenoiser
+from mucs_ray.diffusion.edm import EDM
 from mucs_ray.diffusion.noise import generator, normal
 from mucs_ray.diffusion.sampler import sample
 from mucs_ray.models.dit import DiT
+from mucs_ray.models.dit_edm import DiTEDM
 from mucs_ray.training.step import Group, TrainState, name_torch_stream, training
 from tiny import rows, tiny_recipe, write_dataset
 
@@ -43,13 +44,13 @@ def test_removing_planted_duplicates_changes_an_image_more_than_random_removal(
 
     def image_without(removed: list[int]) -> torch.Tensor:
         name_torch_stream(recipe.seed, "train/init")
-        state = TrainState.fresh(EDMDenoiser(DiT(recipe.model)), recipe.train)
+        state = TrainState.fresh(DiTEDM(DiT(recipe.model)), recipe.train)
         images = LocalImages(dataset, "train", removed=frozenset(removed))
         for _ in training(state, images, test, recipe.train, seed=recipe.seed, group=Group()):
             pass
         noise = normal(generator(7, "planted"), 1, 3, 8, 8)
         with torch.inference_mode():
-            return sample(state.average, noise, {"condition": torch.eye(3)[2:]}, num_steps=12)[0].clamp(-1, 1)
+            return sample(EDM(), state.average, noise, {"condition": torch.eye(3)[2:]}, num_steps=12)[0].clamp(-1, 1)
 
     whole = image_without([])
     stripes = torch.from_numpy(pattern.astype(np.float32) / 127.5 - 1)

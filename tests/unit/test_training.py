@@ -17,11 +17,13 @@ from mucs_ray.config import Recipe
 from mucs_ray.data.local import LocalImages
 from mucs_ray.data.table import Dataset
 from mucs_ray.diffusion.condition import Condition
-from mucs_ray.diffusion.denoiser import EDMDenoiser
+from mucs_ray.diffusion.edm import EDM
 from mucs_ray.diffusion.noise import generator, normal
+from mucs_ray.diffusion.process import Process
 from mucs_ray.diffusion.schedule import training_sigmas
 from mucs_ray.errors import InputError
 from mucs_ray.models.dit import DiT
+from mucs_ray.models.dit_edm import DiTEDM
 from mucs_ray.store.run import Stage
 from mucs_ray.store.weights import load_state, save_state, state_tensors
 from mucs_ray.training import augment as augmentation
@@ -70,7 +72,7 @@ def recipe(dataset: Dataset) -> Recipe:
 
 def fresh(recipe: Recipe, *, captures: bool = False) -> TrainState:
     name_torch_stream(recipe.seed, "train/init")
-    return TrainState.fresh(EDMDenoiser(DiT(recipe.model)), recipe.train, captures=captures)
+    return TrainState.fresh(DiTEDM(DiT(recipe.model)), recipe.train, captures=captures)
 
 
 def train(recipe: Recipe, images: LocalImages, test: LocalImages, state: TrainState | None = None) -> TrainState:
@@ -167,19 +169,19 @@ def test_adamw_decays_all_parameters(recipe: Recipe):
 
 
 def draws_of(state: TrainState, images: LocalImages, recipe: Recipe) -> UpdateDraws:
-    return draw_update(images, recipe.train, seed=recipe.seed, step=state.step)
+    return draw_update(state.live.process, images, recipe.train, seed=recipe.seed, step=state.step)
 
 
 def test_draws_made_ahead_are_those_made_when_needed(recipe: Recipe, images: LocalImages):
     """What a thread draws while a GPU works: the same tensors, from any first step, and no more of them."""
     pairs = [stepping.draws_ahead, stepping.draws_when_needed]
-    ahead, needed = (list(draws(images, recipe.train, seed=3, first=5)) for draws in pairs)
+    ahead, needed = (list(draws(EDM(), images, recipe.train, seed=3, first=5)) for draws in pairs)
     assert len(ahead) == len(needed) == recipe.train.updates - 5
     for one, other in zip(ahead, needed, strict=True):
         for name in ("image", "condition", "augmented", "level", "noise"):
             assert torch.equal(one.tensors()[name], other.tensors()[name])
     with pytest.raises(InputError, match="fewer than one batch"):
-        next(stepping.draws_ahead(images, replace(recipe.train, batch_size=1000), seed=3, first=0))
+        next(stepping.draws_ahead(EDM(), images, replace(recipe.train, batch_size=1000), seed=3, first=0))
 
 
 def test_a_captured_update_equals_an_eager_one_bit_for_bit(recipe: Recipe, images: LocalImages):
@@ -555,7 +557,9 @@ def seen_by(
     """The arguments of denoising_loss in one update of a worker."""
     seen: dict[str, Tensor] = {}
 
-    def spy(denoiser: nn.Module, image: Tensor, noise: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
+    def spy(
+        process: Process, denoiser: nn.Module, image: Tensor, noise: Tensor, sigma: Tensor, condition: Condition
+    ) -> Tensor:
         seen.update({"image": image, "noise": noise, "sigma": sigma, **condition})
         return denoiser(image, sigma, condition).square().mean((1, 2, 3))
 
@@ -597,7 +601,7 @@ def test_dropout_is_on_and_drawn_from_a_name(monkeypatch: pytest.MonkeyPatch, re
     """torch's global generator is seeded by update and rank: not by history, and no two workers drop the same."""
     drawn: list[float] = []
 
-    def spy(denoiser: nn.Module, image: Tensor, *given: Any) -> Tensor:
+    def spy(process: Process, denoiser: nn.Module, image: Tensor, *given: Any) -> Tensor:
         assert all(part.training for part in denoiser.modules())
         drawn.append(torch.rand(()).item())
         return denoiser(image, given[1], given[2]).square().mean((1, 2, 3))
@@ -616,7 +620,7 @@ def test_dropout_is_on_and_drawn_from_a_name(monkeypatch: pytest.MonkeyPatch, re
     assert len(set(drawn)) == 3
 
 
-def lively(recipe: Recipe) -> EDMDenoiser:
+def lively(recipe: Recipe) -> DiTEDM:
     """A network whose output depends on everything (a fresh one puts out zero)."""
     denoiser = fresh(recipe).average
     for number, parameter in enumerate(denoiser.parameters()):

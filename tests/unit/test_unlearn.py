@@ -17,12 +17,14 @@ from mucs_ray.attribution.cards.mucs import MUCSConfig
 from mucs_ray.attribution.unlearn import Unlearned, draw_losses, null_loss, unlearn
 from mucs_ray.diffusion.batch import Batch
 from mucs_ray.diffusion.condition import Condition, for_each
-from mucs_ray.diffusion.denoiser import EDMDenoiser
-from mucs_ray.diffusion.loss import analytic_null_loss, denoising_loss
+from mucs_ray.diffusion.edm import EDM, analytic_null_loss
+from mucs_ray.diffusion.loss import denoising_loss
 from mucs_ray.diffusion.noise import generator, normal
+from mucs_ray.diffusion.process import Process
 from mucs_ray.diffusion.schedule import random_schedule_sigmas, training_sigmas
 from mucs_ray.errors import RunFailed
 from mucs_ray.models.dit import DiT, DiTConfig, unlearned_names
+from mucs_ray.models.dit_edm import DiTEDM
 from tiny import rows
 
 MODEL = DiTConfig(
@@ -51,9 +53,9 @@ def batches(step: int) -> Batch:
 
 
 @pytest.fixture
-def trained() -> EDMDenoiser:
+def trained() -> DiTEDM:
     """F1 whose output depends on all its inputs and parameters (a fresh network puts out zero)."""
-    denoiser = EDMDenoiser(DiT(MODEL))
+    denoiser = DiTEDM(DiT(MODEL))
     with torch.no_grad():
         for number, parameter in enumerate(denoiser.parameters()):
             parameter.copy_(0.2 * normal(generator(3, f"parameter={number}"), *parameter.shape))
@@ -65,7 +67,7 @@ def item(idx: int = 60, *, number: int = 0) -> Item:
     return Item(number=number, idx=idx, condition={"condition": torch.tensor([0.0, 1.0, 0.0])}, image=image)
 
 
-def run(denoiser: EDMDenoiser, what: Item, *, bound: float = FAR, rate: float = RATE, **changes: object) -> Unlearned:
+def run(denoiser: DiTEDM, what: Item, *, bound: float = FAR, rate: float = RATE, **changes: object) -> Unlearned:
     config = replace(MUCSConfig(max_updates=3), **changes)
     return unlearn(denoiser, what, batches, bound=bound, config=config, learning_rate=rate, seed=SEED)
 
@@ -74,20 +76,20 @@ def equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-def own_tensors(denoiser: EDMDenoiser) -> dict[str, Tensor]:
+def own_tensors(denoiser: DiTEDM) -> dict[str, Tensor]:
     """F1's tensors under the names that unlearning changes."""
     state = denoiser.network.state_dict()
     return {name: state[name].clone() for name in unlearned_names(denoiser.network)}
 
 
-def hand_losses(denoiser: EDMDenoiser, image: Tensor, condition: Condition, name: str) -> Tensor:
+def hand_losses(denoiser: DiTEDM, image: Tensor, condition: Condition, name: str) -> Tensor:
     """Losses at the draws of a name: first the sigmas, then the noise."""
     stream = generator(SEED, name)
     sigma = training_sigmas(stream, len(image))
-    return denoising_loss(denoiser, image, normal(stream, *image.shape), sigma, condition)
+    return denoising_loss(EDM(), denoiser, image, normal(stream, *image.shape), sigma, condition)
 
 
-def hand_objective(denoiser: EDMDenoiser, what: Item, step: int, weight: float, bound: float) -> Tensor:
+def hand_objective(denoiser: DiTEDM, what: Item, step: int, weight: float, bound: float) -> Tensor:
     """l_ft - lambda l_ga of a step, written once more."""
     batch, name = batches(step), f"unlearn/item={what.idx}/step={step}"
     descent = hand_losses(denoiser, batch.image, batch.condition, f"{name}/train").mean()
@@ -99,7 +101,7 @@ def hand_objective(denoiser: EDMDenoiser, what: Item, step: int, weight: float, 
 # --- the objective ----------------------------------------------------------------------------------------------------
 
 
-def test_no_ascent_is_plain_fine_tuning_bit_for_bit(trained: EDMDenoiser):
+def test_no_ascent_is_plain_fine_tuning_bit_for_bit(trained: DiTEDM):
     tuned = copy.deepcopy(trained).eval().requires_grad_(False)
     chosen = [tuned.network.get_parameter(name).requires_grad_() for name in unlearned_names(tuned.network)]
     optimizer = torch.optim.AdamW(chosen, lr=RATE, weight_decay=0.01, fused=True)
@@ -115,7 +117,7 @@ def test_no_ascent_is_plain_fine_tuning_bit_for_bit(trained: EDMDenoiser):
 
 
 @pytest.mark.parametrize("bound", [FAR, 2.0])
-def test_first_update_descends_the_objective_by_hand(trained: EDMDenoiser, bound: float):
+def test_first_update_descends_the_objective_by_hand(trained: DiTEDM, bound: float):
     """AdamW's first step: theta (1 - lr wd) - lr g / (|g| + eps), g the gradient of l_ft - lambda l_ga."""
     weight = 0.7
     chosen = {name: trained.network.get_parameter(name) for name in unlearned_names(trained.network)}
@@ -131,7 +133,7 @@ def test_first_update_descends_the_objective_by_hand(trained: EDMDenoiser, bound
         torch.testing.assert_close(found.tensors[name][steady], moved[steady], rtol=0, atol=2e-6, msg=name)
 
 
-def test_ascent_raises_the_loss_of_the_item_and_descent_alone_lowers_it(trained: EDMDenoiser):
+def test_ascent_raises_the_loss_of_the_item_and_descent_alone_lowers_it(trained: DiTEDM):
     """Measured on other draws than those that unlearning saw."""
 
     def after(weight: float) -> float:
@@ -150,7 +152,7 @@ def test_ascent_raises_the_loss_of_the_item_and_descent_alone_lowers_it(trained:
     assert after(0.0) < before
 
 
-def after_nothing(trained: EDMDenoiser) -> float:
+def after_nothing(trained: DiTEDM) -> float:
     """The item's loss under F1."""
     image, condition = (
         item().image.expand(500, -1, -1, -1),
@@ -160,7 +162,7 @@ def after_nothing(trained: EDMDenoiser) -> float:
         return draw_losses(copy.deepcopy(trained).eval(), image, condition, seed=99, name="check").mean().item()
 
 
-def test_saturated_draws_have_no_gradient(trained: EDMDenoiser):
+def test_saturated_draws_have_no_gradient(trained: DiTEDM):
     """With a bound below every draw the item's loss is the bound, whatever the weights."""
     moment = next(unlearning.measure(trained, item(), batches, bound=1e-3, config=MUCSConfig(), seed=SEED))
     assert moment.item_loss.item() == pytest.approx(1e-3)
@@ -170,7 +172,7 @@ def test_saturated_draws_have_no_gradient(trained: EDMDenoiser):
         assert not trained.network.get_parameter(name).grad.any(), name
 
 
-def test_only_unsaturated_draws_pull(trained: EDMDenoiser):
+def test_only_unsaturated_draws_pull(trained: DiTEDM):
     """The clamp acts on each draw before the mean, and a clamped draw has zero gradient."""
     trained.eval().requires_grad_(True)
     losses = hand_losses(
@@ -197,7 +199,7 @@ def test_only_unsaturated_draws_pull(trained: EDMDenoiser):
 # --- when it ends -----------------------------------------------------------------------------------------------------
 
 
-def test_stop_rule_is_tested_before_the_update(trained: EDMDenoiser):
+def test_stop_rule_is_tested_before_the_update(trained: DiTEDM):
     """An item whose clamped loss is at 0.95 of the null loss at the start is not touched: no update, F1's tensors."""
     start = run(trained, item(), max_updates=1).item_loss[0]
     found = run(trained, item(), bound=0.01)
@@ -206,7 +208,7 @@ def test_stop_rule_is_tested_before_the_update(trained: EDMDenoiser):
     assert start > 0.01
 
 
-def test_stop_rule_compares_with_the_tolerated_share_of_the_bound(trained: EDMDenoiser):
+def test_stop_rule_compares_with_the_tolerated_share_of_the_bound(trained: DiTEDM):
     """Just below and just above the clamped loss: one goes on, the other stops."""
     bound = 2.0
     share = run(trained, item(), bound=bound, tolerance=0.0, max_updates=1).item_loss[0] / bound
@@ -217,7 +219,7 @@ def test_stop_rule_compares_with_the_tolerated_share_of_the_bound(trained: EDMDe
     assert goes_on.updates > 0
 
 
-def test_an_item_is_unlearned_after_some_updates(trained: EDMDenoiser):
+def test_an_item_is_unlearned_after_some_updates(trained: DiTEDM):
     """The last recorded loss is the one that fired the rule, and all before it did not."""
     bound = 2.0
     start = run(trained, item(), bound=bound, tolerance=0.0, max_updates=1).item_loss[0]
@@ -231,7 +233,7 @@ def test_an_item_is_unlearned_after_some_updates(trained: EDMDenoiser):
 
 
 @pytest.mark.parametrize("most", [1, 4])
-def test_the_bound_on_updates_is_kept_and_told(trained: EDMDenoiser, most: int):
+def test_the_bound_on_updates_is_kept_and_told(trained: DiTEDM, most: int):
     told: list[tuple[int, float]] = []
     config = MUCSConfig(max_updates=most)
     found = unlearn(
@@ -246,7 +248,7 @@ def test_the_bound_on_updates_is_kept_and_told(trained: EDMDenoiser, most: int):
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("whose", ["train", "item"])
 def test_a_loss_that_is_not_finite_names_the_item(
-    monkeypatch: pytest.MonkeyPatch, trained: EDMDenoiser, whose: str, value: float
+    monkeypatch: pytest.MonkeyPatch, trained: DiTEDM, whose: str, value: float
 ):
     """Also an infinite draw of the item, which the clamp would turn into the bound."""
     real = unlearning.draw_losses
@@ -263,7 +265,7 @@ def test_a_loss_that_is_not_finite_names_the_item(
 # --- what may change --------------------------------------------------------------------------------------------------
 
 
-def test_only_the_mlp_weights_change_and_the_model_is_lent(monkeypatch: pytest.MonkeyPatch, trained: EDMDenoiser):
+def test_only_the_mlp_weights_change_and_the_model_is_lent(monkeypatch: pytest.MonkeyPatch, trained: DiTEDM):
     """Frozen tensors are not even decayed; F1 is as it was, in mode, in gradients and to the last bit."""
     copies: list[nn.Module] = []
     real = unlearning.frozen_copy
@@ -284,7 +286,7 @@ def test_only_the_mlp_weights_change_and_the_model_is_lent(monkeypatch: pytest.M
     assert not any(tensor.requires_grad for tensor in found.tensors.values())
 
 
-def test_weight_decay_is_that_of_the_config(trained: EDMDenoiser):
+def test_weight_decay_is_that_of_the_config(trained: DiTEDM):
     """Decay alone tells two first updates apart: by lr (wd' - wd) theta."""
     weak = run(trained, item(), weight_decay=0.0, max_updates=1).tensors
     strong = run(trained, item(), weight_decay=50.0, max_updates=1).tensors
@@ -292,7 +294,7 @@ def test_weight_decay_is_that_of_the_config(trained: EDMDenoiser):
         torch.testing.assert_close(strong[name], weak[name] - RATE * 50.0 * theta, rtol=0, atol=1e-6)
 
 
-def test_there_is_no_dropout_and_no_condition_drop(trained: EDMDenoiser):
+def test_there_is_no_dropout_and_no_condition_drop(trained: DiTEDM):
     """Eval mode on purpose: torch's global generator is neither read nor moved."""
     torch.manual_seed(0)
     state = torch.get_rng_state()
@@ -305,15 +307,13 @@ def test_there_is_no_dropout_and_no_condition_drop(trained: EDMDenoiser):
 # --- the draws --------------------------------------------------------------------------------------------------------
 
 
-def test_draws_are_independent_named_and_of_the_training_distribution(
-    monkeypatch: pytest.MonkeyPatch, trained: EDMDenoiser
-):
+def test_draws_are_independent_named_and_of_the_training_distribution(monkeypatch: pytest.MonkeyPatch, trained: DiTEDM):
     """Training batch and item have sigmas and noise of their own, new at each step (spec 7.2)."""
     seen: list[tuple[Any, ...]] = []
 
-    def spy(denoiser: EDMDenoiser, *given: Any) -> Tensor:
+    def spy(process: Process, denoiser: DiTEDM, *given: Any) -> Tensor:
         seen.append(given)
-        return denoising_loss(denoiser, *given)
+        return denoising_loss(EDM(), denoiser, *given)
 
     monkeypatch.setattr(unlearning, "denoising_loss", spy)
     run(trained, item(), max_updates=2)
@@ -330,7 +330,7 @@ def test_draws_are_independent_named_and_of_the_training_distribution(
     assert len({sigma for _, _, sigmas, _ in seen for sigma in sigmas.tolist()}) == 6 * 16
 
 
-def test_an_item_does_not_depend_on_other_items_or_its_number(trained: EDMDenoiser):
+def test_an_item_does_not_depend_on_other_items_or_its_number(trained: DiTEDM):
     alone = run(trained, item(61))
     run(trained, item(60))
     again = run(trained, item(61, number=9))
@@ -340,8 +340,8 @@ def test_an_item_does_not_depend_on_other_items_or_its_number(trained: EDMDenois
     assert not equal(run(trained, same_picture).tensors, alone.tensors)  # idx names the draws
 
 
-def test_an_unconditional_model_is_unlearned_without_condition(trained: EDMDenoiser):
-    plain = EDMDenoiser(DiT(replace(MODEL, condition_dim=0)))
+def test_an_unconditional_model_is_unlearned_without_condition(trained: DiTEDM):
+    plain = DiTEDM(DiT(replace(MODEL, condition_dim=0)))
     plain.load_state_dict({name: t for name, t in trained.state_dict().items() if "y_embedder" not in name})
     without: Callable[[int], Batch] = lambda step: replace(batches(step), condition={})  # noqa: E731
     config = MUCSConfig(max_updates=2)
@@ -355,7 +355,7 @@ def test_an_unconditional_model_is_unlearned_without_condition(trained: EDMDenoi
 # --- ablations (spec 8) -----------------------------------------------------------------------------------------------
 
 
-def test_without_the_clamp_all_draws_pull(trained: EDMDenoiser):
+def test_without_the_clamp_all_draws_pull(trained: DiTEDM):
     """The mean of the losses as they are: its gradient is that under a bound that no draw reaches."""
     low, config = 1e-3, MUCSConfig(clamp=False)
     repeated = item().image.expand(16, -1, -1, -1), for_each(item().condition, 16)
@@ -368,15 +368,13 @@ def test_without_the_clamp_all_draws_pull(trained: EDMDenoiser):
     assert not equal(unbound.tensors, run(trained, item(), bound=low, fixed_updates=3).tensors)
 
 
-def test_without_the_clamp_the_rule_still_ends_it(trained: EDMDenoiser):
+def test_without_the_clamp_the_rule_still_ends_it(trained: DiTEDM):
     found = run(trained, item(), bound=1e-3, clamp=False)
     assert (found.outcome, found.updates) == ("reached", 0)
 
 
 @pytest.mark.parametrize(("bound", "updates"), [(1e-3, 2), (FAR, 5)])
-def test_fixed_updates_are_made_whatever_the_loss_and_the_bound_on_them(
-    trained: EDMDenoiser, bound: float, updates: int
-):
+def test_fixed_updates_are_made_whatever_the_loss_and_the_bound_on_them(trained: DiTEDM, bound: float, updates: int):
     """Also where the rule would end it before the first, and beyond `max_updates`."""
     found = run(trained, item(), bound=bound, fixed_updates=updates, max_updates=1)
     assert (found.outcome, found.updates) == ("fixed", updates)
@@ -386,7 +384,7 @@ def test_fixed_updates_are_made_whatever_the_loss_and_the_bound_on_them(
         assert equal(found.tensors, run(trained, item(), max_updates=updates).tensors)
 
 
-def test_the_block_includes_attention_weights_and_nothing_else(trained: EDMDenoiser):
+def test_the_block_includes_attention_weights_and_nothing_else(trained: DiTEDM):
     """U-C4: qkv and proj matrices beside the MLPs; biases, adapters and all others stay."""
     more = {f"dit_backbone.{block}.attention.{layer}.weight" for block in (0, 1) for layer in ("qkv", "proj")}
     found = run(trained, item(), parameters="block")
@@ -396,14 +394,16 @@ def test_the_block_includes_attention_weights_and_nothing_else(trained: EDMDenoi
 
 
 def test_levels_of_both_losses_can_be_random_positions_of_the_whole_schedule(
-    monkeypatch: pytest.MonkeyPatch, trained: EDMDenoiser
+    monkeypatch: pytest.MonkeyPatch, trained: DiTEDM
 ):
     """U-C2: no top share is kept; each loss draws its own levels, then its noise."""
     seen: list[tuple[Tensor, Tensor]] = []
 
-    def spy(denoiser: EDMDenoiser, image: Tensor, noise: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
+    def spy(
+        process: Process, denoiser: DiTEDM, image: Tensor, noise: Tensor, sigma: Tensor, condition: Condition
+    ) -> Tensor:
         seen.append((sigma, noise))
-        return denoising_loss(denoiser, image, noise, sigma, condition)
+        return denoising_loss(EDM(), denoiser, image, noise, sigma, condition)
 
     monkeypatch.setattr(unlearning, "denoising_loss", spy)
     run(trained, item(), sigmas="schedule", max_updates=1)
@@ -430,7 +430,7 @@ def test_null_loss_of_a_zero_network_is_the_closed_form(scale: float):
     """L_null(sigma) = (sigma^2 v + sd^4) / (sd^2 (sigma^2 + sd^2)), averaged over ln sigma ~ N(-1.2, 1.2^2); 1 %."""
     data = replace(IMAGES, image=IMAGES.image * scale)
     v = data.image.double().square().mean().item()
-    found = null_loss(EDMDenoiser(Zero()), lambda step: data, num_batches=500, seed=1)
+    found = null_loss(DiTEDM(Zero()), lambda step: data, num_batches=500, seed=1)
     z = np.linspace(-8, 8, 4001)
     sigma, density = np.exp(-1.2 + 1.2 * z), np.exp(-(z**2) / 2)
     closed = ((sigma**2 * v + 0.5**4) / (0.25 * (sigma**2 + 0.25)) * density).sum() / density.sum()
@@ -440,15 +440,15 @@ def test_null_loss_of_a_zero_network_is_the_closed_form(scale: float):
 
 def test_null_loss_of_an_untrained_network_is_that_of_a_zero_network():
     """F = 0 at initialisation, so the network does not matter, nor the mode it is lent in."""
-    fresh = EDMDenoiser(DiT(MODEL)).train()
+    fresh = DiTEDM(DiT(MODEL)).train()
     found = null_loss(fresh, batches, num_batches=4, seed=1)
-    assert found == null_loss(EDMDenoiser(Zero()), batches, num_batches=4, seed=1)
+    assert found == null_loss(DiTEDM(Zero()), batches, num_batches=4, seed=1)
     assert fresh.training
 
 
 def test_null_loss_is_the_mean_over_named_batches():
     """Batch after batch from "null/step=i": of two batches it is the mean of the two."""
-    zero = EDMDenoiser(Zero())
+    zero = DiTEDM(Zero())
     first = draw_losses(zero, IMAGES.image, {}, seed=1, name="null/step=0").mean().item()
     second = draw_losses(zero, IMAGES.image, {}, seed=1, name="null/step=1").mean().item()
     assert null_loss(zero, lambda step: IMAGES, num_batches=1, seed=1) == pytest.approx(first)

@@ -1,0 +1,117 @@
+"""A diffusion model: a raw network, the process that it was trained for, and what the engine may ask of it.
+
+Axes: b batch, *shape of an image.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mucs_ray.diffusion.condition import NO_CONDITION, Condition, joined
+from mucs_ray.diffusion.process import Coefficients, Process
+from mucs_ray.diffusion.rows import repeated
+
+Selector = Literal["mlp", "attention", "blocks", "all"]
+"""Which tensors: the blocks' MLP matrices; what makes their queries, keys and values; both, and the matrices after the
+attention; every parameter.
+"""
+
+
+@runtime_checkable
+class Denoiser(Protocol):
+    """Anything that predicts the clean image from the noisy one."""
+
+    def __call__(
+        self,
+        noisy: Float[Tensor, "b *shape"],
+        level: Float[Tensor, " b"],
+        condition: Condition = NO_CONDITION,
+    ) -> Float[Tensor, "b *shape"]:
+        """The clean image expected behind the noisy one."""
+        ...
+
+
+class GuidedDenoiser(Denoiser, Protocol):
+    """A denoiser that can be guided, as it knows what no condition looks like."""
+
+    def nothing(self, num: int) -> Condition:
+        """The null condition, for so many images; empty for an unconditional model."""
+        ...
+
+
+class DiffusionModel(nn.Module, ABC):
+    """A denoiser around a raw network. Only the network's named parameters are ever trained or unlearned."""
+
+    process: Process
+    stem_parameters: ClassVar[tuple[str, ...]] = ()
+    """What the names of the stem's parameters begin with, for a model that has a stem."""
+
+    def __init__(self, network: nn.Module) -> None:
+        """`network` is lent, not copied."""
+        super().__init__()
+        self.network = network
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, ...]:
+        """Of one image."""
+
+    @abstractmethod
+    def raw(
+        self,
+        noisy: Float[Tensor, "b *shape"],
+        at: Coefficients,
+        condition: Condition,
+        stem: Any = None,  # noqa: ANN401 - whatever the model's own stem makes
+    ) -> Float[Tensor, "b *shape"]:
+        """The network's output in the precision of `noisy`; `stem` is what `stem` made of the same input, if that is
+        known already.
+        """
+
+    @abstractmethod
+    def nothing(self, num: int) -> Condition:
+        """The null condition, for so many images; empty for an unconditional model."""
+
+    @abstractmethod
+    def names(self, which: Selector) -> list[str]:
+        """The network's parameters that a method asks for."""
+
+    def blocks(self) -> Sequence[nn.Module]:
+        """What is worth compiling: nearly all of the work, in few kinds of modules."""
+        return ()
+
+    def stem(self, noisy: Float[Tensor, "b *shape"], level: Float[Tensor, " b"]) -> Tensor:
+        """What the network makes of its input before anything that is unlearned has a part in it."""
+        raise NotImplementedError
+
+    def forward(
+        self,
+        noisy: Float[Tensor, "b *shape"],
+        level: Float[Tensor, " b"],
+        condition: Condition = NO_CONDITION,
+        stem: Tensor | None = None,
+    ) -> Float[Tensor, "b *shape"]:
+        """The denoised image."""
+        raw = self.raw(noisy, self.process.at(level), condition, stem)
+        return self.process.denoised(raw, noisy, level)
+
+
+def guided(denoiser: GuidedDenoiser, weight: float) -> Denoiser:
+    """Classifier-free guidance, w D(condition) + (1 - w) D(no condition); one call when w = 1 (spec 6)."""
+    if weight == 1.0:
+        return denoiser
+
+    def guide(noisy: Tensor, level: Tensor, condition: Condition = NO_CONDITION) -> Tensor:
+        nothing = denoiser.nothing(len(noisy))
+        known = {name: condition[name] for name in nothing if name in condition}
+        if not known:
+            return denoiser(noisy, level, condition)
+        with_and_without = joined([known, nothing])
+        denoised = denoiser(repeated(noisy, 2), level.repeat(2), with_and_without)
+        conditional, unconditional = denoised.chunk(2)
+        return weight * conditional + (1 - weight) * unconditional
+
+    return guide

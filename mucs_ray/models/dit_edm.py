@@ -1,0 +1,78 @@
+"""DiT-EDM in pixels as a diffusion model: the first, and the one that can be trained.
+
+Axes: b batch, t tokens, w width, *shape of an image.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mucs_ray.diffusion.condition import Condition
+from mucs_ray.diffusion.edm import EDM
+from mucs_ray.diffusion.model import DiffusionModel, Selector
+from mucs_ray.diffusion.process import Coefficients
+from mucs_ray.diffusion.rows import per_row
+from mucs_ray.models.dit import STEM, DiT, attention_names, repeated_modules, unlearned_names
+from mucs_ray.models.dit_config import DiTConfig
+
+
+class DiTEDM(DiffusionModel):
+    """A raw network F(scaled noisy, c_noise, condition, augmented) as an EDM denoiser.
+
+    Of a condition it reads "condition", a vector, and "augmented", which is 1 where the image was distorted.
+    """
+
+    process = EDM()
+    stem_parameters: ClassVar[tuple[str, ...]] = STEM
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one image."""
+        shape: tuple[int, ...] = self.network.shape  # pyright: ignore[reportAssignmentType] - nn.Module's
+        return shape
+
+    def raw(
+        self,
+        noisy: Float[Tensor, "b *shape"],
+        at: Coefficients,
+        condition: Condition,
+        stem: Any = None,  # noqa: ANN401 - tokens [b, t, w]
+    ) -> Float[Tensor, "b *shape"]:
+        """F, in the precision of `noisy`."""
+        known = {} if stem is None else {"tokens": stem}
+        scaled = per_row(at.c_in, noisy) * noisy
+        vector, augmented = condition.get("condition"), condition.get("augmented")
+        return self.network(scaled, at.time, vector, augmented, **known).to(noisy.dtype)
+
+    def nothing(self, num: int) -> Condition:
+        """A zero vector, which the network replaces by one that it has learned."""
+        nothing: Callable[[int], Condition] = self.network.nothing  # pyright: ignore[reportAssignmentType] - nn.Module's
+        return nothing(num)
+
+    def names(self, which: Selector) -> list[str]:
+        """The network's parameters that a method asks for."""
+        match which:
+            case "mlp":
+                return unlearned_names(self.network)
+            case "attention":
+                return attention_names(self.network, "qkv")
+            case "blocks":
+                return unlearned_names(self.network) + attention_names(self.network, "qkv", "proj")
+            case "all":
+                return [name for name, _ in self.network.named_parameters()]
+
+    def blocks(self) -> Sequence[nn.Module]:
+        """The transformer's blocks and the convolutional ones."""
+        return repeated_modules(self.network)
+
+    def stem(self, noisy: Float[Tensor, "b *shape"], level: Float[Tensor, " b"]) -> Float[Tensor, "b t w"]:
+        """The tokens."""
+        stem: Callable[[Tensor], Tensor] = self.network.stem  # pyright: ignore[reportAssignmentType] - nn.Module's
+        return stem(per_row(self.process.at(level).c_in, noisy) * noisy)
+
+
+def untrained(config: DiTConfig) -> DiTEDM:
+    """With the weights that training starts from, drawn from torch's global generator."""
+    return DiTEDM(DiT(config))
