@@ -194,7 +194,7 @@ def updates_in_time(results: Results, images: Images, scale: Scale, *, captures:
     train, state = replace(scale.train, updates=10**6), fresh(scale.train, scale.model, captures=captures)
     group, count = Group(), 3 if scale.share_of_time < 1 else 30
 
-    upcoming = draws_ahead(images, train, seed=SEED, first=0)
+    upcoming = draws_ahead(state.live.process, images, train, seed=SEED, first=0)
 
     def some() -> None:
         for _ in range(count):
