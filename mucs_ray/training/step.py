@@ -186,22 +186,17 @@ def train_update(
     step, device = state.step, next(state.live.parameters()).device
     mine = slice(group.rank, None, group.size)
     inputs = {name: each[mine].to(device, non_blocking=True) for name, each in draws.tensors().items()}
-
-    def name_random_stream() -> None:
-        name_torch_stream(seed, f"train/step={step}/rank={group.rank}")
-
     for settings in state.optimizer.param_groups:
         settings["lr"] = learning_rate(config, step)
     state.live.train()
     if state.captured is not None and not state.captured.capture(inputs):
         state.captured = None
+    name_torch_stream(seed, f"train/step={step}/rank={group.rank}")  # after capturing, which uses up random numbers
     if state.captured is None:
-        name_random_stream()
         loss = mean_loss(state.live.process, group.wrapped or state.live, inputs, config.precision)
         state.optimizer.zero_grad(set_to_none=True)
         loss.backward()
     else:
-        name_random_stream()
         loss = state.captured(inputs)
     state.optimizer.step()
     update_ema(state.average, state.live, config.ema_decay)
