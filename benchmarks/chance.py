@@ -23,7 +23,7 @@ from mucs_ray.attribution.ranking import top_k
 from mucs_ray.attribution.unlearn import unlearn
 from mucs_ray.data.local import LocalImages
 from mucs_ray.diffusion.batch import Batch
-from mucs_ray.machine import keep_freed_memory
+from mucs_ray.engine.host import keep_freed_memory
 from mucs_ray.store.checkpoint import Tensors
 from mucs_ray.training.order import batch_rows
 

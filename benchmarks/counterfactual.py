@@ -43,7 +43,17 @@ def p_text(p: float | None) -> str:
 
 def run(options: argparse.Namespace, settings: list[str]) -> dict[str, Any]:
     """The whole protocol in a process of its own, as a user would; its statistics."""
-    command = [sys.executable, "-m", "mucs_ray.cli", "run", "--json", "--run", options.run, "--seeds", options.seeds]
+    command = [
+        sys.executable,
+        "-m",
+        "mucs_ray.cli.app",
+        "run",
+        "--json",
+        "--run",
+        options.run,
+        "--seeds",
+        options.seeds,
+    ]
     command += ["--dataset", options.dataset, "--items", str(options.items), "--method", options.method]
     if options.weights_dir:
         command += ["--weights-dir", options.weights_dir]

@@ -18,15 +18,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mucs_ray.attribution.loss_change import LossChange
 from mucs_ray.attribution.tuning import MOST_IMAGES, is_open, tune
-from mucs_ray.config import Recipe, build, from_card, read_recipe, with_settings
+from mucs_ray.config.recipe import Recipe, build, from_card, read_recipe, with_settings
 from mucs_ray.data.table import Dataset, read_unit
 from mucs_ray.diffusion.batch import Batch
 from mucs_ray.diffusion.condition import joined
-from mucs_ray.engine.tuning import settled
+from mucs_ray.engine.auto_settings import settled
 from mucs_ray.errors import InputError
 from mucs_ray.models.dit import DiT
 from mucs_ray.models.dit_edm import DiTEDM
-from mucs_ray.pipeline import reopen
+from mucs_ray.pipeline.graph import reopen
 from mucs_ray.store import checkpoint
 from mucs_ray.store.checkpoint import Tensors
 from mucs_ray.store.run import Stage

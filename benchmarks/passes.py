@@ -25,12 +25,12 @@ from mucs_ray.attribution.base import Item, MethodContext
 from mucs_ray.attribution.das import DAS
 from mucs_ray.attribution.dtrak import DTRAK
 from mucs_ray.attribution.unlearn import unlearn
-from mucs_ray.config import Recipe, build, with_settings
+from mucs_ray.config.recipe import Recipe, build, with_settings
 from mucs_ray.data.local import LocalImages
 from mucs_ray.diffusion.condition import for_each, one_by_one
 from mucs_ray.diffusion.edm import EDM
 from mucs_ray.diffusion.sampler import sample
-from mucs_ray.machine import keep_freed_memory
+from mucs_ray.engine.host import keep_freed_memory
 from mucs_ray.training.step import Group, TrainState, draw_update, train_update
 
 UPDATES = 4

@@ -16,7 +16,7 @@ from sidebyside import agreement
 from torch import Tensor, nn
 
 from mucs_ray.attribution.loss_change import LossChange
-from mucs_ray.config import with_values
+from mucs_ray.config.recipe import with_values
 from mucs_ray.diffusion.batch import Batch
 
 LARGEST = torch.finfo(torch.float8_e4m3fn).max

@@ -20,9 +20,9 @@ from pathlib import Path
 from rich.console import Console
 from synthetic import SHAPES, write
 
-from mucs_ray import driver
-from mucs_ray.config import build, from_card, read_recipe, with_settings
-from mucs_ray.pipeline import Pipeline
+from mucs_ray.config.recipe import build, from_card, read_recipe, with_settings
+from mucs_ray.pipeline.graph import Pipeline
+from mucs_ray.run import driver
 
 UNIT = 128
 """Images in a row group."""

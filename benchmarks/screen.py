@@ -22,7 +22,7 @@ from mucs_ray.attribution.base import Columns, MethodContext
 from mucs_ray.attribution.ranking import top_k
 from mucs_ray.attribution.screen import ScreenedMUCS
 from mucs_ray.attribution.screening import cuts, held_out, kept, learn
-from mucs_ray.config import with_values
+from mucs_ray.config.recipe import with_values
 from mucs_ray.diffusion.batch import Batch
 
 UNIT = 64

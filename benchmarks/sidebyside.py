@@ -26,8 +26,8 @@ from mucs_ray.attribution.ranking import top_k
 from mucs_ray.diffusion.batch import Batch
 from mucs_ray.diffusion.noise import NoiseSet
 from mucs_ray.diffusion.schedule import scoring_sigmas
+from mucs_ray.engine.host import keep_freed_memory
 from mucs_ray.evaluation.statistics import between_overlap
-from mucs_ray.machine import keep_freed_memory
 
 PUBLISHED_BATCH = 16
 """Images in a micro-batch."""

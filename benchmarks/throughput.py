@@ -26,7 +26,7 @@ from models import DEVICE, Subject, add_options, add_run_option, machine, second
 
 from mucs_ray.attribution.base import MethodContext
 from mucs_ray.attribution.mucs import MUCS
-from mucs_ray.config import Recipe, build, with_settings
+from mucs_ray.config.recipe import Recipe, build, with_settings
 from mucs_ray.data.table import read_unit
 from mucs_ray.engine.attributors import AttributeJob
 from mucs_ray.engine.scoring import score_unit

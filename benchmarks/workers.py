@@ -27,8 +27,7 @@ from models import DEVICE, Subject, add_options, machine, parts, seconds, subjec
 from rich.console import Console
 from synthetic import SHAPES, write
 
-from mucs_ray import driver
-from mucs_ray.config import build, with_settings, with_values
+from mucs_ray.config.recipe import build, with_settings, with_values
 from mucs_ray.data.table import Unit, read_unit
 from mucs_ray.engine import streaming
 from mucs_ray.engine.attributors import build as build_method
@@ -38,8 +37,9 @@ from mucs_ray.engine.scoring import Receipt, score_unit
 from mucs_ray.engine.session import session
 from mucs_ray.engine.unit_rows import Rows
 from mucs_ray.engine.watch import watching
-from mucs_ray.pipeline import Pipeline
-from mucs_ray.steps import attributing
+from mucs_ray.pipeline.graph import Pipeline
+from mucs_ray.run import driver
+from mucs_ray.run.stages import attribute
 from mucs_ray.store.parts import unit_part
 
 UNLEARN, SCORE = "attribute/mucs/unlearn", "attribute/mucs/score"
@@ -118,7 +118,7 @@ def line(number: int, how: str, wall: Wall) -> str:
 def plain_loop(pipeline: Pipeline, units: Sequence[Unit]) -> Wall:
     """The inner loop of a worker and nothing around it."""
     started = time.monotonic()
-    job = attributing.job_of(pipeline, pipeline.tasks[SCORE])
+    job = attribute.job_of(pipeline, pipeline.tasks[SCORE])
     weights, *_ = parts(pipeline.run_url, "pretrain", pipeline.recipe.train.checkpoint)
     method = build_method(job, to_arrays(weights))
     bank = parts(pipeline.run_url, UNLEARN, "item-")
@@ -130,13 +130,13 @@ def plain_loop(pipeline: Pipeline, units: Sequence[Unit]) -> Wall:
 
 
 def with_ray(pipeline: Pipeline, units: Sequence[Unit], workers: int) -> Wall:
-    """The pipeline's streaming pass (mucs_ray.steps.one_pass), of which each receipt is kept."""
+    """The pipeline's streaming pass (mucs_ray.run.stages.one_pass), of which each receipt is kept."""
     pipeline = replace(pipeline, recipe=with_values(pipeline.recipe, {"engine.actors": (workers, workers)}))
     started = over = time.time()
     receipts: dict[str, Receipt] = {}
     with session():
         cluster, task = driver.now(pipeline), pipeline.tasks[SCORE]
-        job, inputs = attributing.job_of(pipeline, task), attributing.refs(pipeline, task)
+        job, inputs = attribute.job_of(pipeline, task), attribute.refs(pipeline, task)
         bar = Bar(pipeline.console, SCORE, len(units), "units", None)
         stage = streaming.Streamed(job=job, refs=inputs, bar=bar, units=units)
         with watching([(stage.board, bar)], cluster.engine.timeout):

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
-from mucs_ray import machine, storage
+from mucs_ray import storage
+from mucs_ray.engine import host
 from mucs_ray.errors import MucsError
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def processors() -> Iterator[Finding]:
     from mucs_ray.engine.session import usable_cpus
 
     yield Finding(name="cpus", ok=True, found=f"{usable_cpus()} usable of {os.cpu_count()}")
-    if names := machine.gpu_names():
+    if names := host.gpu_names():
         yield Finding(name="gpus", ok=True, found=", ".join(names))
     else:
         yield Finding(name="gpus", ok=False, found="none: everything runs on the CPU", optional=True)
@@ -66,9 +67,9 @@ def processors() -> Iterator[Finding]:
 
 def memory() -> Iterator[Finding]:
     """Main memory, and the shared memory that Ray's object store lives in."""
-    total = machine.memory_bytes()
+    total = host.memory_bytes()
     yield Finding(name="memory", ok=total > LOW_MEMORY_BYTES, found=gib(total), optional=True)
-    free = machine.free_shared_memory_bytes()
+    free = host.free_shared_memory_bytes()
     if free is not None:
         yield Finding(name="shm", ok=free > LOW_MEMORY_BYTES / 2, found=f"{gib(free)} free", optional=True)
 
@@ -79,7 +80,7 @@ def folders() -> Iterator[Finding]:
 
     folder = cache_folder()
     try:
-        free = machine.free_cache_bytes()
+        free = host.free_cache_bytes()
         yield Finding(name="cache", ok=free > LOW_DISK_BYTES, found=f"{folder}, {gib(free)} free")
     except OSError as error:
         yield Finding(name="cache", ok=False, found=f"{folder}: {error.strerror}; {OTHER_CACHE}")
@@ -87,8 +88,8 @@ def folders() -> Iterator[Finding]:
 
 def pretrained_weights() -> Iterator[Finding]:
     """The networks that similarities are measured by, and captions embedded with (CLIP); all can be done without."""
+    from mucs_ray.encoders.weights import find_weights
     from mucs_ray.evaluation.metrics import METRICS
-    from mucs_ray.evaluation.pretrained import find_weights
 
     for metric in METRICS.values():
         if metric.weights is None:
@@ -128,8 +129,8 @@ def nodes() -> Iterator[Finding]:
     """A line a node, whether it answers or not."""
     from mucs_ray.engine.nodes import alive, ask
 
-    here, listed = machine.versions(), alive()
-    answers, problems = ask(dict.fromkeys(listed, machine.look))
+    here, listed = host.versions(), alive()
+    answers, problems = ask(dict.fromkeys(listed, host.look))
     for node in listed:
         if node in answers:
             yield node_finding(node, answers[node], here)
@@ -137,7 +138,7 @@ def nodes() -> Iterator[Finding]:
             yield Finding(name=node.name, ok=False, found=f"{node.host} {node.ip}: {problems[node]}")
 
 
-def node_finding(node: "Node", there: machine.Machine, here: dict[str, str]) -> Finding:
+def node_finding(node: "Node", there: host.Machine, here: dict[str, str]) -> Finding:
     """What a node has, and what is wrong with it; `here` are the driver's versions."""
     gpus = ", ".join(f"{count} x {name}" for name, count in Counter(there.gpus).items()) or "no GPU"
     has = [f"{node.cpus:g} CPUs", gpus, f"{gib(there.memory_bytes)} memory"]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from mucs_ray import storage
-from mucs_ray.config import Recipe, build
+from mucs_ray.config.recipe import Recipe, build
 from mucs_ray.data.table import Card, Dataset, Row, Shard, schema, to_parquet, to_table
 from mucs_ray.diffusion.noise import generator, normal
 from mucs_ray.models.dit import DiT, DiTConfig

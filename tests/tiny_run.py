@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from mucs_ray import driver
 from mucs_ray.data.table import Dataset
+from mucs_ray.engine.ray_train import TrainJob, TrainRun, run_training
 from mucs_ray.engine.session import Cluster
-from mucs_ray.engine.training import TrainJob, TrainRun, run_training
-from mucs_ray.pipeline import Pipeline
+from mucs_ray.pipeline.graph import Pipeline
+from mucs_ray.run import driver
 from mucs_ray.training.step import Group, TrainState
 from tiny import tiny_recipe
 
@@ -56,7 +56,7 @@ def train_plainly(job: TrainJob, notes: dict[str, Any] | None = None) -> TrainSt
 
 
 def train_all_plainly(runs: Sequence[TrainRun], *_: object, **__: object) -> Iterator[tuple[int, dict[str, Any]]]:
-    """In the place of `engine.training.train_all`: one training after the other in this process."""
+    """In the place of `engine.ray_train.train_all`: one training after the other in this process."""
     for number, run in enumerate(runs):
         notes: dict[str, Any] = {}
         train_plainly(run.job, notes)

@@ -55,9 +55,9 @@ from mucs_ray.diffusion.batch import Batch
 from mucs_ray.diffusion.edm import EDM
 from mucs_ray.diffusion.noise import generator, normal
 from mucs_ray.diffusion.sampler import sample
-from mucs_ray.evaluation.counterfactual import union
 from mucs_ray.evaluation.similarity import ssim
 from mucs_ray.evaluation.statistics import auc, paired_wilcoxon
+from mucs_ray.evaluation.unions import union
 from mucs_ray.models.dit import DiT, DiTConfig
 from mucs_ray.models.dit_edm import DiTEDM
 from mucs_ray.training.config import TrainConfig

@@ -151,7 +151,7 @@ def perceptual(out: Path, data: Path | None) -> dict[str, np.ndarray]:
     if weights is None or not weights.exists() or not (out / "pictures.npz").exists():
         return {}
     try:
-        from mucs_ray.evaluation.perceptual import load_lpips
+        from mucs_ray.encoders.lpips import load_lpips
 
         similarity = load_lpips(str(weights), torch.device("cpu"), trunk="vgg")
     except ImportError as error:

@@ -43,7 +43,7 @@ class Item:
 
 
 class MethodSettings(Protocol):
-    """What methods read of a recipe; `mucs_ray.config.Recipe` has it."""
+    """What methods read of a recipe; `mucs_ray.config.recipe.Recipe` has it."""
 
     @property
     def seed(self) -> int:

@@ -2,7 +2,7 @@
 
 bf16 is taken only where it leaves the scores of the run's own models in their order.
 
-How they are found once for a whole pass: `mucs_ray.engine.tuning`.
+How they are found once for a whole pass: `mucs_ray.engine.auto_settings`.
 """
 
 import math

@@ -13,10 +13,10 @@ import torch
 from jaxtyping import Float32, Int
 from torch import Tensor
 
+from mucs_ray.encoders import weights
+from mucs_ray.encoders.networks import CLIP_ARCHITECTURE, CLIP_DIM
+from mucs_ray.encoders.weights import CLIP_WEIGHTS, read_weights
 from mucs_ray.errors import MachineError
-from mucs_ray.evaluation import pretrained
-from mucs_ray.evaluation.encoders import CLIP_ARCHITECTURE, CLIP_DIM
-from mucs_ray.evaluation.pretrained import CLIP_WEIGHTS, read_weights
 
 if TYPE_CHECKING:  # imported where it is used: open_clip takes seconds, and most data sets have no captions
     from open_clip.transformer import TextTransformer
@@ -29,7 +29,7 @@ BATCH = 64
 def find_weights() -> str:
     """The file that has the text tower (and the image tower); MachineError if there is none."""
     try:
-        return pretrained.find_weights(CLIP_WEIGHTS)
+        return weights.find_weights(CLIP_WEIGHTS)
     except MachineError as error:
         raise MachineError(f"captions are embedded by CLIP: {error}") from None
 

@@ -12,15 +12,15 @@ from ray import ObjectRef
 from mucs_ray.attribution.base import Attributor, Columns, Item, MethodContext
 from mucs_ray.attribution.card import MethodStage
 from mucs_ray.attribution.first_losses import FirstLosses
-from mucs_ray.config import Recipe
+from mucs_ray.config.recipe import Recipe
 from mucs_ray.data.local import LocalImages
 from mucs_ray.data.table import Dataset, Unit, read_unit
 from mucs_ray.diffusion.batch import Batch
 from mucs_ray.diffusion.condition import moved
 from mucs_ray.diffusion.model import DiffusionModel
+from mucs_ray.encoders.networks import load_clip, load_dino
 from mucs_ray.engine.attempts import beat
 from mucs_ray.engine.models import Arrays, best_device, build_denoiser
-from mucs_ray.evaluation.encoders import load_clip, load_dino
 from mucs_ray.evaluation.metrics import ReadyMetric
 from mucs_ray.store.items import load_item
 from mucs_ray.store.parts import matrix, read_part, unit_part

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mucs_ray.attribution.base import Attributor, Item
 from mucs_ray.attribution.card import MethodStage
+from mucs_ray.config.engine import GROUPS
 from mucs_ray.data.table import Unit
 from mucs_ray.engine.attempts import beat
 from mucs_ray.engine.attributors import AttributeJob, Refs, build, read_rows, stream_rows, to_rows
@@ -23,7 +24,6 @@ from mucs_ray.engine.models import Arrays, load_arrays, to_arrays, to_tensors
 from mucs_ray.engine.progress import Bar
 from mucs_ray.engine.session import Cluster
 from mucs_ray.engine.units import completed
-from mucs_ray.engine_config import GROUPS
 from mucs_ray.errors import RunFailed
 from mucs_ray.store import checkpoint
 from mucs_ray.store.item_names import item_file, item_name

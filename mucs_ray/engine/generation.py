@@ -9,7 +9,7 @@ import torch
 from ray import ObjectRef
 
 from mucs_ray.attribution.base import Item
-from mucs_ray.config import GenerateConfig
+from mucs_ray.config.recipe import GenerateConfig
 from mucs_ray.data.local import LocalImages
 from mucs_ray.data.table import Dataset
 from mucs_ray.diffusion.condition import moved, one_by_one

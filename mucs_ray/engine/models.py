@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mucs_ray.diffusion.model import DiffusionModel
 from mucs_ray.engine.attempts import beat
-from mucs_ray.machine import keep_freed_memory
+from mucs_ray.engine.host import keep_freed_memory
 from mucs_ray.models.dit_config import DiTConfig
 from mucs_ray.models.dit_edm import untrained
 from mucs_ray.store import checkpoint

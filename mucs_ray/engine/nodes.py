@@ -13,8 +13,8 @@ import ray
 import ray.exceptions
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from mucs_ray import probes, storage
-from mucs_ray.engine import session
+from mucs_ray import storage
+from mucs_ray.engine import session, shared_folder
 from mucs_ray.engine.board import cancel_unfinished, last_line, own_error
 from mucs_ray.errors import MachineError
 
@@ -98,19 +98,24 @@ def check_shared(url: str) -> None:
     probe = storage.join(url, f".probe-{uuid4().hex}-")
     nodes = {node.id: node for node in alive()}
     folders: dict[Node, list[str]] = {}
-    folders_here = probes.write(probe + DRIVER)
+    folders_here = shared_folder.write(probe + DRIVER)
     try:
-        folders, problems = ask({node: partial(probes.write, probe + node.id) for node in nodes.values()})
+        folders, problems = ask({node: partial(shared_folder.write, probe + node.id) for node in nodes.values()})
         refuse(problems, f"cannot write to {told(url)}")
         writers = [DRIVER, *(node.id for node in folders)]
-        unseen, problems = ask({node: partial(probes.absent, probe, writers) for node in nodes.values()})
+        unseen, problems = ask({node: partial(shared_folder.absent, probe, writers) for node in nodes.values()})
         refuse(problems, f"cannot read {told(url)}")
-        missed = {"the driver": probes.absent(probe, writers), **{str(node): found for node, found in unseen.items()}}
+        missed = {
+            "the driver": shared_folder.absent(probe, writers),
+            **{str(node): found for node, found in unseen.items()},
+        }
     finally:
-        cleaning = {node: partial(probes.remove, probe + node.id, folders.get(node, [])) for node in nodes.values()}
+        cleaning = {
+            node: partial(shared_folder.remove, probe + node.id, folders.get(node, [])) for node in nodes.values()
+        }
         for node in ask(cleaning, patience_s=CLEANING_S)[1]:
-            probes.remove(probe + node.id, [])
-        probes.remove(probe + DRIVER, folders_here)  # last: a folder that is shared is never empty before
+            shared_folder.remove(probe + node.id, [])
+        shared_folder.remove(probe + DRIVER, folders_here)  # last: a folder that is shared is never empty before
     for writer in writers:
         if blind := [reader for reader, found in missed.items() if writer in found]:
             author = str(nodes[writer]) if writer in nodes else "the driver"
@@ -122,7 +127,7 @@ def check_dataset(url: str) -> None:
     from mucs_ray.data.table import Dataset  # imports torch, which the other questions do without
 
     dataset = Dataset.open(url)
-    question = partial(probes.start, dataset.url, dataset.card.shards[0].path)
+    question = partial(shared_folder.start, dataset.url, dataset.card.shards[0].path)
     here = question()
     found, problems = ask({node: question for node in alive()})
     refuse(problems, f"cannot read {told(dataset.url)}")

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mucs_ray.engine_config import EngineConfig
+from mucs_ray.config.engine import EngineConfig
 from mucs_ray.errors import MachineError
 
 LOCAL_ENVIRONMENT = {

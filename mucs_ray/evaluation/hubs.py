@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Int64
 from scipy import stats
 
-from mucs_ray.evaluation.counterfactual import expected_union
+from mucs_ray.evaluation.unions import expected_union
 
 RARE = 0.05
 """Chance makes a hub of any image at all with at most this probability."""

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mucs_ray.errors import InputError, MachineError
-from mucs_ray.evaluation.pretrained import (
+from mucs_ray.encoders.weights import (
     ALEXNET_WEIGHTS,
     CLIP_WEIGHTS,
     DINO_WEIGHTS,
@@ -21,6 +20,7 @@ from mucs_ray.evaluation.pretrained import (
     fingerprint,
     weights_folder,
 )
+from mucs_ray.errors import InputError, MachineError
 
 if TYPE_CHECKING:
     import torch

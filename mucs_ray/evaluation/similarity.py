@@ -11,11 +11,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mucs_ray.encoders.batches import in_batches
+from mucs_ray.encoders.lpips import load_lpips
+from mucs_ray.encoders.networks import Encoder, load_clip, load_dino, load_sscd
 from mucs_ray.errors import InputError
-from mucs_ray.evaluation.batches import in_batches
-from mucs_ray.evaluation.encoders import Encoder, load_clip, load_dino, load_sscd
 from mucs_ray.evaluation.metrics import SSIM_LEAST_PX, SSIM_WINDOW_PX
-from mucs_ray.evaluation.perceptual import load_lpips
 
 Similarity = Callable[[Float[Tensor, "n 3 h w"], Float[Tensor, "n 3 h w"]], Float[Tensor, " n"]]
 

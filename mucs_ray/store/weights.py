@@ -13,7 +13,8 @@ from torch import Tensor
 
 from mucs_ray import storage
 from mucs_ray.errors import InputError
-from mucs_ray.models.dit import DiTConfig
+from mucs_ray.models import official
+from mucs_ray.models.dit import DiT, DiTConfig
 from mucs_ray.store import checkpoint
 from mucs_ray.store.run import Stage
 from mucs_ray.training.step import TrainState
@@ -82,3 +83,20 @@ def model_config(facts: dict[str, Any], source: str) -> DiTConfig:
     except ValidationError as error:
         key = ".".join(str(part) for part in error.errors()[0]["loc"])
         raise InputError(f"{source} describes a network of another version (model.{key})") from None
+
+
+def load_weights(path: str, *, num_heads: int | None = None) -> DiT:
+    """The network in a file. InputError, in one line, if there is none, it is corrupt or of another architecture.
+
+    `num_heads` cannot be read off official files; None = width / 64.
+    """
+    if not storage.exists(path):
+        raise InputError(f"no weights at {path}; give a .safetensors, .ckpt or .pt file with --weights")
+    if path.endswith(".safetensors"):
+        tensors, facts = checkpoint.load(path)
+        if "model" in facts:
+            network = DiT(model_config(facts, path))
+            checkpoint.strict_load(network, tensors, source=path)
+            return network.eval()
+    network, _ = official.load(path, num_heads=num_heads)
+    return network

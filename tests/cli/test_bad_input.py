@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-from mucs_ray.cli import app
+from mucs_ray.cli.app import app
 from mucs_ray.data.table import Dataset
 from mucs_ray.models.dit import DiT
 from mucs_ray.store import checkpoint

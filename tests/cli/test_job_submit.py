@@ -86,7 +86,7 @@ def test_what_is_uploaded(place: Place):
     """The code and what goes with it; nothing that `.gitignore` names, no history."""
     assert "mucs-ray " in place.submit("--version").stdout
     files = place.uploaded()
-    assert {Path("cli.py"), Path("mucs_ray/cli.py"), Path("mucs_ray/report/template.html.j2")} <= files.keys()
+    assert {Path("cli.py"), Path("mucs_ray/cli/app.py"), Path("mucs_ray/report/template.html.j2")} <= files.keys()
     assert not {".venv", ".git", "runs", "data"} & {file.parts[0] for file in files}
     print(f"{len(files)} files, {sum(files.values()):,} bytes")
     assert sum(files.values()) < UPLOAD_BYTES

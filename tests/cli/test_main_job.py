@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from mucs_ray.cli import app
+from mucs_ray.cli.app import app
 
 SMALL = {
     "model.width": 16, "model.depth": 1, "model.num_heads": 2, "model.condition_channels": 16,
@@ -35,7 +35,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def start(place: Path, *arguments: str) -> subprocess.Popen[str]:
     environment = {**os.environ, "MUCS_RAY_CACHE": str(place / "cache"), "COLUMNS": "120"}
-    command = [sys.executable, "-m", "mucs_ray.cli", *arguments]
+    command = [sys.executable, "-m", "mucs_ray.cli.app", *arguments]
     return subprocess.Popen(
         command,
         cwd=place,

@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from mucs_ray import driver
-from mucs_ray.cli import app
+from mucs_ray.cli.app import app
 from mucs_ray.data.sources import cifar10
-from mucs_ray.engine import preparing, training
+from mucs_ray.engine import preparing, ray_train
 from mucs_ray.engine.session import session
 from mucs_ray.models.dit import DiT, DiTConfig
+from mucs_ray.run import driver
 from tiny_run import train_all_plainly
 
 README = Path(__file__).parents[2] / "README.md"
@@ -86,7 +86,7 @@ def one_ray(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     Other tests see that each command starts its own, and that it trains through Ray Train.
     """
-    monkeypatch.setattr(training, "train_all", train_all_plainly)
+    monkeypatch.setattr(ray_train, "train_all", train_all_plainly)
     with session() as cluster:
         for module in (driver, preparing):
             monkeypatch.setattr(module, "session", lambda *_, **__: nullcontext(cluster))

@@ -17,11 +17,12 @@ from pathlib import Path
 import pytest
 
 from cluster_tools import Nodes
-from mucs_ray import doctor, machine, storage
+from mucs_ray import doctor, storage
+from mucs_ray.engine import host as machine
+from mucs_ray.engine.host import Machine
 from mucs_ray.engine.nodes import Node, alive, ask, check_dataset, check_shared
 from mucs_ray.engine.session import Cluster
 from mucs_ray.errors import MachineError
-from mucs_ray.machine import Machine
 from tiny import tiny_dataset
 
 NODE = Node(id="ab12cd34", host="worker-7", ip="10.0.0.7", cpus=8.0, gpus=2.0)
@@ -59,7 +60,7 @@ def in_folders(nodes: Nodes, name: str) -> list[Path]:
 
 def test_the_command_looks_at_every_node(nodes: Nodes, apart: Path, tmp_path: Path):
     data = tiny_dataset(tmp_path / "data")
-    command = [sys.executable, "-m", "mucs_ray.cli", "doctor", "--address", nodes.address, "--json"]
+    command = [sys.executable, "-m", "mucs_ray.cli.app", "doctor", "--address", nodes.address, "--json"]
     command += ["--run", str(apart / "run"), "--dataset", data.url]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 3, done.stderr

@@ -11,7 +11,7 @@ from together import units_by_node
 
 from cluster_tools import some_nodes
 from mucs_ray.engine.session import Cluster, session
-from mucs_ray.pipeline import Pipeline
+from mucs_ray.pipeline.graph import Pipeline
 from tiny import tiny_dataset
 from tiny_run import open_tiny, trained_weights, work
 

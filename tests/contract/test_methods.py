@@ -23,7 +23,7 @@ from mucs_ray.attribution.base import Attributor, Columns, Item, MethodContext, 
 from mucs_ray.attribution.card import MethodCard, MethodStage, load_class
 from mucs_ray.attribution.loss_change import chosen
 from mucs_ray.attribution.registry import METHODS, find
-from mucs_ray.config import Recipe, build, for_method, with_values
+from mucs_ray.config.recipe import Recipe, build, for_method, with_values
 from mucs_ray.diffusion.batch import Batch
 from mucs_ray.diffusion.noise import generator, normal
 from mucs_ray.errors import InputError

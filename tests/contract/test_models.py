@@ -12,7 +12,7 @@ from mucs_ray.attribution.base import Attributor, Item, MethodContext
 from mucs_ray.attribution.card import MethodCard, MethodStage, load_class
 from mucs_ray.attribution.loss_change import chosen
 from mucs_ray.attribution.registry import METHODS
-from mucs_ray.config import Recipe, for_method, with_values
+from mucs_ray.config.recipe import Recipe, for_method, with_values
 from mucs_ray.diffusion.batch import Batch
 from mucs_ray.diffusion.condition import one_by_one
 from mucs_ray.diffusion.edm import EDM

@@ -14,13 +14,13 @@ from typer.testing import CliRunner
 from mucs_ray.attribution.base import Attributor, MethodContext
 from mucs_ray.attribution.card import MethodCard, MethodStage
 from mucs_ray.attribution.registry import find, imported
-from mucs_ray.cli import app
-from mucs_ray.config import Recipe, build, for_method, with_settings
+from mucs_ray.cli.app import app
+from mucs_ray.config.recipe import Recipe, build, for_method, with_settings
+from mucs_ray.config.values import method_settings
 from mucs_ray.data.table import Dataset
 from mucs_ray.errors import InputError
-from mucs_ray.pipeline import Pipeline, reopen
-from mucs_ray.recipe_values import method_settings
-from mucs_ray.resolve import resolve
+from mucs_ray.pipeline.graph import Pipeline, reopen
+from mucs_ray.run.resolve import resolve
 from mucs_ray.storage import join, publish_json
 from tiny import TINY, tiny_dataset, tiny_toml
 

@@ -9,7 +9,7 @@ import pytest
 
 from mucs_ray.data.table import Dataset
 from mucs_ray.engine.session import Cluster, session
-from mucs_ray.pipeline import Pipeline
+from mucs_ray.pipeline.graph import Pipeline
 from tiny import tiny_dataset
 from tiny_run import open_tiny, work
 

@@ -13,8 +13,8 @@ from mucs_ray import storage
 from mucs_ray.data.table import Dataset
 from mucs_ray.engine.session import Cluster
 from mucs_ray.errors import InputError, RunFailed
-from mucs_ray.pipeline import Pipeline
-from mucs_ray.steps.ranking import score_parts
+from mucs_ray.pipeline.graph import Pipeline
+from mucs_ray.run.stages.rank import score_parts
 from tiny_run import open_tiny, work
 
 STRUCK = "strikes:StruckMUCS"

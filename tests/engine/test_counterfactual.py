@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from mucs_ray.comparison import outcome
 from mucs_ray.data.local import LocalImages
 from mucs_ray.data.table import Dataset
-from mucs_ray.engine import generation, training
+from mucs_ray.engine import generation, ray_train
+from mucs_ray.engine.ray_train import TrainJob
 from mucs_ray.engine.session import Cluster
-from mucs_ray.engine.training import TrainJob
 from mucs_ray.errors import InputError
-from mucs_ray.evaluation.counterfactual import expected_union, union
-from mucs_ray.pipeline import Pipeline
-from mucs_ray.steps.removal import removed_images
+from mucs_ray.evaluation.unions import expected_union, union
+from mucs_ray.pipeline.graph import Pipeline
+from mucs_ray.results.counterfactual import outcome
+from mucs_ray.run.stages.remove import removed_images
 from mucs_ray.store import checkpoint
 from mucs_ray.store.items import load_item
 from mucs_ray.store.run import Stage
@@ -87,7 +87,7 @@ def test_each_item_by_itself(
     data: Dataset, copied: Callable[[], Path], tmp_path: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ):
     """A training an item, without its own list only; controls are not generated again. Ray Train is tested above."""
-    monkeypatch.setattr(training, "train_all", train_all_plainly)
+    monkeypatch.setattr(ray_train, "train_all", train_all_plainly)
     pipeline = open_tiny(data, copied(), methods=("random",), remove={"mode": "per-item"}, **MSE)
     work(pipeline, "evaluate", cluster)
     lists = top_lists(pipeline.stages["attribute/random"])

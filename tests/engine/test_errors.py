@@ -9,7 +9,7 @@ import torch
 from mucs_ray.data.table import Dataset
 from mucs_ray.engine.session import Cluster
 from mucs_ray.errors import InputError, RunFailed
-from mucs_ray.pipeline import Pipeline
+from mucs_ray.pipeline.graph import Pipeline
 from mucs_ray.store import checkpoint
 from mucs_ray.store.items import item_file
 from tiny_run import open_tiny, work

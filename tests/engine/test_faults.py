@@ -9,10 +9,10 @@ import torch
 
 from mucs_ray import storage
 from mucs_ray.data.table import Dataset
+from mucs_ray.engine.ray_train import TrainJob
 from mucs_ray.engine.session import Cluster
-from mucs_ray.engine.training import TrainJob
-from mucs_ray.pipeline import Pipeline
-from mucs_ray.steps.ranking import score_parts
+from mucs_ray.pipeline.graph import Pipeline
+from mucs_ray.run.stages.rank import score_parts
 from mucs_ray.store import checkpoint
 from processes import killing
 from tiny_run import open_tiny, train_plainly, work

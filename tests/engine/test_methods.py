@@ -20,15 +20,15 @@ from mucs_ray.attribution.tuning import OPEN
 from mucs_ray.data.table import Dataset, read_unit
 from mucs_ray.diffusion.batch import Batch
 from mucs_ray.diffusion.condition import joined
+from mucs_ray.encoders.weights import DINO_WEIGHTS
 from mucs_ray.engine.attributors import build
 from mucs_ray.engine.fitting import numerics
 from mucs_ray.engine.models import Arrays, to_arrays
 from mucs_ray.engine.session import Cluster
-from mucs_ray.evaluation.pretrained import DINO_WEIGHTS
-from mucs_ray.pipeline import Pipeline
-from mucs_ray.speed import facts_of_streams
-from mucs_ray.steps.attributing import job_of
-from mucs_ray.steps.ranking import all_scores, ranking_name, stored_scores
+from mucs_ray.pipeline.graph import Pipeline
+from mucs_ray.planning.speed import facts_of_streams
+from mucs_ray.run.stages.attribute import job_of
+from mucs_ray.run.stages.rank import all_scores, ranking_name, stored_scores
 from mucs_ray.store import checkpoint
 from mucs_ray.store.items import load_item
 from tiny_run import open_tiny, work

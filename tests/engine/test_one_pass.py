@@ -10,7 +10,7 @@ from mucs_ray import storage
 from mucs_ray.data.table import Dataset
 from mucs_ray.engine.session import Cluster
 from mucs_ray.errors import RunFailed
-from mucs_ray.pipeline import Pipeline
+from mucs_ray.pipeline.graph import Pipeline
 from mucs_ray.store.events import read_events
 from tiny_run import open_tiny, work
 

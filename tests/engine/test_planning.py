@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from mucs_ray.config.engine import EngineConfig
 from mucs_ray.data.table import Dataset
 from mucs_ray.engine import pace
 from mucs_ray.engine.session import Cluster, await_worker
 from mucs_ray.engine.streaming import pool_size
-from mucs_ray.engine_config import EngineConfig
 from mucs_ray.errors import MachineError
-from mucs_ray.speed import facts_of_streams
+from mucs_ray.planning.speed import facts_of_streams
 from mucs_ray.store.events import read_events
 from tiny_run import open_tiny, work
 

@@ -17,11 +17,11 @@ from mucs_ray.data.table import Dataset, read_unit
 from mucs_ray.engine import fitting, generation
 from mucs_ray.engine.attributors import build
 from mucs_ray.engine.models import build_denoiser, to_arrays
+from mucs_ray.engine.ray_train import TrainJob
 from mucs_ray.engine.session import Cluster
-from mucs_ray.engine.training import TrainJob
-from mucs_ray.pipeline import Pipeline
-from mucs_ray.steps.attributing import job_of as job_of_task
-from mucs_ray.steps.ranking import rank, score_parts
+from mucs_ray.pipeline.graph import Pipeline
+from mucs_ray.run.stages.attribute import job_of as job_of_task
+from mucs_ray.run.stages.rank import rank, score_parts
 from mucs_ray.store import checkpoint
 from mucs_ray.store.items import item_file, load_item
 from mucs_ray.store.parts import unit_part

@@ -28,7 +28,7 @@ from mucs_ray.attribution.ensemble import ensemble_scores, learned_weights
 from mucs_ray.attribution.loss_change import chosen
 from mucs_ray.attribution.ranking import Ranking, mutual_ranks, top_k
 from mucs_ray.attribution.registry import METHODS
-from mucs_ray.config import Recipe, build, for_method, from_card, read_recipe, with_settings, with_values
+from mucs_ray.config.recipe import Recipe, build, for_method, from_card, read_recipe, with_settings, with_values
 from mucs_ray.data.local import LocalImages
 from mucs_ray.data.prepare import prepare
 from mucs_ray.data.table import Card, Dataset, Row, Shard, read_unit, schema, to_parquet, to_table

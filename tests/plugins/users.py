@@ -10,9 +10,9 @@ from mucs_ray.attribution.base import Attributor, Tensors
 from mucs_ray.attribution.card import MethodCard, MethodStage
 from mucs_ray.attribution.dino import DINO
 from mucs_ray.diffusion.batch import Batch
+from mucs_ray.encoders.networks import Encoder
 from mucs_ray.engine import attributors
 from mucs_ray.errors import RunFailed
-from mucs_ray.evaluation.encoders import Encoder
 
 BAD = 21
 """idx of the training image that they cannot cope with."""

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from mucs_ray import storage
-from mucs_ray.cli import app
+from mucs_ray.cli.app import app
 from mucs_ray.data.table import Dataset, read_unit
 from mucs_ray.errors import InputError, MachineError
 from mucs_ray.storage import StoreError

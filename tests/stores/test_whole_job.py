@@ -3,9 +3,8 @@
 import pytest
 
 from mucs_ray import storage
-from mucs_ray.engine import training
 from mucs_ray.engine.session import Cluster
-from mucs_ray.pipeline import Pipeline
+from mucs_ray.pipeline.graph import Pipeline
 from stores.conftest import BUCKET
 from stores.faulty_proxy import Proxy, Rule
 from tiny import tiny_dataset

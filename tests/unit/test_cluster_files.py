@@ -17,7 +17,7 @@ import pytest
 import typer
 import yaml
 
-from mucs_ray.cli import app
+from mucs_ray.cli.app import app
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"

@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 from typing import Any
 
-from mucs_ray.comparison import bad_retrainings
+from mucs_ray.results.counterfactual import bad_retrainings
 
 LABELS = {"random": "Random", "mucs": "MUCS", "das": "DAS"}
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mucs_ray.attribution.ranking import top_k
-from mucs_ray.config import (
+from mucs_ray.config.recipe import (
     Recipe,
     build,
     check_fits,

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from mucs_ray.attribution.random import random_scores
 from mucs_ray.errors import InputError
-from mucs_ray.evaluation.counterfactual import drawn_in_turn, expected_union, union, unrelated_pairs
 from mucs_ray.evaluation.statistics import within_overlap
+from mucs_ray.evaluation.unions import drawn_in_turn, expected_union, union, unrelated_pairs
 
 LISTS = st.lists(st.permutations(range(12)), min_size=1, max_size=5)
 

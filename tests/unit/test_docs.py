@@ -21,14 +21,14 @@ import typer
 from mucs_ray.attribution.base import Item, MethodContext
 from mucs_ray.attribution.registry import METHODS, find
 from mucs_ray.attribution.registry import installed as installed_methods
-from mucs_ray.cli import app
-from mucs_ray.config import Recipe, build
+from mucs_ray.cli.app import app
+from mucs_ray.config.recipe import Recipe, build
 from mucs_ray.data.prepare import prepare
 from mucs_ray.data.sources import registry
 from mucs_ray.diffusion.batch import Batch
 from mucs_ray.diffusion.noise import generator, normal
 from mucs_ray.models.dit_edm import DiTEDM
-from mucs_ray.weights import load_weights
+from mucs_ray.store.weights import load_weights
 from tiny import lively, tiny_recipe
 from tiny import rows as tiny_rows
 
@@ -80,9 +80,9 @@ def test_what_a_page_names_is_there(page: Path):
 
 
 def test_the_check_can_fail():
-    text = "`docs/none.md` `mucs_ray/cli.py:no_such` `tests/unit/test_docs.py::test_no` `mucs_ray/none.py:x`"
+    text = "`docs/none.md` `mucs_ray/cli/app.py:no_such` `tests/unit/test_docs.py::test_no` `mucs_ray/none.py:x`"
     assert len(absent(text)) == 4
-    assert absent("`mucs_ray/cli.py:work` `mucs_ray/data/table.py:Dataset.batch` `docs/promises.md`") == []
+    assert absent("`mucs_ray/cli/app.py:work` `mucs_ray/data/table.py:Dataset.batch` `docs/promises.md`") == []
 
 
 @pytest.mark.parametrize(("page", "least"), [("paper-to-code.md", 100), ("promises.md", 25)])

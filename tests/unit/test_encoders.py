@@ -16,9 +16,9 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn.functional import gelu, interpolate, layer_norm, linear, scaled_dot_product_attention
 
+from mucs_ray.encoders import batches
+from mucs_ray.encoders.networks import load_clip, load_dino, load_sscd, prepare_clip
 from mucs_ray.errors import InputError
-from mucs_ray.evaluation import batches
-from mucs_ray.evaluation.encoders import load_clip, load_dino, load_sscd, prepare_clip
 
 CPU = torch.device("cpu")
 SMALL_TEXT = {"context_length": 4, "vocab_size": 8, "width": 64, "heads": 1, "layers": 1}

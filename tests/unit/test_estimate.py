@@ -12,17 +12,17 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from mucs_ray import estimate as estimating
-from mucs_ray import speed as speeds
 from mucs_ray.attribution.base import Passes
-from mucs_ray.cli import app
+from mucs_ray.cli.app import app
 from mucs_ray.data.table import Dataset
 from mucs_ray.engine.pace import PACE
 from mucs_ray.errors import InputError
-from mucs_ray.estimate import cost, estimate, hours_text
-from mucs_ray.pipeline import Pipeline
-from mucs_ray.speed import Speed
-from mucs_ray.workload import Work, left_to_do
+from mucs_ray.pipeline.graph import Pipeline
+from mucs_ray.planning import cost as estimating
+from mucs_ray.planning import speed as speeds
+from mucs_ray.planning.cost import cost, estimate, hours_text
+from mucs_ray.planning.speed import Speed
+from mucs_ray.planning.workload import Work, left_to_do
 from tiny import tiny_dataset, tiny_recipe, tiny_toml
 
 HERE = Speed(forward_s=0.5, backward_s=2.0, forward_flop=100.0, processor="CPU", measured="on one CPU of this machine")

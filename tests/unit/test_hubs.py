@@ -11,7 +11,7 @@ from mucs_ray.attribution.random import random_scores
 from mucs_ray.evaluation.hubs import Frequent, Hubs, find_hubs, most_by_chance, share_by_chance
 from mucs_ray.report.document import HubSection
 from mucs_ray.report.html import render
-from mucs_ray.report.hubs import TrainingImage, hub_section
+from mucs_ray.report.hub_tables import TrainingImage, hub_section
 from report_samples import EVIL, Page, evaluation, holds, picture, pictures, report, section
 
 

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from mucs_ray import __version__, doctor, machine, probes, storage
+from mucs_ray import __version__, doctor, storage
+from mucs_ray.engine import host, shared_folder
 from mucs_ray.storage import StoreError
 
 
 def test_it_tells_versions_memory_and_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MUCS_RAY_CACHE", str(tmp_path / "cache"))
-    found = machine.look()
+    found = host.look()
     assert found.versions["ray"] == version("ray") and found.versions["mucs-ray"].startswith(__version__)
     assert found.memory_bytes > 2**28
     assert found.cache == str(tmp_path / "cache") and found.cache_free_bytes and not found.cache_problem
@@ -24,7 +25,7 @@ def test_it_tells_versions_memory_and_the_cache(tmp_path: Path, monkeypatch: pyt
 def test_a_cache_that_cannot_be_written_has_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("MUCS_RAY_CACHE", str(tmp_path / "file" / "cache"))
-    found = machine.look()
+    found = host.look()
     assert found.cache_free_bytes is None and found.cache_problem == "Not a directory"
 
 
@@ -32,35 +33,35 @@ def test_a_cache_that_cannot_be_written_has_its_reason(tmp_path: Path, monkeypat
 def test_memory_is_what_the_container_may_have(
     limit: str | None, expected: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(machine, "MEMORY_LIMIT", tmp_path / "none")
-    whole = machine.memory_bytes()
+    monkeypatch.setattr(host, "MEMORY_LIMIT", tmp_path / "none")
+    whole = host.memory_bytes()
     if limit is not None:
         (tmp_path / "memory.max").write_text(limit)
-        monkeypatch.setattr(machine, "MEMORY_LIMIT", tmp_path / "memory.max")
-    assert machine.memory_bytes() == (expected or whole)
+        monkeypatch.setattr(host, "MEMORY_LIMIT", tmp_path / "memory.max")
+    assert host.memory_bytes() == (expected or whole)
 
 
 def test_builds_of_torch_are_one_version(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(machine, "version", lambda name: {"torch": "2.15.0+cpu", "ray": "2.60.0"}[name])
-    assert machine.versions()["torch"] == "2.15.0"
+    monkeypatch.setattr(host, "version", lambda name: {"torch": "2.15.0+cpu", "ray": "2.60.0"}[name])
+    assert host.versions()["torch"] == "2.15.0"
 
 
 def test_probes_take_away_the_folders_made_for_them_and_no_others(tmp_path: Path):
     probe = storage.join(str(tmp_path), "run", "one", ".probe-")
     (tmp_path / "run").mkdir()
-    folders = probes.write(probe + "a")
-    assert folders == [str(tmp_path / "run/one")] and probes.write(probe + "b") == []
-    assert probes.absent(probe, ["a", "b", "c"]) == ["c"]
-    probes.remove(probe + "a", folders)
-    assert probes.absent(probe, ["a", "b"]) == ["a"]
-    probes.remove(probe + "b", folders)
-    probes.remove(probe + "never", [])
+    folders = shared_folder.write(probe + "a")
+    assert folders == [str(tmp_path / "run/one")] and shared_folder.write(probe + "b") == []
+    assert shared_folder.absent(probe, ["a", "b", "c"]) == ["c"]
+    shared_folder.remove(probe + "a", folders)
+    assert shared_folder.absent(probe, ["a", "b"]) == ["a"]
+    shared_folder.remove(probe + "b", folders)
+    shared_folder.remove(probe + "never", [])
     assert [path.name for path in tmp_path.rglob("*")] == ["run"]
 
 
 def test_a_probe_with_other_content_is_not_ours(tmp_path: Path):
     (tmp_path / ".probe-a").write_bytes(b"")
-    assert probes.absent(storage.join(str(tmp_path), ".probe-"), ["a"]) == ["a"]
+    assert shared_folder.absent(storage.join(str(tmp_path), ".probe-"), ["a"]) == ["a"]
 
 
 def test_doctor_goes_on_where_a_store_fails(monkeypatch: pytest.MonkeyPatch):
@@ -76,7 +77,7 @@ def test_doctor_goes_on_where_a_store_fails(monkeypatch: pytest.MonkeyPatch):
 FORWARDS = """
 import resource, sys, threading
 import torch
-from mucs_ray.machine import keep_freed_memory
+from mucs_ray.engine.host import keep_freed_memory
 from mucs_ray.models.dit import DiT, DiTConfig
 if sys.argv[1] == "kept":
     keep_freed_memory()

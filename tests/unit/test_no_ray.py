@@ -13,10 +13,10 @@ from rich.console import Console
 
 import mucs_ray
 from mucs_ray import storage
-from mucs_ray.pipeline import Pipeline
+from mucs_ray.pipeline.graph import Pipeline
 from tiny import tiny_dataset, tiny_recipe
 
-OF_THE_ENGINE = ("mucs_ray.engine", "mucs_ray.steps")
+OF_THE_ENGINE = ("mucs_ray.engine", "mucs_ray.run.stages")
 """`steps` runs the stages; the session is in the engine, and is imported to start Ray only when it must."""
 
 
@@ -40,14 +40,19 @@ def core_modules() -> list[str]:
 
 def test_the_core_does_not_import_ray():
     modules = core_modules()
-    assert {"mucs_ray.pipeline", "mucs_ray.attribution.mucs", "mucs_ray.training.step", "mucs_ray.cli"} <= set(modules)
+    assert {
+        "mucs_ray.pipeline.graph",
+        "mucs_ray.attribution.mucs",
+        "mucs_ray.training.step",
+        "mucs_ray.cli.app",
+    } <= set(modules)
     imported = imported_with([*modules, "mucs_ray.engine.session"])
     assert "torch" in imported
     assert "ray" not in imported
 
 
 def test_the_command_line_starts_without_torch_and_ray():
-    imported = imported_with(["mucs_ray.cli"])
+    imported = imported_with(["mucs_ray.cli.app"])
     assert "typer" in imported
     assert not {"torch", "ray", "numpy", "pyarrow"} & imported
 
@@ -56,7 +61,7 @@ def imported_by(*commands: str) -> set[str]:
     """Top names in sys.modules of a fresh process after these commands, which may fail, but not with a traceback."""
     program = (
         "import shlex, sys\n"
-        "from mucs_ray.cli import app\n"
+        "from mucs_ray.cli.app import app\n"
         "for command in sys.argv[1:]: app(shlex.split(command), standalone_mode=False)\n"
         "print(*{name.partition('.')[0] for name in sys.modules})"
     )
@@ -92,6 +97,6 @@ def test_the_check_sees_torch_once_somebody_needs_it(tmp_path: Path, monkeypatch
     assert "torch" in imported_by(f"status --run {begun_run(tmp_path, 'somebodys:Pixel')}")
 
 
-@pytest.mark.parametrize("module", ["mucs_ray.engine.scoring", "mucs_ray.steps"])
+@pytest.mark.parametrize("module", ["mucs_ray.engine.scoring", "mucs_ray.run.stages"])
 def test_the_check_can_fail(module: str):
     assert "ray" in imported_with([module])

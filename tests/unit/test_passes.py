@@ -2,7 +2,7 @@
 
 import pytest
 
-from mucs_ray.passes import in_passes
+from mucs_ray.pipeline.passes import in_passes
 
 DAS = {"das/features": ("data",), "das/solve": ("das/features",), "das/score": ("das/features", "das/solve")}
 MUCS = {"mucs/unlearn": (), "mucs/score": ("mucs/unlearn",), "mucs": ("mucs/score",)}

@@ -9,10 +9,10 @@ from rich.console import Console
 from mucs_ray import storage
 from mucs_ray.data.table import Dataset
 from mucs_ray.errors import InputError, MachineError
-from mucs_ray.experiment import Experiment
-from mucs_ray.pipeline import Pipeline, reopen
-from mucs_ray.resolve import method_names
-from mucs_ray.seeds import parse_seeds
+from mucs_ray.pipeline.graph import Pipeline, reopen
+from mucs_ray.run.experiment import Experiment
+from mucs_ray.run.resolve import method_names
+from mucs_ray.run.seeds import parse_seeds
 from mucs_ray.store.run import Stage
 from tiny import tiny_dataset, tiny_recipe
 

@@ -13,9 +13,7 @@ from safetensors.torch import save_file
 
 from mucs_ray.data import caption_embedding
 from mucs_ray.doctor import pretrained_weights
-from mucs_ray.errors import InputError, MachineError
-from mucs_ray.evaluation.metrics import METRICS, ready_metrics
-from mucs_ray.evaluation.pretrained import (
+from mucs_ray.encoders.weights import (
     ALEXNET_WEIGHTS,
     CLIP_WEIGHTS,
     DINO_WEIGHTS,
@@ -27,6 +25,8 @@ from mucs_ray.evaluation.pretrained import (
     find_weights,
     read_weights,
 )
+from mucs_ray.errors import InputError, MachineError
+from mucs_ray.evaluation.metrics import METRICS, ready_metrics
 
 ALL = [CLIP_WEIGHTS, DINO_WEIGHTS, SSCD_WEIGHTS, VGG_WEIGHTS, ALEXNET_WEIGHTS, SQUEEZENET_WEIGHTS]
 SHAPES = {"first.weight": (4, 3), "second.bias": (4,)}

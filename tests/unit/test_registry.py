@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from mucs_ray.attribution import registry
 from mucs_ray.attribution.mucs import MUCS
 from mucs_ray.attribution.registry import METHODS, find, known, listed
-from mucs_ray.cli import app
+from mucs_ray.cli.app import app
 from mucs_ray.errors import InputError
 
 MINE = """

@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from scipy import signal
 
+from mucs_ray.encoders import batches
+from mucs_ray.encoders.lpips import load_distance
 from mucs_ray.errors import InputError, MachineError
-from mucs_ray.evaluation import batches
 from mucs_ray.evaluation.metrics import DEFAULT, METRICS, ReadyMetric, ready_metrics
-from mucs_ray.evaluation.perceptual import load_distance
 from mucs_ray.evaluation.similarity import mse, ssim
 
 CPU = torch.device("cpu")
@@ -193,7 +193,7 @@ def test_lpips_on_random_squeezenet_weights_from_torchvisions_file(tmp_path: Pat
 
 
 def test_lpips_is_not_below_minus_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from mucs_ray.evaluation import perceptual
+    from mucs_ray.encoders import lpips as perceptual
 
     monkeypatch.setattr(perceptual, "load_distance", lambda *_, **__: lambda first, _: 5 * first.mean((1, 2, 3)))
     similarity = perceptual.load_lpips("", CPU, trunk="vgg")

@@ -18,16 +18,15 @@ from rich.console import Console
 
 from mucs_ray import storage
 from mucs_ray.attribution.base import Item
-from mucs_ray.config import Recipe, build
+from mucs_ray.config.recipe import Recipe, build
 from mucs_ray.data.table import Dataset
 from mucs_ray.errors import InputError
 from mucs_ray.models.dit import DiT
-from mucs_ray.pipeline import Pipeline, reopen
+from mucs_ray.pipeline.graph import Pipeline, reopen
 from mucs_ray.store import checkpoint
 from mucs_ray.store.items import item_file, load_item, save_item, to_pixels
 from mucs_ray.store.run import Stage, open_run
-from mucs_ray.store.weights import model_config, model_facts
-from mucs_ray.weights import load_weights
+from mucs_ray.store.weights import load_weights, model_config, model_facts
 from tiny import tiny_dataset, tiny_recipe
 
 # --- files ------------------------------------------------------------------------------------------------------------

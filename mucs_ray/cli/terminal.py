@@ -1,0 +1,121 @@
+"""How a command speaks: plan, answer, results for programs, and its own errors as one line."""
+
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TextIO
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Column, Table
+
+from mucs_ray.errors import MucsError
+
+if TYPE_CHECKING:
+    from mucs_ray.evaluation.analysis import Analysis
+    from mucs_ray.pipeline.graph import Pipeline
+    from mucs_ray.planning.cost import Estimate
+    from mucs_ray.store.run import State
+
+
+class Terminal:
+    """Where a command speaks: people on stdout (stderr with --json), results on stdout.
+
+    Ray prints stray lines to sys.stdout, so that is pointed at stderr for the whole command.
+    """
+
+    def __init__(self, *, as_json: bool) -> None:
+        """Takes over sys.stdout."""
+        self.out: TextIO = sys.stdout
+        sys.stdout = sys.stderr
+        self.as_json = as_json
+        self.console = Console(file=sys.stderr if as_json else self.out)
+
+    def result(self, document: dict[str, Any]) -> None:
+        """The machine-readable answer."""
+        if self.as_json:
+            print(json.dumps(document), file=self.out, flush=True)
+
+
+@contextmanager
+def terminal(*, as_json: bool = False) -> Iterator[Terminal]:
+    """A command's frame: our own errors become one line and an exit code."""
+    speaking = Terminal(as_json=as_json)
+    try:
+        yield speaking
+    except MucsError as error:
+        Console(file=sys.stderr).print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        raise typer.Exit(error.exit_code) from None
+    except OSError as error:
+        told = escape(" ".join(str(error).splitlines()) or type(error).__name__)
+        Console(file=sys.stderr).print(f"[red]error:[/] {told}", highlight=False, soft_wrap=True)
+        raise typer.Exit(3) from None
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        raise typer.Exit(130) from None
+    finally:
+        sys.stdout = speaking.out
+
+
+def tell_left_out(console: Console, pipeline: "Pipeline") -> None:
+    """One line on the metrics that cannot be measured here."""
+    from mucs_ray.results.counterfactual import left_out
+
+    for line in left_out([pipeline]):
+        console.print(f"[yellow]{escape(line)}[/]", highlight=False, soft_wrap=True)
+
+
+def show_plan(console: Console, pipeline: "Pipeline", plan: "Mapping[str, State]") -> None:
+    """One line a stage: where it stands and why."""
+    console.print(
+        f"[bold]{escape(pipeline.recipe.name)}[/]  {escape(pipeline.run_url)}", highlight=False, soft_wrap=True
+    )
+    width = max(len(name) for name in plan)
+    for name, state in plan.items():
+        colour = "green" if state.status == "done" else "yellow"
+        reason = "" if state.status == "done" else escape(state.reason)
+        line = f"  {name:<{width}} [{colour}]{state.status:<8}[/] [dim]{reason}[/]"
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def show_estimate(console: Console, estimated: "Estimate") -> None:
+    """A line a stage, the sum, and what it rests on."""
+    # on a narrow screen the words take more lines; stages are called as beside their progress
+    words = [Column(title, overflow="fold", min_width=8) for title in ("stage", "work")]
+    numbers = [Column(title, justify="right", no_wrap=True) for title in estimated.titles()]
+    table = Table(*words, *numbers, box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    for each in (*estimated.stages, estimated.total):
+        table.add_row(each.stage.removeprefix("attribute/").replace("/", " "), each.work, *each.cells())
+    console.print(table)
+    console.print(estimated.basis, highlight=False, soft_wrap=True)
+
+
+def show_answer(console: Console, document: dict[str, Any], analysis: "Analysis | None") -> None:
+    """The first places of each item, the verdict of the counterfactual test, and where the rest is."""
+    from mucs_ray.results.counterfactual import sentence, without_variants
+
+    attributions = document.get("attributions", {})
+    for method in without_variants(list(attributions)):
+        found = attributions[method]
+        table = Table("item", "test idx", f"most influential training images by {method}: idx (score)", box=None)
+        for item in found["items"]:
+            first = "  ".join(f"{idx} ({score:.3f})" for idx, score in item["top"][:4])
+            table.add_row(str(item["item"]), str(item["idx"]), first)
+        console.print(table)
+        for name in ("scores", "topk"):
+            console.print(f"{name:<7} {found[name]}", highlight=False, soft_wrap=True)
+    if analysis is not None:
+        console.print(auc_table(analysis))
+        console.print(sentence(analysis), highlight=False, soft_wrap=True)
+    console.print(f"{'report':<7} {document['report']}", highlight=False, soft_wrap=True)
+
+
+def auc_table(analysis: "Analysis") -> Table:
+    """AUC against random removal by method and metric; .5 = no effect, 1 = total separation."""
+    table = Table("AUC", "removed", *analysis.metrics, box=None)
+    for method in analysis.methods:
+        values = [f"{method.metrics[metric].auc:.3f}" for metric in analysis.metrics]
+        table.add_row(method.method, f"{method.removed_share:.1%}", *values)
+    return table

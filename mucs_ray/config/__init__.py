@@ -1,0 +1,1 @@
+"""The recipe: every value that changes a number, checked."""

@@ -1,0 +1,1 @@
+"""Networks that describe images (CLIP, DINO, LPIPS), and where their weights come from."""

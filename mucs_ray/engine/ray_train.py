@@ -1,0 +1,324 @@
+"""Pretraining and retraining through Ray Train, at any number of workers.
+
+`run_training` is the whole work of one worker and knows nothing of Ray; tests call it in a plain loop. The state is
+published at the end of each epoch, so a lost worker, a lost driver and Ctrl-C all resume in the same way.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
+
+import ray
+import ray.exceptions
+import ray.train
+import ray.train.torch
+import torch
+from pyarrow.fs import FSSpecHandler, PyFileSystem
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from mucs_ray import storage
+from mucs_ray.config.engine import LEAST_IMAGES
+from mucs_ray.data.local import LocalImages
+from mucs_ray.data.table import Dataset
+from mucs_ray.engine.attempts import beat, beating
+from mucs_ray.engine.board import POLL_S, Board, cancel_unfinished, last_line, new_board, own_error, this_node
+from mucs_ray.engine.host import keep_freed_memory
+from mucs_ray.engine.progress import Bar
+from mucs_ray.engine.session import ACTOR_CPUS, Cluster
+from mucs_ray.errors import InputError, MucsError, RunFailed
+from mucs_ray.models.dit_config import DiTConfig
+from mucs_ray.models.dit_edm import untrained
+from mucs_ray.store import checkpoint
+from mucs_ray.store.run import Stage
+from mucs_ray.store.weights import load_state, model_facts, save_average, save_state
+from mucs_ray.training.config import TrainConfig
+from mucs_ray.training.numerics import as_in_training
+from mucs_ray.training.step import Group, TrainState, name_torch_stream, training
+
+POST_INTERVAL_S = 0.5
+PATIENCE_S = 10.0
+STARTS, PATIENT_STARTS = 5, 60
+"""Attempts of a minute each to place the workers before giving up; many where machines may still come. Ray's own
+default is for ever."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainJob:
+    """Everything a worker needs; small and picklable."""
+
+    dataset: Dataset
+    stage: Stage
+    model: DiTConfig
+    train: TrainConfig
+    seed: int
+    removed: frozenset[int] = frozenset()
+    """Training images to leave out (retraining)."""
+    captures: bool = True
+    """Whether a worker alone on a GPU captures its passes as a CUDA graph; changes no number."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainRun:
+    """A job and how many workers share it."""
+
+    job: TrainJob
+    num_workers: int
+
+
+def run_training(job: TrainJob, group: Group, device: torch.device, post: Callable[[str, Any], None]) -> TrainState:
+    """One worker's share, from the published state if there is one. RunFailed if the validation loss is not finite."""
+    keep_freed_memory()
+    facts = {**model_facts(job.model), "seed": job.seed}
+    state = fresh_state(job, device, captures=job.captures and group.size == 1 and device.type == "cuda")
+    load_state(job.stage, state)
+    if group.size > 1:
+        group = wrap(state, group)
+    images = LocalImages(job.dataset, "train", removed=job.removed, on_unit=beat)
+    test = LocalImages(job.dataset, "test", on_unit=beat)
+    posted = 0.0
+    for update in training(state, images, test, job.train, seed=job.seed, group=group):
+        beat()  # a captured pass calls no hook
+        if group.rank == 0 and time.monotonic() - posted > POST_INTERVAL_S:
+            posted = time.monotonic()
+            post("train", (update.step, update.loss.item()))
+        if update.validation is None:
+            continue
+        if not torch.isfinite(torch.tensor(update.validation)):
+            raise RunFailed(f"training diverged: validation loss {update.validation} after {update.step} updates")
+        if group.rank == 0:
+            save_state(job.stage, state, facts)
+            post("validation", (update.step, update.validation))
+    if group.rank == 0:
+        save_average(job.stage, "last", state, {**facts, "images_seen": state.step * job.train.batch_size})
+        post("result", {"updates": state.step, "best_loss": state.best_loss, "best_step": state.best_step})
+    return state
+
+
+def fresh_state(job: TrainJob, device: torch.device, *, captures: bool = False) -> TrainState:
+    """Initial weights from the name "train/init": the same for pretraining and every retraining of a seed."""
+    name_torch_stream(job.seed, "train/init")
+    denoiser = untrained(job.model)
+    denoiser.network.register_forward_pre_hook(lambda *_: beat())  # whoever computes is alive
+    return TrainState.fresh(denoiser.to(device), job.train, captures=captures)
+
+
+def wrap(state: TrainState, group: Group) -> Group:
+    """Average gradients over the workers."""
+    wrapped = ray.train.torch.prepare_model(state.live)
+
+    def mean(values: torch.Tensor) -> torch.Tensor:
+        there = values.to(next(state.live.parameters()).device)
+        torch.distributed.all_reduce(there)
+        return there.cpu() / group.size
+
+    return Group(rank=group.rank, size=group.size, wrapped=wrapped, mean=mean)
+
+
+def train_worker(task: dict[str, Any]) -> None:
+    """What Ray Train runs in each worker. Our own errors are told, not raised: a retry would only repeat them."""
+    context = ray.train.get_context()
+    board: Board = task["board"]
+    group = Group(rank=context.get_world_rank(), size=context.get_world_size())
+    device = ray.train.torch.get_device()
+    try:
+        with as_in_training(device), beating(lambda: board.post("alive", time.time())):
+            run_training(task["job"], group, device, lambda key, value: board.post(key, value))
+    except MucsError as error:
+        board.post_now("error", error)
+    ray.train.report({})
+
+
+def workers_for(train: TrainConfig, wanted: int, cluster: Cluster, *, trainings: int = 1) -> int:
+    """The asked number of workers, or a share of the GPUs (CPUs: at most 2) that divides the batch.
+
+    The share is that of one of several `trainings` that are to run side by side. InputError if there is no room.
+    """
+    if wanted:
+        if wanted > cluster.slots:
+            raise InputError(
+                f"{wanted} training workers are wanted (engine.train_workers, else as many as pretrained), but there is"
+                f" room for {cluster.slots} on this cluster; set engine.train_workers"
+            )
+        if train.batch_size % wanted:
+            raise InputError(f"train.batch_size {train.batch_size} cannot be split over {wanted} workers evenly")
+        return wanted
+    on_gpus = min(cluster.gpus // trainings, train.batch_size // LEAST_IMAGES)
+    most = max(1, on_gpus) if cluster.gpus else min(2, cluster.cpus)
+    return max(num for num in range(1, most + 1) if train.batch_size % num == 0)
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def fit(run: TrainRun, board: Board, folder: str, cluster: Cluster) -> None:
+    """Ray Train in a process of its own: in a thread of the driver it could not be ended before Ray is."""
+    fs, path = storage.filesystem(folder)
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"job": run.job, "board": board},
+        scaling_config=ScalingConfig(
+            num_workers=run.num_workers, use_gpu=cluster.gpus > 0, resources_per_worker=resources(cluster)
+        ),
+        run_config=RunConfig(
+            name="run",
+            storage_path=path,
+            # a remote folder as we reach it ourselves: pyarrow's own S3 client knows nothing of fsspec's settings
+            storage_filesystem=None if storage.is_local(folder) else PyFileSystem(FSSpecHandler(fs)),
+            failure_config=FailureConfig(
+                max_failures=cluster.engine.max_failures,
+                controller_failure_limit=PATIENT_STARTS if cluster.grows else STARTS,
+            ),
+        ),
+    )
+    trainer.fit()
+
+
+class Training:
+    """One Ray Train run; `poll` it until it has `ended`, and `stop` it in any case."""
+
+    def __init__(self, run: TrainRun, cluster: Cluster) -> None:
+        """Starts it."""
+        self.job, self.board = run.job, new_board()
+        self.step, self.first, self.note = 0, 0, ""
+        self.started = time.monotonic()
+        self.began: float | None = None
+        self.seen, self.last = self.started, dict[str, Any]()
+        # a name of its own each time: Ray would silently resume an old run of the same name, and the state is ours
+        self.folder = storage.join(run.job.stage.folder, f"ray-train-{uuid4().hex[:8]}")
+        here = fit.options(scheduling_strategy=this_node())
+        self.task = here.remote(run, self.board, self.folder, cluster)
+
+    @property
+    def ended(self) -> bool:
+        """Whether Ray Train has come back."""
+        return bool(ray.wait([self.task], timeout=0)[0])
+
+    def poll(self) -> dict[str, Any]:
+        """Read the board. Raises what a worker of ours reported: the others would wait for it."""
+        notes = self.board.read()
+        if "error" in notes:
+            raise notes["error"]
+        if notes != self.last:
+            self.seen, self.last = time.monotonic(), notes
+        if "train" in notes:
+            self.step, loss = notes["train"]
+            if self.began is None:
+                self.first, self.began = self.step, time.monotonic()
+            validation = f", validation {notes['validation'][1]:.4f}" if "validation" in notes else ""
+            self.note = f"loss {loss:.4f}{validation}"
+        return notes
+
+    def hangs(self, timeout_s: float) -> bool:
+        """Whether it has begun, and then gave no sign of life for so long."""
+        return self.began is not None and not self.ended and time.monotonic() - self.seen > timeout_s
+
+    def result(self) -> dict[str, Any]:
+        """Facts of a training that has ended; the weights are in its stage's folder. RunFailed if it failed."""
+        notes = self.poll()
+        try:
+            ray.get(self.task)
+        except ray.exceptions.RayError as error:
+            raise own_error(error) or RunFailed(f"training failed: {last_line(error)}") from error
+        facts = notes.get("result") or finished_facts(self.job.stage)
+        self.step = facts["updates"]
+        seconds = time.monotonic() - self.began if self.began is not None else 0.0
+        rate = (self.step - self.first) * self.job.train.batch_size / seconds if seconds else 0.0
+        return {**facts, "images_per_second": round(rate, 1), "seconds": round(time.monotonic() - self.started, 2)}
+
+    def stop(self, patience_s: float = PATIENCE_S) -> None:
+        """End what is left of it: its process, with that the workers, and Ray Train's own files.
+
+        Ray Train gives its CPUs back when it ends by itself, but not surely when it is killed: so it is waited for.
+        """
+        cancel_unfinished([self.task], patience_s=patience_s)
+        remove_folder(self.folder)
+
+
+def train_all(runs: Sequence[TrainRun], cluster: Cluster, *, bar: Bar) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Train all of these, as many at once as there is room for; yields (number, facts) as each is done.
+
+    If one fails, those that run beside it are finished, no other is begun, and then its error is raised.
+    """
+    waiting, running, ended = list(range(len(runs))), dict[int, Training](), dict[int, Training]()
+    failure: MucsError | None = None
+    hangs = [0] * len(runs)
+    try:
+        while running or (waiting and failure is None):
+            while (
+                waiting
+                and failure is None
+                and has_room(runs[waiting[0]], [runs[number] for number in running], cluster)
+            ):
+                number = waiting.pop(0)
+                running[number] = Training(runs[number], cluster)
+            time.sleep(POLL_S)
+            for number, training in list(running.items()):
+                try:
+                    training.poll()
+                    facts = training.result() if training.ended else None
+                    if training.hangs(cluster.engine.timeout):
+                        hangs[number] += 1
+                        running.pop(number).stop()
+                        running[number] = begun_again(runs[number], cluster, hangs[number], bar)
+                except MucsError as error:
+                    failure, facts = failure or error, None
+                    if number in running:
+                        running.pop(number).stop()
+                if facts is not None:
+                    ended[number] = running.pop(number)
+                    training.stop()
+                    yield number, facts
+            show(bar, [*ended.values(), *running.values()])
+        if failure is not None:
+            raise failure
+    finally:
+        for training in running.values():
+            training.stop(patience_s=0.0)
+
+
+def begun_again(run: TrainRun, cluster: Cluster, hangs: int, bar: Bar) -> Training:
+    """After a hang, from the last published state. RunFailed after too many."""
+    told = f"{run.job.stage.name} gave no sign of life for {cluster.engine.timeout:g} s"
+    if hangs > cluster.engine.max_failures:
+        raise RunFailed(f"{told}, {hangs} times; run the command again")
+    bar.tell(f"{told}; begun again from its last state", "failure", unit=run.job.stage.name, kind="hung")
+    return Training(run, cluster)
+
+
+def has_room(run: TrainRun, running: Sequence[TrainRun], cluster: Cluster) -> bool:
+    """Whether one more training can be placed beside those that are running."""
+    taken = sum(each.num_workers for each in running)
+    most = cluster.engine.trainings
+    few_enough = most == 0 or len(running) < most
+    return not running or (few_enough and taken + run.num_workers <= cluster.slots)
+
+
+def show(bar: Bar, trainings: Sequence[Training]) -> None:
+    """The progress of all trainings in one bar."""
+    bar.first = sum(training.first for training in trainings)
+    bar.set(
+        sum(training.step for training in trainings),
+        "; ".join(each.note for each in trainings if each.step < each.job.train.updates),
+    )
+
+
+def finished_facts(stage: Stage) -> dict[str, Any]:
+    """What the last worker told, off its published state, should the note of it be lost with a node."""
+    _, facts = checkpoint.load(stage.url(stage.part("state", "safetensors")))
+    return {"updates": facts["step"], "best_loss": facts["best_loss"], "best_step": facts["best_step"]}
+
+
+def resources(cluster: Cluster) -> dict[str, float]:
+    """Of one training worker."""
+    return {"CPU": ACTOR_CPUS, **({"GPU": 1.0} if cluster.gpus else {})}
+
+
+def remove_folder(url: str) -> None:
+    """Ray Train's own bookkeeping, made by us in this call; nothing in it is needed afterwards.
+
+    Its controller may still be writing there when we are interrupted; what then stays is harmless.
+    """
+    with suppress(OSError):
+        storage.remove_folder(url)

@@ -1,0 +1,151 @@
+"""What a run will cost: its work, at the speed of one worker, in FLOP, wall time, time of workers, and money."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from math import ceil, inf
+from typing import Any, Literal
+
+import torch
+
+from mucs_ray.engine.pace import readable
+from mucs_ray.engine.session import usable_cpus
+from mucs_ray.errors import InputError
+from mucs_ray.pipeline.graph import Pipeline
+from mucs_ray.planning.speed import Speed, speed_of
+from mucs_ray.planning.workload import Work, left_to_do
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """Of a stage, of all that retrain or regenerate, or of all together."""
+
+    stage: str
+    work: str
+    forwards: int
+    """Those before a backward pass included."""
+    flop: float
+    written_bytes: int
+    seconds: float
+    """Wall time."""
+    worker_seconds: float
+    """Of busy workers, added up."""
+    money: float | None
+    """In the currency of the price; None without one."""
+
+    def cells(self) -> list[str]:
+        """The numbers, for a table."""
+        flop = f"{self.flop:.2g}" if self.flop else ""
+        forwards = f"{self.forwards:,}" if self.forwards else ""
+        times = [hours_text(self.worker_seconds), time_text(self.seconds)]
+        money = [] if self.money is None else [f"{self.money:,.2f}"]
+        return [forwards, flop, size_text(self.written_bytes), *times, *money]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """Of all stages that are not done."""
+
+    stages: list[Cost]
+    total: Cost
+    workers: int
+    processor: str
+    """What each of them has one of: "GPU" or "CPU"."""
+    price: float | None
+    """Of one for an hour."""
+    basis: str
+
+    def titles(self) -> list[str]:
+        """Over the cells."""
+        money = [] if self.price is None else ["money"]
+        return ["forwards", "FLOP", "written", f"{self.processor}-h", "time", *money]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For --json."""
+        return asdict(self)
+
+
+def estimate(
+    pipeline: Pipeline,
+    command: Literal["attribute", "evaluate"] = "attribute",
+    *,
+    workers: int | None = None,
+    price: float | None = None,
+) -> Estimate:
+    """Count the work of every stage that is not done, at the speed of one worker.
+
+    `workers`: None = all that this machine has room for; `price`: of a GPU for an hour, or of a CPU without GPUs.
+    InputError if the price is none.
+    """
+    if price is not None and not 0 < price < inf:
+        raise InputError(f"--price {price:g}: expected a number above 0, what one GPU or CPU costs for an hour")
+    states = pipeline.plan(command)
+    speed = speed_of(pipeline, states)
+    workers = workers or torch.cuda.device_count() or usable_cpus()
+    work = left_to_do(pipeline, states, processor=speed.processor)
+    stages = [cost(each, speed, workers=workers, price=price) for each in work]
+    basis = (
+        f"measured {speed.measured}: {readable(1 / speed.forward_s)} forwards/s"
+        f" ({readable(speed.forward_flop / speed.forward_s / 1e9)} GFLOP/s); time with {workers} {speed.processor}"
+        f"{'s' if workers > 1 else ''} like it"
+    )
+    return Estimate(
+        stages=stages,
+        total=total(stages, price=price),
+        workers=workers,
+        processor=speed.processor,
+        price=price,
+        basis=basis,
+    )
+
+
+def cost(work: Work, speed: Speed, *, workers: int, price: float | None) -> Cost:
+    """Of one stage. In the last round of pieces some workers may have none: that is waited for, and not paid."""
+    forwards, backwards = work.passes.forwards, work.passes.backwards
+    seconds = forwards * speed.forward_s + backwards * speed.backward_s
+    return Cost(
+        stage=work.stage,
+        work=work.work,
+        forwards=forwards + backwards,
+        flop=speed.forward_flop * (forwards + 3 * backwards),
+        written_bytes=work.written_bytes,
+        seconds=seconds * ceil(work.pieces / workers) / work.pieces,
+        worker_seconds=seconds,
+        money=None if price is None else price * seconds / 3600,
+    )
+
+
+def total(stages: Sequence[Cost], *, price: float | None) -> Cost:
+    """Of one stage after another."""
+    seconds = sum(each.worker_seconds for each in stages)
+    return Cost(
+        stage="in all",
+        work="",
+        forwards=sum(each.forwards for each in stages),
+        flop=sum(each.flop for each in stages),
+        written_bytes=sum(each.written_bytes for each in stages),
+        seconds=sum(each.seconds for each in stages),
+        worker_seconds=seconds,
+        money=None if price is None else price * seconds / 3600,
+    )
+
+
+def size_text(num_bytes: float) -> str:
+    """1234567 -> "1.2 MB"."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.3g} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.3g} TB"
+
+
+def time_text(seconds: float) -> str:
+    """Seconds for reading."""
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:,.1f} h"
+
+
+def hours_text(seconds: float) -> str:
+    """Seconds as hours, without a unit."""
+    hours = seconds / 3600
+    return f"{hours:.3f}" if hours < 10 else f"{hours:,.1f}"

@@ -1,0 +1,118 @@
+"""Several seeds of one recipe: a run directory for each seed, and one report over all of them.
+
+<run>/experiment.json   which seeds
+<run>/seed-1/ ...       complete run directories
+<run>/report.html       the counterfactual test, the items of all seeds pooled
+"""
+
+import time
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+from mucs_ray import storage
+from mucs_ray.evaluation.analysis import Analysis
+from mucs_ray.pipeline.graph import REPORT_LAYOUT, UNRELATED, Pipeline
+from mucs_ray.pipeline.method_stages import settings
+from mucs_ray.report.document import Report
+from mucs_ray.results import counterfactual
+from mucs_ray.results import report as summary
+from mucs_ray.run.driver import finish, run
+from mucs_ray.run.seeds import EXPERIMENT, folder
+from mucs_ray.store.run import Stage, State, read_json_or_none
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """The runs of several seeds; they differ in the seed only."""
+
+    run_url: str
+    pipelines: tuple[Pipeline, ...]
+
+    @property
+    def seeds(self) -> list[int]:
+        """In the order given."""
+        return [pipeline.recipe.seed for pipeline in self.pipelines]
+
+    def report(self) -> Stage:
+        """The report over all seeds."""
+        first = self.pipelines[0]
+        methods = dict.fromkeys((*first.compared, *counterfactual.evaluated_methods(self.pipelines)))
+        compared = [f"evaluate/{method}" for method in (*methods, UNRELATED)]
+        inputs = {
+            f"{folder(pipeline.recipe.seed)}/{name}": pipeline.stage(name).fingerprint
+            for pipeline in self.pipelines
+            for name in compared
+        }
+        reads = {"layout": REPORT_LAYOUT, "seeds": self.seeds, **settings(first.recipe, "name")}
+        return Stage(run_url=self.run_url, name="report", reads=reads, inputs=inputs)
+
+    def report_state(self) -> State:
+        """Where the report over all seeds stands."""
+        if not storage.exists(storage.join(self.run_url, "report.html")):
+            return State(status="missing", reason="no report.html")
+        return self.report().state()
+
+    def run(self) -> list[str]:
+        """Do what is missing, of all seeds side by side; returns the stages done now."""
+        url = storage.join(self.run_url, EXPERIMENT)
+        known = (read_json_or_none(url) or {"seeds": []})["seeds"]
+        storage.publish_json(url, {"seeds": sorted({*known, *self.seeds})})
+        done = [f"{folder(pipeline.recipe.seed)}/{name}" for pipeline, name in run(self.pipelines, "evaluate")]
+        if self.report_state().status != "done":
+            started = time.monotonic()
+            finish(self.pipelines[0], self.report(), self.write(), started)
+            done.append("report")
+        return done
+
+    @cached_property
+    def analysis(self) -> Analysis:
+        """The statistics over all seeds, once everything is done."""
+        found = counterfactual.analysis_of(self.pipelines)
+        assert found is not None
+        return found
+
+    def write(self) -> tuple[dict[str, str], dict[str, Any]]:
+        """Publish the report over all seeds."""
+        analysis = self.analysis
+        return summary.publish(self.report(), self.run_url, self.document(analysis), self.as_json(analysis), analysis)
+
+    def document(self, analysis: Analysis) -> Report:
+        """The counterfactual test; what made each image is in the reports of the seeds."""
+        first = self.pipelines[0]
+        own = ("training", "validation loss", "null loss", "scoring", "fingerprint")
+        facts = {name: value for name, value in summary.run_facts(first) if name not in own}
+        facts |= {"recipe": f"{first.recipe.name}, seeds {', '.join(str(seed) for seed in self.seeds)}"}
+        facts |= {"reports of the seeds": ", ".join(f"{folder(seed)}/report.html" for seed in self.seeds)}
+        return Report(
+            title=f"{first.recipe.name}, {len(self.seeds)} seeds",
+            subtitle=f"{analysis.num_items} generated images, {analysis.num_images:,} training images",
+            methods=summary.method_lines(first),
+            top_k=analysis.top_k,
+            num_training_images=analysis.num_images,
+            facts=tuple(facts.items()),
+            stages=tuple(self.stage_times()),
+            items=(),
+            evaluation=counterfactual.section(self.pipelines, analysis),
+            hubs=counterfactual.hubs(self.pipelines, [each.method for each in analysis.methods]),
+        )
+
+    def stage_times(self) -> list[tuple[str, str]]:
+        """Wall time of each stage, summed over the seeds."""
+        times: dict[str, float] = {}
+        for pipeline in self.pipelines:
+            for name, seconds in summary.seconds_by_stage(pipeline):
+                times[name] = times.get(name, 0.0) + seconds
+        return [(name, f"{seconds:.1f} s") for name, seconds in times.items()]
+
+    def as_json(self, analysis: Analysis) -> dict[str, Any]:
+        """For programs."""
+        runs = {str(pipeline.recipe.seed): pipeline.run_url for pipeline in self.pipelines}
+        hubs = counterfactual.found_hubs(self.pipelines, [each.method for each in analysis.methods])
+        return {
+            "run": self.run_url,
+            "seeds": self.seeds,
+            "runs": runs,
+            "hubs": {method: asdict(each) for method, each in hubs.items()},
+            "evaluation": asdict(analysis),
+        }

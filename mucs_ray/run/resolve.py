@@ -1,0 +1,104 @@
+"""From what a user names (a data set, a recipe, weights) to a checked recipe and an opened data set."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from rich.console import Console
+
+from mucs_ray import storage
+from mucs_ray.attribution.registry import find, known, listed
+from mucs_ray.config.recipe import Recipe, Values, build, from_card, read_recipe, recipe_names, with_settings
+from mucs_ray.data.prepare import prepare
+from mucs_ray.data.sources.registry import load_source
+from mucs_ray.data.table import Dataset
+from mucs_ray.errors import InputError
+
+EMBEDDED = "emoji"
+"""The data set that needs no source: prepared on first use."""
+
+
+def resolve(
+    *,
+    dataset: str | None,
+    recipe: str | None,
+    weights: str | None,
+    settings: list[str],
+    methods: Sequence[str] = (),
+    console: Console,
+) -> tuple[Recipe, Dataset]:
+    """The recipe with everything applied, and the data set it runs on. InputError in one line for anything wrong.
+
+    `methods`: those that are asked for, whose settings the recipe may have.
+    """
+    if dataset is None and recipe is None:
+        raise InputError("which data set? give --dataset NAME_OR_URL (or --recipe); `mucs-ray demo` needs neither")
+    values = raw_recipe(dataset, recipe)
+    values = with_settings(values, settings)
+    if weights is not None:
+        values["weights"] = storage.absolute(weights)
+    if "data" not in values:
+        raise InputError('the recipe names no data set; give --dataset, or data = "URL" in the recipe')
+    opened = open_dataset(str(values["data"]), console)
+    chosen = build(from_card(values, opened.card), methods)
+    if chosen.weights is not None:
+        from mucs_ray.store.weights import load_weights
+
+        heads = values.get("model", {}).get("num_heads")
+        config = load_weights(chosen.weights, num_heads=heads).config
+        chosen = build({**values, "model": asdict(config)}, methods)
+    return chosen, opened
+
+
+def method_names(asked: Sequence[str] | None) -> tuple[str, ...]:
+    """--method a,b --method c as names, in the order of the registry. InputError for a method that there is not."""
+    names = [name.strip() for each in asked or ["mucs"] for name in each.split(",") if name.strip()]
+    if not names:
+        raise InputError(f"--method names no method; known: {', '.join(listed())}")
+    for name in names:
+        find(name)
+    return tuple(name for name in known(names) if name in names)
+
+
+def raw_recipe(dataset: str | None, recipe: str | None) -> Values:
+    """A recipe by name or file; without one, the recipe named like the data set, or "custom"."""
+    if recipe is not None:
+        values = read_recipe(recipe)
+        return values if dataset is None else {**values, "data": data_url(dataset)}
+    assert dataset is not None
+    if dataset in recipe_names():
+        return read_recipe(dataset)
+    name = Dataset.open(dataset).card.request.get("name", "")  # the source it was prepared from
+    own_name = dataset.rstrip("/").rsplit("/", 1)[-1]  # so that two data sets do not share a run directory
+    return {**read_recipe(name if name in recipe_names() else "custom"), "data": dataset, "name": own_name}
+
+
+def data_url(dataset: str) -> str:
+    """Where a data set named on the command line is."""
+    return str(read_recipe(dataset)["data"]) if dataset in recipe_names() else dataset
+
+
+def open_dataset(url: str, console: Console) -> Dataset:
+    """The prepared data set; the embedded one is prepared if it is not there yet."""
+    if url == read_recipe(EMBEDDED)["data"] and not storage.exists(storage.join(url, "card.json")):
+        return prepare_data(EMBEDDED, None, url, None, console=console)
+    return Dataset.open(url)
+
+
+def prepare_data(
+    name: str,
+    source: str | None,
+    out: str,
+    size: int | None,
+    *,
+    rows_per_unit: int | None = None,
+    console: Console,
+    address: str | None = None,
+    verbose: bool = False,
+) -> Dataset:
+    """Prepare a data set; large sources are decoded through Ray Data."""
+    from mucs_ray.engine.preparing import executor
+
+    load_source(name)
+    console.print(f"preparing {name} at {out}", highlight=False, soft_wrap=True)
+    execute = executor(address, console, verbose=verbose)
+    return prepare(name, where=source, out=out, size=size, rows_per_unit=rows_per_unit, execute=execute)
