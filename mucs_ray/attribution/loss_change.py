@@ -83,7 +83,7 @@ class LossChange:
         if self.shared is not None:
             table = self._shared(batch, self.shared)
         else:
-            cuts = [batch[at : at + 1] for at in range(len(batch))]
+            cuts = (batch[at : at + 1] for at in range(len(batch)))
             table = torch.cat([self._independent(one) for one in cuts], dim=1)
             self.forwards = table.numel()
         require_finite(table, batch)

@@ -9,6 +9,7 @@ import ray
 import torch
 from ray import ObjectRef
 
+from mucs_ray.attribution.arriving import arriving
 from mucs_ray.attribution.base import Attributor, Columns, Item, MethodContext
 from mucs_ray.attribution.card import MethodStage
 from mucs_ray.attribution.first_losses import FirstLosses
@@ -149,9 +150,9 @@ def read_rows(job: AttributeJob, unit: Unit) -> pa.Table:
 
 
 def to_rows(job: AttributeJob, table: pa.Table, device: torch.device) -> Batch | Columns:
-    """Arrow rows as a hook takes them."""
+    """Arrow rows as a hook takes them; images are decoded and moved while the first of them are worked with."""
     if job.features is None:
-        return job.dataset.batch(table).to(device)
+        return arriving(len(table), lambda rows: job.dataset.batch(table[rows]), device)
     columns = {name: torch.from_numpy(matrix(table, name)) for name in table.column_names if name != "idx"}
     return {"idx": torch.from_numpy(table["idx"].to_numpy()), **{n: each.to(device) for n, each in columns.items()}}
 
