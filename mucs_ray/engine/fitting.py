@@ -18,10 +18,11 @@ from mucs_ray.attribution.card import MethodStage
 from mucs_ray.config.engine import GROUPS
 from mucs_ray.data.table import Unit
 from mucs_ray.engine.attempts import beat
-from mucs_ray.engine.attributors import AttributeJob, Refs, build, read_rows, stream_rows, to_rows
+from mucs_ray.engine.attributors import AttributeJob, Refs, build, stream_rows, to_rows
 from mucs_ray.engine.board import Board, new_board
 from mucs_ray.engine.models import Arrays, load_arrays, to_arrays, to_tensors
 from mucs_ray.engine.progress import Bar
+from mucs_ray.engine.reading import read_rows
 from mucs_ray.engine.session import Cluster
 from mucs_ray.engine.units import completed
 from mucs_ray.errors import RunFailed
@@ -108,7 +109,7 @@ def sum_group(method: Attributor, job: AttributeJob, units: Sequence[Unit], file
     """Sums over some units, in float64, published."""
     total: dict[str, Tensor] = {}
     for unit in units:
-        rows = to_rows(job, read_rows(job, unit), method.context.device)
+        rows = to_rows(job, read_rows(job.features, unit), method.context.device)
         try:
             sums = method.accumulate(rows)
         except RunFailed as error:

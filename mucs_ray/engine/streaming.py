@@ -6,13 +6,10 @@ no part after a pass is streamed again: a resumed run, a lost worker and a first
 when nodes join, and shrinks when the work runs out.
 """
 
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import pyarrow as pa
 import ray
 import ray.data
 import ray.exceptions
@@ -20,13 +17,13 @@ import ray.exceptions
 from mucs_ray import storage
 from mucs_ray.data.table import Unit
 from mucs_ray.engine.attempts import explain
-from mucs_ray.engine.attributors import AttributeJob, Refs, read_rows
+from mucs_ray.engine.attributors import AttributeJob, Refs
 from mucs_ray.engine.board import Board, last_line, new_board
 from mucs_ray.engine.pace import PACE, Pace
 from mucs_ray.engine.progress import Bar
+from mucs_ray.engine.reading import Reader, read_units
 from mucs_ray.engine.scoring import Member, Receipt, Scorer
 from mucs_ray.engine.session import READER_CPUS, Cluster, quiet_data
-from mucs_ray.engine.unit_rows import UNIT_COLUMN, with_source
 from mucs_ray.engine.watch import watching
 from mucs_ray.errors import MucsError
 from mucs_ray.store.parts import unit_part
@@ -61,6 +58,18 @@ class Streamed:
     def member(self) -> Member:
         """For the workers of the next pass."""
         return Member(job=self.job, board=self.board, units=frozenset(unit.name for unit in self.todo))
+
+    @property
+    def reader(self) -> Reader:
+        """What the readers of the next pass need to know of this stage."""
+        job = self.job
+        return Reader(
+            source=job.source,
+            features=job.features,
+            timeout=job.recipe.engine.timeout,
+            board=self.board,
+            units=frozenset(unit.name for unit in self.todo),
+        )
 
     def take(self, receipt: Receipt, cluster: Cluster) -> None:
         """A part is there."""
@@ -118,9 +127,10 @@ def stream(stages: Sequence[Streamed], cluster: Cluster) -> Iterator[Receipt]:
     names = ray.data.from_items(list(units), override_num_blocks=len(units))
     rows = names.map_batches(
         read_units,  # pyright: ignore[reportArgumentType]
-        fn_args=(units, members),
+        fn_args=(units, [stage.reader for stage in stages]),
         batch_size=None,
         batch_format="pyarrow",
+        compute=ray.data.TaskPoolStrategy(size=num_readers(most)),
         num_cpus=READER_CPUS,
     )
     done = rows.map_batches(
@@ -152,39 +162,8 @@ def pool_size(cluster: Cluster, num_units: int) -> tuple[int, int]:
     return min(least, most), most
 
 
-def read_units(names: pa.Table, units: dict[str, Unit], members: Sequence[Member]) -> pa.Table:
-    """A unit's rows from every source that its stages read, and its name as a column. Of a source that cannot be read
-    there are no columns, and the boards of its stages know why.
+def num_readers(most_scorers: int) -> int:
+    """The number of tasks that read side by side. Reading a unit takes a fraction of the time of scoring it, and each
+    reader is a process of its own, so a small pool needs no more than two.
     """
-    unit = units[names["item"][0].as_py()]
-    table = pa.table({UNIT_COLUMN: [unit.name] * unit.rows})
-    readers: dict[str, list[Member]] = {}
-    for member in members:
-        if unit.name in member.units:
-            readers.setdefault(member.job.source, []).append(member)
-    for source, those in readers.items():
-        job = those[0].job
-        try:
-            table = with_source(table, source, within(job.recipe.engine.timeout, read_rows, job, unit))
-        except Exception as error:
-            own = error if isinstance(error, MucsError) else None
-            for member in those:
-                member.board.failed(unit.name, str(own or f"it could not be read: {last_line(error)}"), own)
-    return table
-
-
-def within(seconds: float, function: Callable[..., pa.Table], *arguments: Any) -> pa.Table:  # noqa: ANN401
-    """function(*arguments), or TimeoutError: a file system that hangs cannot be interrupted, only left behind."""
-    result = Future[pa.Table]()
-
-    def run() -> None:
-        try:
-            result.set_result(function(*arguments))
-        except BaseException as error:
-            result.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    try:
-        return result.result(timeout=seconds)
-    except TimeoutError as error:
-        raise error if result.done() else TimeoutError(f"no answer for {seconds:g} s") from None
+    return max(2, most_scorers // 4)

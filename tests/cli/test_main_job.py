@@ -35,7 +35,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def start(place: Path, *arguments: str) -> subprocess.Popen[str]:
     environment = {**os.environ, "MUCS_RAY_CACHE": str(place / "cache"), "COLUMNS": "120"}
-    command = [sys.executable, "-m", "mucs_ray.cli.app", *arguments]
+    command = [sys.executable, "-m", "mucs_ray.cli", *arguments]
     return subprocess.Popen(
         command,
         cwd=place,
