@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mucs_ray.diffusion.model import DiffusionModel
-from mucs_ray.engine.attempts import beat
+from mucs_ray.engine.attempts import heartbeat
 from mucs_ray.engine.host import keep_freed_memory
 from mucs_ray.models.dit_config import DiTConfig
 from mucs_ray.models.dit_edm import untrained
@@ -45,7 +45,7 @@ def build_denoiser(config: DiTConfig, arrays: Mapping[str, np.ndarray], device: 
     keep_freed_memory()
     denoiser = untrained(config)
     denoiser.network.load_state_dict(to_tensors(arrays, torch.device("cpu")))
-    denoiser.network.register_forward_pre_hook(lambda *_: beat())  # whoever computes is alive
+    denoiser.network.register_forward_pre_hook(lambda *_: heartbeat())  # whoever computes is alive
     return denoiser.to(device).eval().requires_grad_(False)
 
 
