@@ -77,10 +77,14 @@ def run_training(job: TrainJob, group: Group, device: torch.device, post: Callab
     load_state(job.stage, state)
     if group.size > 1:
         group = wrap(state, group)
-    images = LocalImages(job.dataset, "train", removed=job.removed, on_unit=beat)
-    test = LocalImages(job.dataset, "test", on_unit=beat)
+    kind = adapter(job.model)
+    codec, trainer = kind.codec(torch.device("cpu")), kind.trainer()
+    assert trainer is not None, "a model that cannot be trained has no stage that trains"
+    images = LocalImages(job.dataset, "train", codec=codec, removed=job.removed, on_unit=beat)
+    test = LocalImages(job.dataset, "test", codec=codec, on_unit=beat)
     posted = 0.0
-    for update in training(state, images, test, job.train, seed=job.seed, group=group):
+    updates = training(state, images, test, job.train, seed=job.seed, group=group, augment=trainer.augment)
+    for update in updates:
         beat()  # a captured pass calls no hook
         if group.rank == 0 and time.monotonic() - posted > POST_INTERVAL_S:
             posted = time.monotonic()
