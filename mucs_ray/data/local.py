@@ -116,11 +116,11 @@ def copy_split(dataset: Dataset, split: Split, folder: Path, on_unit: Callable[[
 def fill(dataset: Dataset, split: Split, aside: Path, on_unit: Callable[[], None]) -> None:
     """The flat files of a split."""
     facts: dict[str, list[np.ndarray]] = {"idx": [], "sizes": [], "labels": [], "counts": []}
-    with (aside / "pixels").open("wb") as pixels, (aside / "embeddings").open("wb") as embeddings:
+    with (aside / "pixels").open("wb") as stored, (aside / "embeddings").open("wb") as embeddings:
         for table in dataset.stream(split):
             on_unit()
             for image in stored_images(table):
-                pixels.write(image.tobytes())
+                stored.write(image.tobytes())
             facts["idx"].append(table["idx"].to_numpy())
             facts["sizes"].append(np.stack([table["height"].to_numpy(), table["width"].to_numpy()], axis=1))
             facts["labels"].append(table["label"].fill_null(-1).to_numpy())

@@ -130,7 +130,7 @@ def stream(stages: Sequence[Streamed], cluster: Cluster) -> Iterator[Receipt]:
         fn_args=(units, [stage.reader for stage in stages]),
         batch_size=None,
         batch_format="pyarrow",
-        compute=ray.data.TaskPoolStrategy(size=num_readers(most)),
+        compute=ray.data.TaskPoolStrategy(size=min(num_readers(most), len(units))),
         num_cpus=READER_CPUS,
     )
     done = rows.map_batches(
