@@ -37,7 +37,7 @@ import published
 import torch
 
 from mucs_ray.attribution.arriving import arriving
-from mucs_ray.attribution.base import Item, MethodContext
+from mucs_ray.attribution.base import MethodContext
 from mucs_ray.attribution.cards.das import DASConfig
 from mucs_ray.attribution.cards.dtrak import DTRAKConfig
 from mucs_ray.attribution.cards.mucs import MUCSConfig
@@ -48,7 +48,7 @@ from mucs_ray.attribution.model_bank import ModelBank
 from mucs_ray.attribution.mucs import EXPECTED_UPDATES
 from mucs_ray.attribution.tuning import tune
 from mucs_ray.attribution.unlearn import unlearn
-from mucs_ray.diffusion.batch import Batch
+from mucs_ray.diffusion.batch import Batch, Item
 from mucs_ray.diffusion.condition import mapped, one_by_one
 from mucs_ray.models.dit import DiTConfig
 from mucs_ray.models.dit_edm import DiTEDM
@@ -128,11 +128,11 @@ class Measured:
         models = ModelBank(denoiser, self.bank, config, captures=captures)
         at_once = int(config.images_per_forward)
         stored = random_batch(self.model, 4 * at_once, torch.device("cpu"))
-        pixels = stored.image.add(1).mul(127.5).byte()
+        pixels = stored.z.add(1).mul(127.5).byte()
 
         def decoded(rows: slice) -> Batch:
             condition = mapped(stored.condition, lambda tensor: tensor[rows])
-            return Batch(idx=stored.idx[rows], image=pixels[rows].float() / 127.5 - 1, condition=condition)
+            return Batch(idx=stored.idx[rows], z=pixels[rows].float() / 127.5 - 1, condition=condition)
 
         def work() -> torch.Tensor:
             return models.losses(arriving(len(stored), decoded, DEVICE, rows_at_once=at_once), self.noises)
@@ -148,7 +148,7 @@ class Measured:
         batch = random_batch(self.model, images)
 
         def work() -> torch.Tensor:
-            data = batch.image, batch.condition.get("condition"), self.noises.level, self.noises.unit
+            data = batch.z, batch.condition.get("condition"), self.noises.level, self.noises.unit
             return published.skews(network, first, self.bank, *data, batch=images, bf16=DEVICE.type == "cuda")
 
         took = seconds_a_call(work, self.budget)
@@ -236,7 +236,7 @@ def other_passes(results: Results, name: str, measured: Measured) -> dict[str, f
     speeds: dict[str, float] = {}
     model, batch_size = measured.model, 4 if measured.tiny else 100
     some = random_batch(model, batch_size)
-    item = Item(number=0, idx=0, image=some.image[0], condition=one_by_one(some.condition, len(some.image))[0])
+    item = Item(number=0, idx=0, z=some.z[0], condition=one_by_one(some.condition, len(some.z))[0])
     count = 2 if measured.tiny else 10
 
     def unlearning() -> object:
@@ -270,10 +270,10 @@ def other_passes(results: Results, name: str, measured: Measured) -> dict[str, f
     batch = random_batch(model, 8 if measured.tiny else 128)
     config = TrainConfig(batch_size=len(batch), precision="bf16")
     draws = UpdateDraws(
-        image=batch.image.cpu(),
+        z=batch.z.cpu(),
         condition={**batch.to("cpu").condition, "augmented": torch.zeros(len(batch), dtype=torch.long)},
-        level=batch.image.flatten(1).std(dim=1).cpu(),
-        noise=batch.image.cpu(),
+        level=batch.z.flatten(1).std(dim=1).cpu(),
+        noise=batch.z.cpu(),
     )
     ways = {"any": (nullcontext(), False), "fixed": (as_in_training(DEVICE), False)}
     if DEVICE.type == "cuda":

@@ -4,7 +4,7 @@ The first few rows are decoded at once, the others by a thread, piece by piece, 
 piece is copied on a stream of its own. Whoever takes rows waits for the pieces that hold them and for no others: Python
 until the copy has been asked for, the device until it is made. What could not be decoded is raised to whoever takes
 those rows. On a CPU rows are put where they are read, and only the thread remains.
-Axes: b images, *shape of an image.
+Axes: b images, *shape of z.
 """
 
 import time
@@ -22,8 +22,8 @@ from mucs_ray.diffusion.condition import Condition
 
 ROWS_AT_ONCE = 32
 """In a piece: decoding the first one takes a millisecond or so, which is all that the device waits for."""
-IMAGE = "image"
-"""Names the images among the tensors of a batch; no condition is called so (condition.py)."""
+Z, MASK, CONDITION = "z", "mask", "condition."
+"""Names of the tensors of a batch; CONDITION begins those of its condition."""
 
 
 class Memory:
@@ -97,8 +97,10 @@ class Arrivals:
         self.seconds_waited += time.monotonic() - began
         for each in sent:
             self.memory.wait(each)
-        image, condition = self.memory.there[IMAGE], {n: each for n, each in self.memory.there.items() if n != IMAGE}
-        return Batch(idx=self.idx, image=image, condition=condition)
+        tensors = self.memory.there
+        begin = len(CONDITION)
+        condition = {name[begin:]: each for name, each in tensors.items() if name.startswith(CONDITION)}
+        return Batch(idx=self.idx, z=tensors[Z], condition=condition, mask=tensors.get(MASK))
 
     def whole(self) -> Batch:
         """All rows."""
@@ -139,14 +141,19 @@ class ArrivingBatch(Batch):
         return self.arrivals.whole().idx
 
     @property
-    def image(self) -> Float[Tensor, "b *shape"]:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def z(self) -> Float[Tensor, "b *shape"]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """All images."""
-        return self.arrivals.whole().image
+        return self.arrivals.whole().z
 
     @property
     def condition(self) -> Condition:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Of all images."""
         return self.arrivals.whole().condition
+
+    @property
+    def mask(self) -> Float[Tensor, "b *shape"] | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Of all images."""
+        return self.arrivals.whole().mask
 
 
 def arriving(
@@ -167,7 +174,8 @@ def seconds_waited(rows: object) -> float:
 
 def tensors_of(batch: Batch) -> dict[str, Tensor]:
     """What goes to the device, by name."""
-    return {IMAGE: batch.image, **batch.condition}
+    mask = {} if batch.mask is None else {MASK: batch.mask}
+    return {Z: batch.z, **mask, **{f"{CONDITION}{name}": each for name, each in batch.condition.items()}}
 
 
 @cache

@@ -4,15 +4,14 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from mucs_ray.attribution.base import Item, ItemState, MethodSettings, Passes, Tensors
+from mucs_ray.attribution.base import ItemState, MethodSettings, Passes, Tensors
 from mucs_ray.attribution.card import MethodStage
 from mucs_ray.attribution.cards.mucs import CARD, MUCSConfig
 from mucs_ray.attribution.loss_change import LossAttributor
 from mucs_ray.attribution.unlearn import changed_names, null_loss, unlearn
-from mucs_ray.diffusion.batch import Batch
+from mucs_ray.diffusion.batch import Batch, Item
 from mucs_ray.diffusion.model import DiffusionModel
-from mucs_ray.models.dit_edm import untrained
-from mucs_ray.training.step import name_torch_stream
+from mucs_ray.models.adapters import adapter
 
 NULL_BATCH = 100
 EXPECTED_UPDATES = 109
@@ -55,8 +54,8 @@ class MUCS(LossAttributor):
         """With the weights that training starts from."""
         context = self.context
         assert context.batches is not None
-        name_torch_stream(context.settings.seed, "train/init")
-        first = untrained(context.settings.model).to(context.device)
+        first = adapter(context.settings.model).untrained(context.settings.seed, context.device)
+        assert first is not None, "a model that cannot be trained has no null loss that could be drawn"
         batches = context.batches("null", min(NULL_BATCH, context.num_images))
         return null_loss(first, batches, num_batches=num_batches, seed=context.settings.seed)
 
@@ -90,5 +89,5 @@ def mean_square(rows: Iterator[Batch]) -> float:
     """Of all elements of the training images."""
     total, count = 0.0, 0
     for batch in rows:
-        total, count = total + batch.image.double().square().sum().item(), count + batch.image.numel()
+        total, count = total + batch.z.double().square().sum().item(), count + batch.z.numel()
     return total / count

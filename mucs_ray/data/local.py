@@ -18,6 +18,8 @@ from jaxtyping import Int64
 
 from mucs_ray.data.table import Dataset, Split, center_crop, stored_images
 from mucs_ray.diffusion.batch import Batch
+from mucs_ray.spaces.codec import Codec
+from mucs_ray.spaces.pixels import PIXELS
 
 
 def cache_folder() -> Path:
@@ -34,11 +36,14 @@ class LocalImages:
         dataset: Dataset,
         split: Split,
         *,
+        codec: Codec = PIXELS,
         removed: frozenset[int] = frozenset(),
         on_unit: Callable[[], None] = lambda: None,
     ) -> None:
-        """Copies the split to this node if it is not there yet, with a sign of life for each unit."""
-        self.card = dataset.card
+        """Copies the split to this node if it is not there yet, with a sign of life for each unit; `codec` makes z of
+        its pictures.
+        """
+        self.card, self.codec = dataset.card, codec
         folder = cache_folder() / dataset.card.fingerprint[:32] / split
         if not folder.exists():
             copy_split(dataset, split, folder, on_unit)
@@ -68,7 +73,7 @@ class LocalImages:
         images = np.stack([self.crop(row, spot) for row, spot in zip(at.tolist(), spot_of, strict=True)])
         return Batch(
             idx=torch.from_numpy(self.idx[at]),
-            image=torch.from_numpy(images).float() / 127.5 - 1,
+            z=self.codec.encode(torch.from_numpy(images)),
             condition=self.conditions(at, None if spots is None else spots[2]),
         )
 
@@ -111,11 +116,11 @@ def copy_split(dataset: Dataset, split: Split, folder: Path, on_unit: Callable[[
 def fill(dataset: Dataset, split: Split, aside: Path, on_unit: Callable[[], None]) -> None:
     """The flat files of a split."""
     facts: dict[str, list[np.ndarray]] = {"idx": [], "sizes": [], "labels": [], "counts": []}
-    with (aside / "pixels").open("wb") as pixels, (aside / "embeddings").open("wb") as embeddings:
+    with (aside / "pixels").open("wb") as stored, (aside / "embeddings").open("wb") as embeddings:
         for table in dataset.stream(split):
             on_unit()
             for image in stored_images(table):
-                pixels.write(image.tobytes())
+                stored.write(image.tobytes())
             facts["idx"].append(table["idx"].to_numpy())
             facts["sizes"].append(np.stack([table["height"].to_numpy(), table["width"].to_numpy()], axis=1))
             facts["labels"].append(table["label"].fill_null(-1).to_numpy())

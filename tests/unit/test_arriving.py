@@ -35,7 +35,7 @@ CONFIG = ScoreConfig(noises=3)
 NOISES = NoiseSet.draw(1, "noise", scoring_sigmas(3, 0.7), (3, 8, 8))
 IMAGES = Batch(
     idx=torch.arange(100, 109),
-    image=normal(generator(1, "images"), 9, 3, 8, 8).tanh(),
+    z=normal(generator(1, "images"), 9, 3, 8, 8).tanh(),
     condition={"condition": torch.eye(3).repeat(3, 1)},
 )
 DENOISER = lively(MODEL)
@@ -49,7 +49,7 @@ PATIENCE_S = 20.0
 def same(one: Batch, other: Batch) -> bool:
     """Bit for bit."""
     conditions = one.condition.keys() == other.condition.keys()
-    pairs = [(one.idx, other.idx), (one.image, other.image)]
+    pairs = [(one.idx, other.idx), (one.z, other.z)]
     pairs += [(one.condition[name], other.condition[name]) for name in one.condition if conditions]
     return conditions and all(torch.equal(*pair) for pair in pairs)
 
@@ -77,6 +77,13 @@ def test_a_cut_is_that_of_the_whole_batch(at_once: int, rows: slice):
     assert same(batch[torch.tensor([8, 0, 3])], IMAGES[torch.tensor([8, 0, 3])])
     assert same(batch, IMAGES)
     assert ended()
+
+
+def test_a_mask_arrives_with_its_rows():
+    masked = replace(IMAGES, mask=(IMAGES.z > 0).float())
+    batch = arriving(9, masked.__getitem__, CPU, rows_at_once=2)
+    assert batch.mask is not None and batch[3:8].mask is not None
+    assert torch.equal(batch.mask, masked.mask) and torch.equal(batch[3:8].mask, masked.mask[3:8])
 
 
 def test_rows_are_decoded_once_and_in_order():
@@ -277,16 +284,16 @@ def test_rows_are_there_when_forwards_read_them(images: int, log: list[str]):
         rows = IMAGES[order]
         batch = to_late_device(9, rows.__getitem__, 2)
         assert ended()
-        assert batch.arrivals.memory.there["image"].isnan().all()  # not one copy has been made yet
+        assert batch.arrivals.memory.there["z"].isnan().all()  # not one copy has been made yet
         assert torch.equal(models.losses(batch, NOISES), models.losses(rows, NOISES))
 
 
 def test_a_cut_waits_for_its_own_copies_only(log: list[str]):
     batch = to_late_device(9, IMAGES.__getitem__, 3)
     assert ended()
-    assert torch.equal(batch[:2].image, IMAGES.image[:2])
+    assert torch.equal(batch[:2].z, IMAGES.z[:2])
     assert log.count("copy") == 2  # of the images and of their conditions
-    assert batch.arrivals.memory.there["image"][3:].isnan().all()
+    assert batch.arrivals.memory.there["z"][3:].isnan().all()
     assert same(batch, IMAGES)
     assert log.count("copy") == 6
 
@@ -314,7 +321,7 @@ def failing(at: int) -> Callable[[slice], Batch]:
 def test_an_error_is_raised_to_whoever_takes_those_rows_each_time():
     bad, good = arriving(9, failing(6), CPU, rows_at_once=3), arriving(9, IMAGES.__getitem__, CPU, rows_at_once=3)
     assert same(bad[:6], IMAGES[:6])
-    takes: Sequence[Callable[[], object]] = (lambda: bad[5:7], lambda: bad[torch.tensor([0])], lambda: bad.image)
+    takes: Sequence[Callable[[], object]] = (lambda: bad[5:7], lambda: bad[torch.tensor([0])], lambda: bad.z)
     for take in takes:
         with pytest.raises(InputError, match="rows from 6 cannot be decoded"):
             take()
@@ -339,5 +346,5 @@ def test_an_image_that_is_cut_short_fails_its_own_unit(tmp_path: Path):
     table = table.set_column(table.column_names.index("image"), "image", pa.array(images))
     batch, after = of_table(dataset, table), of_table(dataset, other)
     with pytest.raises(InputError, match=f"image idx={idx} holds"):
-        _ = batch.image
+        _ = batch.z
     assert same(after, dataset.batch(other))
