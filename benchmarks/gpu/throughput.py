@@ -30,6 +30,7 @@ from common import (
     seconds,
     seconds_a_call,
     settings_of,
+    synchronize,
 )
 
 # isort: split
