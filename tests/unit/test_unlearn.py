@@ -66,9 +66,19 @@ def item(idx: int = 60, *, number: int = 0) -> Item:
     return Item(number=number, idx=idx, condition={"condition": torch.tensor([0.0, 1.0, 0.0])}, z=image)
 
 
-def run(denoiser: DiTEDM, what: Item, *, bound: float = FAR, rate: float = RATE, **changes: object) -> Unlearned:
+def run(
+    denoiser: DiTEDM,
+    what: Item,
+    *,
+    bound: float = FAR,
+    second_moment: float | None = None,
+    rate: float = RATE,
+    **changes: object,
+) -> Unlearned:
     config = replace(MUCSConfig(max_updates=3), **changes)
-    return unlearn(denoiser, what, batches, bound=bound, config=config, learning_rate=rate, seed=SEED)
+    return unlearn(
+        denoiser, what, batches, bound=bound, second_moment=second_moment, config=config, learning_rate=rate, seed=SEED
+    )
 
 
 def equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
@@ -412,6 +422,26 @@ def test_levels_of_both_losses_can_be_random_positions_of_the_whole_schedule(
         assert torch.equal(sigma, random_schedule_sigmas(stream, 16, 1.0))
         assert torch.equal(noise, normal(stream, 16, 3, 8, 8))
     assert not torch.equal(seen[0][0], seen[1][0])
+
+
+# --- the bound level by level -----------------------------------------------------------------------------------------
+
+
+def test_every_draw_is_bound_at_its_own_level_and_the_stop_by_the_mean(trained: DiTEDM):
+    """Each draw's loss is min(L, b(sigma)), b = 4 (sigma^2 + .25) v / (sigma^2 + v) (spec/models 2.5)."""
+    v, name = 0.3, "unlearn/item=60/step=0/item"
+    sigma = training_sigmas(generator(SEED, name), 16)
+    bounds = 4 * (sigma**2 + 0.25) * v / (sigma**2 + v)
+    repeated = item().z.expand(16, -1, -1, -1), for_each(item().condition, 16)
+    losses = hand_losses(trained.eval(), *repeated, name)
+    assert (losses > bounds).any() and (losses < bounds).any()  # both sides of the minimum are there
+    expected = torch.minimum(losses, bounds).mean().item()
+    found = run(trained, item(), bound=FAR, second_moment=v, max_updates=1)
+    assert found.item_loss[0] == pytest.approx(expected, rel=1e-5)
+    assert found.outcome == "bound hit"
+    assert run(trained, item(), bound=expected, second_moment=v).updates == 0  # at the mean there is nothing to do
+    unbound = run(trained, item(), bound=FAR, second_moment=v, clamp=False, max_updates=1)
+    assert unbound.item_loss[0] == pytest.approx(losses.mean().item(), rel=1e-5)
 
 
 # --- the null loss ----------------------------------------------------------------------------------------------------
