@@ -19,7 +19,7 @@ from mucs_ray.diffusion.batch import Batch, Item
 from mucs_ray.diffusion.condition import moved
 from mucs_ray.diffusion.model import DiffusionModel
 from mucs_ray.encoders.networks import load_clip, load_dino
-from mucs_ray.engine.attempts import beat
+from mucs_ray.engine.attempts import heartbeat
 from mucs_ray.engine.models import Arrays, best_device, build_denoiser
 from mucs_ray.engine.reading import read_rows
 from mucs_ray.evaluation.metrics import ReadyMetric
@@ -104,7 +104,7 @@ def build(
         codec=adapter(recipe.model).codec(device),
         encode=None if job.encoder is None else encoder(job.encoder, device),
         captures=captures_graphs(recipe, device),
-        on_progress=beat,
+        on_progress=heartbeat,
         first_losses=shared.first_losses,
         num_methods=shared.num_methods,
     )
@@ -134,11 +134,11 @@ def named_batches(
 
     @cache
     def images() -> LocalImages:
-        return LocalImages(dataset, "train", codec=codec, on_unit=beat)
+        return LocalImages(dataset, "train", codec=codec, on_unit=heartbeat)
 
     def named(name: str, size: int) -> Callable[[int], Batch]:
         def batches(step: int) -> Batch:
-            beat()
+            heartbeat()
             rows = batch_rows(seed, name, step, num_images=len(images()), batch_size=size)
             return images().batch(rows).to(device)
 
@@ -158,7 +158,7 @@ def to_rows(job: AttributeJob, table: pa.Table, device: torch.device) -> Batch |
 def stream_rows(job: AttributeJob, device: torch.device) -> Iterator[Batch | Columns]:
     """All of them, a unit at a time."""
     for unit in job.dataset.units("train"):
-        beat()
+        heartbeat()
         table = read_rows(job.features, unit)
         if len(table):  # of a sample there may be none
             yield to_rows(job, table, device)

@@ -15,7 +15,7 @@ from mucs_ray.engine.models import best_device, build_denoiser, to_tensors
 from mucs_ray.engine.progress import Bar
 from mucs_ray.engine.reading import read_rows
 from mucs_ray.engine.session import Cluster
-from mucs_ray.engine.units import completed
+from mucs_ray.engine.units import run_units
 
 
 def settled(recipe: Recipe, found: Tuning) -> Recipe:
@@ -51,5 +51,5 @@ def tuned(
     counts = {"num_images": sum(unit.rows for unit in todo), "num_items": job.recipe.generate.items}
     forwards = job.attributor.passes(job.part, job.recipe, **counts).forwards
     share = forwards // min(cluster.num_workers, len(todo))
-    ((_, found),) = completed(tune_task, {"tuning": (refs, job, todo[0], share)}, cluster=cluster, bar=bar)
+    ((_, found),) = run_units(tune_task, {"tuning": (refs, job, todo[0], share)}, cluster=cluster, bar=bar)
     return replace(job, recipe=settled(job.recipe, found)), {file: storage.publish_json(url, asdict(found))}

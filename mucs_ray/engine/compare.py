@@ -9,7 +9,7 @@ from jaxtyping import Float
 from mucs_ray.engine.models import best_device
 from mucs_ray.engine.progress import Bar
 from mucs_ray.engine.session import Cluster
-from mucs_ray.engine.units import completed
+from mucs_ray.engine.units import run_units
 from mucs_ray.evaluation.metrics import ReadyMetric
 from mucs_ray.models.adapters import adapter
 from mucs_ray.models.spec import ModelSpec
@@ -48,7 +48,7 @@ def compare(
         return {metric.name: np.zeros(0, np.float32) for metric in metrics}
     found: dict[str, np.ndarray] = {}
     units = {metric.name: (metric, pairs, model) for metric in metrics}
-    for name, values in completed(measure, units, cluster=cluster, bar=bar):
+    for name, values in run_units(measure, units, cluster=cluster, bar=bar):
         found[name] = values
         bar.advance(1)
     return {metric.name: found[metric.name] for metric in metrics}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mucs_ray.diffusion.model import DiffusionModel
-from mucs_ray.engine.attempts import beat
+from mucs_ray.engine.attempts import heartbeat
 from mucs_ray.engine.host import keep_freed_memory
 from mucs_ray.models.adapters import adapter
 from mucs_ray.models.spec import ModelSpec
@@ -44,7 +44,7 @@ def build_denoiser(spec: ModelSpec, arrays: Mapping[str, np.ndarray], device: to
     """The denoiser with these weights, frozen, in eval mode."""
     keep_freed_memory()
     denoiser = adapter(spec).model(device, to_tensors(arrays, torch.device("cpu")))
-    denoiser.network.register_forward_pre_hook(lambda *_: beat())  # whoever computes is alive
+    denoiser.network.register_forward_pre_hook(lambda *_: heartbeat())  # whoever computes is alive
     return denoiser
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from mucs_ray.data.table import Unit, read_unit
-from mucs_ray.engine.board import Board, last_line
+from mucs_ray.engine.coordinator import Coordinator, last_line
 from mucs_ray.errors import MucsError
 from mucs_ray.store.parts import read_part, unit_part
 from mucs_ray.store.run import Stage
@@ -33,7 +33,7 @@ class Reader:
     """The stage whose parts are read in place of images."""
     timeout: float
     """Seconds after which a source that does not answer is given up."""
-    board: Board
+    coordinator: Coordinator
     units: frozenset[str]
     """The names of the units that the stage has no part of yet."""
 
@@ -41,7 +41,7 @@ class Reader:
 def read_units(names: pa.Table, units: Mapping[str, Unit], readers: Sequence[Reader]) -> pa.Table:
     """Read a unit's rows from every source that a stage of the pass needs, with the unit's name as a column.
 
-    A source that cannot be read has no columns in the table, and the boards of its stages know why.
+    A source that cannot be read has no columns in the table, and the coordinators of its stages are told why.
     """
     unit = units[names["item"][0].as_py()]
     table = pa.table({UNIT_COLUMN: [unit.name] * unit.rows})
@@ -55,7 +55,7 @@ def read_units(names: pa.Table, units: Mapping[str, Unit], readers: Sequence[Rea
         except Exception as error:
             own = error if isinstance(error, MucsError) else None
             for reader in same:
-                reader.board.failed(unit.name, str(own or f"it could not be read: {last_line(error)}"), own)
+                reader.coordinator.failed(unit.name, str(own or f"it could not be read: {last_line(error)}"), own)
     return table
 
 

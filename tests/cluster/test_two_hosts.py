@@ -181,5 +181,5 @@ def test_a_host_is_cut_off_in_the_middle(tmp_path: Path):
         calm = subprocess.run([*command, str(tmp_path / "calm")], capture_output=True, text=True, timeout=900)
         assert calm.returncode == 0, calm.stderr
     for file in (tmp_path / "cut" / "events").iterdir():
-        print("\n".join(line for line in file.read_text().splitlines() if '"crew"' in line or '"failure"' in line))
+        print("\n".join(line for line in file.read_text().splitlines() if '"workers"' in line or '"failure"' in line))
     assert scores(tmp_path / "cut") == scores(tmp_path / "calm")
