@@ -34,7 +34,7 @@ def skews(
 
 def epsilon_at(process: Process, level: Float[Tensor, " n"], epsilon: float) -> Float[Tensor, " n"]:
     """epsilon in the units of the loss at each level, the loss of the best linear denoiser, so that it damps no level
-    more than another whatever the network predicts (spec/models 2.4); for EDM it is the same at all levels.
+    more than another whatever the network predicts (spec/models 2.4).
     """
     return epsilon * process.linear_bound(level, process.second_moment)
 
