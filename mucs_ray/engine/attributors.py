@@ -9,6 +9,7 @@ import ray
 import torch
 from ray import ObjectRef
 
+from mucs_ray.attribution.arriving import arriving
 from mucs_ray.attribution.base import Attributor, Columns, MethodContext
 from mucs_ray.attribution.card import MethodStage
 from mucs_ray.attribution.first_losses import FirstLosses
@@ -148,9 +149,12 @@ def named_batches(
 
 
 def to_rows(job: AttributeJob, table: pa.Table, device: torch.device) -> Batch | Columns:
-    """Arrow rows as a hook takes them."""
+    """Arrow rows as a hook takes them; pictures are decoded and moved while the first of them are worked with."""
     if job.features is None:
-        return job.dataset.batch(table, adapter(job.recipe.model).codec(device)).to(device)
+        codec = adapter(job.recipe.model).codec(device)
+        if codec.encodes_each_alone:
+            return arriving(len(table), lambda rows: job.dataset.batch(table[rows], codec), device)
+        return job.dataset.batch(table, codec).to(device)
     columns = {name: torch.from_numpy(matrix(table, name)) for name in table.column_names if name != "idx"}
     return {"idx": torch.from_numpy(table["idx"].to_numpy()), **{n: each.to(device) for n, each in columns.items()}}
 
