@@ -60,12 +60,13 @@ def draw_losses(
     seed: int,
     name: str,
     sigmas: Levels = "training",
+    mask: Float[Tensor, "b *shape"] | None = None,
 ) -> Float[Tensor, " b"]:
-    """Losses at a noise level and noise for each row, drawn from a name."""
+    """Losses at a noise level and noise for each row, drawn from a name; of what the mask leaves of an image."""
     stream = generator(seed, name)
     level, noise = noise_levels(denoiser.process, stream, len(image), sigmas), normal(stream, *image.shape)
     device = image.device
-    return denoising_loss(denoiser.process, denoiser, image, noise.to(device), level.to(device), condition)
+    return denoising_loss(denoiser.process, denoiser, image, noise.to(device), level.to(device), condition, mask)
 
 
 def noise_levels(process: Process, stream: np.random.Generator, num: int, sigmas: Levels) -> Float[Tensor, " n"]:
@@ -175,7 +176,7 @@ def measure(
         name = f"unlearn/item={item.idx}/step={step}"
         batch = batches(step)
         train_loss = draw_losses(
-            changed, batch.z, batch.condition, seed=seed, name=f"{name}/train", sigmas=config.sigmas
+            changed, batch.z, batch.condition, seed=seed, name=f"{name}/train", sigmas=config.sigmas, mask=batch.mask
         ).mean()
         losses = item_losses(changed, item, len(batch), seed=seed, name=f"{name}/item", sigmas=config.sigmas)
         require_finite(torch.cat([train_loss[None], losses]), item, step)  # before the clamp, which hides an infinity

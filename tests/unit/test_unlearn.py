@@ -327,7 +327,7 @@ def test_draws_are_independent_named_and_of_the_training_distribution(monkeypatc
     monkeypatch.setattr(unlearning, "denoising_loss", spy)
     run(trained, item(), max_updates=2)
     assert len(seen) == 2 * 3  # before both updates and at the end
-    for number, (image, noise, sigma, condition) in enumerate(seen):
+    for number, (image, noise, sigma, condition, _) in enumerate(seen):
         step, whose = number // 2, ("train", "item")[number % 2]
         stream = generator(SEED, f"unlearn/item=60/step={step}/{whose}")
         assert torch.equal(sigma, training_sigmas(stream, 16))
@@ -409,7 +409,7 @@ def test_levels_of_both_losses_can_be_random_positions_of_the_whole_schedule(
     seen: list[tuple[Tensor, Tensor]] = []
 
     def spy(
-        process: Process, denoiser: DiTEDM, image: Tensor, noise: Tensor, sigma: Tensor, condition: Condition
+        process: Process, denoiser: DiTEDM, image: Tensor, noise: Tensor, sigma: Tensor, condition: Condition, _: None
     ) -> Tensor:
         seen.append((sigma, noise))
         return denoising_loss(EDM(), denoiser, image, noise, sigma, condition)
@@ -422,6 +422,25 @@ def test_levels_of_both_losses_can_be_random_positions_of_the_whole_schedule(
         assert torch.equal(sigma, random_schedule_sigmas(stream, 16, 1.0))
         assert torch.equal(noise, normal(stream, 16, 3, 8, 8))
     assert not torch.equal(seen[0][0], seen[1][0])
+
+
+def test_what_is_masked_of_the_training_images_does_not_count(trained: DiTEDM):
+    mask = torch.zeros_like(IMAGES.z)
+    mask[:, :, :3] = 1  # the three rows at the top
+    with_masks = replace(IMAGES, mask=mask)
+
+    def masked(step: int) -> Batch:
+        return with_masks[slice(step * 7 % 24, step * 7 % 24 + 16)]
+
+    config = MUCSConfig(max_updates=1)
+    found = unlearn(trained, item(), masked, bound=FAR, config=config, learning_rate=RATE, seed=SEED)
+    batch, stream = batches(0), generator(SEED, "unlearn/item=60/step=0/train")
+    sigma, noise = training_sigmas(stream, 16), normal(stream, 16, 3, 8, 8)
+    at = sigma[:, None, None, None]
+    denoised = trained.eval()(batch.z + at * noise, sigma, batch.condition)
+    losses = ((at**2 + 0.25) / (at / 2) ** 2 * (denoised - batch.z).square())[:, :, :3]
+    assert found.train_loss[0] == pytest.approx(losses.mean().item(), rel=1e-5)
+    assert found.train_loss[0] != pytest.approx(run(trained, item(), max_updates=1).train_loss[0], rel=1e-3)
 
 
 # --- the bound level by level -----------------------------------------------------------------------------------------
