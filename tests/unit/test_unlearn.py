@@ -336,7 +336,7 @@ def test_draws_are_independent_named_and_of_the_training_distribution(monkeypatc
         assert torch.equal(image, item().z.expand_as(image) if expected is None else expected.z)
         classes = item().condition["condition"].expand(16, -1) if expected is None else expected.condition["condition"]
         assert torch.equal(condition["condition"], classes)
-    assert len({sigma for _, _, sigmas, _ in seen for sigma in sigmas.tolist()}) == 6 * 16
+    assert len({sigma for _, _, sigmas, *_ in seen for sigma in sigmas.tolist()}) == 6 * 16
 
 
 def test_an_item_does_not_depend_on_other_items_or_its_number(trained: DiTEDM):
