@@ -58,7 +58,7 @@ def measure(folder: str, num: int, noises: int) -> str:
     size, classes = SHAPES["emoji"]
     dataset = write(f"{folder}/data-{num}", num, size=size, classes=classes, unit=UNIT)
     settings = ["train.updates=1", "generate.items=2", "method.mucs.max_updates=1", f"score.noises={noises}"]
-    values = with_settings({**read_recipe("emoji"), "data": dataset.url}, [*settings, "method.mucs.null_loss=1.0"])
+    values = with_settings({**read_recipe("emoji"), "data": dataset.url}, [*settings, "method.mucs.bound=1.0"])
     recipe = build(from_card(values, dataset.card))
     quiet = Console(file=io.StringIO())
     pipeline = Pipeline.open(recipe, dataset, f"{folder}/run-{num}", console=quiet)

@@ -52,7 +52,7 @@ QUICK = (
     "generate.steps=2",
     "method.mucs.max_updates=1",
     "method.mucs.batch_size=4",
-    "method.mucs.null_loss=1.0",
+    "method.mucs.bound=1.0",
 )
 """What comes before scoring is over soon, and its speed does not depend on the weights."""
 PROBE_S, PROBED = 2.0, 256

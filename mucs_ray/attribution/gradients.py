@@ -41,7 +41,7 @@ class Measured:
 
     feature: Float[Tensor, " k"]
     losses: Float[Tensor, " n"]
-    """mean (F - F*)^2 over the elements: for EDM the denoising loss (spec 3.1)."""
+    """mean (F - F*)^2 over the elements: the denoising loss, where its weight of the raw output is 1 (spec 3.1)."""
 
 
 class RawOutput(nn.Module):

@@ -18,7 +18,7 @@ from mucs_ray.attribution.card import MethodStage
 from mucs_ray.attribution.config import Measure, ScoreConfig
 from mucs_ray.attribution.first_losses import FirstLosses
 from mucs_ray.attribution.model_bank import ModelBank
-from mucs_ray.attribution.skew import normalized_skew
+from mucs_ray.attribution.skew import epsilon_at, normalized_skew
 from mucs_ray.attribution.unlearn import tensor_bytes
 from mucs_ray.diffusion.batch import Batch
 from mucs_ray.diffusion.model import DiffusionModel
@@ -63,14 +63,16 @@ class LossChange:
         self.process, self.shape = denoiser.process, denoiser.shape
         self.device = next(denoiser.parameters()).device
         self.shared = None
+        stream = generator(seed, "score/sigma")
+        fixed = config.sigmas == "schedule"
+        levels = (
+            self.process.scoring_levels(config.noises, config.keep)
+            if fixed
+            else self.process.training_levels(stream, config.noises)
+        )
+        self.epsilon = epsilon_at(self.process, levels, config.epsilon).to(self.device)
+        """In the skew's denominator, noise by noise; with independent noises its mean counts."""
         if config.noise == "shared":
-            stream = generator(seed, "score/sigma")
-            fixed = config.sigmas == "schedule"
-            levels = (
-                self.process.scoring_levels(config.noises, config.keep)
-                if fixed
-                else self.process.training_levels(stream, config.noises)
-            )
             self.shared = NoiseSet.draw(seed, "score/noise", levels, self.shape).to(self.device)
 
     @property
@@ -96,10 +98,10 @@ class LossChange:
         With independent noise the losses of a model are averaged first, and the skew is that of the averages (spec 8,
         S-C2): one pair of losses has nothing in common but the image.
         """
-        before, after = losses.before, losses.after
+        before, after, epsilon = losses.before, losses.after, self.epsilon
         if self.shared is None:
-            before, after = before.mean(dim=1, keepdim=True), after.mean(dim=2, keepdim=True)
-        columns = [normalized_skew(before, each, epsilon=self.config.epsilon) for each in after]
+            before, after, epsilon = before.mean(dim=1, keepdim=True), after.mean(dim=2, keepdim=True), epsilon.mean()
+        columns = [normalized_skew(before, each, epsilon=epsilon) for each in after]
         return torch.stack(columns, dim=1).cpu()
 
     def difference(self, losses: Losses) -> Float[Tensor, "b i"]:

@@ -1,6 +1,7 @@
 """MUCS: mirrored unlearning (unlearn.py), then the noise-consistent skew of every training image (loss_change.py)."""
 
 from collections.abc import Callable, Iterator
+from typing import Literal
 
 import torch
 
@@ -11,6 +12,8 @@ from mucs_ray.attribution.loss_change import LossAttributor
 from mucs_ray.attribution.unlearn import changed_names, null_loss, unlearn
 from mucs_ray.diffusion.batch import Batch, Item
 from mucs_ray.diffusion.model import DiffusionModel
+from mucs_ray.diffusion.process import Process
+from mucs_ray.errors import InputError
 from mucs_ray.models.adapters import adapter
 
 NULL_BATCH = 100
@@ -29,7 +32,8 @@ class MUCS(LossAttributor):
         """Unlearning as long as the paper saw it take; the true number of updates is known only afterwards."""
         config: MUCSConfig = cls.config_in(settings)
         if stage.hook == "fit":
-            return Passes(forwards=NULL_BATCH * config.null_batches if config.null_loss == "auto" else 0)
+            drawn = bound_of(config, settings) == "drawn"
+            return Passes(forwards=NULL_BATCH * config.null_batches if drawn else 0)
         if stage.hook == "fit_item":
             return Passes(backwards=num_items * (config.fixed_updates or EXPECTED_UPDATES) * 2 * config.batch_size)
         return super().passes(stage, settings, num_images=num_images, num_items=num_items)
@@ -40,22 +44,39 @@ class MUCS(LossAttributor):
         return changed_names(model, config)
 
     def fit(self, sums: Tensors, rows: Iterator[Batch]) -> Tensors:
-        """The null loss: given, from the mean square of the training pixels, or drawn (spec 7.1)."""
-        config = self.config
-        if isinstance(config.null_loss, float):
-            bound = config.null_loss
-        elif config.null_loss == "analytic":
-            bound = self.context.model.process.null_loss(mean_square(rows))
-        else:
-            bound = self.drawn_null_loss(config.null_batches)
-        return {"null_loss": torch.tensor(bound, dtype=torch.float64)}
+        """The bound of the ascent, averaged over levels (spec 7.1); of the linear one also the mean square of the
+        training images, from which it follows at each level.
+        """
+        found: dict[str, float]
+        match bound_of(self.config, self.context.settings):
+            case "drawn":
+                found = {"null_loss": self.drawn_null_loss(self.config.null_batches)}
+            case "zero-output":
+                found = {"null_loss": self.process.zero_output_loss(mean_square(rows))}
+            case "linear":
+                v = mean_square(rows)
+                found = {"null_loss": self.process.null_loss(v), "second_moment": v}
+            case given:
+                found = {"null_loss": given}
+        return {name: torch.tensor(value, dtype=torch.float64) for name, value in found.items()}
+
+    @property
+    def process(self) -> Process:
+        """That of the model, whose weights are not needed for it."""
+        context = self.context
+        model = context.denoiser or adapter(context.settings.model).model(torch.device("meta"))
+        return model.process
 
     def drawn_null_loss(self, num_batches: int) -> float:
         """With the weights that training starts from."""
         context = self.context
         assert context.batches is not None
         first = adapter(context.settings.model).untrained(context.settings.seed, context.device)
-        assert first is not None, "a model that cannot be trained has no null loss that could be drawn"
+        if first is None:
+            raise InputError(
+                f"method.mucs.bound is drawn from untrained weights, and model.kind {context.settings.model.kind} has"
+                ' none; set it to "linear"'
+            )
         batches = context.batches("null", min(NULL_BATCH, context.num_images))
         return null_loss(first, batches, num_batches=num_batches, seed=context.settings.seed)
 
@@ -69,6 +90,7 @@ class MUCS(LossAttributor):
             item,
             context.batches(f"unlearn/item={item.idx}", min(config.batch_size, context.num_images)),
             bound=bound,
+            second_moment=fitted["second_moment"].item() if "second_moment" in fitted else None,
             config=config,
             learning_rate=context.settings.train.learning_rate / config.learning_rate_divisor,
             seed=context.settings.seed,
@@ -83,6 +105,13 @@ class MUCS(LossAttributor):
             "train_loss": unlearned.train_loss,
         }
         return ItemState(tensors=unlearned.tensors, facts=facts)
+
+
+def bound_of(config: MUCSConfig, settings: MethodSettings) -> Literal["drawn", "linear", "zero-output"] | float:
+    """The bound that is meant, for a model of this kind."""
+    if config.bound == "auto":
+        return "drawn" if settings.model.trains else "linear"
+    return config.bound
 
 
 def mean_square(rows: Iterator[Batch]) -> float:

@@ -65,7 +65,7 @@ class ScreenedMUCS(LossAttributor):
     def sample(self, batch: Batch) -> Columns:
         """Every skew of these images."""
         losses = self.change.losses(batch)
-        table = skews(losses.before[:, None], losses.after.transpose(0, 1), epsilon=self.change.config.epsilon)
+        table = skews(losses.before[:, None], losses.after.transpose(0, 1), epsilon=self.change.epsilon)
         return {"skews": table.flatten(1).cpu()}
 
     def fit_screen(self, rows: Iterator[Any]) -> Tensors:
@@ -124,7 +124,7 @@ class ScreenedMUCS(LossAttributor):
                 some = torch.from_numpy(np.flatnonzero(there))
                 losses[number, some.to(losses.device)] = models.losses(rows[some], noises, [number])[0]
         require_finite(losses, rows)
-        found = skews(losses[0], losses[1:], epsilon=self.change.config.epsilon)
+        found = skews(losses[0], losses[1:], epsilon=self.change.epsilon[torch.from_numpy(at)])
         table[:, :, at] = found.transpose(0, 1).cpu().numpy()
 
     def score(self, rows: Batch) -> Float[Tensor, "b i"]:

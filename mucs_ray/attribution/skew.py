@@ -12,21 +12,31 @@ from mucs_ray.diffusion.condition import Condition, mapped
 from mucs_ray.diffusion.loss import denoising_loss
 from mucs_ray.diffusion.model import DiffusionModel
 from mucs_ray.diffusion.noise import NoiseSet
+from mucs_ray.diffusion.process import Process
 from mucs_ray.diffusion.rows import repeated
 from mucs_ray.training.config import Precision
 from mucs_ray.training.step import autocast
 
 
 def normalized_skew(
-    before: Float[Tensor, "b n"], after: Float[Tensor, "b n"], *, epsilon: float = 1e-3
+    before: Float[Tensor, "b n"], after: Float[Tensor, "b n"], *, epsilon: float | Float[Tensor, "..."] = 1e-3
 ) -> Float[Tensor, " b"]:
     """mean_j (after - before) / (after + before + epsilon): in (-1, 1), higher = more influential. Losses are >= 0."""
     return skews(before, after, epsilon=epsilon).mean(dim=1)
 
 
-def skews(before: Float[Tensor, "..."], after: Float[Tensor, "..."], *, epsilon: float) -> Float[Tensor, "..."]:
+def skews(
+    before: Float[Tensor, "..."], after: Float[Tensor, "..."], *, epsilon: float | Float[Tensor, "..."]
+) -> Float[Tensor, "..."]:
     """(after - before) / (after + before + epsilon), noise by noise."""
     return (after - before) / (after + before + epsilon)
+
+
+def epsilon_at(process: Process, level: Float[Tensor, " n"], epsilon: float) -> Float[Tensor, " n"]:
+    """epsilon in the units of the loss at each level, the loss of the best linear denoiser, so that it damps no level
+    more than another whatever the network predicts (spec/models 2.4).
+    """
+    return epsilon * process.linear_bound(level, process.second_moment)
 
 
 @torch.inference_mode()

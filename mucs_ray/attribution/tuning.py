@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mucs_ray.attribution.config import ScoreConfig
 from mucs_ray.attribution.model_bank import ModelBank
-from mucs_ray.attribution.skew import normalized_skew
+from mucs_ray.attribution.skew import epsilon_at, normalized_skew
 from mucs_ray.diffusion.batch import Batch
 from mucs_ray.diffusion.model import DiffusionModel
 from mucs_ray.diffusion.noise import NoiseSet, generator, normal
@@ -117,7 +117,8 @@ def rank_correlation(
         images = 1 if config.images_per_forward == "auto" else config.images_per_forward
         score = replace(config, precision=precision, images_per_forward=images, compile="off")
         before, *after = ModelBank(denoiser, bank, score).losses(batch, noises)
-        return [normalized_skew(before, each, epsilon=config.epsilon).cpu() for each in after]
+        epsilon = epsilon_at(denoiser.process, noises.level, config.epsilon)
+        return [normalized_skew(before, each, epsilon=epsilon).cpu() for each in after]
 
     pairs = zip(skews("bf16"), skews("fp32"), strict=True)
     found = [spearmanr(low.numpy(), exact.numpy()).statistic for low, exact in pairs]  # pyright: ignore[reportAttributeAccessIssue]

@@ -60,12 +60,13 @@ def draw_losses(
     seed: int,
     name: str,
     sigmas: Levels = "training",
+    mask: Float[Tensor, "b *shape"] | None = None,
 ) -> Float[Tensor, " b"]:
-    """Losses at a noise level and noise for each row, drawn from a name."""
+    """Losses at a noise level and noise for each row, drawn from a name; of what the mask leaves of an image."""
     stream = generator(seed, name)
     level, noise = noise_levels(denoiser.process, stream, len(image), sigmas), normal(stream, *image.shape)
     device = image.device
-    return denoising_loss(denoiser.process, denoiser, image, noise.to(device), level.to(device), condition)
+    return denoising_loss(denoiser.process, denoiser, image, noise.to(device), level.to(device), condition, mask)
 
 
 def noise_levels(process: Process, stream: np.random.Generator, num: int, sigmas: Levels) -> Float[Tensor, " n"]:
@@ -120,12 +121,15 @@ def unlearn(
     batches: Callable[[int], Batch],
     *,
     bound: float,
+    second_moment: float | None = None,
     config: MUCSConfig,
     learning_rate: float,
     seed: int,
     on_update: Callable[[int, float], None] = lambda step, loss: None,
 ) -> Unlearned:
-    """F2 for one item; `denoiser` (F1) is copied. `bound` is the null loss, `batches(step)` training images.
+    """F2 for one item; `denoiser` (F1) is copied. `batches(step)` are training images. `bound` is how far the
+    item's loss may rise: in every draw, or, with the `second_moment` of the images, on average, each draw being bound
+    by the loss of the best linear denoiser at its own level (spec/models 2.5).
 
     The test comes before the update, on the current batch: an item whose loss is high enough already is not touched.
     With `fixed_updates` there is no test. RunFailed if a loss is not finite.
@@ -138,7 +142,7 @@ def unlearn(
     item_loss: list[float] = []
     train_loss: list[float] = []
     reached = False
-    for moment in measure(changed, item, batches, bound=bound, config=config, seed=seed):
+    for moment in measure(changed, item, batches, bound=bound, second_moment=second_moment, config=config, seed=seed):
         item_loss.append(moment.item_loss.item())
         train_loss.append(moment.train_loss.item())
         on_update(len(item_loss) - 1, item_loss[-1])
@@ -163,6 +167,7 @@ def measure(
     batches: Callable[[int], Batch],
     *,
     bound: float,
+    second_moment: float | None = None,
     config: MUCSConfig,
     seed: int,
 ) -> Iterator[Moment]:
@@ -171,10 +176,15 @@ def measure(
         name = f"unlearn/item={item.idx}/step={step}"
         batch = batches(step)
         train_loss = draw_losses(
-            changed, batch.z, batch.condition, seed=seed, name=f"{name}/train", sigmas=config.sigmas
+            changed, batch.z, batch.condition, seed=seed, name=f"{name}/train", sigmas=config.sigmas, mask=batch.mask
         ).mean()
         losses = item_losses(changed, item, len(batch), seed=seed, name=f"{name}/item", sigmas=config.sigmas)
         require_finite(torch.cat([train_loss[None], losses]), item, step)  # before the clamp, which hides an infinity
-        item_loss = (losses.clamp(max=bound) if config.clamp else losses).mean()
+        if config.clamp and second_moment is None:
+            losses = losses.clamp(max=bound)
+        elif config.clamp and second_moment is not None:
+            level = noise_levels(changed.process, generator(seed, f"{name}/item"), len(losses), config.sigmas)  # again
+            losses = losses.minimum(changed.process.linear_bound(level, second_moment).to(losses))
+        item_loss = losses.mean()
         reached = item_loss.item() >= (1 - config.tolerance) * bound
         yield Moment(item_loss=item_loss, train_loss=train_loss, reached=reached)

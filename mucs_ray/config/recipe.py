@@ -23,8 +23,7 @@ from mucs_ray.config.values import METHOD, checked, method_settings, refuse_old_
 from mucs_ray.data.table import Card
 from mucs_ray.errors import InputError
 from mucs_ray.evaluation.config import EvaluateConfig, RemoveConfig
-from mucs_ray.models.adapters import find, kind_of
-from mucs_ray.models.dit_config import DiTConfig
+from mucs_ray.models.adapters import default_spec, find, kind_of
 from mucs_ray.models.spec import ModelSpec
 from mucs_ray.training.config import TrainConfig
 
@@ -55,7 +54,7 @@ class Recipe:
     seed: int = 1
     weights: str | None = None
     """Weights to attribute with instead of training: a file saved by the official code, or ours."""
-    model: ModelSpec = field(default_factory=DiTConfig)
+    model: ModelSpec = field(default_factory=default_spec)
     """Of the class that goes with its kind."""
     train: TrainConfig = field(default_factory=TrainConfig)
     generate: GenerateConfig = field(default_factory=GenerateConfig)

@@ -21,6 +21,10 @@ MOVED = {
     "das": "das",
 }
 """Sections of earlier recipes, and the methods whose sections these are now."""
+NULL_LOSS, BOUND = "null_loss", "bound"
+"""The earlier and the present name of what bounds the ascent of MUCS."""
+BOUNDS = {"analytic": "zero-output"}
+"""What method.mucs.null_loss could be, where method.mucs.bound has another word for it."""
 
 
 def checked(section: type, values: object, *, prefix: str = "") -> Any:  # noqa: ANN401 - an instance of `section`
@@ -64,6 +68,9 @@ def method_settings(values: object, cards: Iterable[MethodCard]) -> dict[str, An
             own = "the settings of a method of your own are known with --method MODULE:CLASS"
             raise InputError(f"{unknown_key(section, list(classes), METHOD)}; {own}")
         if isinstance(given, Mapping):
+            if section == "mucs" and NULL_LOSS in given:
+                renamed = f"recipe key {METHOD}mucs.{NULL_LOSS} is now {METHOD}mucs.{BOUND}"
+                raise InputError(f'{renamed}, and its value "analytic" is now "zero-output"')
             refuse_unknown_keys(given, classes[section], prefix=f"{METHOD}{section}.")
     return {
         section: checked(config_class, values.get(section, {}), prefix=f"{METHOD}{section}.")
@@ -88,11 +95,18 @@ def refuse_old_sections(values: Mapping[str, Any]) -> None:
         if old in values:
             inner = values[old] if isinstance(values[old], Mapping) else {}
             old_key, new_key = (".".join([section, *list(inner)[:1]]) for section in (old, f"{METHOD}{new}"))
+            new_key = f"{METHOD}mucs.{BOUND}" if new_key == f"{METHOD}mucs.{NULL_LOSS}" else new_key
             raise InputError(f"recipe key {old_key} is now {new_key}")
 
 
 def with_new_sections(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Raw values of a run that was begun before methods had sections of their own, under the keys of today."""
-    own = {new: values[old] for old, new in MOVED.items() if old in values}
+    """Raw values of a run that was begun before methods had sections of their own, or with their earlier keys, under
+    the keys of today.
+    """
     rest = {key: value for key, value in values.items() if key not in MOVED}
-    return {**rest, "method": {**own, **rest.get("method", {})}}
+    own = {new: values[old] for old, new in MOVED.items() if old in values} | rest.get("method", {})
+    mucs = own.get("mucs", {})
+    if NULL_LOSS in mucs:
+        bound = BOUNDS.get(mucs[NULL_LOSS], mucs[NULL_LOSS])
+        own["mucs"] = {BOUND: bound, **{key: value for key, value in mucs.items() if key != NULL_LOSS}}
+    return {**rest, "method": own}

@@ -22,7 +22,7 @@ class Batch:
     condition: Condition
     """Empty if there is none."""
     mask: Float[Tensor, "b *shape"] | None = None
-    """1 where z counts in losses, 0 where it is filled up; None where all of it counts."""
+    """1 where z counts when a model unlearns, 0 where it is filled up; None where all of it counts."""
 
     def __len__(self) -> int:
         """Number of images."""

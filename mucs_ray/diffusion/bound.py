@@ -6,22 +6,25 @@ times larger, out of reach unless the network becomes actively wrong.
 Axes: n levels.
 """
 
+from typing import TYPE_CHECKING
+
 from jaxtyping import Float
 from torch import Tensor
 
-from mucs_ray.diffusion.process import Coefficients
+if TYPE_CHECKING:
+    from mucs_ray.diffusion.process import Coefficients
 
 
-def linear_bound(at: Coefficients, mean_square: float) -> Float[Tensor, " n"]:
+def linear_bound(at: "Coefficients", mean_square: float) -> Float[Tensor, " n"]:
     """b = weight det^2 v / (alpha^2 v + s^2): the expected loss of the best linear denoiser."""
     return at.weight * at.det**2 * mean_square / (at.alpha**2 * mean_square + at.s**2)
 
 
-def zero_output_loss(at: Coefficients, mean_square: float) -> Float[Tensor, " n"]:
+def zero_output_loss(at: "Coefficients", mean_square: float) -> Float[Tensor, " n"]:
     """weight (p^2 v + q^2): the expected loss of a network whose output is 0."""
     return at.weight * (at.p**2 * mean_square + at.q**2)
 
 
-def relative_sigma(at: Coefficients, mean_square: float) -> Float[Tensor, " n"]:
+def relative_sigma(at: "Coefficients", mean_square: float) -> Float[Tensor, " n"]:
     """sigma / std(z), the axis on which the levels of different families can be compared."""
     return at.s / at.alpha / mean_square**0.5

@@ -47,6 +47,8 @@ def c_noise(sigma: Tensor) -> Tensor:
 class EDM(Process):
     """x_n = x + sigma eps, and F* = c_in (sigma x / sd - sd eps)."""
 
+    second_moment = SIGMA_DATA**2
+
     def at(self, level: Float[Tensor, " n"]) -> Coefficients:
         """p = sigma c_in / sd, q = -sd c_in: the loss of the raw output has no weight."""
         one, scale = torch.ones_like(level), c_in(level)
@@ -95,8 +97,13 @@ class EDM(Process):
         """omega = (sigma^2 + sd^2) / (sigma sd)^2 = 1 / c_out^2."""
         return (level**2 + SIGMA_DATA**2) / (level * SIGMA_DATA) ** 2
 
-    def null_loss(self, mean_square: float) -> float:
-        """That of a zero network, which the paper starts from (spec 7.1)."""
+    def linear_bound(self, level: Float[Tensor, " n"], mean_square: float) -> Float[Tensor, " n"]:
+        """(sigma^2 + sd^2) v / (sd^2 (sigma^2 + v)), which is 1 to the last bit where v = sd^2."""
+        variance = level**2
+        return (variance + SIGMA_DATA**2) / SIGMA_DATA**2 * mean_square / (variance + mean_square)
+
+    def zero_output_loss(self, mean_square: float) -> float:
+        """That of the network which the paper starts from (spec 7.1), by quadrature."""
         return analytic_null_loss(mean_square)
 
 

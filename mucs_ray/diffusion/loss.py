@@ -19,7 +19,8 @@ def denoising_loss(
     noise: Float[Tensor, "b *shape"],
     level: Float[Tensor, " b"],
     condition: Condition = NO_CONDITION,
+    mask: Float[Tensor, "b *shape"] | None = None,
 ) -> Float[Tensor, " b"]:
-    """Mean over all of an image of omega (D(x) - z)^2 = weight (r - target)^2, >= 0."""
+    """Mean over an image, or what the mask leaves of it, of omega (D(x) - z)^2 = weight (r - target)^2, >= 0."""
     denoised = denoiser(process.noised(image, noise, level), level, condition)
-    return process.loss_weight(level) * row_means((denoised - image).square())
+    return process.loss_weight(level) * row_means((denoised - image).square(), mask)

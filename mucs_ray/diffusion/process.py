@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
+from mucs_ray.diffusion.bound import linear_bound, zero_output_loss
 from mucs_ray.diffusion.noise import generator
 from mucs_ray.diffusion.rows import per_row
 
@@ -45,6 +46,9 @@ class Coefficients:
 
 class Process(ABC):
     """The mathematics of noise levels; it has no state. Levels are numbers whose meaning is the process's own."""
+
+    second_moment: float = 1.0
+    """The mean square of the elements of z, about: 1 for latents that are scaled to it."""
 
     @abstractmethod
     def at(self, level: Float[Tensor, " n"]) -> Coefficients:
@@ -90,10 +94,19 @@ class Process(ABC):
         at = self.at(level)
         return at.weight * (at.det / at.s) ** 2
 
-    def null_loss(self, mean_square: float) -> float:
-        """The most that an item can be unlearned: the loss of the best linear denoiser of images whose elements have
-        this mean square, weight det^2 v / (alpha^2 v + s^2), averaged over training levels.
+    def linear_bound(self, level: Float[Tensor, " n"], mean_square: float) -> Float[Tensor, " n"]:
+        """The most that an item can be unlearned at these levels: the loss of the best linear denoiser of images whose
+        elements have this mean square.
         """
-        at = self.at(self.training_levels(generator(0, "null loss"), NULL_LEVELS).double())
-        losses = at.weight * at.det**2 * mean_square / (at.alpha**2 * mean_square + at.s**2)
-        return losses.mean().item()
+        return linear_bound(self.at(level), mean_square)
+
+    def null_loss(self, mean_square: float) -> float:
+        """The linear bound, averaged over training levels."""
+        return self.linear_bound(self._many_training_levels(), mean_square).mean().item()
+
+    def zero_output_loss(self, mean_square: float) -> float:
+        """The loss of a network whose output is 0, averaged over training levels."""
+        return zero_output_loss(self.at(self._many_training_levels()), mean_square).mean().item()
+
+    def _many_training_levels(self) -> Float[Tensor, " n"]:
+        return self.training_levels(generator(0, "null loss"), NULL_LEVELS).double()

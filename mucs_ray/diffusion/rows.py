@@ -12,9 +12,10 @@ def per_row(values: Float[Tensor, " b"], like: Float[Tensor, "b *shape"]) -> Flo
     return values.reshape(-1, *[1] * (like.ndim - 1))
 
 
-def row_means(table: Float[Tensor, "b *shape"]) -> Float[Tensor, " b"]:
-    """The mean of each row."""
-    return table.mean(dim=tuple(range(1, table.ndim)))
+def row_means(table: Float[Tensor, "b *shape"], mask: Float[Tensor, "b *shape"] | None = None) -> Float[Tensor, " b"]:
+    """The mean of each row, of what the mask leaves of it."""
+    axes = tuple(range(1, table.ndim))
+    return table.mean(dim=axes) if mask is None else (table * mask).sum(dim=axes) / mask.sum(dim=axes)
 
 
 def repeated(table: Float[Tensor, "b *shape"], times: int) -> Float[Tensor, "r *shape"]:

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mucs_ray.diffusion.rows import row_means
 from mucs_ray.encoders.batches import in_batches
 from mucs_ray.encoders.lpips import load_lpips
 from mucs_ray.encoders.networks import Encoder, load_clip, load_dino, load_sscd
@@ -27,7 +28,7 @@ SSIM_C2 = 0.03**2
 
 def mse(first: Pictures, second: Pictures) -> Float[Tensor, " n"]:
     """Mean squared difference of pixels, negated: in [-1, 0]."""
-    return -(first - second).square().mean(dim=(1, 2, 3))
+    return -row_means((first - second).square())
 
 
 def ssim(first: Pictures, second: Pictures) -> Float[Tensor, " n"]:
@@ -45,7 +46,7 @@ def ssim(first: Pictures, second: Pictures) -> Float[Tensor, " n"]:
     covariance = blurred(x * y) - mean_x * mean_y
     luminance = (2 * mean_x * mean_y + SSIM_C1) / (mean_x**2 + mean_y**2 + SSIM_C1)
     structure = (2 * covariance + SSIM_C2) / (variance_x + variance_y + SSIM_C2)
-    return (luminance * structure).mean(dim=(1, 2, 3)).float()
+    return row_means(luminance * structure).float()
 
 
 def blurred(images: Pictures) -> Pictures:

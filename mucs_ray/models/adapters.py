@@ -38,6 +38,11 @@ _ALL = (ModelCard(kind=DEFAULT_KIND, spec_class=DiTConfig, implementation="mucs_
 KINDS = {card.kind: card for card in _ALL}
 
 
+def default_spec() -> ModelSpec:
+    """The model of a recipe that says nothing of it."""
+    return KINDS[DEFAULT_KIND].spec_class()
+
+
 def find(kind: str) -> ModelCard:
     """A kind by its name, or MODULE:CLASS. InputError if there is none."""
     if kind in KINDS:

@@ -14,6 +14,9 @@ from mucs_ray.pipeline.graph import Pipeline
 from mucs_ray.planning.speed import Speed, speed_of
 from mucs_ray.planning.workload import Work, left_to_do
 
+FORWARD_AND_BACKWARD = 3
+"""A backward pass takes about twice the FLOP of its forward pass."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
@@ -106,7 +109,7 @@ def cost(work: Work, speed: Speed, *, workers: int, price: float | None) -> Cost
         stage=work.stage,
         work=work.work,
         forwards=forwards + backwards,
-        flop=speed.forward_flop * (forwards + 3 * backwards),
+        flop=speed.forward_flop * (forwards + FORWARD_AND_BACKWARD * backwards),
         written_bytes=work.written_bytes,
         seconds=seconds * ceil(work.pieces / workers) / work.pieces,
         worker_seconds=seconds,

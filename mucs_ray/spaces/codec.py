@@ -5,6 +5,7 @@ Axes: b images, *shape of z.
 """
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
@@ -14,6 +15,9 @@ from mucs_ray.spaces.pictures import Pictures, StoredPictures
 
 class Codec(ABC):
     """One space. Tensors may be on any device, and what is made of them is there too."""
+
+    encodes_each_alone: ClassVar[bool] = False
+    """Whether the z of a picture does not depend, to the last bit, on what is encoded with it. A network's does."""
 
     @abstractmethod
     def encode(self, pictures: StoredPictures) -> Float[Tensor, "b *shape"]:

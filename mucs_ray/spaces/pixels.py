@@ -9,6 +9,8 @@ from mucs_ray.spaces.codec import Codec
 class Pixels(Codec):
     """Pixels from 0..255 to [-1, 1] and back, whatever the number of channels."""
 
+    encodes_each_alone = True
+
     def encode(self, pictures: UInt8[Tensor, "b *shape"]) -> Float[Tensor, "b *shape"]:
         """0 becomes -1, and 255 becomes 1."""
         return pictures.float() / 127.5 - 1

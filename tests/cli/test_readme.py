@@ -24,7 +24,7 @@ README = Path(__file__).parents[2] / "README.md"
 SMALL = {
     "train.updates": 4, "train.updates_per_epoch": 2, "train.batch_size": 8, "engine.train_workers": 1,
     "generate.items": 1, "generate.controls": 0, "generate.steps": 2,
-    "method.mucs.null_loss": 1.0, "method.mucs.max_updates": 1, "method.mucs.batch_size": 8, "score.noises": 1,
+    "method.mucs.bound": 1.0, "method.mucs.max_updates": 1, "method.mucs.batch_size": 8, "score.noises": 1,
     "score.images_per_forward": 64,
     "method.dtrak.noises": 1, "method.dtrak.dim": 16, "method.das.noises": 1, "method.das.dim": 16,
 }  # fmt: skip

@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 
 from mucs_ray.attribution.base import Attributor, MethodContext
 from mucs_ray.attribution.card import MethodCard, MethodStage, load_class
-from mucs_ray.attribution.loss_change import chosen
+from mucs_ray.attribution.loss_change import LossChange, chosen
 from mucs_ray.attribution.registry import METHODS
 from mucs_ray.config.recipe import Recipe, for_method, with_values
 from mucs_ray.diffusion.batch import Batch, Item
@@ -31,8 +31,8 @@ RECIPE = tiny_recipe(
     "nowhere",
     score={"noises": 4},
     method={
-        # a null loss that is drawn needs a model that can be trained
-        "mucs": {"batch_size": 4, "null_loss": "analytic", "max_updates": 2},
+        # the drawn bound needs a model that can be trained
+        "mucs": {"batch_size": 4, "bound": "linear", "max_updates": 2},
         "dtrak": {"dim": 16, "noises": 3},
         "das": {"dim": 16, "noises": 3},
         "abu": {"draws": 4, "draws_per_forward": 2, "fisher_draws": 2},
@@ -165,3 +165,16 @@ def test_every_kind_of_model_is_guided_and_sampled(kind: str):
     plain, strong = (draw(guided(model, weight), condition=images.condition) for weight in (1.0, 2.0))
     assert plain.shape == images.z.shape and plain.isfinite().all() and strong.isfinite().all()
     assert torch.equal(plain, strong) == (not images.condition)
+
+
+def test_the_epsilon_of_the_skew_is_in_the_units_of_the_loss_at_each_level():
+    """The best linear denoiser of z of mean square 1 has the loss alpha_bar, if it predicts noise (spec/models 2.4)."""
+    model, images = toy("predicts the noise"), samples("predicts the noise", NUM_IMAGES)
+    unlearned = {name: 1.1 * model.network.get_parameter(name) for name in model.names("mlp")}
+    change = LossChange(model, [unlearned], config=RECIPE.score, seed=1)
+    bar = VPNoise.alpha_bar[change.shared_noises.level.long()]
+    torch.testing.assert_close(change.epsilon, 1e-3 * bar)
+    losses = change.losses(images)
+    before, after = losses.before, losses.after[0]
+    expected = ((after - before) / (after + before + 1e-3 * bar)).mean(dim=1)
+    torch.testing.assert_close(change.skew(losses)[:, 0], expected)

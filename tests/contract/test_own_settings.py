@@ -131,6 +131,11 @@ def test_on_the_command_line(data: Dataset, tmp_path: Path):
         ("abu.step=1", "abu.step is now method.abu.step"),
         ("dtrak.dim=8", "dtrak.dim is now method.dtrak.dim"),
         ("das=5", "das is now method.das"),
+        ("unlearn.null_loss=1.5", "unlearn.null_loss is now method.mucs.bound"),
+        (
+            "method.mucs.null_loss=1.5",
+            'method.mucs.null_loss is now method.mucs.bound, and its value "analytic" is now "zero-output"',
+        ),
     ],
 )
 def test_an_earlier_spelling_is_told_the_new_one(setting: str, now: str):
@@ -141,10 +146,13 @@ def test_an_earlier_spelling_is_told_the_new_one(setting: str, now: str):
 
 def test_a_run_of_an_earlier_version_can_be_looked_at(data: Dataset, tmp_path: Path):
     """Its training and its images are kept; what a method made is made again."""
-    run = Pipeline.open(recipe("method.mucs.ascent_weight=0.3", "method.das.dim=8", data=data.url, methods=()), data,
+    settings = ("method.mucs.ascent_weight=0.3", "method.mucs.bound=zero-output", "method.das.dim=8")
+    run = Pipeline.open(recipe(*settings, data=data.url, methods=()), data,
                         str(tmp_path / "run"), console=Console(file=io.StringIO()))  # fmt: skip
     values = run.describe()
     own = values.pop("method")
+    own["mucs"]["null_loss"] = "analytic"  # as the bound was called, and "zero-output"
+    del own["mucs"]["bound"]
     values |= {"unlearn": own["mucs"], "das": own["das"], "forward_inf": own["forward-inf"]}
     publish_json(join(run.run_url, "recipe.json"), values)
     again = reopen(run.run_url, console=run.console)

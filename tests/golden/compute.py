@@ -85,8 +85,8 @@ OTHER_SETTINGS = {
     "das, leverage": ("das", {"method.das.leverage": True, "method.das.square": False}),
     "dtrak, 3 signs": ("dtrak", {"method.dtrak.signs": 3, "method.dtrak.parameters": "mlp"}),
     "abu, mlp": ("abu", {"method.abu.parameters": "mlp", "method.abu.updates": 2, "method.abu.step": 1e-4}),
-    "mucs, analytic": ("mucs", {"method.mucs.null_loss": "analytic", "score.images_per_forward": 4}),
-    "mucs, given null loss": ("mucs", {"method.mucs.null_loss": 1.5, "method.mucs.tolerance": 0.07}),
+    "mucs, analytic": ("mucs", {"method.mucs.bound": "zero-output", "score.images_per_forward": 4}),
+    "mucs, given null loss": ("mucs", {"method.mucs.bound": 1.5, "method.mucs.tolerance": 0.07}),
     "mucs, absolute": ("mucs", {"method.mucs.fixed_updates": 2, "rank.measure": "absolute"}),
 }
 """Methods under settings that no variant of the registry has."""

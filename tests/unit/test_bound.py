@@ -100,7 +100,22 @@ def test_the_bound_is_the_loss_of_the_best_linear_denoiser(process: Process):
     assert loss(best) < min(loss(0.99 * best), loss(1.01 * best))
 
 
+def test_the_bound_of_edm_is_one_to_the_last_bit_at_the_variance_of_the_data():
+    """So that the epsilon of the skew is what it always was (spec/models 2.4)."""
+    level = torch.cat([EDM().scoring_levels(100, 0.7), EDM().training_levels(generator(1, "levels"), 1000)])
+    assert torch.equal(EDM().linear_bound(level, EDM().second_moment), torch.ones(1100))
+
+
+def test_the_bound_of_edm_is_the_general_one():
+    """Written so that nothing is rounded at v = .25; the coefficients say the same at every other v."""
+    level = EDM().scoring_levels(100, 0.7).double()
+    found = EDM().linear_bound(level, 0.58)
+    torch.testing.assert_close(found, linear_bound(EDM().at(level), 0.58), rtol=1e-9, atol=0)
+
+
 @pytest.mark.parametrize("process", [VP(), SD, COSINE], ids=str)
 def test_the_mean_over_training_levels_is_the_null_loss(process: VP):
     at, mean_square = table(process, 0.25)
     assert process.null_loss(0.25) == pytest.approx(linear_bound(at, mean_square).mean().item(), rel=0.03)
+    zero = zero_output_loss(at, mean_square).mean().item()
+    assert process.zero_output_loss(0.25) == pytest.approx(zero, rel=0.03)

@@ -119,7 +119,7 @@ def test_constants_common_to_all_data_sets(name: str):
     unlearn = chosen.method["mucs"]
     assert (unlearn.ascent_weight, unlearn.batch_size, unlearn.learning_rate_divisor) == (0.2, 100, 10)
     assert (unlearn.tolerance, unlearn.max_updates, unlearn.weight_decay) == (0.05, 2000, 0.01)
-    assert (unlearn.null_loss, unlearn.null_batches) == ("auto", 200)
+    assert (unlearn.bound, unlearn.null_batches) == ("auto", 200)
     score = chosen.score
     assert (score.noises, score.keep, score.epsilon, score.precision) == (100, 0.7, 1e-3, "auto")  # bf16 on a GPU
     assert chosen.rank.top_percent == 2.0
@@ -161,7 +161,7 @@ def test_unknown_keys_are_told_with_the_nearest_known(setting: str, told: str):
         ("train.precision=fp16", "found 'fp16'"),
         ("model.channels=[4, 4, 4]", "recipe key model.channels: "),
         ("model.channels=4", "recipe key model.channels: "),
-        ("method.mucs.null_loss=exact", "'auto' or 'analytic'"),
+        ("method.mucs.bound=exact", "'auto', 'drawn', 'linear' or 'zero-output'"),
         ("seed=one", "recipe key seed: "),
     ],
 )
@@ -176,7 +176,7 @@ def test_wrong_types_are_told_with_their_key(setting: str, told: str):
         ("train.warmup_epochs", -1), ("train.weight_decay", -0.1), ("train.ema_decay", 1.1), ("train.ema_decay", -0.1),
         ("train.augment", 1.1), ("train.augment", -0.1), ("train.patience", -1), ("train.learning_rate", "nan"),
         ("generate.items", 0), ("generate.controls", -1), ("generate.steps", 0),
-        ("method.mucs.null_loss", 0), ("method.mucs.null_loss", -1), ("method.mucs.null_batches", 0),
+        ("method.mucs.bound", 0), ("method.mucs.bound", -1), ("method.mucs.null_batches", 0),
         ("method.mucs.ascent_weight", -0.1), ("method.mucs.batch_size", 0), ("method.mucs.learning_rate_divisor", 0),
         ("method.mucs.weight_decay", -1),
         ("method.mucs.tolerance", 1), ("method.mucs.tolerance", -0.1), ("method.mucs.max_updates", 0),
@@ -189,11 +189,11 @@ def test_values_out_of_range_are_told_with_their_key(key: str, value: object):
     refused(with_settings({**TINY, "data": "x"}, [f"{key}={value}"]), among=f"recipe key {key}: ")
 
 
-def test_a_null_loss_may_be_named_or_a_number_and_the_error_says_so():
-    for given in ("auto", "analytic", 0.93, 1):
-        assert tiny_recipe("x", method={"mucs": {"null_loss": given}}).method["mucs"].null_loss == given
+def test_a_bound_may_be_named_or_a_number_and_the_error_says_so():
+    for given in ("auto", "drawn", "linear", "zero-output", 0.93, 1):
+        assert tiny_recipe("x", method={"mucs": {"bound": given}}).method["mucs"].bound == given
     text = refused(
-        with_settings({**TINY, "data": "x"}, ["method.mucs.null_loss=-1"]), among="'auto' or 'analytic', or "
+        with_settings({**TINY, "data": "x"}, ["method.mucs.bound=-1"]), among="'linear' or 'zero-output', or "
     )
     assert text.endswith("greater than 0; found -1")
 

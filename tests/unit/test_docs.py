@@ -21,15 +21,17 @@ import typer
 from mucs_ray.attribution.base import MethodContext
 from mucs_ray.attribution.registry import METHODS, find
 from mucs_ray.attribution.registry import installed as installed_methods
+from mucs_ray.attribution.unlearn import draw_losses
 from mucs_ray.cli.app import app
 from mucs_ray.config.recipe import Recipe, build
 from mucs_ray.data.prepare import prepare
 from mucs_ray.data.sources import registry
 from mucs_ray.diffusion.batch import Batch, Item
 from mucs_ray.diffusion.noise import generator, normal
+from mucs_ray.models.adapters import adapter
 from mucs_ray.models.dit_edm import DiTEDM
 from mucs_ray.store.weights import load_weights
-from tiny import lively, tiny_recipe
+from tiny import lively, tiny_dataset, tiny_recipe
 from tiny import rows as tiny_rows
 
 ROOT = Path(__file__).parents[2]
@@ -263,6 +265,23 @@ def test_the_weights_of_the_example_are_read(tmp_path: Path, monkeypatch: pytest
     assert spec == names["config"]
     own = names["network"].state_dict()
     assert all(torch.equal(tensor, own[name]) for name, tensor in loaded.items())
+
+
+def test_the_network_of_the_example_is_attributed_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "grey.py").write_text(block("your-own-model.md", "python", "class Grey(Adapter)"))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    importlib.invalidate_caches()
+    recipe = build(tomllib.loads(block("your-own-model.md", "toml", "grey:Grey")))
+    assert recipe.to_dict()["model"] == {"kind": "grey:Grey", "size": 8, "width": 64}
+    kind, device = adapter(recipe.model), torch.device("cpu")
+    dataset, model, codec = tiny_dataset(tmp_path / "data"), kind.model(device), kind.codec(device)
+    batch = dataset.batch(next(dataset.stream("train")), codec)
+    assert batch.z.shape[1:] == model.shape
+    pictures = codec.decode(codec.shown(batch.z))
+    assert pictures.shape[1:] == (3, 8, 8) and 0 <= pictures.min() <= pictures.max() <= 1
+    losses = draw_losses(model, batch.z, batch.condition, seed=1, name="example")
+    assert losses.shape == (len(batch),) and losses.isfinite().all()
+    assert {*model.names("mlp")} < {*model.names("all")} == {name for name, _ in model.network.named_parameters()}
 
 
 @pytest.mark.parametrize("library", ["pyarrow", "duckdb", "polars"])

@@ -416,15 +416,31 @@ def unread() -> Iterator[Batch]:
 
 def test_null_loss_can_be_given_computed_or_drawn():
     """The training set is streamed only for the computed one; the drawn one is that of an untrained network."""
-    given_bound = MUCS(context(MUCSConfig(null_loss=2.5))).fit({}, unread())
+    given_bound = MUCS(context(MUCSConfig(bound=2.5))).fit({}, unread())
     assert given_bound["null_loss"].item() == 2.5
     parts = iter([IMAGES[slice(0, 4)], IMAGES[slice(4, 9)]])
-    computed = MUCS(context(MUCSConfig(null_loss="analytic"))).fit({}, parts)["null_loss"].item()
+    computed = MUCS(context(MUCSConfig(bound="zero-output"))).fit({}, parts)["null_loss"].item()
     assert computed == pytest.approx(analytic_null_loss(IMAGES.z.square().mean().item()), rel=1e-6)
     drawn = MUCS(context(MUCSConfig(null_batches=3))).fit({}, unread())["null_loss"].item()
     batches = shuffled_cuts(IMAGES)("null", 9)
     assert drawn == pytest.approx(null_loss(DiTEDM(DiT(MODEL)), batches, num_batches=3, seed=1))
     assert len({2.5, computed, drawn}) == 3
+
+
+def test_the_linear_bound_comes_with_the_mean_square_that_it_is_computed_from():
+    """The model's weights are not needed for it, which the stage of the bound is not lent."""
+    bare = replace(context(MUCSConfig(bound="linear")), denoiser=None)
+    found = MUCS(bare).fit({}, iter([IMAGES[slice(0, 4)], IMAGES[slice(4, 9)]]))
+    v = IMAGES.z.double().square().mean().item()
+    assert found["second_moment"].item() == pytest.approx(v, rel=1e-6)
+    assert found["null_loss"].item() == pytest.approx(EDM().null_loss(v), rel=1e-6)
+    config = MUCSConfig(bound="linear", batch_size=4, max_updates=1, learning_rate_divisor=5.0)
+    what = Item(number=3, idx=60, condition={"condition": torch.eye(3)[0]}, z=IMAGES.z[0])
+    unlearned = MUCS(context(config)).fit_item(what, found, lambda *_: None)
+    how = {"bound": found["null_loss"].item(), "second_moment": found["second_moment"].item(), "config": config}
+    batches = shuffled_cuts(IMAGES)("unlearn/item=60", 4)
+    by_hand = unlearn(DENOISER, what, batches, learning_rate=0.002, seed=1, **how)
+    assert unlearned.facts["item_loss"] == by_hand.item_loss
 
 
 def test_mucs_unlearns_each_item_by_the_recipe():
@@ -594,7 +610,7 @@ def test_planted_duplicates_rank_in_the_top_decile(
     knobs = SimpleNamespace(
         seed=1, model=MODEL, train=TrainConfig(learning_rate=memorised.learning_rate), score=score,
         method={
-            "mucs": MUCSConfig(null_loss="analytic", max_updates=40, batch_size=20, learning_rate_divisor=4.0),
+            "mucs": MUCSConfig(bound="zero-output", max_updates=40, batch_size=20, learning_rate_divisor=4.0),
             "forward-inf": ForwardINFConfig(learning_rate_divisor=10.0), "abu": AbUConfig(),
         },
         rank=RankConfig(measure=measure),

@@ -325,7 +325,7 @@ STALE: dict[str, tuple[Any, set[str]]] = {
     "generate.steps": (5, GENERATED),
     "generate.guidance": (1.0, GENERATED),
     "generate.items_per_forward": (2, GENERATED),
-    "method.mucs.null_loss": ("analytic", BOUNDED),
+    "method.mucs.bound": ("zero-output", BOUNDED),
     "method.mucs.null_batches": (3, BOUNDED),
     "method.mucs.ascent_weight": (0.3, UNLEARNED),
     "method.mucs.batch_size": (4, UNLEARNED),

@@ -66,9 +66,19 @@ def item(idx: int = 60, *, number: int = 0) -> Item:
     return Item(number=number, idx=idx, condition={"condition": torch.tensor([0.0, 1.0, 0.0])}, z=image)
 
 
-def run(denoiser: DiTEDM, what: Item, *, bound: float = FAR, rate: float = RATE, **changes: object) -> Unlearned:
+def run(
+    denoiser: DiTEDM,
+    what: Item,
+    *,
+    bound: float = FAR,
+    second_moment: float | None = None,
+    rate: float = RATE,
+    **changes: object,
+) -> Unlearned:
     config = replace(MUCSConfig(max_updates=3), **changes)
-    return unlearn(denoiser, what, batches, bound=bound, config=config, learning_rate=rate, seed=SEED)
+    return unlearn(
+        denoiser, what, batches, bound=bound, second_moment=second_moment, config=config, learning_rate=rate, seed=SEED
+    )
 
 
 def equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
@@ -317,7 +327,7 @@ def test_draws_are_independent_named_and_of_the_training_distribution(monkeypatc
     monkeypatch.setattr(unlearning, "denoising_loss", spy)
     run(trained, item(), max_updates=2)
     assert len(seen) == 2 * 3  # before both updates and at the end
-    for number, (image, noise, sigma, condition) in enumerate(seen):
+    for number, (image, noise, sigma, condition, _) in enumerate(seen):
         step, whose = number // 2, ("train", "item")[number % 2]
         stream = generator(SEED, f"unlearn/item=60/step={step}/{whose}")
         assert torch.equal(sigma, training_sigmas(stream, 16))
@@ -326,7 +336,7 @@ def test_draws_are_independent_named_and_of_the_training_distribution(monkeypatc
         assert torch.equal(image, item().z.expand_as(image) if expected is None else expected.z)
         classes = item().condition["condition"].expand(16, -1) if expected is None else expected.condition["condition"]
         assert torch.equal(condition["condition"], classes)
-    assert len({sigma for _, _, sigmas, _ in seen for sigma in sigmas.tolist()}) == 6 * 16
+    assert len({sigma for _, _, sigmas, *_ in seen for sigma in sigmas.tolist()}) == 6 * 16
 
 
 def test_an_item_does_not_depend_on_other_items_or_its_number(trained: DiTEDM):
@@ -399,7 +409,7 @@ def test_levels_of_both_losses_can_be_random_positions_of_the_whole_schedule(
     seen: list[tuple[Tensor, Tensor]] = []
 
     def spy(
-        process: Process, denoiser: DiTEDM, image: Tensor, noise: Tensor, sigma: Tensor, condition: Condition
+        process: Process, denoiser: DiTEDM, image: Tensor, noise: Tensor, sigma: Tensor, condition: Condition, _: None
     ) -> Tensor:
         seen.append((sigma, noise))
         return denoising_loss(EDM(), denoiser, image, noise, sigma, condition)
@@ -412,6 +422,45 @@ def test_levels_of_both_losses_can_be_random_positions_of_the_whole_schedule(
         assert torch.equal(sigma, random_schedule_sigmas(stream, 16, 1.0))
         assert torch.equal(noise, normal(stream, 16, 3, 8, 8))
     assert not torch.equal(seen[0][0], seen[1][0])
+
+
+def test_what_is_masked_of_the_training_images_does_not_count(trained: DiTEDM):
+    mask = torch.zeros_like(IMAGES.z)
+    mask[:, :, :3] = 1  # the three rows at the top
+    with_masks = replace(IMAGES, mask=mask)
+
+    def masked(step: int) -> Batch:
+        return with_masks[slice(step * 7 % 24, step * 7 % 24 + 16)]
+
+    config = MUCSConfig(max_updates=1)
+    found = unlearn(trained, item(), masked, bound=FAR, config=config, learning_rate=RATE, seed=SEED)
+    batch, stream = batches(0), generator(SEED, "unlearn/item=60/step=0/train")
+    sigma, noise = training_sigmas(stream, 16), normal(stream, 16, 3, 8, 8)
+    at = sigma[:, None, None, None]
+    denoised = trained.eval()(batch.z + at * noise, sigma, batch.condition)
+    losses = ((at**2 + 0.25) / (at / 2) ** 2 * (denoised - batch.z).square())[:, :, :3]
+    assert found.train_loss[0] == pytest.approx(losses.mean().item(), rel=1e-5)
+    assert found.train_loss[0] != pytest.approx(run(trained, item(), max_updates=1).train_loss[0], rel=1e-3)
+
+
+# --- the bound level by level -----------------------------------------------------------------------------------------
+
+
+def test_every_draw_is_bound_at_its_own_level_and_the_stop_by_the_mean(trained: DiTEDM):
+    """Each draw's loss is min(L, b(sigma)), b = 4 (sigma^2 + .25) v / (sigma^2 + v) (spec/models 2.5)."""
+    v, name = 0.3, "unlearn/item=60/step=0/item"
+    sigma = training_sigmas(generator(SEED, name), 16)
+    bounds = 4 * (sigma**2 + 0.25) * v / (sigma**2 + v)
+    repeated = item().z.expand(16, -1, -1, -1), for_each(item().condition, 16)
+    losses = hand_losses(trained.eval(), *repeated, name)
+    assert (losses > bounds).any() and (losses < bounds).any()  # both sides of the minimum are there
+    expected = torch.minimum(losses, bounds).mean().item()
+    found = run(trained, item(), bound=FAR, second_moment=v, max_updates=1)
+    assert found.item_loss[0] == pytest.approx(expected, rel=1e-5)
+    assert found.outcome == "bound hit"
+    assert run(trained, item(), bound=expected, second_moment=v).updates == 0  # at the mean there is nothing to do
+    unbound = run(trained, item(), bound=FAR, second_moment=v, clamp=False, max_updates=1)
+    assert unbound.item_loss[0] == pytest.approx(losses.mean().item(), rel=1e-5)
 
 
 # --- the null loss ----------------------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ CARD = MethodCard(
     label="AbU",
     summary="a natural-gradient step away from the item, then the change of each training image's loss",
     cost="N x fisher_draws gradients, then N x noises x (items + 1) forwards",
-    source="Attribution by unlearning; adapted to DiT",
+    source="Attribution by unlearning; adapted to transformers",
     stages=(
         MethodStage(
             name="fisher",

@@ -12,10 +12,13 @@ from mucs_ray.attribution.card import MethodCard, MethodStage
 class MUCSConfig:
     """How a generated item is unlearned (spec 7.1, 7.2)."""
 
-    null_loss: Literal["auto", "analytic"] | Annotated[float, Gt(0)] = "auto"
-    """Loss of an untrained network, the bound of the ascent: drawn, computed from E[x^2], or given."""
+    bound: Literal["auto", "drawn", "linear", "zero-output"] | Annotated[float, Gt(0)] = "auto"
+    """How far the item's loss may rise. "drawn": to the loss of the untrained network. "zero-output": to that of a
+    network whose output is 0. "linear": level by level to that of the best linear denoiser. Both are computed from
+    E[z^2]. "auto": drawn for a model that can be trained here, else linear. Or a number.
+    """
     null_batches: Annotated[int, Gt(0)] = 200
-    """Batches of 100 draws for null_loss = "auto"."""
+    """Batches of 100 draws for the drawn bound."""
     ascent_weight: Annotated[float, Ge(0)] = 0.2
     """lambda: weight of the ascent on the item beside the descent on the training set."""
     batch_size: Annotated[int, Gt(0)] = 100
@@ -23,10 +26,10 @@ class MUCSConfig:
     """Unlearning runs at the training's learning rate divided by this."""
     weight_decay: Annotated[float, Ge(0)] = 0.01
     tolerance: Annotated[float, Ge(0), Lt(1)] = 0.05
-    """Done once the item's clamped loss is at least (1 - tolerance) of the null loss."""
+    """Done once the item's clamped loss is at least (1 - tolerance) of the bound."""
     max_updates: Annotated[int, Gt(0)] = 2000
     clamp: bool = True
-    """Bound the ascent by the null loss, draw by draw."""
+    """Bound the ascent, draw by draw."""
     fixed_updates: Annotated[int, Ge(0)] = 0
     """Exactly so many updates, whatever the item's loss; 0 = until it is high enough."""
     parameters: Literal["mlp", "block"] = "mlp"
@@ -45,7 +48,7 @@ CARD = MethodCard(
         MethodStage(
             name="null",
             hook="fit",
-            reads=("model", "method.mucs.null_loss", "method.mucs.null_batches"),
+            reads=("model", "method.mucs.bound", "method.mucs.null_batches"),
             uses_model=False,
             uses_items=False,
         ),

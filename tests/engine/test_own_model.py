@@ -1,0 +1,57 @@
+"""A model of somebody else's in the engine, from pictures to the bound of the ascent; no Ray is started."""
+
+import io
+
+import pytest
+import torch
+from rich.console import Console
+from waves import KIND
+
+from mucs_ray.config.recipe import build
+from mucs_ray.engine.attributors import AttributeJob, stream_rows
+from mucs_ray.engine.attributors import build as build_method
+from mucs_ray.engine.models import build_denoiser, to_arrays
+from mucs_ray.models.adapters import adapter
+from mucs_ray.pipeline.graph import Pipeline
+from mucs_ray.run.stages.generate import import_weights
+from mucs_ray.store.weights import load_weights, model_spec
+from tiny import TINY, tiny_dataset
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    dataset = tiny_dataset(tmp_path_factory.mktemp("data"))
+    recipe = build({**TINY, "data": dataset.url, "model": {"kind": KIND, "channels": 3}})
+    run = str(tmp_path_factory.mktemp("run"))
+    return Pipeline.open(recipe, dataset, run, console=Console(file=io.StringIO()))
+
+
+def test_its_own_weights_take_the_place_of_a_training(pipeline: Pipeline):
+    files, facts = import_weights(pipeline)
+    (name,) = files
+    spec, weights = load_weights(pipeline.stages["pretrain"].url(name))
+    assert spec == pipeline.recipe.model == model_spec(facts, "facts")
+    denoiser = build_denoiser(spec, to_arrays(weights), CPU)
+    own = adapter(pipeline.recipe.model).model(CPU).network.state_dict()
+    assert all(torch.equal(tensor, own[each]) for each, tensor in denoiser.network.state_dict().items())
+
+
+def test_what_streams_is_in_the_space_of_the_model(pipeline: Pipeline):
+    """Pictures of the table become waves, and the bound of MUCS is the linear one of their mean square."""
+    dataset, task = pipeline.dataset, pipeline.tasks["attribute/mucs/null"]
+    assert task.part is not None
+    job = AttributeJob(
+        dataset=dataset, recipe=task.recipe, attributor=task.load(), part=task.part,
+        stage=pipeline.stages[task.name], generated=pipeline.stages["generate"], features=None, encoder=None,
+    )  # fmt: skip
+    batches = list(stream_rows(job, CPU))
+    assert {tuple(batch.z.shape[1:]) for batch in batches} == {(3, 8)}
+    pictures = torch.cat([dataset.batch(table).z for table in dataset.stream("train")])
+    torch.testing.assert_close(torch.cat([batch.z for batch in batches])[:, 1], pictures.mean(dim=(1, 3)))
+    fitted = build_method(job, None, CPU).fit({}, iter(batches))
+    v = torch.cat([batch.z for batch in batches]).square().mean().item()
+    assert fitted["second_moment"].item() == pytest.approx(v, rel=1e-5)
+    process = adapter(pipeline.recipe.model).model(CPU).process
+    assert fitted["null_loss"].item() == pytest.approx(process.null_loss(v), rel=1e-5)
