@@ -21,7 +21,7 @@ from common import random_denoiser
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from mucs_ray.attribution.base import Item, MethodContext
+from mucs_ray.attribution.base import MethodContext
 from mucs_ray.attribution.cards.das import DASConfig
 from mucs_ray.attribution.cards.dtrak import DTRAKConfig
 from mucs_ray.attribution.cards.mucs import MUCSConfig
@@ -31,7 +31,7 @@ from mucs_ray.attribution.dtrak import DTRAK
 from mucs_ray.attribution.model_bank import ModelBank
 from mucs_ray.attribution.skew import normalized_skew
 from mucs_ray.attribution.unlearn import Unlearned, unlearn
-from mucs_ray.diffusion.batch import Batch
+from mucs_ray.diffusion.batch import Batch, Item
 from mucs_ray.diffusion.condition import moved, one_by_one
 from mucs_ray.diffusion.edm import EDM
 from mucs_ray.diffusion.sampler import sample
@@ -94,10 +94,10 @@ def train(model: DiTConfig, device: torch.device, updates: int, *, captured: boo
     for step in range(updates):
         batch, noise = (random_batch(model, 32, CPU, f"{name}/{step}") for name in ("train", "noise"))
         draws = UpdateDraws(
-            image=batch.image,
+            z=batch.z,
             condition={**batch.condition, "augmented": torch.zeros(32, dtype=torch.long)},
-            level=noise.image.flatten(1).std(dim=1),
-            noise=noise.image,
+            level=noise.z.flatten(1).std(dim=1),
+            noise=noise.z,
         )
         losses.append(train_update(state, draws, config, seed=SEED, group=Group()).cpu())
     return torch.stack(losses), state.average
@@ -130,7 +130,7 @@ def unlearned(model: DiTConfig, images: Batch, device: torch.device, number: int
     item, there = random_batch(model, 1, device, f"item/{number}"), images[:32].to(device)
     return unlearn(
         random_denoiser(model, device),
-        Item(number=number, idx=number, image=item.image[0], condition=one_by_one(item.condition, 1)[0]),  # pyright: ignore[reportOptionalSubscript]
+        Item(number=number, idx=number, z=item.z[0], condition=one_by_one(item.condition, 1)[0]),  # pyright: ignore[reportOptionalSubscript]
         lambda _: there,
         bound=1e6,
         config=MUCSConfig(fixed_updates=updates, batch_size=32),
@@ -244,7 +244,7 @@ def compare_generation(results: Results, model: DiTConfig) -> None:
         sample(
             EDM(),
             random_denoiser(model, device),
-            start.image.to(device),
+            start.z.to(device),
             moved(start.condition, device),
             num_steps=4,
         )

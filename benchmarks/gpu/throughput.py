@@ -36,7 +36,7 @@ from common import (
 import published
 import torch
 
-from mucs_ray.attribution.base import Item, MethodContext
+from mucs_ray.attribution.base import MethodContext
 from mucs_ray.attribution.cards.das import DASConfig
 from mucs_ray.attribution.cards.dtrak import DTRAKConfig
 from mucs_ray.attribution.cards.mucs import MUCSConfig
@@ -47,6 +47,7 @@ from mucs_ray.attribution.model_bank import ModelBank
 from mucs_ray.attribution.mucs import EXPECTED_UPDATES
 from mucs_ray.attribution.tuning import tune
 from mucs_ray.attribution.unlearn import unlearn
+from mucs_ray.diffusion.batch import Item
 from mucs_ray.diffusion.condition import one_by_one
 from mucs_ray.models.dit import DiTConfig
 from mucs_ray.models.dit_edm import DiTEDM
@@ -133,7 +134,7 @@ class Measured:
         batch = random_batch(self.model, images)
 
         def work() -> torch.Tensor:
-            data = batch.image, batch.condition.get("condition"), self.noises.level, self.noises.unit
+            data = batch.z, batch.condition.get("condition"), self.noises.level, self.noises.unit
             return published.skews(network, first, self.bank, *data, batch=images, bf16=DEVICE.type == "cuda")
 
         took = seconds_a_call(work, self.budget)
@@ -189,7 +190,7 @@ def other_passes(results: Results, name: str, measured: Measured) -> dict[str, f
     speeds: dict[str, float] = {}
     model, batch_size = measured.model, 4 if measured.tiny else 100
     some = random_batch(model, batch_size)
-    item = Item(number=0, idx=0, image=some.image[0], condition=one_by_one(some.condition, len(some.image))[0])
+    item = Item(number=0, idx=0, z=some.z[0], condition=one_by_one(some.condition, len(some.z))[0])
     count = 2 if measured.tiny else 10
 
     def unlearning() -> object:
@@ -223,10 +224,10 @@ def other_passes(results: Results, name: str, measured: Measured) -> dict[str, f
     batch = random_batch(model, 8 if measured.tiny else 128)
     config = TrainConfig(batch_size=len(batch), precision="bf16")
     draws = UpdateDraws(
-        image=batch.image.cpu(),
+        z=batch.z.cpu(),
         condition={**batch.to("cpu").condition, "augmented": torch.zeros(len(batch), dtype=torch.long)},
-        level=batch.image.flatten(1).std(dim=1).cpu(),
-        noise=batch.image.cpu(),
+        level=batch.z.flatten(1).std(dim=1).cpu(),
+        noise=batch.z.cpu(),
     )
     ways = {"any": (nullcontext(), False), "fixed": (as_in_training(DEVICE), False)}
     if DEVICE.type == "cuda":
