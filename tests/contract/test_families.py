@@ -5,8 +5,7 @@ import torch
 
 from contract.test_models import METHODS, scored, worker
 from families import FAMILIES, classes, family
-from mucs_ray.attribution.base import Item
-from mucs_ray.diffusion.batch import Batch
+from mucs_ray.diffusion.batch import Batch, Item
 from mucs_ray.diffusion.condition import one_by_one
 from mucs_ray.diffusion.model import DiffusionModel
 from mucs_ray.diffusion.noise import generator, normal
@@ -15,13 +14,13 @@ NAMES = ("mucs/full-block", "dtrak", "das", "abu", "forward-inf")
 
 
 def images_of(model: DiffusionModel, num: int) -> Batch:
-    image = torch.tanh(normal(generator(5, "images"), num, *model.shape))
-    return Batch(idx=torch.arange(num), image=image, condition=classes(model, num))
+    z = torch.tanh(normal(generator(5, "images"), num, *model.shape))
+    return Batch(idx=torch.arange(num), z=z, condition=classes(model, num))
 
 
 def items_among(images: Batch, num: int) -> list[Item]:
     conditions = one_by_one(images.condition, num)
-    return [Item(number=n, idx=50 + n, condition=conditions[n], image=images.image[n]) for n in range(num)]
+    return [Item(number=n, idx=50 + n, condition=conditions[n], z=images.z[n]) for n in range(num)]
 
 
 @pytest.mark.parametrize("name", NAMES)
