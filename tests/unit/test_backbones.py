@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from families import DIT, UNET
 from fixture_files import document, tensors
 from mucs_ray.diffusion.condition import Condition
 from mucs_ray.diffusion.edm import EDM
@@ -16,27 +17,15 @@ from mucs_ray.diffusion.generation import euler, towards
 from mucs_ray.diffusion.loss import denoising_loss
 from mucs_ray.diffusion.model import DiffusionModel, guided
 from mucs_ray.diffusion.vp_continuous import ContinuousVP, time_of
-from mucs_ray.models.dit_config import DiTConfig
+from mucs_ray.errors import InputError
 from mucs_ray.models.dit_vp import CIFAR10, DiTForVP, DiTVP
+from mucs_ray.models.official_sizes import dit_vp_config_of, unet_config_of
 from mucs_ray.models.unet import Block, UNet
 from mucs_ray.models.unet_config import UNetConfig
 from mucs_ray.models.unet_edm import UNetEDM, UNetVP, without_filters
 
 FULL = document("mucs_backbones/full_size_tables")
 VP_NAMES = "unet_vp", "dit_vp"
-DIT = DiTConfig(
-    image_size=8,
-    kernel_size=3,
-    width=32,
-    num_heads=2,
-    depth=2,
-    registers=0,
-    condition_channels=16,
-    condition_dim=5,
-)
-UNET = UNetConfig(
-    image_size=8, channels=8, multipliers=(1, 2), embedding_multiplier=2, blocks=2, attention_at=(4,), condition_dim=5
-)
 CIFAR10_UNET = UNetConfig(condition_dim=10)
 CIFAR10_UNET_VP = UNetConfig(channels=192, condition_dim=10)
 
@@ -222,6 +211,35 @@ def test_what_is_worth_compiling():
     model = tiny("unet_vp")
     assert len(model.blocks()) == 2 + 1 + 2 + 2 + 3 + 1 + 3
     assert all(isinstance(block, Block) for block in model.blocks())
+
+
+# --- sizes read off a file ------------------------------------------------------------------------------------------
+
+
+def of_shapes(name: str) -> dict[str, Tensor]:
+    shapes = {**FULL[name]["parameters"], **FULL[name]["buffers"]}
+    return {each: torch.empty(shape, device="meta") for each, shape in shapes.items()}
+
+
+def test_sizes_are_read_off_the_tensors():
+    tiny_unet, tiny_dit = (tensors(f"mucs_backbones/{name}_tiny_weights") for name in ("unet", "dit_vp"))
+    assert unet_config_of(tiny_unet, "x") == UNET
+    assert unet_config_of(of_shapes("unet_edm"), "x") == CIFAR10_UNET
+    assert unet_config_of(of_shapes("unet_vp"), "x") == CIFAR10_UNET_VP
+    assert dit_vp_config_of(tiny_dit, "x", num_heads=2) == DIT
+    assert dit_vp_config_of(of_shapes("dit_vp"), "x") == CIFAR10
+
+
+def test_a_file_of_another_network_has_no_such_sizes():
+    unet, dit = of_shapes("unet_vp"), of_shapes("dit_vp")
+    with pytest.raises(InputError, match=r"a\.pt: expected the tensors of a UNet"):
+        unet_config_of(dit, "a.pt")
+    with pytest.raises(InputError, match=r"a\.pt: expected the tensors of a DiT-VP; found no x_embedder"):
+        dit_vp_config_of(unet, "a.pt")
+    with pytest.raises(InputError, match="registers of a DiT-EDM"):
+        dit_vp_config_of({**dit, "pos_enc.extra": torch.zeros(32, 768)}, "a.pt")
+    with pytest.raises(InputError, match="width 32 is not a multiple of 64; give the number of heads"):
+        dit_vp_config_of(tensors("mucs_backbones/dit_vp_tiny_weights"), "a.pt")
 
 
 # --- the start of training --------------------------------------------------------------------------------------------

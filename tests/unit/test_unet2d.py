@@ -7,32 +7,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from families import COSINE, UNET2D
 from fixture_files import document, tensors
-from mucs_ray.diffusion.betas import Betas
 from mucs_ray.diffusion.generation import ddim
 from mucs_ray.diffusion.vp import VP
 from mucs_ray.models.ddpm import DDPM, untrained
 from mucs_ray.models.unet2d import Resnet, SelfAttention, UNet2DModel
 from mucs_ray.models.unet2d_config import UNet2DConfig
 
-TINY = UNet2DConfig(
-    image_size=8,
-    channels=(8, 16),
-    layers=1,
-    attention_down=(False, True),
-    attention_up=(False, True),
-    head_width=4,
-    groups=4,
-    dropout=0.3,
-)
-COSINE = Betas(schedule="squaredcos_cap_v2")
 FORWARD = tensors("guda_u/unet2d_forward")
 EPS = tensors("eps_contract/eps_contract")
 
 
 @cache
 def reference() -> DDPM:
-    network = UNet2DModel(TINY)
+    network = UNet2DModel(UNET2D)
     network.load_state_dict(tensors("guda_u/unet2d_tiny_weights", "base."))
     return DDPM(network.eval().requires_grad_(False), VP(betas=COSINE))
 
@@ -96,7 +85,7 @@ OLD_CIFAR10 = UNet2DConfig(
         (UNet2DConfig(), "all", 49_062_787),
         (OLD_CIFAR10, "mlp", 26_800_000),
         (OLD_CIFAR10, "all", 35_700_000),
-        (TINY, "all", 45_259),
+        (UNET2D, "all", 45_259),
     ],
 )
 def test_counts_of_what_is_unlearned(config: UNet2DConfig, which: str, count: int):
@@ -162,7 +151,7 @@ def test_classes():
     torch.testing.assert_close(found, model(x, level))
     hook.remove()
     assert not torch.allclose(found, model(x, level))
-    assert untrained(TINY, VP()).nothing(4) == {}
+    assert untrained(UNET2D, VP()).nothing(4) == {}
 
 
 def test_a_predicted_variance_is_left_out():

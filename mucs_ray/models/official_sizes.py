@@ -1,0 +1,69 @@
+"""How large a UNet or a DiT-VP of the authors' code is, read off the tensors of its file.
+
+A file of UNet-EDM and one of UNet-VP have the same names, so that which process a file wants has to be said beside it.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from mucs_ray.errors import InputError
+from mucs_ray.models.dit_config import DiTConfig
+from mucs_ray.models.unet_config import UNetConfig
+
+HEAD_WIDTH = 64
+"""Of every published DiT."""
+ENCODER_BLOCK = re.compile(r"enc\.(\d+)x\d+_block(\d+)\.conv0\.weight")
+
+
+def unet_config_of(state: Mapping[str, Tensor], path: str) -> UNetConfig:
+    """InputError if the tensors are not a UNet's; whether all are there is for the check of names to say."""
+    found = [match for match in map(ENCODER_BLOCK.fullmatch, state) if match]
+    needed = "map_layer0.weight", "map_augment.emb.weight"
+    if not any(match[2] == "0" for match in found) or any(name not in state for name in needed):
+        raise InputError(f"{path}: expected the tensors of a UNet, such as enc.32x32_block0.conv0.weight")
+    sides = sorted({int(match[1]) for match in found if match[2] == "0"}, reverse=True)
+    channels = state["map_augment.emb.weight"].shape[1]
+    blocks = [f"enc.{side}x{side}_block0" for side in sides]
+    label = state.get("map_label.weight")
+    return UNetConfig(
+        image_size=sides[0],
+        channels=channels,
+        multipliers=tuple(len(state[f"{block}.conv0.weight"]) // channels for block in blocks),
+        embedding_multiplier=len(state["map_layer0.weight"]) // channels,
+        blocks=1 + max(int(match[2]) for match in found),
+        attention_at=tuple(side for side, block in zip(sides, blocks, strict=True) if f"{block}.qkv.weight" in state),
+        condition_dim=0 if label is None else label.shape[1],
+    )
+
+
+def dit_vp_config_of(state: Mapping[str, Tensor], path: str, *, num_heads: int | None = None) -> DiTConfig:
+    """InputError if the tensors are not a DiT-VP's, which do not tell its heads: `num_heads`, or width / 64."""
+    needed = "x_embedder.proj.weight", "encoder.0.conv1.weight", "encoder.1.conv1.weight", "pos_enc.emb"
+    missing = [name for name in (*needed, "encoder.0.conv2.weight", "encoder.1.conv2.weight") if name not in state]
+    if missing or "pos_enc.extra" in state:
+        found = f"no {missing[0]}" if missing else "pos_enc.extra, the registers of a DiT-EDM"
+        raise InputError(f"{path}: expected the tensors of a DiT-VP; found {found}")
+    width, _, patch, _ = state["x_embedder.proj.weight"].shape
+    if num_heads is None and width % HEAD_WIDTH:
+        raise InputError(f"{path}: width {width} is not a multiple of {HEAD_WIDTH}; give the number of heads")
+    strides = state["encoder.0.conv1.weight"].shape[2], state["encoder.1.conv1.weight"].shape[2]
+    inner, condition = state.get("dit_backbone.0.mlp.0.weight"), state.get("y_embedder.emb.weight")
+    flag = state.get("a_embedder.emb.weight")
+    usual = DiTConfig()
+    return DiTConfig(
+        image_size=math.isqrt(state["pos_enc.emb"].shape[1]) * patch * strides[0] * strides[1],
+        channels=(len(state["encoder.0.conv2.weight"]), len(state["encoder.1.conv2.weight"])),
+        strides=strides,
+        kernel_size=state["encoder.0.conv2.weight"].shape[2],
+        patch_size=patch,
+        width=width,
+        depth=len({name.split(".")[1] for name in state if name.startswith("dit_backbone.")}),
+        num_heads=num_heads or width // HEAD_WIDTH,
+        mlp_ratio=usual.mlp_ratio if inner is None else len(inner) // width,
+        registers=0,
+        condition_channels=usual.condition_channels if flag is None else flag.shape[1],
+        condition_dim=0 if condition is None else condition.shape[1],
+    )
