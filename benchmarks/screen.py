@@ -36,7 +36,7 @@ def main() -> None:
     torch.set_num_threads(1)
     print(machine())
     with tempfile.TemporaryDirectory() as folder:
-        model = subject(chosen, folder, images=chosen.images, settings=chosen.set).settled()
+        model = subject(chosen, folder, images=chosen.images, settings=chosen.set).tuned()
         model = replace(model, recipe=with_values(model.recipe, {"rank.top_percent": TOP_PERCENT}))
         batch = model.images(chosen.images)
         table = measured(model, batch, chosen)

@@ -52,7 +52,7 @@ from mucs_ray.models.dit import DiTConfig
 from mucs_ray.models.dit_edm import DiTEDM
 from mucs_ray.training.config import TrainConfig
 from mucs_ray.training.numerics import as_in_training
-from mucs_ray.training.step import Group, TrainState, UpdateDraws, train_update
+from mucs_ray.training.step import TrainState, UpdateDraws, WorkerContext, train_update
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,7 +198,7 @@ def other_passes(results: Results, name: str, measured: Measured) -> dict[str, f
 
     def training() -> None:
         for _ in range(count):
-            train_update(state, draws, config, seed=SEED, group=Group())
+            train_update(state, draws, config, seed=SEED, worker=WorkerContext())
 
     for precision in ("TF32", "fp32") if DEVICE.type == "cuda" else ("fp32",):
         with as_in_training(DEVICE) if precision == "TF32" else nullcontext():

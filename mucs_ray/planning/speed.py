@@ -59,7 +59,11 @@ def facts_of_streams(pipeline: Pipeline, states: Mapping[str, State]) -> dict[st
     """
     so_far = {event["stage"]: event for event in read_events(pipeline.run_url) if event["event"] == PACE}
     found = {}
-    scoring = [name for name in states if name in pipeline.tasks and pipeline.tasks[name].hook in ("sample", "score")]
+    scoring = [
+        name
+        for name in states
+        if name in pipeline.method_stages and pipeline.method_stages[name].hook in ("sample", "score")
+    ]
     for name in scoring:
         stage, facts = pipeline.stages[name], so_far.get(name, {})
         if states[name].status == "done":

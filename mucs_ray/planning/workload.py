@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 
 from mucs_ray.attribution.base import Passes
-from mucs_ray.config.engine import GROUPS, LEAST_IMAGES
+from mucs_ray.config.engine import LEAST_IMAGES, SUM_SHARDS
 from mucs_ray.diffusion.model import DiffusionModel
 from mucs_ray.models.dit_edm import untrained
 from mucs_ray.pipeline.graph import Pipeline
-from mucs_ray.pipeline.method_stages import Task
+from mucs_ray.pipeline.method_stages import StageSpec
 from mucs_ray.store.run import State
 
 WORK = {
@@ -57,8 +57,8 @@ def left_to_do(pipeline: Pipeline, states: Mapping[str, State], *, processor: st
             yield trainings(pipeline, name, count, every=every, processor=processor)
         elif name in ("generate", "regenerate"):
             yield generation(pipeline, name, count)
-        elif task := pipeline.tasks.get(name):
-            yield from part(pipeline, task, model)
+        elif spec := pipeline.method_stages.get(name):
+            yield from part(pipeline, spec, model)
 
 
 def trainings(pipeline: Pipeline, name: str, count: int, *, every: int, processor: str) -> Work:
@@ -93,18 +93,18 @@ def generation(pipeline: Pipeline, name: str, count: int) -> Work:
     )
 
 
-def part(pipeline: Pipeline, task: Task, model: DiffusionModel) -> Iterator[Work]:
+def part(pipeline: Pipeline, spec: StageSpec, model: DiffusionModel) -> Iterator[Work]:
     """The work of a method's stage; nothing for a ranking. `model`: the names and shapes of its tensors count."""
-    if task.part is None:
+    if spec.method_stage is None:
         return
-    stage, method = task.part, task.load()
+    stage, method = spec.method_stage, spec.load()
     units, num_items = len(pipeline.dataset.units("train")), pipeline.recipe.generate.items
-    pieces = {"fit": 1, "fit_screen": 1, "fit_item": num_items, "accumulate": min(GROUPS, units)}
+    pieces = {"fit": 1, "fit_screen": 1, "fit_item": num_items, "accumulate": min(SUM_SHARDS, units)}
     counts = {"num_images": pipeline.dataset.card.num_images("train"), "num_items": num_items}
     yield Work(
-        stage=task.name,
+        stage=spec.name,
         work=WORK[stage.hook].format(**counts),
-        passes=method.passes(stage, task.recipe, **counts),
-        written_bytes=method.written_bytes(stage, task.recipe, model=model, **counts),
+        passes=method.passes(stage, spec.recipe, **counts),
+        written_bytes=method.written_bytes(stage, spec.recipe, model=model, **counts),
         pieces=pieces.get(stage.hook, units),
     )

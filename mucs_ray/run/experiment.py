@@ -13,7 +13,7 @@ from typing import Any
 from mucs_ray import storage
 from mucs_ray.evaluation.analysis import Analysis
 from mucs_ray.pipeline.graph import REPORT_LAYOUT, UNRELATED, Pipeline
-from mucs_ray.pipeline.method_stages import settings
+from mucs_ray.pipeline.method_stages import recipe_slice
 from mucs_ray.report.document import Report
 from mucs_ray.results import counterfactual
 from mucs_ray.results import report as summary
@@ -44,7 +44,7 @@ class Experiment:
             for pipeline in self.pipelines
             for name in compared
         }
-        reads = {"layout": REPORT_LAYOUT, "seeds": self.seeds, **settings(first.recipe, "name")}
+        reads = {"layout": REPORT_LAYOUT, "seeds": self.seeds, **recipe_slice(first.recipe, "name")}
         return Stage(run_url=self.run_url, name="report", reads=reads, inputs=inputs)
 
     def report_state(self) -> State:
