@@ -11,9 +11,10 @@ from mucs_ray.attribution.tuning import OPEN, RANK_MODELS, Tuning, tune
 from mucs_ray.config.recipe import Recipe, with_values
 from mucs_ray.data.table import Unit
 from mucs_ray.diffusion.batch import Batch
-from mucs_ray.engine.attributors import AttributeJob, Refs, captures_graphs, read_rows, to_rows
+from mucs_ray.engine.attributors import AttributeJob, Refs, captures_graphs, to_rows
 from mucs_ray.engine.models import best_device, build_denoiser, to_tensors
 from mucs_ray.engine.progress import Bar
+from mucs_ray.engine.reading import read_rows
 from mucs_ray.engine.session import Cluster
 from mucs_ray.engine.units import run_units
 
@@ -28,7 +29,7 @@ def tune_task(refs: Refs, job: AttributeJob, unit: Unit, share: int) -> Tuning:
     weights, _, item_states = refs.fetch()
     assert weights is not None
     device = best_device()
-    batch = to_rows(job, read_rows(job, unit), device)
+    batch = to_rows(job, read_rows(job.features, unit), device)
     assert isinstance(batch, Batch)
     return tune(
         build_denoiser(job.recipe.model, weights, device),

@@ -11,6 +11,7 @@ from mucs_ray.engine.progress import Bar
 from mucs_ray.engine.session import Cluster
 from mucs_ray.engine.units import run_units
 from mucs_ray.evaluation.metrics import ReadyMetric
+from mucs_ray.spaces.pixels import decode
 from mucs_ray.store.items import load_item
 from mucs_ray.store.run import Stage
 
@@ -20,8 +21,7 @@ Picture = tuple[Stage, int]
 
 def images(pictures: Sequence[Picture]) -> Float[torch.Tensor, "n 3 h w"]:
     """Generated images in [0, 1], clamped (spec 6, 11.1)."""
-    stacked = torch.stack([load_item(stage, number).image for stage, number in pictures])
-    return (stacked * 0.5 + 0.5).clamp(0, 1)
+    return decode(torch.stack([load_item(stage, number).image for stage, number in pictures]))
 
 
 def measure(metric: ReadyMetric, pairs: Sequence[tuple[Picture, Picture]]) -> Float[np.ndarray, " n"]:

@@ -18,10 +18,11 @@ from mucs_ray.attribution.card import MethodStage
 from mucs_ray.config.engine import SUM_SHARDS
 from mucs_ray.data.table import Unit
 from mucs_ray.engine.attempts import heartbeat
-from mucs_ray.engine.attributors import AttributeJob, Refs, build, read_rows, stream_rows, to_rows
+from mucs_ray.engine.attributors import AttributeJob, Refs, build, stream_rows, to_rows
 from mucs_ray.engine.coordinator import Coordinator, new_coordinator
 from mucs_ray.engine.models import Arrays, load_arrays, to_arrays, to_tensors
 from mucs_ray.engine.progress import Bar
+from mucs_ray.engine.reading import read_rows
 from mucs_ray.engine.session import Cluster
 from mucs_ray.engine.units import run_units
 from mucs_ray.errors import RunFailed
@@ -126,7 +127,7 @@ def sum_shard(method: Attributor, job: AttributeJob, units: Sequence[Unit], file
     """Sum over some units, in float64, and publish the sums; their sha256."""
     total: dict[str, Tensor] = {}
     for unit in units:
-        rows = to_rows(job, read_rows(job, unit), method.context.device)
+        rows = to_rows(job, read_rows(job.features, unit), method.context.device)
         try:
             sums = method.accumulate(rows)
         except RunFailed as error:

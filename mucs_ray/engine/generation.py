@@ -22,7 +22,7 @@ from mucs_ray.engine.models import Arrays, best_device, build_denoiser
 from mucs_ray.engine.progress import Bar
 from mucs_ray.engine.session import Cluster
 from mucs_ray.engine.units import run_units
-from mucs_ray.models.dit_config import DiTConfig
+from mucs_ray.models.spec import ModelSpec
 from mucs_ray.store.item_names import item_file, item_name
 from mucs_ray.store.items import PlannedItem, Role, save_item
 from mucs_ray.store.run import Stage
@@ -66,7 +66,7 @@ class GenerateJob:
     """Everything a worker needs but the weights; small and picklable."""
 
     dataset: Dataset
-    model: DiTConfig
+    model: ModelSpec
     config: GenerateConfig
     seed: int
     stage: Stage

@@ -38,14 +38,14 @@ from mucs_ray.engine.host import keep_freed_memory
 from mucs_ray.engine.progress import Bar
 from mucs_ray.engine.session import ACTOR_CPUS, Cluster
 from mucs_ray.errors import InputError, MucsError, RunFailed
-from mucs_ray.models.dit_config import DiTConfig
-from mucs_ray.models.dit_edm import untrained
+from mucs_ray.models.adapters import adapter
+from mucs_ray.models.spec import ModelSpec
 from mucs_ray.store import checkpoint
 from mucs_ray.store.run import Stage
 from mucs_ray.store.weights import load_state, model_facts, save_average, save_state
 from mucs_ray.training.config import TrainConfig
 from mucs_ray.training.numerics import as_in_training
-from mucs_ray.training.step import TrainState, WorkerContext, name_torch_stream, training
+from mucs_ray.training.step import TrainState, WorkerContext, training
 
 POST_INTERVAL_S = 0.5
 PATIENCE_S = 10.0
@@ -60,7 +60,7 @@ class TrainJob:
 
     dataset: Dataset
     stage: Stage
-    model: DiTConfig
+    model: ModelSpec
     train: TrainConfig
     seed: int
     removed: frozenset[int] = frozenset()
@@ -110,10 +110,10 @@ def run_training(
 
 def fresh_state(job: TrainJob, device: torch.device, *, captures: bool = False) -> TrainState:
     """Initial weights from the name "train/init": the same for pretraining and every retraining of a seed."""
-    name_torch_stream(job.seed, "train/init")
-    denoiser = untrained(job.model)
+    denoiser = adapter(job.model).untrained(job.seed, device)
+    assert denoiser is not None, "a model that cannot be trained has no stage that trains"
     denoiser.network.register_forward_pre_hook(lambda *_: heartbeat())  # whoever computes is alive
-    return TrainState.fresh(denoiser.to(device), job.train, captures=captures)
+    return TrainState.fresh(denoiser, job.train, captures=captures)
 
 
 def wrap(state: TrainState, worker: WorkerContext) -> WorkerContext:

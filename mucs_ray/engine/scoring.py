@@ -26,7 +26,8 @@ from mucs_ray.engine.attempts import heartbeats
 from mucs_ray.engine.attributors import AttributeJob, Refs, Shared, build
 from mucs_ray.engine.coordinator import Coordinator, last_line, this_worker
 from mucs_ray.engine.models import to_tensors
-from mucs_ray.engine.unit_rows import UNIT_COLUMN, Rows, sources
+from mucs_ray.engine.reading import UNIT_COLUMN
+from mucs_ray.engine.unit_rows import Rows, sources
 from mucs_ray.errors import MucsError, RunFailed
 from mucs_ray.store.parts import part_bytes, unit_part
 

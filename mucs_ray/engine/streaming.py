@@ -6,27 +6,24 @@ What has no part after a pass is streamed again: a resumed run, a lost worker an
 pool grows when nodes join, and shrinks when the work runs out.
 """
 
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import pyarrow as pa
 import ray
 import ray.data
 
 from mucs_ray import storage
 from mucs_ray.data.table import Unit
 from mucs_ray.engine.attempts import explain
-from mucs_ray.engine.attributors import AttributeJob, Refs, read_rows
-from mucs_ray.engine.coordinator import Coordinator, last_line, new_coordinator
+from mucs_ray.engine.attributors import AttributeJob, Refs
+from mucs_ray.engine.coordinator import Coordinator, new_coordinator
 from mucs_ray.engine.pace import PACE, Pace
 from mucs_ray.engine.progress import Bar
+from mucs_ray.engine.reading import Reader, read_units
 from mucs_ray.engine.scoring import Member, Receipt, Scorer
 from mucs_ray.engine.session import READER_CPUS, Cluster, quiet_data
-from mucs_ray.engine.unit_rows import UNIT_COLUMN, with_source
 from mucs_ray.errors import MucsError
 from mucs_ray.store.parts import unit_part
 
@@ -62,6 +59,18 @@ class StreamedStage:
     def member(self) -> Member:
         """The stage as the workers of the next pass know it."""
         return Member(job=self.job, coordinator=self.coordinator, units=frozenset(unit.name for unit in self.missing))
+
+    @property
+    def reader(self) -> Reader:
+        """What the readers of the next pass need to know of this stage."""
+        job = self.job
+        return Reader(
+            source=job.source,
+            features=job.features,
+            timeout=job.recipe.engine.timeout,
+            coordinator=self.coordinator,
+            units=frozenset(unit.name for unit in self.missing),
+        )
 
     def add(self, receipt: Receipt, cluster: Cluster) -> None:
         """Count a part that is published."""
@@ -104,9 +113,10 @@ def scorer_pool(stages: Sequence[StreamedStage], cluster: Cluster) -> Iterator[I
     names = ray.data.from_items(list(units), override_num_blocks=len(units))
     rows = names.map_batches(
         read_units,  # pyright: ignore[reportArgumentType]
-        fn_args=(units, members),
+        fn_args=(units, [stage.reader for stage in stages]),
         batch_size=None,
         batch_format="pyarrow",
+        compute=ray.data.TaskPoolStrategy(size=min(num_readers(most), len(units))),
         num_cpus=READER_CPUS,
     )
     receipts = rows.map_batches(
@@ -137,39 +147,8 @@ def pool_size(cluster: Cluster, num_units: int) -> tuple[int, int]:
     return min(least, most), most
 
 
-def read_units(names: pa.Table, units: dict[str, Unit], members: Sequence[Member]) -> pa.Table:
-    """Read a unit's rows from every source that its stages read; its name is a column. A source that cannot be read has
-    no columns, and the coordinators of its stages are told why.
+def num_readers(most_scorers: int) -> int:
+    """The number of tasks that read side by side. Reading a unit takes a fraction of the time of scoring it, and each
+    reader is a process of its own, so a small pool needs no more than two.
     """
-    unit = units[names["item"][0].as_py()]
-    table = pa.table({UNIT_COLUMN: [unit.name] * unit.rows})
-    readers: dict[str, list[Member]] = {}
-    for member in members:
-        if unit.name in member.units:
-            readers.setdefault(member.job.source, []).append(member)
-    for source, sharing in readers.items():
-        job = sharing[0].job
-        try:
-            table = with_source(table, source, with_timeout(job.recipe.engine.timeout, read_rows, job, unit))
-        except Exception as error:
-            own = error if isinstance(error, MucsError) else None
-            for member in sharing:
-                member.coordinator.failed(unit.name, str(own or f"it could not be read: {last_line(error)}"), own)
-    return table
-
-
-def with_timeout(seconds: float, function: Callable[..., pa.Table], *arguments: Any) -> pa.Table:  # noqa: ANN401
-    """function(*arguments), or TimeoutError: a file system that hangs cannot be interrupted, only left behind."""
-    result = Future[pa.Table]()
-
-    def run() -> None:
-        try:
-            result.set_result(function(*arguments))
-        except BaseException as error:
-            result.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    try:
-        return result.result(timeout=seconds)
-    except TimeoutError as error:
-        raise error if result.done() else TimeoutError(f"no answer for {seconds:g} s") from None
+    return max(2, most_scorers // 4)
