@@ -5,6 +5,7 @@ Each keeps its own folder, parts, manifest and resumption, and its parts are tho
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import ray.exceptions
 
@@ -26,7 +27,8 @@ from mucs_ray.store.parts import unit_part
 def run_pass(refs: Sequence[StageRef], cluster: Cluster) -> Iterator[tuple[StageRef, Output | MucsError]]:
     """Stream the training set, or features of it, once for all of these stages, which are of one run.
 
-    Each makes a part of every unit; yields the output of each, or why it could not be finished.
+    Each makes a part of every unit; yields the output of each, or why it could not be finished. What has no part after
+    a pass, and is not given up, is streamed again by new workers.
     """
     started, pipeline = time.monotonic(), refs[0].pipeline
     units, load = pipeline.dataset.units("train"), load_once()
@@ -38,7 +40,10 @@ def run_pass(refs: Sequence[StageRef], cluster: Cluster) -> Iterator[tuple[Stage
                 stages[ref.name] = begin_stage(ref, units, load, cluster=cluster, bar=bar)
             except MucsError as error:
                 errors[ref.name] = error
-        run_until_complete(list(stages.values()), cluster)
+        while incomplete := [stage for stage in stages.values() if stage.missing]:
+            with failures_counted(incomplete, cluster), scorer_pool(incomplete, cluster) as receipts:
+                for receipt in receipts:
+                    stages[receipt.stage].add(receipt, cluster)
     for name, error in errors.items():
         yield StageRef(pipeline, name), error
     shares = split_seconds(time.monotonic() - started, list(stages.values()))
@@ -63,24 +68,18 @@ def begin_stage(ref: StageRef, units: Sequence[Unit], load: Load, *, cluster: Cl
     return StreamedStage(job=job, refs=inputs, bar=bar, files=[*parts, *tuning], units=missing, digests=new)
 
 
-def run_until_complete(stages: Sequence[StreamedStage], cluster: Cluster) -> None:
-    """Stream until every unit has a part of every stage, or is given up.
-
-    What has no part after a pass is streamed again, by new workers.
-    """
-    by_name = {stage.job.stage.name: stage for stage in stages}
-    while incomplete := [stage for stage in stages if stage.missing]:
-        known = [stage.coordinator.failures_since(0)[1] for stage in incomplete]
-        watched = [(stage.coordinator, stage.bar) for stage in incomplete]
-        cause = "it has no part, and nobody said why"
-        try:
-            with watching(watched, cluster.engine.timeout), scorer_pool(incomplete, cluster) as receipts:
-                for receipt in receipts:
-                    by_name[receipt.stage].add(receipt, cluster)
-        except ray.exceptions.RayError as error:
-            cause = last_line(error)
-        for stage, num_failures in zip(incomplete, known, strict=True):
-            stage.count_failures(cause, num_failures)
+@contextmanager
+def failures_counted(stages: Sequence[StreamedStage], cluster: Cluster) -> Iterator[None]:
+    """Watch a pass, which may also end with an error of Ray, and count as failed what has no part after it."""
+    known = [stage.coordinator.failures_since(0)[1] for stage in stages]
+    cause = "it has no part, and nobody said why"
+    try:
+        with watching([(stage.coordinator, stage.bar) for stage in stages], cluster.engine.timeout):
+            yield
+    except ray.exceptions.RayError as error:
+        cause = last_line(error)
+    for stage, num_failures in zip(stages, known, strict=True):
+        stage.count_failures(cause, num_failures)
 
 
 def split_seconds(seconds: float, stages: Sequence[StreamedStage]) -> list[float]:
