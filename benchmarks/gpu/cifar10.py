@@ -48,8 +48,7 @@ from mucs_ray.attribution.das import DAS
 from mucs_ray.attribution.loss_change import LossChange
 from mucs_ray.attribution.mucs import MUCS
 from mucs_ray.attribution.ranking import top_k
-from mucs_ray.attribution.screening import cuts as screening_cuts
-from mucs_ray.attribution.screening import held_out
+from mucs_ray.attribution.screening import held_out, noise_counts
 from mucs_ray.attribution.skew import skews
 from mucs_ray.diffusion.batch import Batch
 from mucs_ray.diffusion.edm import EDM
@@ -424,7 +423,7 @@ def scored(results: Results, denoiser: DiTEDM, bank: list[dict[str, Tensor]], im
 def told_of_screening(table: Tensor, config: ScoreConfig) -> dict[str, float]:
     """Share of the forwards that `mucs/screen` would make, and the recall it would tell."""
     rounds = (0.1, 0.3)
-    expected = held_out(table.numpy(), top_share=0.02, counts=screening_cuts(config.noises, rounds), recall=0.98)
+    expected = held_out(table.numpy(), top_share=0.02, counts=noise_counts(config.noises, rounds), recall=0.98)
     return {"share of forwards": expected.share, "recall": expected.recall, "sample": len(table)}
 
 

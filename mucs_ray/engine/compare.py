@@ -35,12 +35,12 @@ def measure(metric: ReadyMetric, pairs: Sequence[tuple[Picture, Picture]]) -> Fl
 def compare(
     metrics: Sequence[ReadyMetric], pairs: Sequence[tuple[Picture, Picture]], *, cluster: Cluster, bar: Bar
 ) -> dict[str, np.ndarray]:
-    """By metric, the similarity of each pair."""
+    """Measure the similarity of each pair with every metric; the values by the metric's name."""
     if not pairs:
         return {metric.name: np.zeros(0, np.float32) for metric in metrics}
-    found: dict[str, np.ndarray] = {}
+    similarities: dict[str, np.ndarray] = {}
     units = {metric.name: (metric, pairs) for metric in metrics}
     for name, values in run_units(measure, units, cluster=cluster, bar=bar):
-        found[name] = values
+        similarities[name] = values
         bar.advance(1)
-    return {metric.name: found[metric.name] for metric in metrics}
+    return {metric.name: similarities[metric.name] for metric in metrics}

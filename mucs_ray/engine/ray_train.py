@@ -121,9 +121,9 @@ def wrap(state: TrainState, worker: WorkerContext) -> WorkerContext:
     wrapped = ray.train.torch.prepare_model(state.live)
 
     def mean(values: torch.Tensor) -> torch.Tensor:
-        there = values.to(next(state.live.parameters()).device)
-        torch.distributed.all_reduce(there)
-        return there.cpu() / worker.size
+        on_device = values.to(next(state.live.parameters()).device)
+        torch.distributed.all_reduce(on_device)
+        return on_device.cpu() / worker.size
 
     return WorkerContext(rank=worker.rank, size=worker.size, wrapped=wrapped, mean=mean)
 
@@ -321,7 +321,7 @@ def finished_facts(stage: Stage) -> dict[str, Any]:
 
 
 def resources(cluster: Cluster) -> dict[str, float]:
-    """Of one training worker."""
+    """The resources of one training worker."""
     return {"CPU": ACTOR_CPUS, **({"GPU": 1.0} if cluster.gpus else {})}
 
 

@@ -24,7 +24,7 @@ WORK = {
     "fit_screen": "once",
     "score": "{num_images:,} images x {num_items} items",
 }
-"""What the parts of methods go over."""
+"""What the stages of methods go over, by their hook."""
 
 TESTING = ("retrain", "regenerate")
 """Stages of the counterfactual test, one or more a method."""
@@ -32,18 +32,18 @@ TESTING = ("retrain", "regenerate")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """Of one stage, or of all that retrain or regenerate."""
+    """The work of one stage, or of all that retrain or regenerate."""
 
     stage: str
     work: str
     passes: Passes
     written_bytes: int
     pieces: int
-    """About equal ones, of which a worker does one at a time."""
+    """About equal pieces, of which a worker does one at a time."""
 
 
 def left_to_do(pipeline: Pipeline, states: Mapping[str, State], *, processor: str) -> Iterator[Work]:
-    """Of the stages that are not done, in order; rankings and comparisons of images are negligible.
+    """The work of the stages that are not done, in order; rankings and comparisons of images are negligible.
 
     `processor`: "GPU" or "CPU", what a worker has one of.
     """
@@ -58,11 +58,11 @@ def left_to_do(pipeline: Pipeline, states: Mapping[str, State], *, processor: st
         elif name in ("generate", "regenerate"):
             yield generation(pipeline, name, count, model)
         elif spec := pipeline.method_stages.get(name):
-            yield from part(pipeline, spec, model)
+            yield from method_stage_work(pipeline, spec, model)
 
 
 def trainings(pipeline: Pipeline, name: str, count: int, *, every: int, processor: str) -> Work:
-    """To their last update, though most stop sooner; `every`: bytes of the network."""
+    """The work of trainings to their last update, though most stop sooner; `every`: bytes of the network."""
     recipe = pipeline.recipe
     train = recipe.train
     workers = recipe.engine.train_workers or (max(1, train.batch_size // LEAST_IMAGES) if processor == "GPU" else 2)
@@ -77,23 +77,23 @@ def trainings(pipeline: Pipeline, name: str, count: int, *, every: int, processo
 
 
 def generation(pipeline: Pipeline, name: str, count: int, model: DiffusionModel) -> Work:
-    """Targets and controls; only targets are generated again where each has a retraining of its own."""
+    """The work of generating targets and controls; only targets come again where each has a retraining of its own."""
     config = pipeline.recipe.generate
     samples = config.items
     if name == "generate" or pipeline.recipe.remove.mode != "per-item":
         samples += config.controls
-    several = f"{count} x " if name == "regenerate" else ""
+    times = f"{count} x " if name == "regenerate" else ""
     evaluations = (2 * config.steps - 1) * (1 if config.guidance == 1 else 2)
     return Work(
         stage=name,
-        work=f"{several}{samples} items",
+        work=f"{times}{samples} items",
         passes=Passes(forwards=count * samples * evaluations),
         written_bytes=count * samples * 4 * prod(model.shape),
         pieces=count * samples,
     )
 
 
-def part(pipeline: Pipeline, spec: StageSpec, model: DiffusionModel) -> Iterator[Work]:
+def method_stage_work(pipeline: Pipeline, spec: StageSpec, model: DiffusionModel) -> Iterator[Work]:
     """The work of a method's stage; nothing for a ranking. `model`: the names and shapes of its tensors count."""
     if spec.method_stage is None:
         return

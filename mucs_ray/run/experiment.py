@@ -31,7 +31,7 @@ class Experiment:
 
     @property
     def seeds(self) -> list[int]:
-        """In the order given."""
+        """The seeds in the order given."""
         return [pipeline.recipe.seed for pipeline in self.pipelines]
 
     def report(self) -> Stage:
@@ -68,9 +68,9 @@ class Experiment:
     @cached_property
     def analysis(self) -> Analysis:
         """The statistics over all seeds, once everything is done."""
-        found = counterfactual.analysis_of(self.pipelines)
-        assert found is not None
-        return found
+        analysis = counterfactual.analysis_of(self.pipelines)
+        assert analysis is not None
+        return analysis
 
     def write(self) -> tuple[dict[str, str], dict[str, Any]]:
         """Publish the report over all seeds."""
@@ -106,7 +106,7 @@ class Experiment:
         return [(name, f"{seconds:.1f} s") for name, seconds in times.items()]
 
     def as_json(self, analysis: Analysis) -> dict[str, Any]:
-        """For programs."""
+        """The report for programs."""
         runs = {str(pipeline.recipe.seed): pipeline.run_url for pipeline in self.pipelines}
         hubs = counterfactual.found_hubs(self.pipelines, [each.method for each in analysis.methods])
         return {

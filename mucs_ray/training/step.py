@@ -227,9 +227,9 @@ def validation_loss(
         streams = [generator(seed, f"validate/idx={idx}") for idx in batch.idx.tolist()]
         level = torch.cat([denoiser.process.training_levels(stream, 1) for stream in streams]).to(device)
         noise = torch.stack([normal(stream, *batch.image.shape[1:]) for stream in streams]).to(device)
-        there = batch.to(device)
+        on_device = batch.to(device)
         with autocast(config.precision, device):
-            losses = denoising_loss(denoiser.process, denoiser, there.image, noise, level, there.condition)
+            losses = denoising_loss(denoiser.process, denoiser, on_device.image, noise, level, on_device.condition)
         total += torch.tensor([losses.double().sum().item(), len(batch)], dtype=torch.float64)
     summed, count = worker.mean(total).tolist()
     return summed / count

@@ -64,12 +64,12 @@ def score_histograms(tables: Iterable[pa.Table], low: np.ndarray, high: np.ndarr
 
 
 def ranking_name(number: int) -> str:
-    """Names the order among ties of an item's list."""
+    """The name of the random order among ties in an item's list."""
     return f"rank/item={number}"
 
 
 def empty_rankings(pipeline: Pipeline, k: int) -> list[Ranking]:
-    """One an item, before anything was seen."""
+    """A ranking for each item, before anything was ranked."""
     recipe = pipeline.recipe
     names = [ranking_name(number) for number in range(recipe.generate.items)]
     return [Ranking.empty(k, seed=recipe.seed, name=name) for name in names]
@@ -146,7 +146,7 @@ def all_scores(tables: Iterable[pa.Table]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def score_table(idx: np.ndarray, scores: np.ndarray) -> pa.Table:
-    """idx, score[items]."""
+    """A table of idx and score[items]."""
     columns = {"idx": idx, "score": fixed_lists(scores.astype(np.float32))}
     return pa.table(columns, schema=score_schema(scores.shape[1]))
 
@@ -158,32 +158,32 @@ def stored_scores(pipeline: Pipeline, method: str) -> Iterator[pa.Table]:
 
 
 def row_groups(file: pq.ParquetFile) -> Iterator[pa.Table]:
-    """A table at a time."""
+    """The row groups of a file as tables, one at a time."""
     for number in range(file.num_row_groups):
         yield file.read_row_group(number)
 
 
 def score_matrix(table: pa.Table) -> np.ndarray:
-    """[rows, items]."""
+    """The scores of a table as a matrix [rows, items]."""
     return np.stack(table["score"].to_numpy())
 
 
 def topk_rows(pipeline: Pipeline, rankings: list[Ranking]) -> Iterator[tuple[object, ...]]:
     """The rows of topk.csv."""
-    described = describe(pipeline, {int(idx) for ranking in rankings for idx in ranking.idx})
+    described = labels_and_texts(pipeline, {int(idx) for ranking in rankings for idx in ranking.idx})
     items = pipeline.stages["generate"].facts()["items"]
     for number, ranking in enumerate(rankings):
         for rank, (idx, score) in enumerate(zip(ranking.idx.tolist(), ranking.score.tolist(), strict=True), start=1):
             yield number, items[number]["idx"], rank, idx, f"{score:.6f}", *described[idx]
 
 
-def describe(pipeline: Pipeline, wanted: set[int]) -> dict[int, tuple[str, str]]:
-    """(label, first text) of training images."""
+def labels_and_texts(pipeline: Pipeline, wanted: set[int]) -> dict[int, tuple[str, str]]:
+    """The label and the first text of training images, by idx."""
     classes = pipeline.dataset.card.classes
-    found = {}
+    labels = {}
     for table in pipeline.dataset.stream("train", ["idx", "label", "text"]):
         for row in table.to_pylist():
             if row["idx"] in wanted:
                 label = classes[row["label"]] if classes and row["label"] is not None else ""
-                found[row["idx"]] = (label, (row["text"] or [""])[0])
-    return found
+                labels[row["idx"]] = (label, (row["text"] or [""])[0])
+    return labels
