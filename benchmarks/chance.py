@@ -16,13 +16,12 @@ from models import DEVICE, Subject, machine, parser, parts, subject
 from sidebyside import overlap, rank_correlation
 from torch import Tensor
 
-from mucs_ray.attribution.base import Item
 from mucs_ray.attribution.config import ScoreConfig
 from mucs_ray.attribution.loss_change import LossChange
 from mucs_ray.attribution.ranking import top_k
 from mucs_ray.attribution.unlearn import unlearn
 from mucs_ray.data.local import LocalImages
-from mucs_ray.diffusion.batch import Batch
+from mucs_ray.diffusion.batch import Batch, Item
 from mucs_ray.engine.host import keep_freed_memory
 from mucs_ray.store.checkpoint import Tensors
 from mucs_ray.training.order import batch_rows
@@ -62,7 +61,7 @@ def unlearned(model: Subject, chosen: argparse.Namespace, seed: int) -> list[Ten
     rate = model.recipe.train.learning_rate / config.learning_rate_divisor
     bank = []
     for number, tensors in enumerate(parts(chosen.run, "generate", "item-")[: chosen.items]):
-        item = Item(number=number, idx=number, image=tensors.pop("image"), condition=tensors)
+        item = Item(number=number, idx=number, z=tensors.pop("image"), condition=tensors)
 
         def batches(step: int, name: str = f"chance/item={number}") -> Batch:
             rows = batch_rows(seed, name, step, num_images=len(images), batch_size=config.batch_size)

@@ -64,7 +64,7 @@ class Subject:
         conditions = [piece.condition for piece in pieces]
         return Batch(
             idx=torch.cat([piece.idx for piece in pieces]),
-            image=torch.cat([piece.image for piece in pieces]),
+            z=torch.cat([piece.z for piece in pieces]),
             condition=joined(conditions),
         ).to(DEVICE)
 
@@ -90,7 +90,7 @@ class Subject:
         """Floating-point operations of one plain forward of one image, as torch counts them."""
         one = self.images(1)
         with torch.no_grad():
-            return counted(lambda: self.denoiser(one.image, torch.ones(1, device=DEVICE), one.condition))
+            return counted(lambda: self.denoiser(one.z, torch.ones(1, device=DEVICE), one.condition))
 
 
 def add_options(options: argparse.ArgumentParser) -> None:

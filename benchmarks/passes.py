@@ -21,12 +21,13 @@ from models import DEVICE, Subject, counted, machine, parser, seconds, subject
 from throughput import ceiling
 
 from mucs_ray.attribution.abu import AbU
-from mucs_ray.attribution.base import Item, MethodContext
+from mucs_ray.attribution.base import MethodContext
 from mucs_ray.attribution.das import DAS
 from mucs_ray.attribution.dtrak import DTRAK
 from mucs_ray.attribution.unlearn import unlearn
 from mucs_ray.config.recipe import Recipe, build, with_settings
 from mucs_ray.data.local import LocalImages
+from mucs_ray.diffusion.batch import Item
 from mucs_ray.diffusion.condition import for_each, one_by_one
 from mucs_ray.diffusion.edm import EDM
 from mucs_ray.diffusion.sampler import sample
@@ -83,12 +84,12 @@ def passes(model: Subject, num_images: int) -> dict[str, Callable[[], object]]:
     images = LocalImages(model.dataset, "train")
     state = TrainState.fresh(deepcopy(model.denoiser).requires_grad_(True), recipe.train)
     (condition,) = one_by_one(some[:1].condition, 1)
-    item = Item(number=0, idx=0, condition=condition, image=some.image[0])
+    item = Item(number=0, idx=0, condition=condition, z=some.z[0])
     own = recipe.method
     config = replace(own["mucs"], fixed_updates=UPDATES)
     context = MethodContext(settings=recipe, device=DEVICE, num_images=len(images), denoiser=model.denoiser)
     dtrak, das, abu, scoring = DTRAK(context), DAS(context), AbU(context), model.loss_change()
-    noise = torch.randn(GENERATED, *some.image.shape[1:], device=DEVICE)
+    noise = torch.randn(GENERATED, *some.z.shape[1:], device=DEVICE)
     conditions = for_each(condition, GENERATED)
     batch = images.batch(np.arange(own["mucs"].batch_size)).to(DEVICE)
     rate = recipe.train.learning_rate

@@ -90,7 +90,7 @@ def published(model: Subject, *, batch: int, bf16: bool) -> Side:
     network, first = deepcopy(model.denoiser.network), model.denoiser.network.state_dict()
 
     def side(images: Batch) -> Tensor:
-        data = images.image, images.condition.get("condition"), noises.level, noises.unit
+        data = images.z, images.condition.get("condition"), noises.level, noises.unit
         return skews(network, first, model.bank, *data, batch=batch, bf16=bf16).cpu()
 
     return side

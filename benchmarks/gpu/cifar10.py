@@ -40,7 +40,7 @@ from safetensors.torch import load_file, save_file
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from mucs_ray.attribution.base import Attributor, Item, MethodContext
+from mucs_ray.attribution.base import Attributor, MethodContext
 from mucs_ray.attribution.cards.das import DASConfig
 from mucs_ray.attribution.cards.mucs import MUCSConfig
 from mucs_ray.attribution.config import RankConfig, ScoreConfig
@@ -50,7 +50,7 @@ from mucs_ray.attribution.mucs import MUCS
 from mucs_ray.attribution.ranking import top_k
 from mucs_ray.attribution.screening import held_out, noise_counts
 from mucs_ray.attribution.skew import skews
-from mucs_ray.diffusion.batch import Batch
+from mucs_ray.diffusion.batch import Batch, Item
 from mucs_ray.diffusion.edm import EDM
 from mucs_ray.diffusion.noise import generator, name_torch_stream, normal
 from mucs_ray.diffusion.sampler import sample
@@ -98,7 +98,7 @@ def main() -> None:
     results["pretraining, s"] = took
     noise = torch.stack([normal(generator(SEED, f"generate/item={n}"), 3, 32, 32) for n in range(scale.items)])
     pictures = {"generated": generated(denoiser, noise)}
-    items = [Item(number=n, idx=n, condition={}, image=each) for n, each in enumerate(pictures["generated"])]
+    items = [Item(number=n, idx=n, condition={}, z=each) for n, each in enumerate(pictures["generated"])]
     lists = attributed(results, chosen, denoiser, items, images, train, scale)
     results["removed"] = {name: len(union(each)) for name, each in lists.items()}
     started = time.monotonic()
@@ -154,7 +154,7 @@ class Images:
         """In [-1, 1]."""
         at = self.kept[rows]
         image = torch.from_numpy(self.pixels[at]).float() / 127.5 - 1
-        return Batch(idx=torch.from_numpy(at), image=image, condition={})
+        return Batch(idx=torch.from_numpy(at), z=image, condition={})
 
     def named(self, name: str, size: int) -> Callable[[int], Batch]:
         """batches(step), as the engine makes them for unlearning."""
@@ -327,7 +327,7 @@ def unlearned(
     """The changed tensors of all items, for both ways to unlearn."""
     folder = chosen.out / "jobs"
     save_file({name: each.cpu() for name, each in denoiser.network.state_dict().items()}, folder / "f1.safetensors")
-    save_file({"items": torch.stack([item.image for item in items])}, folder / "items.safetensors")
+    save_file({"items": torch.stack([item.z for item in items])}, folder / "items.safetensors")
     ways = {"mucs": "training", "mucs/sigma-schedule": "schedule"}
     shares = [range(len(items))[start :: scale.unlearn_jobs] for start in range(scale.unlearn_jobs)]
     jobs = {
@@ -355,7 +355,7 @@ def unlearn_items(folder: Path, job: Facts, images: Images, scale: Scale) -> tup
     """(changed tensors as NUMBER/NAME, facts by number) of a share of the items, in the time there is."""
     denoiser = with_weights(scale.model, load_file(folder / "f1.safetensors"))
     pictures = load_file(folder / "items.safetensors")["items"]
-    items = [Item(number=n, idx=n, condition={}, image=pictures[n].to(DEVICE)) for n in job["items"]]
+    items = [Item(number=n, idx=n, condition={}, z=pictures[n].to(DEVICE)) for n in job["items"]]
     config = MUCSConfig(
         sigmas=job["sigmas"], batch_size=min(100, len(images)), null_batches=scale.null_batches, fixed_updates=3
     )

@@ -139,7 +139,7 @@ def random_batch(model: DiTConfig, count: int, device: torch.device = DEVICE, na
     stream, size = generator(SEED, name), model.image_size
     condition = {"condition": normal(stream, count, model.condition_dim).to(device)} if model.condition_dim else {}
     image = normal(stream, count, 3, size, size).mul(0.5).clamp(-1, 1).to(device)
-    return Batch(idx=torch.arange(count), image=image, condition=condition)
+    return Batch(idx=torch.arange(count), z=image, condition=condition)
 
 
 def noise_set(model: DiTConfig, count: int, device: torch.device = DEVICE) -> NoiseSet:
@@ -159,5 +159,5 @@ def flop_of_a_forward(denoiser: DiTEDM, model: DiTConfig) -> int:
     """Floating-point operations of one plain forward of one image, as torch counts them."""
     one = random_batch(model, 1)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        denoiser(one.image, torch.ones(1, device=DEVICE), one.condition)
+        denoiser(one.z, torch.ones(1, device=DEVICE), one.condition)
     return counter.get_total_flops()

@@ -21,7 +21,8 @@ from common import random_denoiser
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from mucs_ray.attribution.base import Item, MethodContext
+from mucs_ray.attribution.arriving import arriving
+from mucs_ray.attribution.base import MethodContext
 from mucs_ray.attribution.cards.das import DASConfig
 from mucs_ray.attribution.cards.dtrak import DTRAKConfig
 from mucs_ray.attribution.cards.mucs import MUCSConfig
@@ -31,7 +32,7 @@ from mucs_ray.attribution.dtrak import DTRAK
 from mucs_ray.attribution.model_bank import ModelBank
 from mucs_ray.attribution.skew import normalized_skew
 from mucs_ray.attribution.unlearn import Unlearned, unlearn
-from mucs_ray.diffusion.batch import Batch
+from mucs_ray.diffusion.batch import Batch, Item
 from mucs_ray.diffusion.condition import moved, one_by_one
 from mucs_ray.diffusion.edm import EDM
 from mucs_ray.diffusion.sampler import sample
@@ -46,6 +47,7 @@ SMALL = replace(TINY, width=128, depth=4, num_heads=4, condition_channels=64, re
 IMAGES, ITEMS, NOISES, TOP = 100, 3, 50, 20
 ITEM_UPDATES, TRAIN_UPDATES = 20, 30
 LITTLE_BYTES = 2**28
+ARRIVING = "fp32, captured, images arriving meanwhile"
 
 
 def main() -> None:
@@ -94,10 +96,10 @@ def train(model: DiTConfig, device: torch.device, updates: int, *, captured: boo
     for step in range(updates):
         batch, noise = (random_batch(model, 32, CPU, f"{name}/{step}") for name in ("train", "noise"))
         draws = UpdateDraws(
-            image=batch.image,
+            z=batch.z,
             condition={**batch.condition, "augmented": torch.zeros(32, dtype=torch.long)},
-            level=noise.image.flatten(1).std(dim=1),
-            noise=noise.image,
+            level=noise.z.flatten(1).std(dim=1),
+            noise=noise.z,
         )
         losses.append(train_update(state, draws, config, seed=SEED, worker=WorkerContext()).cpu())
     return torch.stack(losses), state.average
@@ -130,7 +132,7 @@ def unlearned(model: DiTConfig, images: Batch, device: torch.device, number: int
     item, there = random_batch(model, 1, device, f"item/{number}"), images[:32].to(device)
     return unlearn(
         random_denoiser(model, device),
-        Item(number=number, idx=number, image=item.image[0], condition=one_by_one(item.condition, 1)[0]),  # pyright: ignore[reportOptionalSubscript]
+        Item(number=number, idx=number, z=item.z[0], condition=one_by_one(item.condition, 1)[0]),  # pyright: ignore[reportOptionalSubscript]
         lambda _: there,
         bound=1e6,
         config=MUCSConfig(fixed_updates=updates, batch_size=32),
@@ -160,9 +162,11 @@ def skews(
     settings = {name: given.pop(name) for name in ("precision", "compile") if name in given}
     config = ScoreConfig(noises=count, images_per_forward=4, **settings)
     there = [{name: each.to(device) for name, each in tensors.items()} for tensors in bank]
+    arrives = given.pop("arrives", False)
     models = ModelBank(random_denoiser(model, device), there, config, **given)
-    batch, noises = images.to(device), noise_set(model, count, device)
-    models.losses(batch[:8], noises)
+    noises = noise_set(model, count, device)
+    models.losses(images[:8].to(device), noises)
+    batch = arriving(len(images), images.__getitem__, device, rows_at_once=6) if arrives else images.to(device)
     table = models.losses(batch, noises).cpu()
     return table, torch.stack([normalized_skew(table[0], each) for each in table[1:]], dim=1)
 
@@ -175,6 +179,7 @@ def compare_scores(
         "fp32": {},
         "fp32, captured": {"captures": True},
         "fp32, one F2 at a time": {"resident": 1, "captures": True},
+        ARRIVING: {"captures": True, "arrives": True},
         "fp32, compiled": {"compile": "on"},
         "fp32, compiled and captured": {"compile": "on", "captures": True},
         "bf16": {"precision": "bf16"},
@@ -195,7 +200,7 @@ def compare_scores(
             "rank correlation": min(float(spearmanr(a, b).statistic) for a, b in zip(found.T, exact.T, strict=True)),
             f"top {TOP} in common": common_top(found, exact),
         }
-    if not {"fp32, captured", "bf16, captured", "fp32, one F2 at a time"} <= tables.keys():
+    if not {"fp32, captured", "bf16, captured", "fp32, one F2 at a time", ARRIVING} <= tables.keys():
         return
     captured = [
         torch.equal(tables["fp32"], tables["fp32, captured"]),
@@ -203,6 +208,7 @@ def compare_scores(
     ]
     results["captured equals eager bit for bit"] = all(captured)
     results["turns equal all at once bit for bit"] = torch.equal(tables["fp32"], tables["fp32, one F2 at a time"])
+    results["images arriving equal images there bit for bit"] = torch.equal(tables["fp32"], tables[ARRIVING])
 
 
 def failure(error: Exception) -> dict[str, str]:
@@ -244,7 +250,7 @@ def compare_generation(results: Results, model: DiTConfig) -> None:
         sample(
             EDM(),
             random_denoiser(model, device),
-            start.image.to(device),
+            start.z.to(device),
             moved(start.condition, device),
             num_steps=4,
         )

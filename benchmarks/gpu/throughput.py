@@ -36,7 +36,8 @@ from common import (
 import published
 import torch
 
-from mucs_ray.attribution.base import Item, MethodContext
+from mucs_ray.attribution.arriving import arriving
+from mucs_ray.attribution.base import MethodContext
 from mucs_ray.attribution.cards.das import DASConfig
 from mucs_ray.attribution.cards.dtrak import DTRAKConfig
 from mucs_ray.attribution.cards.mucs import MUCSConfig
@@ -47,7 +48,8 @@ from mucs_ray.attribution.model_bank import ModelBank
 from mucs_ray.attribution.mucs import EXPECTED_UPDATES
 from mucs_ray.attribution.tuning import tune
 from mucs_ray.attribution.unlearn import unlearn
-from mucs_ray.diffusion.condition import one_by_one
+from mucs_ray.diffusion.batch import Batch, Item
+from mucs_ray.diffusion.condition import mapped, one_by_one
 from mucs_ray.models.dit import DiTConfig
 from mucs_ray.models.dit_edm import DiTEDM
 from mucs_ray.training.config import TrainConfig
@@ -70,6 +72,7 @@ SIZES = {
 }
 ITEMS_OF_A_RUN = 20
 MEASURED_ITEMS = 4
+IDLE_CALLS = 3
 PUBLISHED_IMAGES = 16
 """In a forward of the published procedure, each at all noises."""
 
@@ -116,15 +119,27 @@ class Measured:
             rates[f"{m} x {k} x {n}"] = 2 * m * k * n / took
         return {"best": max(rates.values()), **rates}
 
-    def scoring_rate(self, config: ScoreConfig, *, captures: bool) -> float:
-        """Forwards a second through the bank, four pieces a call."""
+    def scoring_rate(self, config: ScoreConfig, *, captures: bool) -> tuple[float, float | None]:
+        """Forwards a second through the bank, and the share of that time in which the GPU had no piece to work on.
+
+        A call has four pieces, which are decoded and copied as in the engine: those after the first meanwhile.
+        """
         denoiser = deepcopy(self.denoiser) if config.compile == "on" else self.denoiser  # compiling leaves a mark on it
         models = ModelBank(denoiser, self.bank, config, captures=captures)
-        images = 4 * int(config.images_per_forward)
-        batch = random_batch(self.model, images)
-        models.losses(batch, self.noises)
-        took = seconds_a_call(lambda: models.losses(batch, self.noises), self.budget)
-        return images * self.num_noises * (1 + len(self.bank)) / took
+        at_once = int(config.images_per_forward)
+        stored = random_batch(self.model, 4 * at_once, torch.device("cpu"))
+        pixels = stored.z.add(1).mul(127.5).byte()
+
+        def decoded(rows: slice) -> Batch:
+            condition = mapped(stored.condition, lambda tensor: tensor[rows])
+            return Batch(idx=stored.idx[rows], z=pixels[rows].float() / 127.5 - 1, condition=condition)
+
+        def work() -> torch.Tensor:
+            return models.losses(arriving(len(stored), decoded, DEVICE, rows_at_once=at_once), self.noises)
+
+        work()
+        took = seconds_a_call(work, self.budget)
+        return len(stored) * self.num_noises * (1 + len(self.bank)) / took, idle_between_pieces(models, work)
 
     def published_rate(self) -> float:
         """The same by the published procedure, eager and in bf16."""
@@ -133,12 +148,41 @@ class Measured:
         batch = random_batch(self.model, images)
 
         def work() -> torch.Tensor:
-            data = batch.image, batch.condition.get("condition"), self.noises.level, self.noises.unit
+            data = batch.z, batch.condition.get("condition"), self.noises.level, self.noises.unit
             return published.skews(network, first, self.bank, *data, batch=images, bf16=DEVICE.type == "cuda")
 
         took = seconds_a_call(work, self.budget)
         network.load_state_dict(first)
         return images * self.num_noises * (1 + len(self.bank)) / took
+
+
+def idle_between_pieces(models: ModelBank, work: Callable[[], object]) -> float | None:
+    """Share of some calls in which the GPU had finished a piece and had not begun the next; None without a GPU.
+
+    `work` has the losses computed once, by these models. The copies of a piece to fixed addresses count as the piece.
+    """
+    if DEVICE.type != "cuda":
+        return None
+    marks: list[torch.cuda.Event] = []
+    forwards = models._compute_or_replay
+
+    def mark() -> None:
+        marks.append(torch.cuda.Event(enable_timing=True))
+        marks[-1].record()
+
+    def marked(*arguments: Any) -> None:
+        mark()
+        forwards(*arguments)
+        mark()
+
+    models._compute_or_replay = marked
+    torch.cuda.synchronize()
+    for _ in range(IDLE_CALLS):
+        work()
+    torch.cuda.synchronize()
+    models._compute_or_replay = forwards
+    idle = sum(end.elapsed_time(start) for end, start in zip(marks[1:-1:2], marks[2::2], strict=True))
+    return idle / marks[0].elapsed_time(marks[-1])
 
 
 def scoring(results: Results, name: str, measured: Measured, ceiling: float, *, compiles: bool) -> dict[str, float]:
@@ -149,8 +193,8 @@ def scoring(results: Results, name: str, measured: Measured, ceiling: float, *, 
     images = found.images_per_forward
     results[f"{name}, probe"] = {"images a forward": images, "forwards/s": 1 / found.seconds_a_forward}
     rates: dict[str, float] = {}
-    ways: dict[str, Callable[[], float]] = {
-        "published": measured.published_rate,
+    ways: dict[str, Callable[[], tuple[float, float | None]]] = {
+        "published": lambda: (measured.published_rate(), None),
         **{
             f"{how}{', captured' if captures else ''}": way(measured, images, precision, how, captures=captures)
             for how in (("eager", "compiled") if compiles else ("eager",))
@@ -160,7 +204,7 @@ def scoring(results: Results, name: str, measured: Measured, ceiling: float, *, 
     for how, rate in ways.items():
         started = time.monotonic()
         try:
-            rates[how] = rate()
+            rates[how], idle = rate()
         except Exception as error:  # a way that fails is told, and the others go on
             results[f"{name}, {how}"] = {"failed": f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"}
             continue
@@ -168,12 +212,15 @@ def scoring(results: Results, name: str, measured: Measured, ceiling: float, *, 
             "forwards/s": round(rates[how], 1),
             "TFLOP/s": round(rates[how] * measured.flop / 1e12, 2),
             "of the ceiling": round(rates[how] * measured.flop / ceiling, 3),
+            **({} if idle is None else {"idle between pieces": round(idle, 4)}),
             "with warming up, s": round(time.monotonic() - started, 1),
         }
     return rates
 
 
-def way(measured: Measured, images: int, precision: Any, how: str, *, captures: bool) -> Callable[[], float]:
+def way(
+    measured: Measured, images: int, precision: Any, how: str, *, captures: bool
+) -> Callable[[], tuple[float, float | None]]:
     """One way to score."""
     config = ScoreConfig(
         noises=measured.num_noises,
@@ -189,7 +236,7 @@ def other_passes(results: Results, name: str, measured: Measured) -> dict[str, f
     speeds: dict[str, float] = {}
     model, batch_size = measured.model, 4 if measured.tiny else 100
     some = random_batch(model, batch_size)
-    item = Item(number=0, idx=0, image=some.image[0], condition=one_by_one(some.condition, len(some.image))[0])
+    item = Item(number=0, idx=0, z=some.z[0], condition=one_by_one(some.condition, len(some.z))[0])
     count = 2 if measured.tiny else 10
 
     def unlearning() -> object:
@@ -223,10 +270,10 @@ def other_passes(results: Results, name: str, measured: Measured) -> dict[str, f
     batch = random_batch(model, 8 if measured.tiny else 128)
     config = TrainConfig(batch_size=len(batch), precision="bf16")
     draws = UpdateDraws(
-        image=batch.image.cpu(),
+        z=batch.z.cpu(),
         condition={**batch.to("cpu").condition, "augmented": torch.zeros(len(batch), dtype=torch.long)},
-        level=batch.image.flatten(1).std(dim=1).cpu(),
-        noise=batch.image.cpu(),
+        level=batch.z.flatten(1).std(dim=1).cpu(),
+        noise=batch.z.cpu(),
     )
     ways = {"any": (nullcontext(), False), "fixed": (as_in_training(DEVICE), False)}
     if DEVICE.type == "cuda":

@@ -14,12 +14,12 @@ from torch import Tensor
 from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from mucs_ray.attribution.base import Item, ItemState, MethodSettings, Passes, Tensors
+from mucs_ray.attribution.base import ItemState, MethodSettings, Passes, Tensors
 from mucs_ray.attribution.card import MethodStage
 from mucs_ray.attribution.cards.abu import CARD, AbUConfig
 from mucs_ray.attribution.loss_change import LossAttributor
-from mucs_ray.attribution.unlearn import require_finite, tensor_bytes
-from mucs_ray.diffusion.batch import Batch
+from mucs_ray.attribution.unlearn import require_finite
+from mucs_ray.diffusion.batch import Batch, Item
 from mucs_ray.diffusion.condition import NO_CONDITION, Condition, for_each, moved
 from mucs_ray.diffusion.loss import denoising_loss
 from mucs_ray.diffusion.model import DiffusionModel
@@ -54,18 +54,14 @@ class AbU(LossAttributor):
                 return super().passes(stage, settings, num_images=num_images, num_items=num_items)
 
     @classmethod
-    def written_bytes(
-        cls, stage: MethodStage, settings: MethodSettings, *, model: DiffusionModel, num_images: int, num_items: int
-    ) -> int:
-        """The changed tensors of each item."""
-        if stage.hook == "fit_item":
-            return num_items * tensor_bytes(model, changed_names(model, cls.config_in(settings)))
-        return super().written_bytes(stage, settings, model=model, num_images=num_images, num_items=num_items)
+    def changed_names(cls, model: DiffusionModel, config: AbUConfig) -> list[str]:
+        """Those that the steps change."""
+        return model.names(config.parameters)
 
     def accumulate(self, rows: Batch) -> Tensors:
         """Squared gradients of the loss at each image, averaged over its draws and summed over images; float64."""
         model = self.context.model
-        names = changed_names(model, self.config)
+        names = self.changed_names(model, self.config)
         weights = {name: model.network.get_parameter(name).detach() for name in names}
         sums = {name: torch.zeros_like(weight, dtype=torch.float64) for name, weight in weights.items()}
         for at in range(len(rows)):
@@ -80,7 +76,7 @@ class AbU(LossAttributor):
         """Of one image, the mean over its draws; these go through the network together, so no other image matters."""
         settings, model = self.context.settings, self.context.model
         name, num = f"abu/fisher/idx={int(one.idx)}", self.config.fisher_draws
-        ((sigma, noise),) = draws(model.process, settings.seed, name, num, num, like=one.image)
+        ((sigma, noise),) = draws(model.process, settings.seed, name, num, num, like=one.z)
 
         def loss(weights: Tensors, sigma: Float[Tensor, ""], noise: Float[Tensor, "*shape"]) -> Float[Tensor, ""]:
             with_weights = {f"network.{name}": weight for name, weight in weights.items()}
@@ -88,7 +84,7 @@ class AbU(LossAttributor):
             def denoiser(noisy: Tensor, level: Tensor, condition: Condition = NO_CONDITION) -> Tensor:
                 return functional_call(model, with_weights, (noisy, level, condition))
 
-            return denoising_loss(model.process, denoiser, one.image, noise[None], sigma[None], one.condition)[0]
+            return denoising_loss(model.process, denoiser, one.z, noise[None], sigma[None], one.condition)[0]
 
         with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no rule for vmap: it would loop over the draws
             gradients = vmap(grad(loss), in_dims=(None, 0, 0))(weights, sigma, noise)
@@ -122,7 +118,7 @@ class AbU(LossAttributor):
     def shares(self, changed: DiffusionModel, item: Item, *, draws_of: int) -> Iterator[Float[Tensor, ""]]:
         """The item's mean loss over the draws of an update, as the share of each forward in it; they add up to it."""
         config, device = self.config, self.context.device
-        image = item.image.to(device)[None]
+        image = item.z.to(device)[None]
         name = f"abu/item={item.idx}/step={draws_of}"
         for sigma, noise in draws(
             changed.process, self.context.settings.seed, name, config.draws, config.draws_per_forward, like=image
@@ -130,11 +126,6 @@ class AbU(LossAttributor):
             condition = for_each(moved(item.condition, device), len(sigma))
             losses = denoising_loss(changed.process, changed, image.expand_as(noise), noise, sigma, condition)
             yield losses.sum() / config.draws
-
-
-def changed_names(model: DiffusionModel, config: AbUConfig) -> list[str]:
-    """The tensors that AbU changes."""
-    return model.names(config.parameters)
 
 
 def draws(

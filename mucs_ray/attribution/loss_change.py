@@ -19,6 +19,7 @@ from mucs_ray.attribution.config import Measure, ScoreConfig
 from mucs_ray.attribution.first_losses import FirstLosses
 from mucs_ray.attribution.model_bank import ModelBank
 from mucs_ray.attribution.skew import normalized_skew
+from mucs_ray.attribution.unlearn import tensor_bytes
 from mucs_ray.diffusion.batch import Batch
 from mucs_ray.diffusion.model import DiffusionModel
 from mucs_ray.diffusion.noise import NoiseSet, generator
@@ -81,7 +82,7 @@ class LossChange:
     def losses(self, batch: Batch) -> Losses:
         """The losses of a batch under all models. RunFailed, naming the image, if one is not finite."""
         if self.shared is None:
-            cuts = [batch[at : at + 1] for at in range(len(batch))]
+            cuts = (batch[at : at + 1] for at in range(len(batch)))
             table = torch.cat([self._independent(one) for one in cuts], dim=1)
             self.forwards = table.numel()
         else:  # all models on the same noises; F1 only if nobody has computed its losses of this batch
@@ -140,6 +141,11 @@ class LossAttributor(Attributor):
 
     places_item_states = True
 
+    @classmethod
+    def changed_names(cls, model: DiffusionModel, config: Any) -> list[str]:  # noqa: ANN401 - the card's `config_class`
+        """The tensors that `fit_item` makes, for `mucs-ray plan`; by default none to speak of."""
+        return []
+
     def load(self, fitted: Tensors, item_states: Sequence[Tensors]) -> None:
         """Set up the bank of all F2."""
         settings = self.context.settings
@@ -163,7 +169,11 @@ class LossAttributor(Attributor):
     def written_bytes(
         cls, stage: MethodStage, settings: MethodSettings, *, model: DiffusionModel, num_images: int, num_items: int
     ) -> int:
-        """Skew and difference of every image for every item; the losses in fp16 on request."""
+        """Skew and difference of every image for every item, the losses in fp16 on request; before that the tensors in
+        which each item's F2 differs.
+        """
+        if stage.hook == "fit_item":
+            return num_items * tensor_bytes(model, cls.changed_names(model, cls.config_in(settings)))
         if stage.hook != "score":
             return 0
         losses = 2 * num_images * settings.score.noises * (1 + num_items) if settings.score.keep_losses else 0

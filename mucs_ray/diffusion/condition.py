@@ -14,7 +14,7 @@ from mucs_ray.diffusion.rows import copies
 
 Condition = Mapping[str, Tensor]
 NO_CONDITION: Condition = MappingProxyType({})
-LOSS_INPUTS = ("image", "noise", "level", "stem")
+LOSS_INPUTS = ("z", "noise", "level", "stem")
 """What else goes into a loss: a condition with one of these names could not be told apart from them."""
 
 

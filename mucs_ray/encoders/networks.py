@@ -1,6 +1,6 @@
 """Images to vectors: CLIP, DINOv2 and SSCD, from files on this machine (spec 9.3, 9.4, 11.1).
 
-Axes: n images, h w pixels, d embedding.
+Axes: n images, d embedding.
 """
 
 import warnings
@@ -16,6 +16,7 @@ from torch.nn.functional import interpolate, normalize
 from mucs_ray.encoders.batches import exact, in_batches
 from mucs_ray.encoders.weights import CLIP_WEIGHTS, DINO_WEIGHTS, SSCD_WEIGHTS, first_line, read_weights
 from mucs_ray.errors import InputError
+from mucs_ray.spaces.pictures import CHANNELS, Pictures, Squares
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -35,13 +36,13 @@ SSCD_PX = 320
 class Encoder:
     """A pretrained network that embeds images."""
 
-    network: Callable[[Float[Tensor, "n 3 px px"]], Float[Tensor, "n d"]]
-    prepare: Callable[[Float[Tensor, "n 3 h w"]], Float[Tensor, "n 3 px px"]]
+    network: Callable[[Squares], Float[Tensor, "n d"]]
+    prepare: Callable[[Pictures], Squares]
     """Images in [0, 1] as the network expects them."""
     dim: int
     device: torch.device
 
-    def embed(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n d"]:
+    def embed(self, images: Pictures) -> Float[Tensor, "n d"]:
         """Vectors of length 1 (their inner product is the cosine) of images in [0, 1]; fp32, where the images are."""
         if not len(images):
             return torch.zeros(0, self.dim, device=images.device)
@@ -65,7 +66,7 @@ def load_clip(path: str, device: torch.device) -> Encoder:
     return Encoder(network=network, prepare=prepare_clip, dim=CLIP_DIM, device=device)
 
 
-def prepare_clip(images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 px px"]:
+def prepare_clip(images: Pictures) -> Squares:
     """8-bit, shorter side to 224 by Pillow's bicubic filter, the middle of it; mean = std = 0.5.
 
     Rounded to 8 bits, not cut off: images that came from 8-bit files are these files again.
@@ -96,7 +97,7 @@ def load_dino(path: str, device: torch.device) -> Encoder:
     return Encoder(network=network, prepare=prepare_dino, dim=DINO_DIM, device=device)
 
 
-def prepare_dino(images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 px px"]:
+def prepare_dino(images: Pictures) -> Squares:
     """224 x 224, ImageNet's mean and standard deviation."""
     return standardized(square(images, DINO_PX))
 
@@ -122,7 +123,7 @@ def load_sscd(path: str, device: torch.device) -> Encoder:
         with warnings.catch_warnings(), exact():
             warnings.simplefilter("ignore")  # TorchScript is deprecated, and there is no other official file
             network = torch.jit.load(path, map_location=device).eval()
-            found = network(torch.zeros(1, 3, SSCD_PX, SSCD_PX, device=device))
+            found = network(torch.zeros(1, CHANNELS, SSCD_PX, SSCD_PX, device=device))
     except (RuntimeError, ValueError, OSError, NotImplementedError, torch.jit.Error) as error:
         raise InputError(f"{path} is not {SSCD_WEIGHTS.network} or is broken ({first_line(error)})") from None
     shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
@@ -133,17 +134,17 @@ def load_sscd(path: str, device: torch.device) -> Encoder:
     return Encoder(network=network, prepare=prepare_sscd, dim=SSCD_DIM, device=device)
 
 
-def prepare_sscd(images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 px px"]:
+def prepare_sscd(images: Pictures) -> Squares:
     """320 x 320, ImageNet's mean and standard deviation."""
     return standardized(square(images, SSCD_PX))
 
 
-def square(images: Float[Tensor, "n 3 h w"], px: int) -> Float[Tensor, "n 3 px px"]:
+def square(images: Pictures, px: int) -> Squares:
     """px x px, bilinear and antialiased, as torchvision resizes tensors."""
     return interpolate(images, size=(px, px), mode="bilinear", antialias=True)
 
 
-def standardized(images: Float[Tensor, "n 3 px px"]) -> Float[Tensor, "n 3 px px"]:
+def standardized(images: Squares) -> Squares:
     """ImageNet's mean 0 and standard deviation 1."""
     mean, std = images.new_tensor(IMAGENET_MEAN), images.new_tensor(IMAGENET_STD)
     return (images - mean[:, None, None]) / std[:, None, None]

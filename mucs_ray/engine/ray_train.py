@@ -87,10 +87,14 @@ def run_training(
     load_state(job.stage, state)
     if worker.size > 1:
         worker = wrap(state, worker)
-    images = LocalImages(job.dataset, "train", removed=job.removed, on_unit=heartbeat)
-    test = LocalImages(job.dataset, "test", on_unit=heartbeat)
+    kind = adapter(job.model)
+    codec, trainer = kind.codec(torch.device("cpu")), kind.trainer()
+    assert trainer is not None, "a model that cannot be trained has no stage that trains"
+    images = LocalImages(job.dataset, "train", codec=codec, removed=job.removed, on_unit=heartbeat)
+    test = LocalImages(job.dataset, "test", codec=codec, on_unit=heartbeat)
     posted = 0.0
-    for update in training(state, images, test, job.train, seed=job.seed, worker=worker):
+    updates = training(state, images, test, job.train, seed=job.seed, worker=worker, augment=trainer.augment)
+    for update in updates:
         heartbeat()  # a captured pass calls no hook
         if worker.rank == 0 and time.monotonic() - posted > POST_INTERVAL_S:
             posted = time.monotonic()

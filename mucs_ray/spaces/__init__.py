@@ -1,1 +1,1 @@
-"""What z is, the space that a model works in: functions between stored pictures and z, one file a space."""
+"""What z is: the spaces in which models work, and the way from pictures to z and back."""
