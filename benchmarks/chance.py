@@ -34,7 +34,7 @@ def main() -> None:
     torch.set_num_threads(1)
     keep_freed_memory()
     print(machine())
-    model = subject(chosen, "", images=chosen.images, settings=chosen.set).settled()  # with --run nothing is written
+    model = subject(chosen, "", images=chosen.images, settings=chosen.set).tuned()  # with --run nothing is written
     batch = model.images(chosen.images)
     levels = {each: replace(model.recipe.score, sigmas=each) for each in ("schedule", "training")}
     k = top_k(len(batch), chosen.top_percent)
@@ -56,7 +56,7 @@ def scores(model: Subject, bank: list[Tensors], batch: Batch, score: ScoreConfig
 
 def unlearned(model: Subject, chosen: argparse.Namespace, seed: int) -> list[Tensors]:
     """F2 of each item, unlearned as the recipe says with the draws of a seed."""
-    images, config = LocalImages(model.dataset, "train"), model.recipe.unlearn
+    images, config = LocalImages(model.dataset, "train"), model.recipe.method["mucs"]
     (null,) = parts(chosen.run, "attribute/mucs/null", "prepared")
     rate = model.recipe.train.learning_rate / config.learning_rate_divisor
     bank = []

@@ -23,7 +23,7 @@ from mucs_ray.data.table import Dataset, read_unit
 from mucs_ray.diffusion.batch import Batch
 from mucs_ray.diffusion.condition import joined
 from mucs_ray.diffusion.noise import name_torch_stream
-from mucs_ray.engine.auto_settings import settled
+from mucs_ray.engine.auto_settings import resolve_auto
 from mucs_ray.errors import InputError
 from mucs_ray.models.dit import DiT
 from mucs_ray.models.dit_edm import DiTEDM
@@ -73,12 +73,12 @@ class Subject:
         recipe, lent = self.recipe, deepcopy(self.denoiser)
         return LossChange(lent, self.bank, config=recipe.score, seed=recipe.seed)
 
-    def settled(self, share: int = LONG_PASS) -> "Subject":
+    def tuned(self, share: int = LONG_PASS) -> "Subject":
         """With nothing left at "auto": found by trying, as for a pass of so many forwards a worker."""
         if not is_open(self.recipe.score):
             return self
         found = tune(deepcopy(self.denoiser), self.images(MOST_IMAGES), self.recipe.score, share)
-        return replace(self, recipe=settled(self.recipe, found))
+        return replace(self, recipe=resolve_auto(self.recipe, found))
 
     @property
     def how(self) -> str:

@@ -32,7 +32,7 @@ from mucs_ray.diffusion.condition import for_each, one_by_one
 from mucs_ray.diffusion.edm import EDM
 from mucs_ray.diffusion.sampler import sample
 from mucs_ray.engine.host import keep_freed_memory
-from mucs_ray.training.step import Group, TrainState, draw_update, train_update
+from mucs_ray.training.step import TrainState, WorkerContext, draw_update, train_update
 
 UPDATES = 4
 """Of unlearning, timed together with the losses before and after; and of training."""
@@ -46,7 +46,7 @@ def main() -> None:
     keep_freed_memory()
     print(machine())
     with tempfile.TemporaryDirectory() as folder:
-        model = subject(chosen, folder, images=max(chosen.images, chosen.batch or 0), settings=chosen.set).settled()
+        model = subject(chosen, folder, images=max(chosen.images, chosen.batch or 0), settings=chosen.set).tuned()
         model = replace(model, recipe=sized(model.recipe, chosen))
         fastest = ceiling(model.recipe, ["fp32"])["fp32"]
         print(f"\n{model.recipe.name}, {model.origin}; share of {fastest / 1e9:,.4g} GFLOP/s, fp32\n")
@@ -97,7 +97,7 @@ def passes(model: Subject, num_images: int) -> dict[str, Callable[[], object]]:
     def training() -> None:
         for _ in range(UPDATES):
             draws = draw_update(EDM(), images, recipe.train, seed=1, step=state.step)
-            train_update(state, draws, recipe.train, seed=1, group=Group())
+            train_update(state, draws, recipe.train, seed=1, worker=WorkerContext())
 
     def unlearning() -> None:
         unlearn(model.denoiser, item, lambda _: batch, bound=NO_BOUND, config=config, learning_rate=rate, seed=1)

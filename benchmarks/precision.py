@@ -28,7 +28,7 @@ def main() -> None:
     torch.set_num_threads(1)
     print(machine())
     with tempfile.TemporaryDirectory() as folder:
-        model = subject(chosen, folder, images=chosen.images, settings=chosen.set).settled()
+        model = subject(chosen, folder, images=chosen.images, settings=chosen.set).tuned()
         batch = model.images(chosen.images)
         exact = scores(model, batch, "fp32")
         print(f"{model.recipe.name}, {model.origin}: {len(batch)} images, {model.recipe.score.noises} noises")

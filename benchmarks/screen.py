@@ -21,7 +21,7 @@ from sidebyside import PUBLISHED_BATCH, overlap, published
 from mucs_ray.attribution.base import Columns, MethodContext
 from mucs_ray.attribution.ranking import top_k
 from mucs_ray.attribution.screen import ScreenedMUCS
-from mucs_ray.attribution.screening import cuts, held_out, kept, learn
+from mucs_ray.attribution.screening import held_out, kept, learn, noise_counts
 from mucs_ray.config.recipe import with_values
 from mucs_ray.diffusion.batch import Batch
 
@@ -36,7 +36,7 @@ def main() -> None:
     torch.set_num_threads(1)
     print(machine())
     with tempfile.TemporaryDirectory() as folder:
-        model = subject(chosen, folder, images=chosen.images, settings=chosen.set).settled()
+        model = subject(chosen, folder, images=chosen.images, settings=chosen.set).tuned()
         model = replace(model, recipe=with_values(model.recipe, {"rank.top_percent": TOP_PERCENT}))
         batch = model.images(chosen.images)
         table = measured(model, batch, chosen)
@@ -93,7 +93,7 @@ def resampled(table: np.ndarray, chosen: argparse.Namespace) -> None:
     """Recall and cost over random samples, beside what was told of them."""
     scores = table.mean(axis=2)
     top = scores >= np.sort(scores, axis=0)[-top_k(len(scores), TOP_PERCENT)]
-    counts = cuts(table.shape[2], (0.1, 0.3))
+    counts = noise_counts(table.shape[2], (0.1, 0.3))
     steps = np.diff([0, *counts]) / counts[-1]
     print(f"over {chosen.samples} random samples (mean, least):")
     print("asked   sample  recall          told    within its interval  share of forwards")

@@ -45,7 +45,7 @@ def main() -> None:
     print(machine())
     settings = [f"score.precision={chosen.precision}", *chosen.set]
     with tempfile.TemporaryDirectory() as folder:
-        model = subject(chosen, folder, images=chosen.images, settings=settings).settled()
+        model = subject(chosen, folder, images=chosen.images, settings=settings).tuned()
         compare(model, model.images(chosen.images), chosen)
 
 

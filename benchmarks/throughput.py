@@ -52,7 +52,7 @@ def main() -> None:
         for settings in [[], chosen.set] if chosen.set else [[]]:
             for precision in chosen.precision:
                 changed = with_settings(model.recipe.to_dict(), [f"score.precision={precision}", *settings])
-                tried = replace(model, recipe=build(changed)).settled()
+                tried = replace(model, recipe=build(changed)).tuned()
                 pace = loop(tried, folder, chosen.seconds)
                 rate = pace.forwards / pace.worker_s
                 print(
@@ -126,7 +126,7 @@ def loop(model: Subject, folder: str, least_s: float) -> Pace:
         dataset=model.dataset,
         recipe=model.recipe,
         attributor=MUCS,
-        part=next(stage for stage in MUCS.card.stages if stage.hook == "score"),
+        method_stage=next(stage for stage in MUCS.card.stages if stage.hook == "score"),
         stage=Stage(run_url=folder, name="attribute/mucs/score", reads={}, inputs={}),
         generated=Stage(run_url=folder, name="generate", reads={}, inputs={}),
         features=None,

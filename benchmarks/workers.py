@@ -37,7 +37,7 @@ from mucs_ray.engine.scoring import Receipt, score_unit
 from mucs_ray.engine.session import session
 from mucs_ray.engine.unit_rows import Rows
 from mucs_ray.engine.watch import watching
-from mucs_ray.pipeline.graph import Pipeline
+from mucs_ray.pipeline.graph import Pipeline, StageRef
 from mucs_ray.run import driver
 from mucs_ray.run.stages import attribute
 from mucs_ray.store.parts import unit_part
@@ -118,7 +118,7 @@ def line(number: int, how: str, wall: Wall) -> str:
 def plain_loop(pipeline: Pipeline, units: Sequence[Unit]) -> Wall:
     """The inner loop of a worker and nothing around it."""
     started = time.monotonic()
-    job = attribute.job_of(pipeline, pipeline.tasks[SCORE])
+    job = attribute.attribute_job(pipeline, pipeline.method_stages[SCORE])
     weights, *_ = parts(pipeline.run_url, "pretrain", pipeline.recipe.train.checkpoint)
     method = build_method(job, to_arrays(weights))
     bank = parts(pipeline.run_url, UNLEARN, "item-")
@@ -135,12 +135,13 @@ def with_ray(pipeline: Pipeline, units: Sequence[Unit], workers: int) -> Wall:
     started = over = time.time()
     receipts: dict[str, Receipt] = {}
     with session():
-        cluster, task = driver.now(pipeline), pipeline.tasks[SCORE]
-        job, inputs = attribute.job_of(pipeline, task), attribute.refs(pipeline, task)
+        cluster, spec = driver.current_cluster(pipeline.recipe.engine, pipeline.console), pipeline.method_stages[SCORE]
+        job, inputs = attribute.attribute_job(pipeline, spec), attribute.input_refs(pipeline, spec)
         bar = Bar(pipeline.console, SCORE, len(units), "units", None)
-        stage = streaming.Streamed(job=job, refs=inputs, bar=bar, units=units)
-        with watching([(stage.coordinator, bar)], cluster.engine.timeout):
-            for receipt in streaming.stream([stage], cluster):
+        stage = streaming.StreamedStage(job=job, refs=inputs, bar=bar, files=[], units=units)
+        watched = [(stage.coordinator, bar)]
+        with watching(watched, cluster.engine.timeout), streaming.scorer_pool([stage], cluster) as published:
+            for receipt in published:
                 receipts[receipt.unit], over = receipt, time.time()
     # a worker has begun a unit so long before it published the part
     files = {unit.name: Path(job.stage.url(unit_part(job.stage, unit))) for unit in units}
@@ -151,7 +152,7 @@ def with_ray(pipeline: Pipeline, units: Sequence[Unit], workers: int) -> Wall:
 
 def unlearned(chosen: argparse.Namespace, folder: str) -> Pipeline:
     """A run with everything that scoring needs, and units of the right size."""
-    model = subject(chosen, f"{folder}/probe", images=PROBED, settings=chosen.set).settled(0)
+    model = subject(chosen, f"{folder}/probe", images=PROBED, settings=chosen.set).tuned(0)
     print(model.how)
     rows = max(1, round(chosen.seconds * probed_rate(model) / model.forwards_an_image))
     size, classes = SHAPES[chosen.model]
@@ -161,7 +162,7 @@ def unlearned(chosen: argparse.Namespace, folder: str) -> Pipeline:
     recipe = build(with_settings(model.recipe.to_dict(), settings))
     pipeline = Pipeline.open(recipe, dataset, f"{folder}/run", console=Console(file=io.StringIO()))
     with session():
-        driver.do([(pipeline, name) for name in BEFORE])
+        driver.run_stages([StageRef(pipeline, name) for name in BEFORE])
     return pipeline
 
 

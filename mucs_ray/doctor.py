@@ -127,10 +127,10 @@ def ray_session(address: str | None, run: str | None, dataset: str | None, *, ve
 
 def nodes() -> Iterator[Finding]:
     """A line a node, whether it answers or not."""
-    from mucs_ray.engine.nodes import alive, ask
+    from mucs_ray.engine.nodes import alive, run_on_each_node
 
     here, listed = host.versions(), alive()
-    answers, problems = ask(dict.fromkeys(listed, host.look))
+    answers, problems = run_on_each_node(dict.fromkeys(listed, host.look))
     for node in listed:
         if node in answers:
             yield node_finding(node, answers[node], here)

@@ -17,7 +17,7 @@ from mucs_ray.engine.ray_train import TrainJob, TrainRun, run_training
 from mucs_ray.engine.session import Cluster
 from mucs_ray.pipeline.graph import Pipeline
 from mucs_ray.run import driver
-from mucs_ray.training.step import Group, TrainState
+from mucs_ray.training.step import TrainState, WorkerContext
 from tiny import tiny_recipe
 
 
@@ -39,12 +39,12 @@ def open_tiny(
 def work(pipeline: Pipeline, target: str, cluster: Cluster) -> list[str]:
     """driver.run inside the running session, up to a command's goal or to a part of MUCS's attribution."""
     part = target.startswith("attribute/")
-    todo = driver.missing([pipeline], "attribute" if part else target)
+    todo = driver.missing_stages([pipeline], "attribute" if part else target)
     names = [name for _, name in todo]
     if target in names:
         todo = todo[: names.index(target) + 1]
-    driver.do([each for each in todo if each[1] != "report"])
-    if todo and todo[-1][1] == "report":
+    driver.run_stages([ref for ref in todo if ref.name != "report"])
+    if todo and todo[-1].name == "report":
         driver.write_report(pipeline)
     return [name for _, name in todo]
 
@@ -52,7 +52,7 @@ def work(pipeline: Pipeline, target: str, cluster: Cluster) -> list[str]:
 def train_plainly(job: TrainJob, notes: dict[str, Any] | None = None) -> TrainState:
     """A training in this process; `notes` takes what a worker would post."""
     kept: dict[str, Any] = {} if notes is None else notes
-    return run_training(job, Group(), torch.device("cpu"), kept.__setitem__)
+    return run_training(job, WorkerContext(), torch.device("cpu"), kept.__setitem__)
 
 
 def train_all_plainly(runs: Sequence[TrainRun], *_: object, **__: object) -> Iterator[tuple[int, dict[str, Any]]]:

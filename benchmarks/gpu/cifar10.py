@@ -48,8 +48,7 @@ from mucs_ray.attribution.das import DAS
 from mucs_ray.attribution.loss_change import LossChange
 from mucs_ray.attribution.mucs import MUCS
 from mucs_ray.attribution.ranking import top_k
-from mucs_ray.attribution.screening import cuts as screening_cuts
-from mucs_ray.attribution.screening import held_out
+from mucs_ray.attribution.screening import held_out, noise_counts
 from mucs_ray.attribution.skew import skews
 from mucs_ray.diffusion.batch import Batch, Item
 from mucs_ray.diffusion.edm import EDM
@@ -64,7 +63,7 @@ from mucs_ray.training.config import TrainConfig
 from mucs_ray.training.ema import frozen_copy
 from mucs_ray.training.numerics import as_in_training
 from mucs_ray.training.order import batch_rows
-from mucs_ray.training.step import Group, TrainState, draws_ahead, train_update, training
+from mucs_ray.training.step import TrainState, WorkerContext, draws_ahead, train_update, training
 
 MODEL = DiTConfig(width=256, depth=8, num_heads=4, registers=4, kernel_size=3, channels=(8, 8), dropout=0.0)
 """7.9 M weights, 3.6 GFLOP a forward."""
@@ -192,13 +191,13 @@ def affordable_updates(results: Results, images: Images, scale: Scale) -> tuple[
 def updates_in_time(results: Results, images: Images, scale: Scale, *, captures: bool) -> int:
     """By the speed of some updates."""
     train, state = replace(scale.train, updates=10**6), fresh(scale.train, scale.model, captures=captures)
-    group, count = Group(), 3 if scale.share_of_time < 1 else 30
+    worker, count = WorkerContext(), 3 if scale.share_of_time < 1 else 30
 
     upcoming = draws_ahead(state.live.process, images, train, seed=SEED, first=0)
 
     def some() -> None:
         for _ in range(count):
-            train_update(state, next(upcoming), train, seed=SEED, group=group)
+            train_update(state, next(upcoming), train, seed=SEED, worker=worker)
 
     with as_in_training(DEVICE):
         some()
@@ -213,7 +212,7 @@ def trained(images: Images, train: TrainConfig, model: DiTConfig, *, captures: b
     state = fresh(train, model, captures=captures)
 
     def work() -> None:
-        for _ in training(state, images, Images(images.pixels[:128]), train, seed=SEED, group=Group()):
+        for _ in training(state, images, Images(images.pixels[:128]), train, seed=SEED, worker=WorkerContext()):
             pass
 
     with as_in_training(DEVICE):
@@ -424,7 +423,7 @@ def scored(results: Results, denoiser: DiTEDM, bank: list[dict[str, Tensor]], im
 def told_of_screening(table: Tensor, config: ScoreConfig) -> dict[str, float]:
     """Share of the forwards that `mucs/screen` would make, and the recall it would tell."""
     rounds = (0.1, 0.3)
-    expected = held_out(table.numpy(), top_share=0.02, counts=screening_cuts(config.noises, rounds), recall=0.98)
+    expected = held_out(table.numpy(), top_share=0.02, counts=noise_counts(config.noises, rounds), recall=0.98)
     return {"share of forwards": expected.share, "recall": expected.recall, "sample": len(table)}
 
 

@@ -40,7 +40,7 @@ from mucs_ray.models.dit import DiTConfig
 from mucs_ray.models.dit_edm import DiTEDM
 from mucs_ray.training.config import TrainConfig
 from mucs_ray.training.numerics import as_in_training
-from mucs_ray.training.step import Group, TrainState, UpdateDraws, train_update
+from mucs_ray.training.step import TrainState, UpdateDraws, WorkerContext, train_update
 
 CPU = torch.device("cpu")
 SMALL = replace(TINY, width=128, depth=4, num_heads=4, condition_channels=64, registers=4)
@@ -101,7 +101,7 @@ def train(model: DiTConfig, device: torch.device, updates: int, *, captured: boo
             level=noise.z.flatten(1).std(dim=1),
             noise=noise.z,
         )
-        losses.append(train_update(state, draws, config, seed=SEED, group=Group()).cpu())
+        losses.append(train_update(state, draws, config, seed=SEED, worker=WorkerContext()).cpu())
     return torch.stack(losses), state.average
 
 

@@ -30,7 +30,6 @@ from common import (
     seconds,
     seconds_a_call,
     settings_of,
-    synchronize,
 )
 
 # isort: split
@@ -55,7 +54,7 @@ from mucs_ray.models.dit import DiTConfig
 from mucs_ray.models.dit_edm import DiTEDM
 from mucs_ray.training.config import TrainConfig
 from mucs_ray.training.numerics import as_in_training
-from mucs_ray.training.step import Group, TrainState, UpdateDraws, train_update
+from mucs_ray.training.step import TrainState, UpdateDraws, WorkerContext, train_update
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +164,7 @@ def idle_between_pieces(models: ModelBank, work: Callable[[], object]) -> float 
     if DEVICE.type != "cuda":
         return None
     marks: list[torch.cuda.Event] = []
-    forwards = models._forwards
+    forwards = models._compute_or_replay
 
     def mark() -> None:
         marks.append(torch.cuda.Event(enable_timing=True))
@@ -176,12 +175,12 @@ def idle_between_pieces(models: ModelBank, work: Callable[[], object]) -> float 
         forwards(*arguments)
         mark()
 
-    models._forwards = marked
-    synchronize()
+    models._compute_or_replay = marked
+    torch.cuda.synchronize()
     for _ in range(IDLE_CALLS):
         work()
-    synchronize()
-    models._forwards = forwards
+    torch.cuda.synchronize()
+    models._compute_or_replay = forwards
     idle = sum(end.elapsed_time(start) for end, start in zip(marks[1:-1:2], marks[2::2], strict=True))
     return idle / marks[0].elapsed_time(marks[-1])
 
@@ -246,7 +245,7 @@ def other_passes(results: Results, name: str, measured: Measured) -> dict[str, f
 
     def training() -> None:
         for _ in range(count):
-            train_update(state, draws, config, seed=SEED, group=Group())
+            train_update(state, draws, config, seed=SEED, worker=WorkerContext())
 
     for precision in ("TF32", "fp32") if DEVICE.type == "cuda" else ("fp32",):
         with as_in_training(DEVICE) if precision == "TF32" else nullcontext():

@@ -140,8 +140,8 @@ class Attributor(ABC):
     @classmethod
     def config_in(cls, settings: MethodSettings) -> Any:  # noqa: ANN401 - the card's `config_class`
         """The method's own settings."""
-        found = settings.method.get(cls.card.section)
-        return cls.card.config_class() if found is None else found
+        config = settings.method.get(cls.card.section)
+        return cls.card.config_class() if config is None else config
 
     def features(self, batch: Batch) -> Columns:
         """A table row an image, stored once and reused by every item; fp32 columns of any width."""

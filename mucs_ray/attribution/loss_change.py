@@ -82,13 +82,19 @@ class LossChange:
         return self.shared
 
     def losses(self, batch: Batch) -> Losses:
-        """RunFailed, naming the image, if a loss is not finite."""
-        if self.shared is not None:
-            table = self._shared(batch, self.shared)
-        else:
+        """The losses of a batch under all models. RunFailed, naming the image, if one is not finite."""
+        if self.shared is None:
             cuts = (batch[at : at + 1] for at in range(len(batch)))
             table = torch.cat([self._independent(one) for one in cuts], dim=1)
             self.forwards = table.numel()
+        else:  # all models on the same noises; F1 only if nobody has computed its losses of this batch
+            first = self.first_losses.find(batch, self.first_key) if self.first_losses else None
+            table = self.models.losses(batch, self.shared, range(first is not None, 1 + self.num_items))
+            self.forwards = table.numel()
+            if first is not None:
+                table = torch.cat([first, table])
+            elif self.first_losses:
+                self.first_losses.keep(batch, self.first_key, table[:1])
         require_finite(table, batch)
         return Losses(before=table[0], after=table[1:])
 
@@ -107,17 +113,6 @@ class LossChange:
     def difference(self, losses: Losses) -> Float[Tensor, "b i"]:
         """Mean loss after minus mean loss before, on the CPU; higher = more influential (spec 8, S-C1)."""
         return (losses.after - losses.before).mean(dim=2).T.cpu()
-
-    def _shared(self, batch: Batch, noises: NoiseSet) -> Float[Tensor, "m b n"]:
-        """All models on the same noises; F1 only if nobody has computed its losses of this batch."""
-        first = self.first_losses.find(batch, self.first_key) if self.first_losses else None
-        table = self.models.losses(batch, noises, range(first is not None, 1 + self.num_items))
-        self.forwards = table.numel()
-        if first is not None:
-            return torch.cat([first, table])
-        if self.first_losses:
-            self.first_losses.keep(batch, self.first_key, table[:1])
-        return table
 
     @property
     def first_key(self) -> tuple[Any, ...]:
@@ -154,7 +149,7 @@ class LossAttributor(Attributor):
         return []
 
     def load(self, fitted: Tensors, item_states: Sequence[Tensors]) -> None:
-        """The bank of all F2."""
+        """Set up the bank of all F2."""
         settings = self.context.settings
         self.change = LossChange(
             self.context.model,
@@ -169,7 +164,7 @@ class LossAttributor(Attributor):
 
     @classmethod
     def passes(cls, stage: MethodStage, settings: MethodSettings, *, num_images: int, num_items: int) -> Passes:
-        """Of scoring: F1 and every F2 on every noise."""
+        """Scoring makes a forward of F1 and of every F2 on every noise."""
         return Passes(forwards=num_images * settings.score.noises * (1 + num_items))
 
     @classmethod
@@ -192,7 +187,7 @@ class LossAttributor(Attributor):
 
     def score(self, rows: Batch) -> Float[Tensor, "b i"]:
         """By the measure that `rank.measure` names."""
-        return chosen(self.columns(rows), self.context.settings.rank.measure)
+        return select_measure(self.columns(rows), self.context.settings.rank.measure)
 
     def columns(self, rows: Batch) -> Columns:
         """skew[items] and difference[items], so that either can be ranked; the losses in fp16 on request."""
@@ -205,7 +200,7 @@ class LossAttributor(Attributor):
 
 
 def fp16(losses: Float[Tensor, "b n"]) -> Float[Tensor, "b n"]:
-    """On the CPU; what is larger than fp16 can be, after an ascent without bounds, becomes the largest it can."""
+    """In fp16 on the CPU; a loss that is too large for it, after an ascent without bounds, becomes its largest."""
     return losses.clamp(max=torch.finfo(torch.float16).max).half().cpu()
 
 
@@ -216,6 +211,6 @@ def require_finite(table: Float[Tensor, "m b n"], batch: Batch) -> None:
         raise RunFailed(f"the loss of training image idx={batch.idx[bad][0].item()} is not finite")
 
 
-def chosen(columns: Columns, measure: Measure) -> Float[Tensor, "b i"]:
-    """Scores out of the stored columns."""
+def select_measure(columns: Columns, measure: Measure) -> Float[Tensor, "b i"]:
+    """The scores that a measure makes of the stored columns."""
     return columns["difference"].abs() if measure == "absolute" else columns[measure]

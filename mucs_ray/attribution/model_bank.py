@@ -92,32 +92,38 @@ class ModelBank:
         table = torch.empty(len(chosen), len(batch), len(noises.level), device=self.device)
         with autocast(self.precision, self.device), swapped(self.denoiser.network, self.first):
             for start, turn in self.slots.turns(chosen):
-                self._fill(table[start : start + len(turn)], batch, noises, turn)
+                waiting = self._pieces(len(batch), len(noises.level))
+                while waiting:
+                    rows, columns = waiting.pop()
+                    piece = table[start : start + len(turn), rows, columns]
+                    if not self._forwards(piece, batch[rows], noises[columns], turn):
+                        waiting += self._pieces(*piece.shape[1:], rows.start, columns.start)
         return table
 
-    def _fill(self, table: Float[Tensor, "m b n"], batch: Batch, noises: NoiseSet, models: Sequence[int]) -> None:
-        """The losses under models that are all on the device."""
-        waiting = list(self._pieces(len(batch), len(noises.level)))[::-1]
-        while waiting:
-            rows, columns = waiting.pop()
-            piece, some = batch[rows], noises[columns]
-            pairs_here = len(piece) * len(some.level)
-            if pairs_here <= self.most_rows:
-                try:
-                    self._forwards(table[:, rows, columns], piece, some, models)
-                    self._keep_queue_short()
-                    continue
-                except torch.OutOfMemoryError:
-                    if pairs_here == 1:
-                        raise RunFailed("one image at one noise does not fit into the device's memory") from None
-                # after the except clause, which would keep the failed forward's tensors alive
-                self.captured.clear()
-                gc.collect()  # captured forwards refer to each other in circles
-                torch.cuda.empty_cache()
-                self.most_rows = pairs_here // 2
-            waiting += list(self._pieces(len(piece), len(some.level), rows.start, columns.start))[::-1]
+    def _forwards(self, table: Float[Tensor, "m b n"], batch: Batch, noises: NoiseSet, models: Sequence[int]) -> bool:
+        """Fill in the losses under models that are all on the device; False if these are too many pairs for its memory,
+        and `most_rows` is smaller now.
+        """
+        num_pairs = table[0].numel()
+        if num_pairs > self.most_rows:
+            return False
+        try:
+            self._compute_or_replay(table, batch, noises, models)
+            self._keep_queue_short()
+            return True
+        except torch.OutOfMemoryError:
+            if num_pairs == 1:
+                raise RunFailed("one image at one noise does not fit into the device's memory") from None
+        # after the except clause, which would keep the failed forward's tensors alive
+        self.captured.clear()
+        gc.collect()  # captured forwards refer to each other in circles
+        torch.cuda.empty_cache()
+        self.most_rows = num_pairs // 2
+        return False
 
-    def _forwards(self, table: Float[Tensor, "m b n"], batch: Batch, noises: NoiseSet, models: Sequence[int]) -> None:
+    def _compute_or_replay(
+        self, table: Float[Tensor, "m b n"], batch: Batch, noises: NoiseSet, models: Sequence[int]
+    ) -> None:
         """Fill in the losses at these pairs; nothing in here waits for the device."""
         if self.captures:
             try:
@@ -180,13 +186,16 @@ class ModelBank:
             tensors = inputs["z"], inputs["noise"], inputs["level"]
             return denoising_loss(self.denoiser.process, denoiser, *tensors, of_loss_inputs(inputs))
 
-    def _pieces(self, images: int, noises: int, row: int = 0, column: int = 0) -> Iterator[tuple[slice, slice]]:
-        """Cuts of at most `most_rows` pairs: whole images, or, where one is too much, some of its noises."""
+    def _pieces(self, images: int, noises: int, row: int = 0, column: int = 0) -> list[tuple[slice, slice]]:
+        """Cuts of at most `most_rows` pairs: whole images, or some noises of one; the last one first."""
         many = 1 if self.alone else max(1, self.most_rows // noises)
         few = min(noises, self.most_rows)
-        for at in range(row, row + images, many):
-            for start in range(column, column + noises, few):
-                yield slice(at, min(at + many, row + images)), slice(start, min(start + few, column + noises))
+        cuts = [
+            (slice(at, min(at + many, row + images)), slice(start, min(start + few, column + noises)))
+            for at in range(row, row + images, many)
+            for start in range(column, column + noises, few)
+        ]
+        return cuts[::-1]
 
 
 def matrix_names(network: nn.Module) -> frozenset[str]:

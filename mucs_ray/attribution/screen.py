@@ -18,16 +18,16 @@ from mucs_ray.attribution.card import MethodStage
 from mucs_ray.attribution.cards.screen import CARD, ScreenConfig
 from mucs_ray.attribution.loss_change import LossAttributor, require_finite
 from mucs_ray.attribution.ranking import tie_break, top_k
-from mucs_ray.attribution.screening import Round, cuts, held_out, learn, spread
+from mucs_ray.attribution.screening import Round, held_out, learn, noise_counts, van_der_corput_order
 from mucs_ray.attribution.skew import skews
 from mucs_ray.diffusion.batch import Batch
 
 LEFT_OUT = 2.0
-"""Taken off the prediction for an image that was left out: a skew is in (-1, 1), so all of these are below all exact
-ones."""
+"""What is taken off the prediction for an image that was left out: a skew is in (-1, 1), so all of these are below all
+exact ones."""
 BOUNDS = ("weights", "constant", "threshold")
 GUESSED_SHARE = 0.3
-"""Of the forwards after the first round, for `mucs-ray plan`; the true share is known once the sample is scored."""
+"""The share of forwards after the first round, for `mucs-ray plan`; the true one is known once the sample is scored."""
 
 
 class ScreenedMUCS(LossAttributor):
@@ -78,7 +78,7 @@ class ScreenedMUCS(LossAttributor):
         num = self.context.num_images
         asked: dict[str, Any] = {
             "top_share": top_k(num, settings.rank.top_percent) / num,
-            "counts": cuts(settings.score.noises, self.config.rounds),
+            "counts": noise_counts(settings.score.noises, self.config.rounds),
             "recall": self.config.recall,
         }
         rounds, expected = learn(table, **asked), held_out(table, **asked)
@@ -99,7 +99,7 @@ class ScreenedMUCS(LossAttributor):
     def columns(self, rows: Batch) -> Columns:
         """score[items], the skew or, below all of those, its prediction - 2; and noises[items] that it is from."""
         num_noises = self.change.config.noises
-        order, counts = spread(num_noises), cuts(num_noises, self.config.rounds)
+        order, counts = van_der_corput_order(num_noises), noise_counts(num_noises, self.config.rounds)
         table = np.zeros((len(rows), self.change.num_items, num_noises), dtype=np.float32)
         alive = np.ones(table.shape[:2], dtype=bool)
         used, score = np.zeros(table.shape[:2], dtype=np.int16), np.zeros(table.shape[:2], dtype=np.float32)
@@ -120,12 +120,12 @@ class ScreenedMUCS(LossAttributor):
             losses = models.losses(rows, noises)
         else:
             losses = rows.z.new_zeros(1 + alive.shape[1], len(rows), len(at))
-            for number, there in enumerate([alive.any(axis=1), *alive.T]):
-                some = torch.from_numpy(np.flatnonzero(there))
+            for number, rows_left in enumerate([alive.any(axis=1), *alive.T]):
+                some = torch.from_numpy(np.flatnonzero(rows_left))
                 losses[number, some.to(losses.device)] = models.losses(rows[some], noises, [number])[0]
         require_finite(losses, rows)
-        found = skews(losses[0], losses[1:], epsilon=self.change.epsilon[torch.from_numpy(at)])
-        table[:, :, at] = found.transpose(0, 1).cpu().numpy()
+        measured = skews(losses[0], losses[1:], epsilon=self.change.epsilon[torch.from_numpy(at)])
+        table[:, :, at] = measured.transpose(0, 1).cpu().numpy()
 
     def score(self, rows: Batch) -> Float[Tensor, "b i"]:
         """Exact where it can matter for the top-k."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Int64
+from scipy.stats import qmc
 
 FOLDS = 5
 TAIL = 0.1
@@ -39,8 +40,8 @@ class Round:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Held:
-    """What held-out images say of bounds."""
+class HeldOutRecall:
+    """The recall of bounds on images that they were not learned from."""
 
     recall: float
     """Share of the true top images that were kept, over all items."""
@@ -53,22 +54,20 @@ class Held:
     """Of the forwards with F2 that scoring everything takes."""
 
 
-def spread(num: int) -> Int64[np.ndarray, " n"]:
-    """0..num-1 in an order of which every beginning is spread evenly (van der Corput's sequence)."""
-    bits = max(1, (num - 1).bit_length())
-    reversed_bits = [int(f"{number:0{bits}b}"[::-1], 2) for number in range(num)]
-    return np.argsort(np.argsort(reversed_bits))
+def van_der_corput_order(num: int) -> Int64[np.ndarray, " n"]:
+    """0..num-1 in the order of van der Corput's sequence, of which every beginning is spread evenly."""
+    return np.argsort(np.argsort(qmc.Halton(d=1, scramble=False).random(num)[:, 0]))
 
 
-def cuts(num_noises: int, shares: Sequence[float]) -> list[int]:
-    """How many noises there are after each round, the last being all."""
+def noise_counts(num_noises: int, shares: Sequence[float]) -> list[int]:
+    """The number of noises after each round; after the last one it is all of them."""
     counts = {min(num_noises, max(1, round(share * num_noises))) for share in shares}
     return [*sorted(counts - {num_noises}), num_noises]
 
 
 def learn(skews: Float[np.ndarray, "b i n"], *, top_share: float, counts: Sequence[int], recall: float) -> list[Round]:
     """Bounds for all rounds but the last, from the skews of a sample. Each may lose an equal part of 1 - recall."""
-    order, scores = spread(skews.shape[2]), skews.mean(axis=2, dtype=np.float64)
+    order, scores = van_der_corput_order(skews.shape[2]), skews.mean(axis=2, dtype=np.float64)
     scale = scores.std(axis=0)
     some = scale > 1e-6 * scale.max()  # of an item whose F2 is F1 all scores are 0, and say nothing
     # where the top-k ends is known only as well as the sample tells: rather too low than too high
@@ -81,12 +80,12 @@ def learn(skews: Float[np.ndarray, "b i n"], *, top_share: float, counts: Sequen
     for count in counts[:-1]:
         weights = regression(skews[:, some] / scale[some, None], order[:count]) if some.any() else np.zeros(len(order))
         constant = scores.mean(axis=0) - skews.mean(axis=0, dtype=np.float64) @ weights
-        made = Round(weights=weights, constant=constant, threshold=np.full(len(ends), -np.inf))
+        bounds = Round(weights=weights, constant=constant, threshold=np.full(len(ends), -np.inf))
         if some.any():
-            errors = ((made.predict(skews) - scores)[:, some] / scale[some])[near]
+            errors = ((bounds.predict(skews) - scores)[:, some] / scale[some])[near]
             lost = np.quantile(above[:, None] + errors[None, :], (1 - recall) / len(counts[:-1]))
-            made.threshold[some] = (ends + scale * lost)[some]
-        rounds.append(made)
+            bounds.threshold[some] = (ends + scale * lost)[some]
+        rounds.append(bounds)
     return rounds
 
 
@@ -103,14 +102,16 @@ def regression(skews: Float[np.ndarray, "b i n"], used: Int64[np.ndarray, " m"])
 
 
 def kept(rounds: Sequence[Round], skews: Float[np.ndarray, "b i n"]) -> Bool[np.ndarray, "r b i"]:
-    """Who is still there after each round."""
+    """Which images are still there after each round."""
     alive = np.ones((len(rounds), *skews.shape[:2]), dtype=bool)
     for number, each in enumerate(rounds):
         alive[number:] &= each.predict(skews) >= each.threshold
     return alive
 
 
-def held_out(skews: Float[np.ndarray, "b i n"], *, top_share: float, counts: Sequence[int], recall: float) -> Held:
+def held_out(
+    skews: Float[np.ndarray, "b i n"], *, top_share: float, counts: Sequence[int], recall: float
+) -> HeldOutRecall:
     """Cross-validated: bounds learned without a fold, tried on it. Top images are those of the whole sample."""
     scores = skews.mean(axis=2)
     top = scores >= np.quantile(scores, 1 - top_share, axis=0)
@@ -121,15 +122,15 @@ def held_out(skews: Float[np.ndarray, "b i n"], *, top_share: float, counts: Seq
             alive[:, out] = kept(learn(skews[~out], top_share=top_share, counts=counts, recall=recall), skews[out])
     steps = np.diff([0, *counts]) / counts[-1]
     share = steps[0] + sum(step * each.mean() for step, each in zip(steps[1:], alive, strict=True))
-    tops, found = int(top.sum()), float(top[alive[-1]].sum() if len(alive) else top.sum())
-    low, high = wilson(found, tops)
-    return Held(recall=found / tops, low=low, high=high, tops=tops, share=float(share))
+    tops, kept_tops = int(top.sum()), float(top[alive[-1]].sum() if len(alive) else top.sum())
+    low, high = wilson(kept_tops, tops)
+    return HeldOutRecall(recall=kept_tops / tops, low=low, high=high, tops=tops, share=float(share))
 
 
-def wilson(found: float, tops: int) -> tuple[float, float]:
-    """95 % interval of a share."""
-    share = found / tops
+def wilson(kept_tops: float, tops: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of the share of top images that was kept."""
+    share = kept_tops / tops
     middle = (share + Z**2 / (2 * tops)) / (1 + Z**2 / tops)
     half = Z / (1 + Z**2 / tops) * np.sqrt(share * (1 - share) / tops + Z**2 / (4 * tops**2))
     # rounding would put the end of the interval below the 1 that it holds
-    return float(middle - half), 1.0 if found == tops else float(middle + half)
+    return float(middle - half), 1.0 if kept_tops == tops else float(middle + half)

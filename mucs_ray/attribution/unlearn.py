@@ -44,7 +44,7 @@ class Unlearned:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Moment:
+class LossPair:
     """The two losses before an update, and whether the item counts as unlearned."""
 
     item_loss: Float[Tensor, ""]
@@ -142,15 +142,15 @@ def unlearn(
     item_loss: list[float] = []
     train_loss: list[float] = []
     reached = False
-    for moment in measure(changed, item, batches, bound=bound, second_moment=second_moment, config=config, seed=seed):
-        item_loss.append(moment.item_loss.item())
-        train_loss.append(moment.train_loss.item())
+    for losses in measure(changed, item, batches, bound=bound, second_moment=second_moment, config=config, seed=seed):
+        item_loss.append(losses.item_loss.item())
+        train_loss.append(losses.train_loss.item())
         on_update(len(item_loss) - 1, item_loss[-1])
-        reached = moment.reached and not config.fixed_updates
+        reached = losses.reached and not config.fixed_updates
         if reached or len(item_loss) > (config.fixed_updates or config.max_updates):
             break
         optimizer.zero_grad(set_to_none=True)
-        (moment.train_loss - config.ascent_weight * moment.item_loss).backward()
+        (losses.train_loss - config.ascent_weight * losses.item_loss).backward()
         optimizer.step()
     return Unlearned(
         tensors={name: parameters[name].detach() for name in names},
@@ -170,7 +170,7 @@ def measure(
     second_moment: float | None = None,
     config: MUCSConfig,
     seed: int,
-) -> Iterator[Moment]:
+) -> Iterator[LossPair]:
     """The losses at step 0, 1, 2, ...: independent named draws for the training batch and for the item."""
     for step in count():
         name = f"unlearn/item={item.idx}/step={step}"
@@ -187,4 +187,4 @@ def measure(
             losses = losses.minimum(changed.process.linear_bound(level, second_moment).to(losses))
         item_loss = losses.mean()
         reached = item_loss.item() >= (1 - config.tolerance) * bound
-        yield Moment(item_loss=item_loss, train_loss=train_loss, reached=reached)
+        yield LossPair(item_loss=item_loss, train_loss=train_loss, reached=reached)

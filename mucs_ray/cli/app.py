@@ -34,7 +34,7 @@ from mucs_ray.cli.options import (
     WeightsOption,
     WorkersOption,
 )
-from mucs_ray.cli.terminal import Terminal, show_answer, show_estimate, show_plan, tell_left_out, terminal
+from mucs_ray.cli.terminal import Terminal, print_left_out, show_answer, show_estimate, show_plan, terminal
 
 if TYPE_CHECKING:
     from mucs_ray.pipeline.graph import Pipeline
@@ -89,7 +89,7 @@ def work(command: str, speaking: Terminal, pipeline: "Pipeline") -> None:
     plan = pipeline.plan(command)
     show_plan(speaking.console, pipeline, plan)
     if command == "evaluate":
-        tell_left_out(speaking.console, pipeline)
+        print_left_out(speaking.console, pipeline)
     from mucs_ray.run import driver
 
     done = [name for _, name in driver.run([pipeline], command)]
@@ -118,7 +118,7 @@ def work_on_seeds(speaking: Terminal, options: Options, seeds: Sequence[int]) ->
     experiment = Experiment(run_url=url, pipelines=tuple(pipelines))
     for pipeline in pipelines:
         show_plan(speaking.console, pipeline, pipeline.plan("evaluate"))
-    tell_left_out(speaking.console, pipelines[0])
+    print_left_out(speaking.console, pipelines[0])
     done = experiment.run()
     if not done:
         speaking.console.print("nothing to do")
@@ -291,7 +291,7 @@ def status(run: Annotated[str, typer.Option("--run", help="Run directory.")], as
         runs = reopen_seeds(run, console=console) if several else [reopen(run, console=console)]
         told = []
         for pipeline in runs:
-            command = "evaluate" if several else pipeline.furthest()
+            command = "evaluate" if several else pipeline.last_command()
             plan = pipeline.plan(command)
             show_plan(console, pipeline, plan)
             states = {name: asdict(state) for name, state in plan.items()}

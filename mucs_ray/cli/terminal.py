@@ -59,7 +59,7 @@ def terminal(*, as_json: bool = False) -> Iterator[Terminal]:
         sys.stdout = speaking.out
 
 
-def tell_left_out(console: Console, pipeline: "Pipeline") -> None:
+def print_left_out(console: Console, pipeline: "Pipeline") -> None:
     """One line on the metrics that cannot be measured here."""
     from mucs_ray.results.counterfactual import left_out
 

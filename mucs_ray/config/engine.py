@@ -10,8 +10,8 @@ from annotated_types import Ge, Gt, Le
 
 LEAST_IMAGES = 8
 """Of a batch, for one GPU, unless more workers are asked for: with fewer it would mostly wait for the others."""
-GROUPS = 16
-"""Groups of units whose sums are a part each: enough to share out, few enough to keep."""
+SUM_SHARDS = 16
+"""Shards of the training set whose sums are a part each: enough to share out, few enough to keep."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

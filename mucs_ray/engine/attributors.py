@@ -42,7 +42,7 @@ class AttributeJob:
     recipe: Recipe
     """With the method's settings."""
     attributor: type[Attributor]
-    part: MethodStage
+    method_stage: MethodStage
     stage: Stage
     generated: Stage
     features: Stage | None
@@ -82,7 +82,7 @@ class Shared:
 
     def denoiser(self, job: AttributeJob, weights: Arrays, device: torch.device) -> DiffusionModel:
         """F1, built for the first that asks."""
-        compiled = job.part.compares_losses and job.recipe.score.compile == "on"
+        compiled = job.method_stage.compares_losses and job.recipe.score.compile == "on"
         if compiled not in self.denoisers:
             self.denoisers[compiled] = build_denoiser(job.recipe.model, weights, device)
         return self.denoisers[compiled]
@@ -94,7 +94,7 @@ def build(
     """The method with what its part needs: the model, the items, an encoder; reads nothing else."""
     device, shared = device or best_device(), shared or Shared()
     recipe, card = job.recipe, job.dataset.card
-    numbers = range(recipe.generate.items) if job.part.uses_items else ()
+    numbers = range(recipe.generate.items) if job.method_stage.uses_items else ()
     context = MethodContext(
         settings=recipe,
         device=device,

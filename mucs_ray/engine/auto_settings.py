@@ -1,5 +1,6 @@
-"""What is found by trying is found once before a pass, by one worker on the first unit, and kept beside the parts: a
-resumed pass, and every worker, computes as the first one did.
+"""Settings that are "auto" are found by trying, once before a pass, by one worker on the first unit.
+
+They are kept beside the parts: a resumed pass, and every worker, computes as the first one did.
 """
 
 from collections.abc import Sequence
@@ -18,14 +19,14 @@ from mucs_ray.engine.session import Cluster
 from mucs_ray.engine.units import run_units
 
 
-def settled(recipe: Recipe, found: Tuning) -> Recipe:
-    """The recipe with nothing left open."""
-    return with_values(recipe, {f"score.{knob}": getattr(found, knob) for knob in OPEN})
+def resolve_auto(recipe: Recipe, tuning: Tuning) -> Recipe:
+    """The recipe with what was found in the place of every "auto"."""
+    return with_values(recipe, {f"score.{setting}": getattr(tuning, setting) for setting in OPEN})
 
 
 def tune_task(refs: Refs, job: AttributeJob, unit: Unit, share: int) -> Tuning:
-    """In a worker."""
-    weights, _, adapted = refs.fetch()
+    """Call tune in a worker."""
+    weights, _, item_states = refs.fetch()
     assert weights is not None
     device = best_device()
     batch = to_rows(job, read_rows(job.features, unit), device)
@@ -35,21 +36,21 @@ def tune_task(refs: Refs, job: AttributeJob, unit: Unit, share: int) -> Tuning:
         batch,
         job.recipe.score,
         share,
-        bank=[to_tensors(arrays, device) for arrays in adapted[:RANK_MODELS]],
+        bank=[to_tensors(arrays, device) for arrays in item_states[:RANK_MODELS]],
         captures=captures_graphs(job.recipe, device),
     )
 
 
-def tuned(
-    job: AttributeJob, refs: Refs, todo: Sequence[Unit], file: str, *, cluster: Cluster, bar: Bar
+def tuned_job(
+    job: AttributeJob, refs: Refs, units: Sequence[Unit], file: str, *, cluster: Cluster, bar: Bar
 ) -> tuple[AttributeJob, dict[str, str]]:
-    """The job with nothing left open, and the sha256 of `file`, which says how."""
+    """The job with what was found in the place of every "auto", and the sha256 of `file`, which keeps that."""
     url = job.stage.url(file)
     if storage.exists(url):
-        found = Tuning(**storage.read_json(url))
-        return replace(job, recipe=settled(job.recipe, found)), {}
-    counts = {"num_images": sum(unit.rows for unit in todo), "num_items": job.recipe.generate.items}
-    forwards = job.attributor.passes(job.part, job.recipe, **counts).forwards
-    share = forwards // min(cluster.num_workers, len(todo))
-    ((_, found),) = run_units(tune_task, {"tuning": (refs, job, todo[0], share)}, cluster=cluster, bar=bar)
-    return replace(job, recipe=settled(job.recipe, found)), {file: storage.publish_json(url, asdict(found))}
+        tuning = Tuning(**storage.read_json(url))
+        return replace(job, recipe=resolve_auto(job.recipe, tuning)), {}
+    counts = {"num_images": sum(unit.rows for unit in units), "num_items": job.recipe.generate.items}
+    forwards = job.attributor.passes(job.method_stage, job.recipe, **counts).forwards
+    share = forwards // min(cluster.num_workers, len(units))
+    ((_, tuning),) = run_units(tune_task, {"tuning": (refs, job, units[0], share)}, cluster=cluster, bar=bar)
+    return replace(job, recipe=resolve_auto(job.recipe, tuning)), {file: storage.publish_json(url, asdict(tuning))}

@@ -43,12 +43,12 @@ def compare(
     cluster: Cluster,
     bar: Bar,
 ) -> dict[str, np.ndarray]:
-    """By metric, the similarity of each pair of images that `model` made."""
+    """Measure the similarity of each pair of images that `model` made; the values by the name of the metric."""
     if not pairs:
         return {metric.name: np.zeros(0, np.float32) for metric in metrics}
-    found: dict[str, np.ndarray] = {}
+    similarities: dict[str, np.ndarray] = {}
     units = {metric.name: (metric, pairs, model) for metric in metrics}
     for name, values in run_units(measure, units, cluster=cluster, bar=bar):
-        found[name] = values
+        similarities[name] = values
         bar.advance(1)
-    return {metric.name: found[metric.name] for metric in metrics}
+    return {metric.name: similarities[metric.name] for metric in metrics}

@@ -1,4 +1,4 @@
-"""The hooks of a method beside the streaming passes: sums over the training set, once a run, once an item.
+"""The hooks of a method beside the streaming passes: sums over the training set, what is fitted once or for each item.
 
 Each is a Ray task that publishes safetensors: unlearning, for the methods that unlearn, is one task an item.
 """
@@ -6,7 +6,7 @@ Each is a Ray task that publishes safetensors: unlearning, for the methods that 
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from dataclasses import dataclass
 
 import ray
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mucs_ray.attribution.base import Attributor
 from mucs_ray.attribution.card import MethodStage
-from mucs_ray.config.engine import GROUPS
+from mucs_ray.config.engine import SUM_SHARDS
 from mucs_ray.data.table import Unit
 from mucs_ray.diffusion.batch import Item
 from mucs_ray.engine.attempts import heartbeat
@@ -33,27 +33,42 @@ from mucs_ray.store.items import load_item
 from mucs_ray.store.run import Stage
 from mucs_ray.training.numerics import as_in_training
 
-Result = tuple[str, dict[str, Any]]
-"""sha256 of what was published, and facts."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fitted:
+    """A worker returns it once what a once-a-run hook made is published."""
+
+    sha256: str
+    numbers: dict[str, float]
+    """The tensors that are one number each, for the manifest."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FittedItem:
+    """A worker returns it once the tensors of an item are published."""
+
+    number: int
+    sha256: str
+    seconds: float
 
 
 def fit_item(
     method: Attributor, item: Item, fitted: Arrays, stage: Stage, on_update: Callable[[int, float], None]
-) -> Result:
+) -> FittedItem:
     """Call the hook for one item and publish the tensors."""
     started = time.monotonic()
     state = method.fit_item(item, to_tensors(fitted, method.context.device), on_update)
     facts = {"number": item.number, "idx": item.idx, **state.facts}
     digest = checkpoint.save(stage.url(item_file(stage, item.number)), state.tensors, facts)
-    return digest, {**facts, "seconds": time.monotonic() - started}
+    return FittedItem(number=item.number, sha256=digest, seconds=time.monotonic() - started)
 
 
-def fit_item_task(refs: Refs, number: int, job: AttributeJob, coordinator: Coordinator) -> Result:
-    """fit_item in a worker."""
+def fit_item_task(refs: Refs, number: int, job: AttributeJob, coordinator: Coordinator) -> FittedItem:
+    """Call fit_item in a worker."""
     weights, fitted, _ = refs.fetch()
     item = load_item(job.generated, number)
     method = build(job, weights)
-    with numerics(job.part, method.context.device):
+    with numerics(job.method_stage, method.context.device):
         return fit_item(method, item, fitted, job.stage, lambda step, loss: coordinator.post(str(number), (step, loss)))
 
 
@@ -62,7 +77,7 @@ def numerics(stage: MethodStage, device: torch.device) -> AbstractContextManager
     return as_in_training(device) if stage.computes_as_in_training else nullcontext()
 
 
-def fit_items(job: AttributeJob, refs: Refs, numbers: Sequence[int], *, cluster: Cluster, bar: Bar) -> list[Result]:
+def fit_items(job: AttributeJob, refs: Refs, numbers: Sequence[int], *, cluster: Cluster, bar: Bar) -> list[FittedItem]:
     """Call the hook for items over the cluster, one task an item; in the order they end."""
     coordinator = new_coordinator()
     units = {item_name(number): (refs, number, job, coordinator) for number in numbers}
@@ -72,44 +87,45 @@ def fit_items(job: AttributeJob, refs: Refs, numbers: Sequence[int], *, cluster:
         if progress:
             bar.set(bar.done, f"{sum(step for step, _ in progress)} updates, {len(progress)} begun")
 
-    ended = []
+    results = []
     for _, result in run_units(fit_item_task, units, cluster=cluster, bar=bar, coordinator=coordinator, on_wait=show):
-        ended.append(result)
+        results.append(result)
         bar.advance(1)
-    return ended
+    return results
 
 
-def fit(method: Attributor, job: AttributeJob, sums: Arrays, file: str) -> Result:
-    """The hook that runs once; what it made that is one number is a fact as well."""
+def fit(method: Attributor, job: AttributeJob, sums: Arrays, file: str) -> Fitted:
+    """Call the hook that runs once, and publish its tensors."""
     device = method.context.device
     rows = stream_rows(job, device)
-    tensors = method.fit_screen(rows) if job.part.hook == "fit_screen" else method.fit(to_tensors(sums, device), rows)
-    facts = {name: tensor.item() for name, tensor in tensors.items() if tensor.ndim == 0}
-    return checkpoint.save(job.stage.url(file), tensors, facts), facts
+    if job.method_stage.hook == "fit_screen":
+        tensors = method.fit_screen(rows)
+    else:
+        tensors = method.fit(to_tensors(sums, device), rows)
+    numbers = {name: tensor.item() for name, tensor in tensors.items() if tensor.ndim == 0}
+    return Fitted(sha256=checkpoint.save(job.stage.url(file), tensors, numbers), numbers=numbers)
 
 
-def fit_task(refs: Refs, job: AttributeJob, file: str) -> Result:
-    """fit in a worker."""
+def fit_task(refs: Refs, job: AttributeJob, file: str) -> Fitted:
+    """Call fit in a worker."""
     weights, sums, _ = refs.fetch()
     return fit(build(job, weights), job, sums, file)
 
 
-def fit_once(job: AttributeJob, refs: Refs, file: str, *, cluster: Cluster, bar: Bar) -> Result:
-    """The hook that runs once, as one task."""
-    ((_, result),) = run_units(fit_task, {job.part.name: (refs, job, file)}, cluster=cluster, bar=bar)
+def fit_once(job: AttributeJob, refs: Refs, file: str, *, cluster: Cluster, bar: Bar) -> Fitted:
+    """Call the hook that runs once, as one task."""
+    ((_, result),) = run_units(fit_task, {job.method_stage.name: (refs, job, file)}, cluster=cluster, bar=bar)
     return result
 
 
-def grouped(units: Sequence[Unit]) -> list[Sequence[Unit]]:
-    """Whatever the cluster looks like the same groups, so that sums are the same to the last bit."""
-    count = min(GROUPS, len(units))
+def sum_shards(units: Sequence[Unit]) -> list[Sequence[Unit]]:
+    """The units in shards that are the same on every cluster, so that sums are the same to the last bit."""
+    count = min(SUM_SHARDS, len(units))
     return [units[number::count] for number in range(count)]
 
 
-def sum_group(
-    method: Attributor, job: AttributeJob, units: Sequence[Unit], file: str, coordinator: Coordinator
-) -> Result:
-    """Sums over some units, in float64, published."""
+def sum_shard(method: Attributor, job: AttributeJob, units: Sequence[Unit], file: str, coordinator: Coordinator) -> str:
+    """Sum over some units, in float64, and publish the sums; their sha256."""
     total: dict[str, Tensor] = {}
     for unit in units:
         rows = to_rows(job, read_rows(job.features, unit), method.context.device)
@@ -121,32 +137,33 @@ def sum_group(
             total[name] = total[name] + tensor.double() if name in total else tensor.double()
         heartbeat()
         coordinator.post(f"{file}/{unit.name}", unit.rows)
-    return checkpoint.save(job.stage.url(file), total, {}), {"file": file}
+    return checkpoint.save(job.stage.url(file), total, {})
 
 
-def sum_task(refs: Refs, job: AttributeJob, units: Sequence[Unit], file: str, coordinator: Coordinator) -> Result:
-    """sum_group in a worker."""
+def sum_task(refs: Refs, job: AttributeJob, units: Sequence[Unit], file: str, coordinator: Coordinator) -> str:
+    """Call sum_shard in a worker."""
     weights, _, _ = refs.fetch()
-    return sum_group(build(job, weights), job, units, file, coordinator)
+    return sum_shard(build(job, weights), job, units, file, coordinator)
 
 
 def sum_all(
-    job: AttributeJob, refs: Refs, groups: dict[str, Sequence[Unit]], *, cluster: Cluster, bar: Bar
+    job: AttributeJob, refs: Refs, shards: dict[str, Sequence[Unit]], *, cluster: Cluster, bar: Bar
 ) -> dict[str, str]:
-    """Sums of the groups, by file; the files' sha256."""
-    coordinator, begun = new_coordinator(), bar.done
-    tasks = {file.split(".")[0]: (refs, job, units, file, coordinator) for file, units in groups.items()}
+    """Sum over each shard of units; the sha256 of the sums by file."""
+    coordinator, done_before = new_coordinator(), bar.done
+    names = {file.split(".")[0]: file for file in shards}
+    tasks = {name: (refs, job, shards[file], file, coordinator) for name, file in names.items()}
 
     def show() -> None:
-        bar.set(begun + sum(coordinator.read().values()), "")
+        bar.set(done_before + sum(coordinator.read().values()), "")
 
-    ended = run_units(sum_task, tasks, cluster=cluster, bar=bar, coordinator=coordinator, on_wait=show)
-    return {facts["file"]: digest for _, (digest, facts) in ended}
+    results = run_units(sum_task, tasks, cluster=cluster, bar=bar, coordinator=coordinator, on_wait=show)
+    return {names[name]: digest for name, digest in results}
 
 
 @ray.remote(num_cpus=0.1)
-def load_total(stage: Stage, files: Sequence[str]) -> Arrays:
-    """The sum of a finished stage's groups, in their order; not through the driver."""
+def load_sum(stage: Stage, files: Sequence[str]) -> Arrays:
+    """Add up the shards' sums of a finished stage, in their order; they do not pass through the driver."""
     total: dict[str, Tensor] = {}
     for file in files:
         tensors, _ = checkpoint.parse(stage.checked(file), stage.url(file))
@@ -154,6 +171,6 @@ def load_total(stage: Stage, files: Sequence[str]) -> Arrays:
     return to_arrays(total)
 
 
-def loaded(stage: Stage, files: Sequence[str]) -> ObjectRef:
-    """What a once-a-run hook or the sums of groups made, into the object store."""
-    return load_arrays.remote(stage, files[0]) if len(files) == 1 else load_total.remote(stage, files)
+def load_fitted(stage: Stage, files: Sequence[str]) -> ObjectRef:
+    """Put what a once-a-run hook made, or the sum over the training set, into the object store."""
+    return load_arrays.remote(stage, files[0]) if len(files) == 1 else load_sum.remote(stage, files)

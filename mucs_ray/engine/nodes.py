@@ -1,4 +1,4 @@
-"""Every node of the cluster is asked: what it is, and whether it sees the same files as the others.
+"""Questions to every node of the cluster: what it is, and whether it sees the same files as the others.
 
 A question is a small task that only this one node may run, also if it is busy or has no CPUs for tasks.
 """
@@ -43,7 +43,7 @@ class Node:
         return f"node {self.id[:6]}"
 
     def __str__(self) -> str:
-        """For messages."""
+        """The node as messages name it."""
         return f"{self.name} ({self.host})"
 
 
@@ -61,7 +61,7 @@ def alive() -> list[Node]:
     ]
 
 
-def ask(
+def run_on_each_node(
     questions: Mapping[Node, Callable[[], Any]], *, patience_s: float = PATIENCE_S
 ) -> tuple[dict[Node, Any], dict[Node, str]]:
     """The answer of each node; and of those without one, why. Never waits for longer than `patience_s`."""
@@ -85,7 +85,7 @@ def ask(
 
 
 def only(node: Node) -> NodeAffinitySchedulingStrategy:
-    """There or not at all."""
+    """A strategy that runs a task on this node or not at all."""
     return NodeAffinitySchedulingStrategy(node.id, soft=False)
 
 
@@ -100,26 +100,32 @@ def check_shared(url: str) -> None:
     folders: dict[Node, list[str]] = {}
     folders_here = shared_folder.write(probe + DRIVER)
     try:
-        folders, problems = ask({node: partial(shared_folder.write, probe + node.id) for node in nodes.values()})
-        refuse(problems, f"cannot write to {told(url)}")
+        folders, problems = run_on_each_node(
+            {node: partial(shared_folder.write, probe + node.id) for node in nodes.values()}
+        )
+        refuse(problems, f"cannot write to {describe_url(url)}")
         writers = [DRIVER, *(node.id for node in folders)]
-        unseen, problems = ask({node: partial(shared_folder.absent, probe, writers) for node in nodes.values()})
-        refuse(problems, f"cannot read {told(url)}")
+        unseen, problems = run_on_each_node(
+            {node: partial(shared_folder.absent, probe, writers) for node in nodes.values()}
+        )
+        refuse(problems, f"cannot read {describe_url(url)}")
         missed = {
             "the driver": shared_folder.absent(probe, writers),
-            **{str(node): found for node, found in unseen.items()},
+            **{str(node): writers for node, writers in unseen.items()},
         }
     finally:
         cleaning = {
             node: partial(shared_folder.remove, probe + node.id, folders.get(node, [])) for node in nodes.values()
         }
-        for node in ask(cleaning, patience_s=CLEANING_S)[1]:
+        for node in run_on_each_node(cleaning, patience_s=CLEANING_S)[1]:
             shared_folder.remove(probe + node.id, [])
         shared_folder.remove(probe + DRIVER, folders_here)  # last: a folder that is shared is never empty before
     for writer in writers:
-        if blind := [reader for reader, found in missed.items() if writer in found]:
+        if blind := [reader for reader, unread in missed.items() if writer in unread]:
             author = str(nodes[writer]) if writer in nodes else "the driver"
-            raise MachineError(f"what {author} wrote to {told(url)} is not seen by {several(blind)}; {WAY_OUT}")
+            raise MachineError(
+                f"what {author} wrote to {describe_url(url)} is not seen by {join_names(blind)}; {WAY_OUT}"
+            )
 
 
 def check_dataset(url: str) -> None:
@@ -129,28 +135,28 @@ def check_dataset(url: str) -> None:
     dataset = Dataset.open(url)
     question = partial(shared_folder.start, dataset.url, dataset.card.shards[0].path)
     here = question()
-    found, problems = ask({node: question for node in alive()})
-    refuse(problems, f"cannot read {told(dataset.url)}")
-    if other := [str(node) for node, seen in found.items() if seen != here]:
+    starts, problems = run_on_each_node({node: question for node in alive()})
+    refuse(problems, f"cannot read {describe_url(dataset.url)}")
+    if other := [str(node) for node, start in starts.items() if start != here]:
         raise MachineError(
-            f"another data set than the driver's is at {told(dataset.url)} on {several(other)}; {WAY_OUT}"
+            f"another data set than the driver's is at {describe_url(dataset.url)} on {join_names(other)}; {WAY_OUT}"
         )
 
 
 def refuse(problems: Mapping[Node, str], what: str) -> None:
     """MachineError for the nodes that are still there."""
-    there = session.alive_nodes()
-    if failed := [node for node in problems if node.id in there]:
-        names = several([str(node) for node in failed])
+    present = session.alive_nodes()
+    if failed := [node for node in problems if node.id in present]:
+        names = join_names([str(node) for node in failed])
         raise MachineError(f"{names} {what}: {problems[failed[0]]}; {WAY_OUT}")
 
 
-def told(url: str) -> str:
-    """A URL in a message."""
+def describe_url(url: str) -> str:
+    """The URL as messages show it."""
     return f"{storage.redacted(url)}{' (a local path)' if storage.is_local(url) else ''}"
 
 
-def several(names: Sequence[str]) -> str:
-    """Some names as words."""
+def join_names(names: Sequence[str]) -> str:
+    """Names joined as words, the first few of many."""
     shown = [*names[:SHOWN_NODES], *([f"{len(names) - SHOWN_NODES} more"] if len(names) > SHOWN_NODES else [])]
     return " and ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)

@@ -16,7 +16,7 @@ class Pace:
     """In the whole stage."""
     first: float | None = None
     """When the first receipt came."""
-    told: bool = False
+    printed: bool = False
 
     def line(self, totals: Mapping[str, float], *, at: float) -> str | None:
         """What a busy worker does, and what the whole stage will therefore take; once, FIRST_S after the first call.
@@ -24,9 +24,9 @@ class Pace:
         `totals`: "rows", "forwards" and "worker_seconds" so far; `at`: seconds on any clock that does not go back.
         """
         self.first = at if self.first is None else self.first
-        if self.told or at - self.first < FIRST_S:
+        if self.printed or at - self.first < FIRST_S:
             return None
-        self.told = True
+        self.printed = True
         rows, forwards, seconds = totals["rows"], totals["forwards"], totals["worker_seconds"]
         rate = f"{readable(forwards / seconds)} forwards/s" if forwards else f"{readable(rows / seconds)} images/s"
         hours = readable(self.images * seconds / rows / 3600)

@@ -45,7 +45,7 @@ from mucs_ray.store.run import Stage
 from mucs_ray.store.weights import load_state, model_facts, save_average, save_state
 from mucs_ray.training.config import TrainConfig
 from mucs_ray.training.numerics import as_in_training
-from mucs_ray.training.step import Group, TrainState, training
+from mucs_ray.training.step import TrainState, WorkerContext, training
 
 POST_INTERVAL_S = 0.5
 PATIENCE_S = 10.0
@@ -77,34 +77,36 @@ class TrainRun:
     num_workers: int
 
 
-def run_training(job: TrainJob, group: Group, device: torch.device, post: Callable[[str, Any], None]) -> TrainState:
+def run_training(
+    job: TrainJob, worker: WorkerContext, device: torch.device, post: Callable[[str, Any], None]
+) -> TrainState:
     """One worker's share, from the published state if there is one. RunFailed if the validation loss is not finite."""
     keep_freed_memory()
     facts = {**model_facts(job.model), "seed": job.seed}
-    state = fresh_state(job, device, captures=job.captures and group.size == 1 and device.type == "cuda")
+    state = fresh_state(job, device, captures=job.captures and worker.size == 1 and device.type == "cuda")
     load_state(job.stage, state)
-    if group.size > 1:
-        group = wrap(state, group)
+    if worker.size > 1:
+        worker = wrap(state, worker)
     kind = adapter(job.model)
     codec, trainer = kind.codec(torch.device("cpu")), kind.trainer()
     assert trainer is not None, "a model that cannot be trained has no stage that trains"
     images = LocalImages(job.dataset, "train", codec=codec, removed=job.removed, on_unit=heartbeat)
     test = LocalImages(job.dataset, "test", codec=codec, on_unit=heartbeat)
     posted = 0.0
-    updates = training(state, images, test, job.train, seed=job.seed, group=group, augment=trainer.augment)
+    updates = training(state, images, test, job.train, seed=job.seed, worker=worker, augment=trainer.augment)
     for update in updates:
         heartbeat()  # a captured pass calls no hook
-        if group.rank == 0 and time.monotonic() - posted > POST_INTERVAL_S:
+        if worker.rank == 0 and time.monotonic() - posted > POST_INTERVAL_S:
             posted = time.monotonic()
             post("train", (update.step, update.loss.item()))
         if update.validation is None:
             continue
         if not torch.isfinite(torch.tensor(update.validation)):
             raise RunFailed(f"training diverged: validation loss {update.validation} after {update.step} updates")
-        if group.rank == 0:
+        if worker.rank == 0:
             save_state(job.stage, state, facts)
             post("validation", (update.step, update.validation))
-    if group.rank == 0:
+    if worker.rank == 0:
         save_average(job.stage, "last", state, {**facts, "images_seen": state.step * job.train.batch_size})
         post("result", {"updates": state.step, "best_loss": state.best_loss, "best_step": state.best_step})
     return state
@@ -118,27 +120,27 @@ def fresh_state(job: TrainJob, device: torch.device, *, captures: bool = False) 
     return TrainState.fresh(denoiser, job.train, captures=captures)
 
 
-def wrap(state: TrainState, group: Group) -> Group:
+def wrap(state: TrainState, worker: WorkerContext) -> WorkerContext:
     """Average gradients over the workers."""
     wrapped = ray.train.torch.prepare_model(state.live)
 
     def mean(values: torch.Tensor) -> torch.Tensor:
-        there = values.to(next(state.live.parameters()).device)
-        torch.distributed.all_reduce(there)
-        return there.cpu() / group.size
+        on_device = values.to(next(state.live.parameters()).device)
+        torch.distributed.all_reduce(on_device)
+        return on_device.cpu() / worker.size
 
-    return Group(rank=group.rank, size=group.size, wrapped=wrapped, mean=mean)
+    return WorkerContext(rank=worker.rank, size=worker.size, wrapped=wrapped, mean=mean)
 
 
 def train_worker(task: dict[str, Any]) -> None:
     """What Ray Train runs in each worker. Our own errors are told, not raised: a retry would only repeat them."""
     context = ray.train.get_context()
     coordinator: Coordinator = task["coordinator"]
-    group = Group(rank=context.get_world_rank(), size=context.get_world_size())
+    worker = WorkerContext(rank=context.get_world_rank(), size=context.get_world_size())
     device = ray.train.torch.get_device()
     try:
         with as_in_training(device), heartbeats(lambda: coordinator.post("alive", time.time())):
-            run_training(task["job"], group, device, lambda key, value: coordinator.post(key, value))
+            run_training(task["job"], worker, device, lambda key, value: coordinator.post(key, value))
     except MucsError as error:
         coordinator.post_now("error", error)
     ray.train.report({})
@@ -323,7 +325,7 @@ def finished_facts(stage: Stage) -> dict[str, Any]:
 
 
 def resources(cluster: Cluster) -> dict[str, float]:
-    """Of one training worker."""
+    """The resources of one training worker."""
     return {"CPU": ACTOR_CPUS, **({"GPU": 1.0} if cluster.gpus else {})}
 
 

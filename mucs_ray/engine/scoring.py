@@ -7,7 +7,8 @@ in the same way. How units reach the scorers: `mucs_ray.engine.streaming`.
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -21,7 +22,6 @@ from mucs_ray.attribution.arriving import seconds_waited
 from mucs_ray.attribution.base import Attributor, Columns
 from mucs_ray.attribution.first_losses import FirstLosses
 from mucs_ray.data.table import Unit
-from mucs_ray.diffusion.batch import Batch
 from mucs_ray.engine import metrics
 from mucs_ray.engine.attempts import heartbeats
 from mucs_ray.engine.attributors import AttributeJob, Refs, Shared, build
@@ -67,13 +67,14 @@ def score_unit(method: Attributor, job: AttributeJob, unit: Unit, rows: Rows) ->
     started = time.monotonic()
     if len(rows.table) != unit.rows:
         raise RunFailed(f"unit {unit.name} came as {len(rows.table)} rows instead of {unit.rows}")
-    if job.part.hook == "sample":
+    if job.method_stage.hook == "sample":
         rows = Rows(rows.table.filter(pa.array(method.in_sample(rows.table["idx"].to_numpy()))))
-    moved = rows.to(job, method.context.device) if len(rows.table) else None
-    in_network, waited = time.monotonic(), seconds_waited(moved)
-    columns = {} if moved is None else computed(method, job.part.hook, moved)
+    on_device = rows.to(job, method.context.device) if len(rows.table) else None
+    in_network, waited = time.monotonic(), seconds_waited(on_device)
+    run_hook = {"features": method.features, "sample": method.sample, "score": method.columns}[job.method_stage.hook]
+    columns: Columns = {} if on_device is None else run_hook(on_device)
     arrays = {name: column.cpu().numpy() for name, column in columns.items()}
-    in_network = time.monotonic() - in_network - (seconds_waited(moved) - waited)
+    in_network = time.monotonic() - in_network - (seconds_waited(on_device) - waited)
     idx = rows.table["idx"].to_numpy()
     require_finite(idx, arrays)
     content = part_bytes(idx, arrays)
@@ -88,13 +89,6 @@ def score_unit(method: Attributor, job: AttributeJob, unit: Unit, rows: Rows) ->
         worker_seconds=seconds,
         worker_seconds_outside=seconds - in_network,
     )
-
-
-def computed(method: Attributor, hook: str, rows: Batch | Columns) -> Columns:
-    """What the hook makes of these rows."""
-    if not isinstance(rows, Batch):
-        return method.columns(rows)
-    return {"features": method.features, "sample": method.sample, "score": method.columns}[hook](rows)
 
 
 def require_finite(idx: np.ndarray, columns: Mapping[str, np.ndarray]) -> None:
@@ -126,9 +120,7 @@ class Scorer:
         pool.add_worker(self.worker)
         self.members, self.units = members, units
         shared = Shared(num_methods=len(members), first_losses=FirstLosses())
-        self.workerthods = [
-            method_or_error(member.job, each, shared) for member, each in zip(members, refs, strict=True)
-        ]
+        self.methods = [method_or_error(member.job, each, shared) for member, each in zip(members, refs, strict=True)]
         self.count_worker()
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -137,35 +129,38 @@ class Scorer:
         """
         unit = self.units[table[UNIT_COLUMN][0].as_py()]
         rows, published = sources(table), list[Receipt]()
-        for member, method in zip(self.members, self.workerthods, strict=True):
-            if unit.name in member.units and member.job.source in rows:  # else it could not be read
-                published += self.attempt(member, method, unit, rows[member.job.source])
+        for member, method in zip(self.members, self.methods, strict=True):
+            if unit.name not in member.units or member.job.source not in rows:  # it has its part, or cannot be read
+                continue
+            match member.coordinator.begin(unit.name, self.worker):
+                case "go":
+                    with self.attempt(member, unit):
+                        receipt = score_unit(usable(method), member.job, unit, rows[member.job.source])
+                        member.coordinator.end(unit.name, receipt)
+                        published.append(receipt)
+                        metrics.unit_done(
+                            receipt.stage,
+                            images=receipt.rows,
+                            forwards=receipt.forwards,
+                            seconds=receipt.worker_seconds,
+                        )
+                case "done":
+                    published.append(member.coordinator.result(unit.name))
+                case "draining":
+                    os._exit(0)  # before this node is taken away: Ray starts this worker, and this unit, on another
         return receipts(published)
 
-    def attempt(self, member: Member, method: Attributor | MucsError, unit: Unit, rows: Rows) -> list[Receipt]:
-        """Do one stage's work on a unit, unless it is done or given up."""
-        coordinator = member.coordinator
-        match coordinator.begin(unit.name, self.worker):
-            case "done":
-                return [coordinator.result(unit.name)]
-            case "given up":
-                return []
-            case "draining":
-                os._exit(0)  # before this node is taken away: Ray starts this worker, and this unit, on another
+    @contextmanager
+    def attempt(self, member: Member, unit: Unit) -> Iterator[None]:
+        """One stage's work on a unit: a failure of ours ends that alone, any other one this process too."""
         try:
-            with heartbeats(lambda: self.send_heartbeat(coordinator, unit)):
-                if isinstance(method, MucsError):
-                    raise method
-                receipt = score_unit(method, member.job, unit, rows)
+            with heartbeats(lambda: self.send_heartbeat(member.coordinator, unit)):
+                yield
         except MucsError as error:
-            coordinator.failed(unit.name, str(error), error)
-            return []
+            member.coordinator.failed(unit.name, str(error), error)
         except Exception as error:
-            coordinator.failed(unit.name, last_line(error))
+            member.coordinator.failed(unit.name, last_line(error))
             os._exit(1)  # this process or its device may be what is broken: Ray tries again in another
-        coordinator.end(unit.name, receipt)
-        metrics.unit_done(receipt.stage, images=receipt.rows, forwards=receipt.forwards, seconds=receipt.worker_seconds)
-        return [receipt]
 
     def send_heartbeat(self, coordinator: Coordinator, unit: Unit) -> None:
         """Send a sign of life of the unit, and of this worker to the metrics."""
@@ -179,7 +174,7 @@ class Scorer:
 
 
 def method_or_error(job: AttributeJob, refs: Refs, shared: Shared) -> Attributor | MucsError:
-    """The method, ready to score; or why there is none, told with each unit: Ray would only start this worker again."""
+    """The method, ready to score, or why there is none; if that were raised, Ray would only start this worker again."""
     try:
         return loaded_method(job, refs, shared)
     except MucsError as error:
@@ -190,11 +185,18 @@ def method_or_error(job: AttributeJob, refs: Refs, shared: Shared) -> Attributor
         return RunFailed(f"the method could not be loaded: {last_line(error)}")
 
 
+def usable(method: Attributor | MucsError) -> Attributor:
+    """The method; raises the error in its place if it could not be loaded."""
+    if isinstance(method, MucsError):
+        raise method
+    return method
+
+
 def loaded_method(job: AttributeJob, refs: Refs, shared: Shared) -> Attributor:
     """The method, ready to score."""
     weights, fitted, item_states = refs.fetch()
     method = build(job, weights, shared=shared)
-    if job.part.hook in ("sample", "score"):
+    if job.method_stage.hook in ("sample", "score"):
         device = method.context.device
         place = torch.device("cpu") if method.places_item_states else device
         method.load(to_tensors(fitted, device), [to_tensors(arrays, place) for arrays in item_states])

@@ -53,7 +53,7 @@ class Cluster:
     cpus: int
     gpus: int
     nodes: int
-    """That are there now."""
+    """Nodes that are there now."""
     slots: int
     """Training workers that can be placed at once: one a GPU, or on each node as many as fit on its CPUs."""
     grows: bool = False
@@ -65,7 +65,7 @@ class Cluster:
         """The cluster that this process is connected to, as it stands; nodes come and go, so ask for each stage."""
         nodes = [node["Resources"] for node in alive()]
         here = {name: sum(int(node.get(name, 0)) for node in nodes) for name in KINDS}
-        cpus, gpus = (max(here[name], most(name)) for name in KINDS)
+        cpus, gpus = (max(here[name], max_autoscaled(name)) for name in KINDS)
         grows = gpus > here["GPU"] or cpus > here["CPU"]
         on_cpus = cpus if grows else sum(int(node.get("CPU", 0) / ACTOR_CPUS) for node in nodes)
         return cls(
@@ -89,22 +89,22 @@ class Cluster:
 
     @property
     def worker_options(self) -> dict[str, float]:
-        """Resources of one of them."""
+        """The resources of one worker."""
         return {"num_cpus": ACTOR_CPUS, "num_gpus": self.engine.gpu_share if self.gpus else 0}
 
 
-def most(kind: str) -> int:
-    """CPUs or GPUs that there can be with those that an autoscaler may bring; 0 if nobody says.
+def max_autoscaled(kind: str) -> int:
+    """The CPUs or GPUs that there can be with those that an autoscaler may bring; 0 if nobody says.
 
     Ray 2.60 knows it of some hosted clusters alone (https://github.com/ray-project/ray/pull/63012); of others the
     environment tells: MUCS_RAY_MAX_CPUS, MUCS_RAY_MAX_GPUS.
     """
     from ray._private.state import state  # no public name tells
 
-    told = os.environ.get(f"MUCS_RAY_MAX_{kind}S", "0")
-    if not told.isdecimal():
-        raise MachineError(f"MUCS_RAY_MAX_{kind}S is {told!r}; expected the number of {kind}s that there can be")
-    return int(told) or int((state.get_max_resources_from_cluster_config() or {}).get(kind, 0))
+    limit = os.environ.get(f"MUCS_RAY_MAX_{kind}S", "0")
+    if not limit.isdecimal():
+        raise MachineError(f"MUCS_RAY_MAX_{kind}S is {limit!r}; expected the number of {kind}s that there can be")
+    return int(limit) or int((state.get_max_resources_from_cluster_config() or {}).get(kind, 0))
 
 
 def await_worker(tell: Callable[[], None]) -> None:
@@ -114,7 +114,9 @@ def await_worker(tell: Callable[[], None]) -> None:
     """
     import ray
 
-    while not any(node["Resources"].get(kind) for node in alive() for kind in KINDS) and not any(map(most, KINDS)):
+    while not any(node["Resources"].get(kind) for node in alive() for kind in KINDS) and not any(
+        map(max_autoscaled, KINDS)
+    ):
         tell()
         ray.get(ray.remote(num_cpus=READER_CPUS)(lambda: None).remote())
 
@@ -127,12 +129,12 @@ def alive() -> list[dict[str, Any]]:
 
 
 def alive_nodes() -> set[str]:
-    """Their ids."""
+    """The ids of the nodes of the cluster."""
     return {node["NodeID"] for node in alive()}
 
 
 def draining_nodes() -> set[str]:
-    """Ids of those that have been told that they will be taken away (spot machines)."""
+    """The ids of nodes that have been told that they will be taken away (spot machines)."""
     from ray._private.state import state  # no public name tells
 
     return set(state.get_draining_nodes())

@@ -28,7 +28,7 @@ def sources(table: pa.Table) -> dict[str, Rows]:
     """What `with_source` put together, by source."""
     columns: dict[str, dict[str, pa.ChunkedArray]] = {}
     for full in table.column_names:
-        source, found, name = full.partition(SEPARATOR)
-        if found:
+        source, separator, name = full.partition(SEPARATOR)
+        if separator:
             columns.setdefault(source, {})[name] = table[full]
     return {source: Rows(pa.table(each)) for source, each in columns.items()}

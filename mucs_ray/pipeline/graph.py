@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 
@@ -25,13 +25,13 @@ from mucs_ray.evaluation.metrics import SSIM_LEAST_PX, ReadyMetric, ready_metric
 from mucs_ray.pipeline.method_stages import (
     GENERATED,
     TARGETS,
-    Task,
-    all_tasks,
+    StageSpec,
+    all_method_stages,
     check_method,
     known_methods,
     learned_from,
     ready_encoders,
-    settings,
+    recipe_slice,
 )
 from mucs_ray.store.events import EventLog
 from mucs_ray.store.item_names import item_name
@@ -88,10 +88,10 @@ class Pipeline:
         )
 
     def describe(self) -> dict[str, Any]:
-        """For recipe.json: enough to see where the run stands from any folder, without the weights' file."""
-        told = {"weights_sha256": self.weights_digest, "methods": self.methods, "weights_dir": self.weights_dir}
+        """The content of recipe.json: enough to see where the run stands from any folder, without the weights' file."""
+        more = {"weights_sha256": self.weights_digest, "methods": self.methods, "weights_dir": self.weights_dir}
         learned = dict(self.known[LEARNED].weights)
-        return {**self.recipe.to_dict(), "data": self.dataset.url, **told, **({"learned": learned} if learned else {})}
+        return {**self.recipe.to_dict(), "data": self.dataset.url, **more, **({"learned": learned} if learned else {})}
 
     @cached_property
     def events(self) -> EventLog:
@@ -109,10 +109,10 @@ class Pipeline:
         asked = self.recipe.evaluate.metrics
         ready, left_out = ready_metrics(asked, self.weights_dir)
         if self.dataset.card.size < SSIM_LEAST_PX and any(metric.name == "ssim" for metric in ready):
-            told = f"SSIM needs images of {SSIM_LEAST_PX} px or more, and these have {self.dataset.card.size}"
+            reason = f"SSIM needs images of {SSIM_LEAST_PX} px or more, and these have {self.dataset.card.size}"
             if "ssim" in asked:
-                raise InputError(f"{told}; name other metrics in evaluate.metrics")
-            ready, left_out = [metric for metric in ready if metric.name != "ssim"], {**left_out, "ssim": told}
+                raise InputError(f"{reason}; name other metrics in evaluate.metrics")
+            ready, left_out = [metric for metric in ready if metric.name != "ssim"], {**left_out, "ssim": reason}
         return ready, left_out
 
     @cached_property
@@ -142,19 +142,19 @@ class Pipeline:
         return ready_encoders(self.weights_dir)
 
     @cached_property
-    def tasks(self) -> dict[str, Task]:
-        """What each stage under attribute/ does."""
+    def method_stages(self) -> dict[str, StageSpec]:
+        """Each stage under attribute/, by its name."""
         chosen = ("train.checkpoint",) if self.recipe.trains else ()
-        return all_tasks(self.recipe, self.known.values(), chosen, self.encoders)
+        return all_method_stages(self.recipe, self.known.values(), chosen, self.encoders)
 
-    def parts_of(self, method: str) -> list[str]:
+    def stages_of(self, method: str) -> list[str]:
         """Every stage of a method's attribution, those included that it shares with others."""
-        waiting, found = [f"attribute/{method}"], dict[str, None]()
+        waiting, names = [f"attribute/{method}"], set[str]()
         while waiting:
             name = waiting.pop()
-            found[name] = None
-            waiting += [each for each in self.tasks[name].inputs if each in self.tasks]
-        return [name for name in self.tasks if name in found]
+            names.add(name)
+            waiting += [each for each in self.method_stages[name].inputs if each in self.method_stages]
+        return [name for name in self.method_stages if name in names]
 
     @cached_property
     def stages(self) -> dict[str, Stage]:
@@ -169,25 +169,25 @@ class Pipeline:
 
         recipe = self.recipe
         chosen = ("train.checkpoint",) if recipe.trains else ()
-        trained = settings(recipe, "model", "train", "seed", without=("train.checkpoint",))
+        trained = recipe_slice(recipe, "model", "train", "seed", without=("train.checkpoint",))
         if not recipe.trains:
-            stage("pretrain", {"weights": self.weights_digest, **settings(recipe, "model")})
+            stage("pretrain", {"weights": self.weights_digest, **recipe_slice(recipe, "model")})
         else:
             stage("pretrain", trained, "data")
-        made = settings(recipe, "generate", "seed", *chosen)
-        stage("generate", made, "data", "pretrain")
+        generated = recipe_slice(recipe, "generate", "seed", *chosen)
+        stage("generate", generated, "data", "pretrain")
         # the controls are generated beside the targets, but no attribution depends on them
-        targets = {name: value for name, value in made.items() if name != "generate.controls"}
+        targets = {name: value for name, value in generated.items() if name != "generate.controls"}
         stage(TARGETS, targets, "data", "pretrain")
-        for task in self.tasks.values():
-            stage(task.name, task.reads, *task.inputs)
+        for spec in self.method_stages.values():
+            stage(spec.name, spec.reads, *spec.inputs)
         stages.pop(TARGETS)
-        removal = settings(recipe, "remove", without=() if recipe.remove.mode == "matched" else ("remove.size",))
+        removal = recipe_slice(recipe, "remove", without=() if recipe.remove.mode == "matched" else ("remove.size",))
         for method in self.known if recipe.trains else ():
             retrained = self.retrained(method)
             for name in retrained:
                 stage(name, {**trained, **removal}, "data", f"attribute/{method}")
-            stage(f"regenerate/{method}", made, "data", "generate", *retrained)
+            stage(f"regenerate/{method}", generated, "data", "generate", *retrained)
         return stages
 
     @cached_property
@@ -201,23 +201,23 @@ class Pipeline:
             name: Stage(
                 run_url=self.run_url,
                 name=name,
-                reads=reads if key != UNRELATED else {**reads, **settings(self.recipe, "evaluate.unrelated")},
+                reads=reads if key != UNRELATED else {**reads, **recipe_slice(self.recipe, "evaluate.unrelated")},
                 inputs={each: self.stages[each].fingerprint for each in inputs},
             )
             for key, name, inputs in ((key, f"evaluate/{key}", inputs) for key, inputs in pairs.items())
         }
 
     def report(self, planned: Collection[str] = ()) -> Stage:
-        """The report of this run: it shows whatever is done, or will be by then."""
-        there = self.there()
-        evaluated = [name for name in self.evaluated if name.removeprefix("evaluate/") in (*there, UNRELATED)]
-        made = ("generate", *(f"attribute/{method}" for method in there), *evaluated)
-        shown = [name for name in made if name in planned or self.stage(name).state().status == "done"]
-        reads = {"layout": REPORT_LAYOUT, **settings(self.recipe, "name")}
+        """The report of this run, which shows whatever is done, or will be by then."""
+        methods = self.available_methods()
+        evaluated = [name for name in self.evaluated if name.removeprefix("evaluate/") in (*methods, UNRELATED)]
+        candidates = ("generate", *(f"attribute/{method}" for method in methods), *evaluated)
+        shown = [name for name in candidates if name in planned or self.stage(name).state().status == "done"]
+        reads = {"layout": REPORT_LAYOUT, **recipe_slice(self.recipe, "name")}
         inputs = {name: self.stage(name).fingerprint for name in shown}
         return Stage(run_url=self.run_url, name="report", reads=reads, inputs=inputs)
 
-    def there(self) -> list[str]:
+    def available_methods(self) -> list[str]:
         """Methods that are asked for here, or of which the run directory holds something."""
         begun = self.begun()
         return [name for name in self.known if name in self.needed or name.split("/")[0] in begun]
@@ -242,7 +242,7 @@ class Pipeline:
             return [f"retrain/{method}"]
         return [f"retrain/{method}/{item_name(number)}" for number in range(self.recipe.generate.items)]
 
-    def goal(self, command: str) -> list[str]:
+    def target_stages(self, command: str) -> list[str]:
         """The stages a command is for."""
         if command not in ("pretrain", "generate"):
             for name in self.needed:
@@ -270,7 +270,7 @@ class Pipeline:
                 compared = [f"evaluate/{method}" for method in (*self.compared, UNRELATED)]
                 return [*(f"attribute/{method}" for method in self.methods), *compared, "report"]
 
-    def furthest(self) -> str:
+    def last_command(self) -> str:
         """The furthest of the commands that this run's directory shows to have been given."""
         folders = set(storage.names(self.run_url))
         return next((each for each in ("evaluate", "regenerate", "retrain") if each in folders), "attribute")
@@ -278,18 +278,41 @@ class Pipeline:
     def plan(self, command: str) -> dict[str, State]:
         """Where each stage stands that a command needs, in order, and why."""
         needed: set[str] = set()
-        waiting = [name for name in self.goal(command) if name != "report"]
+        waiting = [name for name in self.target_stages(command) if name != "report"]
         while waiting:
             name = waiting.pop()
             needed.add(name)
             waiting += [GENERATED.get(each, each) for each in self.stage(name).inputs if each != "data"]
         order = [*self.stages, *(self.evaluations if command == "evaluate" else ())]
         states = {name: self.stage(name).state() for name in order if name in needed}
-        if "report" in self.goal(command):
+        if "report" in self.target_stages(command):
             states["report"] = self.report(planned=list(states)).state()
             if not storage.exists(storage.join(self.run_url, "report.html")):
                 states["report"] = State(status="missing", reason="no report.html")
         return states
+
+
+class StageRef(NamedTuple):
+    """One stage of one run."""
+
+    pipeline: Pipeline
+    name: str
+
+    @property
+    def phase(self) -> str:
+        """The first folder of the stage's name."""
+        return self.name.split("/")[0]
+
+    @property
+    def is_training(self) -> bool:
+        """Whether the stage trains a network."""
+        return self.phase == "retrain" or (self.name == "pretrain" and self.pipeline.recipe.trains)
+
+    @property
+    def streams(self) -> bool:
+        """Whether the stage goes over the training set unit by unit, and so can share a pass with others."""
+        spec = self.pipeline.method_stages.get(self.name)
+        return spec is not None and spec.streams
 
 
 def reopen(run_url: str, *, console: Console) -> Pipeline:

@@ -28,8 +28,8 @@ ENCODERS = ("clip", "dino")
 """Pretrained networks that methods compare images with, by the names that the metrics have too."""
 
 
-def settings(recipe: Recipe, *keys: str, without: Sequence[str] = ()) -> dict[str, Any]:
-    """The recipe's values under sections or dotted keys, flat, as they look in JSON."""
+def recipe_slice(recipe: Recipe, *keys: str, without: Sequence[str] = ()) -> dict[str, Any]:
+    """The part of a recipe that a stage reads: its values under sections or dotted keys, flat, as they look in JSON."""
     shared = recipe.to_dict()
     own = shared.pop("method")
     sections = shared | {f"method.{name}": values for name, values in own.items()}
@@ -42,21 +42,23 @@ def settings(recipe: Recipe, *keys: str, without: Sequence[str] = ()) -> dict[st
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
-    """A stage of an attribution: one on the method's card, or, without one, the ranking."""
+class StageSpec:
+    """What a stage of an attribution does and reads: a stage on the method's card, or the ranking."""
 
     method: MethodCard
     recipe: Recipe
     """With the method's settings."""
-    part: MethodStage | None
+    method_stage: MethodStage | None
+    """None for the ranking."""
     name: str
+    """Folder of the stage in the run directory."""
     reads: dict[str, Any]
     inputs: tuple[str, ...]
 
     @property
     def hook(self) -> str:
-        """Of the stage; "" for a ranking."""
-        return self.part.hook if self.part else ""
+        """The hook that the stage runs; "" for the ranking."""
+        return self.method_stage.hook if self.method_stage else ""
 
     @property
     def streams(self) -> bool:
@@ -65,60 +67,60 @@ class Task:
 
     def load(self) -> "type[Attributor]":
         """The class whose hook this is: the method's own, or that of the method whose stage it takes over."""
-        return load_class((self.part.owner if self.part else "") or self.method.implementation)
+        return load_class((self.method_stage.owner if self.method_stage else "") or self.method.implementation)
 
 
 Shared = dict[tuple[Any, ...], str]
-"""By what a stage of an attribution does and reads: the stage that does it, so that variants share what is the same."""
+"""The stage that does something, by what it does and reads: so variants share what is the same."""
 
 
-def attribution(
+def method_stages(
     recipe: Recipe, method: MethodCard, chosen: Sequence[str], encoder: str | None, shared: Shared
-) -> Iterator[Task]:
+) -> Iterator[StageSpec]:
     """The stages of a method's attribution, but for those that another method has already; the last one ranks.
 
     `chosen`: which of the trained weights are used; `encoder`: digest of the pretrained network's weights.
     """
     recipe, folder = for_method(recipe, method), f"attribute/{method.name}"
-    ranked = settings(recipe, "rank", "seed")
-    parts: list[str] = []
+    ranked = recipe_slice(recipe, "rank", "seed")
+    earlier: list[str] = []
     read: set[str] = set()
-    for part in method.stages:
-        values = settings(recipe, *part.reads, *(chosen if part.uses_model else ()))
+    for stage in method.stages:
+        values = recipe_slice(recipe, *stage.reads, *(chosen if stage.uses_model else ()))
         values = {key: value for key, value in values.items() if key not in read} | {"seed": recipe.seed}
         if method.encoder:
             values[f"encoder.{method.encoder}"] = encoder
         read |= values.keys()
-        inputs = ("data", *(("pretrain",) * part.uses_model), *((TARGETS,) * part.uses_items), *parts)
-        key = (part.owner or method.implementation, replace(part, owner=""), dumps(values, sort_keys=True), inputs)
+        inputs = ("data", *(("pretrain",) * stage.uses_model), *((TARGETS,) * stage.uses_items), *earlier)
+        key = (stage.owner or method.implementation, replace(stage, owner=""), dumps(values, sort_keys=True), inputs)
         if key not in shared:
-            shared[key] = f"{folder}/{part.name}"
-            yield Task(method=method, recipe=recipe, part=part, name=shared[key], reads=values, inputs=inputs)
-        parts.append(shared[key])
+            name = shared[key] = f"{folder}/{stage.name}"
+            yield StageSpec(method=method, recipe=recipe, method_stage=stage, name=name, reads=values, inputs=inputs)
+        earlier.append(shared[key])
     if method.is_ensemble:
         ranked["ensemble.weights"] = dict(method.weights)
-        parts = [f"attribute/{member}" for member in method.weights]
-    inputs = tuple(parts if method.is_ensemble else parts[-1:]) or ("data", TARGETS)
-    yield Task(method=method, recipe=recipe, part=None, name=folder, reads=ranked, inputs=inputs)
+        earlier = [f"attribute/{member}" for member in method.weights]
+    inputs = tuple(earlier if method.is_ensemble else earlier[-1:]) or ("data", TARGETS)
+    yield StageSpec(method=method, recipe=recipe, method_stage=None, name=folder, reads=ranked, inputs=inputs)
 
 
-def all_tasks(
+def all_method_stages(
     recipe: Recipe, methods: Iterable[MethodCard], chosen: Sequence[str], encoders: Mapping[str, ReadyMetric]
-) -> dict[str, Task]:
-    """By stage, of all methods; members of ensembles before the ensembles."""
+) -> dict[str, StageSpec]:
+    """The stages of all methods by name; members of ensembles come before the ensembles."""
     shared: Shared = {}
-    found = {}
-    for method in sorted(methods, key=lambda each: each.is_ensemble):
+    specs = {}
+    for method in sorted(methods, key=lambda method: method.is_ensemble):
         encoder = encoders.get(method.encoder or "")
-        for task in attribution(recipe, method, chosen, encoder.digest if encoder else None, shared):
-            found[task.name] = task
-    return found
+        for spec in method_stages(recipe, method, chosen, encoder.digest if encoder else None, shared):
+            specs[spec.name] = spec
+    return specs
 
 
 def known_methods(
     names: Collection[str], learn: Callable[[Collection[str]], Mapping[str, float]]
 ) -> dict[str, MethodCard]:
-    """All methods there are, by name.
+    """All methods that there are, by name.
 
     An ensemble that is asked for and has no weights gets what is learned from the tests of the single methods, which
     `learn` is told the names of.
@@ -133,13 +135,13 @@ def known_methods(
 
 def ready_encoders(weights_dir: str | None) -> dict[str, ReadyMetric]:
     """The pretrained networks whose weights are on this machine."""
-    found = {}
+    encoders = {}
     for name in ENCODERS:
         try:
-            (found[name],), _ = ready_metrics((name,), weights_dir)
+            (encoders[name],), _ = ready_metrics((name,), weights_dir)
         except MachineError:
             continue
-    return found
+    return encoders
 
 
 def check_method(method: MethodCard, card: Card, weights_dir: str | None) -> None:
@@ -178,6 +180,6 @@ def learned_from(source: str, run_url: str, seed: int, methods: Collection[str])
 
 
 def mean_auc(tested: Mapping[str, Any]) -> float:
-    """Of one method in a report, over the metrics."""
+    """The mean AUC of one method in a report, over the metrics."""
     values = [metric["auc"] for metric in tested["metrics"].values()]
     return sum(values) / len(values)

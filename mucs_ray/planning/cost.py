@@ -20,20 +20,20 @@ FORWARD_AND_BACKWARD = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
-    """Of a stage, of all that retrain or regenerate, or of all together."""
+    """The estimated cost of one stage, of all that retrain or regenerate, or the total."""
 
     stage: str
     work: str
     forwards: int
-    """Those before a backward pass included."""
+    """Forward passes, those before a backward pass included."""
     flop: float
     written_bytes: int
     seconds: float
-    """Wall time."""
+    """The wall time."""
     worker_seconds: float
-    """Of busy workers, added up."""
+    """The time of busy workers, added up."""
     money: float | None
-    """In the currency of the price; None without one."""
+    """The price in its currency; None if none was given."""
 
     def cells(self) -> list[str]:
         """The numbers, for a table."""
@@ -46,7 +46,7 @@ class Cost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """Of all stages that are not done."""
+    """The cost of all stages that are not done."""
 
     stages: list[Cost]
     total: Cost
@@ -54,16 +54,16 @@ class Estimate:
     processor: str
     """What each of them has one of: "GPU" or "CPU"."""
     price: float | None
-    """Of one for an hour."""
+    """The price of one processor for an hour."""
     basis: str
 
     def titles(self) -> list[str]:
-        """Over the cells."""
+        """The titles over the cells."""
         money = [] if self.price is None else ["money"]
         return ["forwards", "FLOP", "written", f"{self.processor}-h", "time", *money]
 
     def to_dict(self) -> dict[str, Any]:
-        """For --json."""
+        """The estimate for --json."""
         return asdict(self)
 
 
@@ -102,7 +102,7 @@ def estimate(
 
 
 def cost(work: Work, speed: Speed, *, workers: int, price: float | None) -> Cost:
-    """Of one stage. In the last round of pieces some workers may have none: that is waited for, and not paid."""
+    """The cost of one stage. In the last round some workers may have no piece: that is waited for, and not paid."""
     forwards, backwards = work.passes.forwards, work.passes.backwards
     seconds = forwards * speed.forward_s + backwards * speed.backward_s
     return Cost(
@@ -118,7 +118,7 @@ def cost(work: Work, speed: Speed, *, workers: int, price: float | None) -> Cost
 
 
 def total(stages: Sequence[Cost], *, price: float | None) -> Cost:
-    """Of one stage after another."""
+    """The cost of all stages, one after another."""
     seconds = sum(each.worker_seconds for each in stages)
     return Cost(
         stage="in all",
@@ -142,7 +142,7 @@ def size_text(num_bytes: float) -> str:
 
 
 def time_text(seconds: float) -> str:
-    """Seconds for reading."""
+    """Seconds as a text with a unit."""
     if seconds < 100:
         return f"{seconds:.1f} s"
     return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:,.1f} h"

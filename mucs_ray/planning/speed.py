@@ -23,7 +23,7 @@ MEASURE_S = 1.5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Speed:
-    """Of one worker; per image."""
+    """The speed of one worker, per image."""
 
     forward_s: float
     backward_s: float
@@ -32,7 +32,7 @@ class Speed:
     processor: str
     """What a worker has one of: "GPU" or "CPU"."""
     measured: str
-    """Where, for a sentence that begins with "measured"."""
+    """Where it was measured, for a sentence that begins with "measured"."""
 
 
 def speed_of(pipeline: Pipeline, states: Mapping[str, State]) -> Speed:
@@ -58,8 +58,12 @@ def facts_of_streams(pipeline: Pipeline, states: Mapping[str, State]) -> dict[st
     Not of features, where a backward pass comes with each forward.
     """
     so_far = {event["stage"]: event for event in read_events(pipeline.run_url) if event["event"] == PACE}
-    found = {}
-    scoring = [name for name in states if name in pipeline.tasks and pipeline.tasks[name].hook in ("sample", "score")]
+    facts_by_stage = {}
+    scoring = [
+        name
+        for name in states
+        if name in pipeline.method_stages and pipeline.method_stages[name].hook in ("sample", "score")
+    ]
     for name in scoring:
         stage, facts = pipeline.stages[name], so_far.get(name, {})
         if states[name].status == "done":
@@ -67,8 +71,8 @@ def facts_of_streams(pipeline: Pipeline, states: Mapping[str, State]) -> dict[st
         elif facts.get("fingerprint") != stage.fingerprint:
             continue
         if facts.get("forwards"):
-            found[name] = facts
-    return found
+            facts_by_stage[name] = facts
+    return facts_by_stage
 
 
 def measure(pipeline: Pipeline) -> Speed:
@@ -106,17 +110,17 @@ def measure(pipeline: Pipeline) -> Speed:
     )
 
 
-def timed(work: Callable[[], object], *, budget_s: float = MEASURE_S) -> float:
+def timed(call: Callable[[], object], *, budget_s: float = MEASURE_S) -> float:
     """Seconds a call, over about `budget_s` seconds and at least once after a first call to warm up."""
 
-    def finished() -> float:
+    def synchronized_clock() -> float:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         return time.monotonic()
 
-    work()
-    started, calls = finished(), 0
-    while calls == 0 or finished() - started < budget_s:
-        work()
+    call()
+    started, calls = synchronized_clock(), 0
+    while calls == 0 or synchronized_clock() - started < budget_s:
+        call()
         calls += 1
-    return (finished() - started) / calls
+    return (synchronized_clock() - started) / calls

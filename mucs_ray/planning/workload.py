@@ -8,11 +8,11 @@ from math import prod
 import torch
 
 from mucs_ray.attribution.base import Passes
-from mucs_ray.config.engine import GROUPS, LEAST_IMAGES
+from mucs_ray.config.engine import LEAST_IMAGES, SUM_SHARDS
 from mucs_ray.diffusion.model import DiffusionModel
 from mucs_ray.models.adapters import adapter
 from mucs_ray.pipeline.graph import Pipeline
-from mucs_ray.pipeline.method_stages import Task
+from mucs_ray.pipeline.method_stages import StageSpec
 from mucs_ray.store.run import State
 
 WORK = {
@@ -24,7 +24,7 @@ WORK = {
     "fit_screen": "once",
     "score": "{num_images:,} images x {num_items} items",
 }
-"""What the parts of methods go over."""
+"""What the stages of methods go over, by their hook."""
 
 TESTING = ("retrain", "regenerate")
 """Stages of the counterfactual test, one or more a method."""
@@ -32,18 +32,18 @@ TESTING = ("retrain", "regenerate")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """Of one stage, or of all that retrain or regenerate."""
+    """The work of one stage, or of all that retrain or regenerate."""
 
     stage: str
     work: str
     passes: Passes
     written_bytes: int
     pieces: int
-    """About equal ones, of which a worker does one at a time."""
+    """About equal pieces, of which a worker does one at a time."""
 
 
 def left_to_do(pipeline: Pipeline, states: Mapping[str, State], *, processor: str) -> Iterator[Work]:
-    """Of the stages that are not done, in order; rankings and comparisons of images are negligible.
+    """The work of the stages that are not done, in order; rankings and comparisons of images are negligible.
 
     `processor`: "GPU" or "CPU", what a worker has one of.
     """
@@ -57,12 +57,12 @@ def left_to_do(pipeline: Pipeline, states: Mapping[str, State], *, processor: st
             yield trainings(pipeline, name, count, every=every, processor=processor)
         elif name in ("generate", "regenerate"):
             yield generation(pipeline, name, count, model)
-        elif task := pipeline.tasks.get(name):
-            yield from part(pipeline, task, model)
+        elif spec := pipeline.method_stages.get(name):
+            yield from method_stage_work(pipeline, spec, model)
 
 
 def trainings(pipeline: Pipeline, name: str, count: int, *, every: int, processor: str) -> Work:
-    """To their last update, though most stop sooner; `every`: bytes of the network."""
+    """The work of trainings to their last update, though most stop sooner; `every`: bytes of the network."""
     recipe = pipeline.recipe
     train = recipe.train
     workers = recipe.engine.train_workers or (max(1, train.batch_size // LEAST_IMAGES) if processor == "GPU" else 2)
@@ -77,34 +77,34 @@ def trainings(pipeline: Pipeline, name: str, count: int, *, every: int, processo
 
 
 def generation(pipeline: Pipeline, name: str, count: int, model: DiffusionModel) -> Work:
-    """Targets and controls; only targets are generated again where each has a retraining of its own."""
+    """The work of generating targets and controls; only targets come again where each has a retraining of its own."""
     config = pipeline.recipe.generate
     samples = config.items
     if name == "generate" or pipeline.recipe.remove.mode != "per-item":
         samples += config.controls
-    several = f"{count} x " if name == "regenerate" else ""
+    times = f"{count} x " if name == "regenerate" else ""
     evaluations = (2 * config.steps - 1) * (1 if config.guidance == 1 else 2)
     return Work(
         stage=name,
-        work=f"{several}{samples} items",
+        work=f"{times}{samples} items",
         passes=Passes(forwards=count * samples * evaluations),
         written_bytes=count * samples * 4 * prod(model.shape),
         pieces=count * samples,
     )
 
 
-def part(pipeline: Pipeline, task: Task, model: DiffusionModel) -> Iterator[Work]:
+def method_stage_work(pipeline: Pipeline, spec: StageSpec, model: DiffusionModel) -> Iterator[Work]:
     """The work of a method's stage; nothing for a ranking. `model`: the names and shapes of its tensors count."""
-    if task.part is None:
+    if spec.method_stage is None:
         return
-    stage, method = task.part, task.load()
+    stage, method = spec.method_stage, spec.load()
     units, num_items = len(pipeline.dataset.units("train")), pipeline.recipe.generate.items
-    pieces = {"fit": 1, "fit_screen": 1, "fit_item": num_items, "accumulate": min(GROUPS, units)}
+    pieces = {"fit": 1, "fit_screen": 1, "fit_item": num_items, "accumulate": min(SUM_SHARDS, units)}
     counts = {"num_images": pipeline.dataset.card.num_images("train"), "num_items": num_items}
     yield Work(
-        stage=task.name,
+        stage=spec.name,
         work=WORK[stage.hook].format(**counts),
-        passes=method.passes(stage, task.recipe, **counts),
-        written_bytes=method.written_bytes(stage, task.recipe, model=model, **counts),
+        passes=method.passes(stage, spec.recipe, **counts),
+        written_bytes=method.written_bytes(stage, spec.recipe, model=model, **counts),
         pieces=pieces.get(stage.hook, units),
     )

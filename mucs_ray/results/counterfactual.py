@@ -32,7 +32,7 @@ def evaluated_methods(pipelines: Sequence[Pipeline]) -> list[str]:
     """Methods whose counterfactual test is done in every one of these runs; empty without the reference."""
     done = [
         method
-        for method in pipelines[0].there()
+        for method in pipelines[0].available_methods()
         if all(f"evaluate/{method}" in p.evaluated and is_done(p.stage(f"evaluate/{method}")) for p in pipelines)
     ]
     return done if REFERENCE in done else []
@@ -93,7 +93,7 @@ def by_metric(table: pa.Table, role: str) -> dict[str, np.ndarray]:
 
 def attribution_seconds(pipeline: Pipeline, method: str) -> float:
     """Wall time of all parts of an attribution."""
-    return sum(pipeline.stages[name].facts()["seconds"] for name in pipeline.parts_of(method))
+    return sum(pipeline.stages[name].facts()["seconds"] for name in pipeline.stages_of(method))
 
 
 def analysis_of(pipelines: Sequence[Pipeline]) -> Analysis | None:

@@ -56,7 +56,7 @@ def publish(
 
 def shown_methods(pipeline: Pipeline) -> list[str]:
     """Methods whose answers are shown: all that are done, but for random, unless it is all there is."""
-    done = [method for method in pipeline.there() if is_done(pipeline.stages[f"attribute/{method}"])]
+    done = [method for method in pipeline.available_methods() if is_done(pipeline.stages[f"attribute/{method}"])]
     return [method for method in done if method != REFERENCE] or done
 
 
@@ -143,8 +143,8 @@ def condition_name(pipeline: Pipeline, lent: Row) -> str:
 
 def unlearning(pipeline: Pipeline, method: str, number: int) -> Unlearning | None:
     """The trace stored beside an item's tensors; None for methods that do not unlearn up to a bound."""
-    for name in () if pipeline.known[method].is_ensemble else pipeline.parts_of(method):
-        part, stage = pipeline.tasks[name].part, pipeline.stages[name]
+    for name in () if pipeline.known[method].is_ensemble else pipeline.stages_of(method):
+        part, stage = pipeline.method_stages[name].method_stage, pipeline.stages[name]
         if part is None or part.hook != "fit_item":
             continue
         _, facts = checkpoint.load(stage.url(item_file(stage, number)))
@@ -180,7 +180,7 @@ def run_facts(pipeline: Pipeline) -> Iterable[tuple[str, str]]:
     if is_done(pipeline.stages["attribute/mucs"]):
         yield from mucs_facts(pipeline)
     if is_done(pipeline.stages["attribute/mucs/screen"]):
-        screen = pipeline.tasks["attribute/mucs/screen/bounds"].load()
+        screen = pipeline.method_stages["attribute/mucs/screen/bounds"].load()
         yield "screening", screen.expectation(pipeline.stages["attribute/mucs/screen/bounds"].facts())
     versions = {**pipeline.stages["generate"].facts()["versions"], "python": platform.python_version()}
     yield "versions", ", ".join(f"{name} {value}" for name, value in versions.items())

@@ -7,102 +7,99 @@ from importlib.metadata import version
 from itertools import groupby
 from typing import Any
 
+from rich.console import Console
+
 from mucs_ray import __version__, storage
+from mucs_ray.config.engine import EngineConfig
 from mucs_ray.engine.session import Cluster, alive_nodes, await_worker, session
 from mucs_ray.errors import MucsError
-from mucs_ray.pipeline.graph import PHASES, Pipeline
+from mucs_ray.pipeline.graph import PHASES, Pipeline, StageRef
 from mucs_ray.pipeline.passes import in_passes
 from mucs_ray.store.run import Stage
 
-Work = tuple[Pipeline, str]
-"""A run and the name of one of its stages."""
 
-
-def run(pipelines: Sequence[Pipeline], command: str) -> list[Work]:
+def run(pipelines: Sequence[Pipeline], command: str) -> list[StageRef]:
     """Do what a command needs and is missing; returns the stages done now. The same call resumes an interrupted one."""
-    todo = missing(pipelines, command)
-    if not todo:
+    missing = missing_stages(pipelines, command)
+    if not missing:
         return []
     for pipeline in pipelines:
         storage.publish_json(storage.join(pipeline.run_url, "recipe.json"), pipeline.describe())
         pipeline.events.add("command", command=command, version=__version__)
-    work = [each for each in todo if each[1] != "report"]
-    if work:
+    reports = [ref for ref in missing if ref.name == "report"]
+    if others := [ref for ref in missing if ref.name != "report"]:
         with session(pipelines[0].address, verbose=pipelines[0].verbose):
-            do(work)
-    for pipeline, _ in (each for each in todo if each[1] == "report"):
+            run_stages(others)
+    for pipeline, _ in reports:
         write_report(pipeline)
         pipeline.events.flush()
-    return todo
+    return missing
 
 
-def missing(pipelines: Sequence[Pipeline], command: str) -> list[Work]:
-    """What is not done, all runs' trainings side by side, then all they generate, and so on."""
+def missing_stages(pipelines: Sequence[Pipeline], command: str) -> list[StageRef]:
+    """The stages that are not done, phase by phase: all runs' trainings side by side, then all they generate, ..."""
     plans = [(pipeline, pipeline.plan(command)) for pipeline in pipelines]
-    todo = [(pipeline, name) for pipeline, plan in plans for name, state in plan.items() if state.status != "done"]
-    return sorted(todo, key=lambda each: PHASES.index(phase(each)))
+    missing = [
+        StageRef(pipeline, name) for pipeline, plan in plans for name, state in plan.items() if state.status != "done"
+    ]
+    return sorted(missing, key=lambda ref: PHASES.index(ref.phase))
 
 
-def checked_nodes(work: Sequence[Work], before: set[str]) -> set[str]:
-    """The nodes there are. MachineError if one has come that does not see a run directory: its work would be lost."""
+def run_stages(refs: Sequence[StageRef]) -> None:
+    """Do these stages inside a running session, and publish the manifest of each once all of its files are there.
+
+    Stages of one pass that fail are raised as one error once the others are finished.
+    """
+    from mucs_ray.run.stages import run_together  # imports Ray's libraries, which a finished run does not need
+
+    checked: dict[str, set[str]] = {}
+    for together in batches(refs):
+        check_new_nodes([ref.pipeline.run_url for ref in together], checked)
+        started, errors = time.monotonic(), dict[str, MucsError]()
+        first = together[0].pipeline
+        with record_stage_events(together):
+            cluster = current_cluster(first.recipe.engine, first.console)
+            for ref, output in run_together(together, cluster):
+                if isinstance(output, MucsError):
+                    errors[ref.name] = output
+                    fail(ref, output)
+                else:
+                    finish(ref.pipeline, ref.pipeline.stage(ref.name), output, started)
+        if errors:
+            raise combined_error(errors) if len(together) > 1 else errors[together[0].name]
+
+
+def batches(refs: Sequence[StageRef]) -> Iterator[list[StageRef]]:
+    """What is done at once, in order: the trainings of a phase, the stages of a pass over the data, or a single one."""
+    for _, phase in groupby(refs, key=lambda ref: ref.phase):
+        stages = list(phase)
+        if trainings := [ref for ref in stages if ref.is_training]:
+            yield trainings
+        others = [ref for ref in stages if not ref.is_training]
+        for pipeline, of_run in groupby(others, key=lambda ref: ref.pipeline):
+            own = {ref.name: ref for ref in of_run}
+            inputs = {name: pipeline.stage(name).inputs for name in own}
+            streamed = [name for name, ref in own.items() if ref.streams]
+            for names in in_passes(inputs, streamed, pipeline.recipe.engine.stages_per_pass):
+                yield [own[name] for name in names]
+
+
+def check_new_nodes(run_urls: Sequence[str], checked: dict[str, set[str]]) -> None:
+    """MachineError if a node has come that does not see a run directory: its work would be lost.
+
+    `checked` has the nodes that were looked at before, by run directory, and is brought up to date.
+    """
     from mucs_ray.engine.nodes import check_shared
 
-    there = alive_nodes()
-    if len(there) > 1 and there - before:
-        for url in dict.fromkeys(pipeline.run_url for pipeline, _ in work):
+    nodes = alive_nodes()
+    for url in dict.fromkeys(run_urls):
+        if len(nodes) > 1 and nodes - checked.get(url, set()):
             check_shared(url)
-    return there
+        checked[url] = nodes
 
 
-def phase(work: Work) -> str:
-    """The first folder of a stage's name."""
-    return work[1].split("/")[0]
-
-
-def do(work: Sequence[Work]) -> None:
-    """These stages inside a running session, each with its manifest once everything is there."""
-    from mucs_ray.run.stages import train  # imports Ray's libraries, which a finished run does not need
-
-    nodes: set[str] = set()
-    for _, group in groupby(work, key=phase):
-        together = list(group)
-        nodes = checked_nodes(together, nodes)
-        started = time.monotonic()
-        if side_by_side := [each for each in together if train.is_training(*each)]:
-            with told(side_by_side):
-                for pipeline, name, output in train.train(side_by_side, now(side_by_side[0][0])):
-                    finish(pipeline, pipeline.stage(name), output, started)
-        for pipeline, names in passes([each for each in together if each not in side_by_side]):
-            do_together(pipeline, names)
-
-
-def passes(work: Sequence[Work]) -> Iterator[tuple[Pipeline, tuple[str, ...]]]:
-    """What is done together, run by run: the stages of one pass over the training set, or a single stage."""
-    for pipeline, those in groupby(work, key=lambda each: each[0]):
-        inputs = {name: pipeline.stage(name).inputs for _, name in those}
-        streamed = {name for name in inputs if name in pipeline.tasks and pipeline.tasks[name].streams}
-        for names in in_passes(inputs, streamed, pipeline.recipe.engine.stages_per_pass):
-            yield pipeline, names
-
-
-def do_together(pipeline: Pipeline, names: Sequence[str]) -> None:
-    """The stages of a pass, or a single stage. Those that fail are raised as one error once the others are finished."""
-    from mucs_ray.run import stages
-
-    started, errors = time.monotonic(), dict[str, MucsError]()
-    with told([(pipeline, name) for name in names]):
-        for name, output in stages.together(pipeline, names, now(pipeline)):
-            if isinstance(output, MucsError):
-                errors[name] = output
-                fail(pipeline, name, output)
-            else:
-                finish(pipeline, pipeline.stage(name), output, started)
-    if errors:
-        raise joined(errors) if len(names) > 1 else errors[names[0]]
-
-
-def joined(errors: Mapping[str, MucsError]) -> MucsError:
-    """The failures of several stages in one line; of what kind the first is. `status` has the causes of all."""
+def combined_error(errors: Mapping[str, MucsError]) -> MucsError:
+    """The failures of several stages in one line, of the kind of the first one. `status` has the causes of all."""
     (name, first), *others = errors.items()
     more = f"; {len(others)} more stages failed, see mucs-ray status" if others else ""
     error = type(first)(f"{name}: {first}{more}")
@@ -110,37 +107,38 @@ def joined(errors: Mapping[str, MucsError]) -> MucsError:
     return error
 
 
-def now(pipeline: Pipeline) -> Cluster:
+def current_cluster(engine: EngineConfig, console: Console) -> Cluster:
     """The cluster as it stands before a stage: nodes come and go, and there may be none for a while."""
-    await_worker(lambda: pipeline.console.print("waiting for a first worker"))
-    return Cluster.now(pipeline.recipe.engine)
+    await_worker(lambda: console.print("waiting for a first worker"))
+    return Cluster.now(engine)
 
 
 @contextmanager
-def told(work: Sequence[Work]) -> Iterator[None]:
-    """Stages begin and fail in the run's events; what failed, and why, is in the stage's folder for `status`."""
-    for pipeline, name in work:
+def record_stage_events(refs: Sequence[StageRef]) -> Iterator[None]:
+    """Record that stages begin and fail; what failed, and why, is also in the stage's folder for `status`."""
+    for pipeline, name in refs:
         pipeline.events.add("stage begun", stage=name)
     try:
         yield
     except MucsError as error:
-        for pipeline, name in work:
-            if pipeline.stage(name).state().status != "done":
-                fail(pipeline, name, error)
+        for ref in refs:
+            if ref.pipeline.stage(ref.name).state().status != "done":
+                fail(ref, error)
         raise
     finally:
-        for pipeline, _ in work:
+        for pipeline, _ in refs:
             pipeline.events.flush()
 
 
-def fail(pipeline: Pipeline, name: str, error: MucsError) -> None:
+def fail(ref: StageRef, error: MucsError) -> None:
     """Keep in the stage's folder, and in the events, why it could not be finished."""
+    pipeline, name = ref
     pipeline.stage(name).fail(str(error), error.units)
     pipeline.events.add("stage failed", stage=name, error=str(error), units=error.units)
 
 
 def finish(pipeline: Pipeline, stage: Stage, output: tuple[dict[str, str], dict[str, Any]], started: float) -> None:
-    """Publish the manifest, and say so. Where others ran beside it, a stage tells its own seconds."""
+    """Publish the manifest, and print a line. A stage that others ran beside has its own `seconds` in its facts."""
     files, facts = output
     facts = {"seconds": round(time.monotonic() - started, 2), **facts}
     versions = {"mucs-ray": __version__, **{name: version(name) for name in ("ray", "torch")}}
@@ -151,7 +149,7 @@ def finish(pipeline: Pipeline, stage: Stage, output: tuple[dict[str, str], dict[
 
 
 def write_report(pipeline: Pipeline) -> None:
-    """report.html, and beside it the numbers."""
+    """Write report.html, and beside it the numbers."""
     from mucs_ray.results import report
 
     started = time.monotonic()

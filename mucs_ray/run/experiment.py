@@ -13,7 +13,7 @@ from typing import Any
 from mucs_ray import storage
 from mucs_ray.evaluation.analysis import Analysis
 from mucs_ray.pipeline.graph import REPORT_LAYOUT, UNRELATED, Pipeline
-from mucs_ray.pipeline.method_stages import settings
+from mucs_ray.pipeline.method_stages import recipe_slice
 from mucs_ray.report.document import Report
 from mucs_ray.results import counterfactual
 from mucs_ray.results import report as summary
@@ -31,7 +31,7 @@ class Experiment:
 
     @property
     def seeds(self) -> list[int]:
-        """In the order given."""
+        """The seeds in the order given."""
         return [pipeline.recipe.seed for pipeline in self.pipelines]
 
     def report(self) -> Stage:
@@ -44,7 +44,7 @@ class Experiment:
             for pipeline in self.pipelines
             for name in compared
         }
-        reads = {"layout": REPORT_LAYOUT, "seeds": self.seeds, **settings(first.recipe, "name")}
+        reads = {"layout": REPORT_LAYOUT, "seeds": self.seeds, **recipe_slice(first.recipe, "name")}
         return Stage(run_url=self.run_url, name="report", reads=reads, inputs=inputs)
 
     def report_state(self) -> State:
@@ -68,9 +68,9 @@ class Experiment:
     @cached_property
     def analysis(self) -> Analysis:
         """The statistics over all seeds, once everything is done."""
-        found = counterfactual.analysis_of(self.pipelines)
-        assert found is not None
-        return found
+        analysis = counterfactual.analysis_of(self.pipelines)
+        assert analysis is not None
+        return analysis
 
     def write(self) -> tuple[dict[str, str], dict[str, Any]]:
         """Publish the report over all seeds."""
@@ -106,7 +106,7 @@ class Experiment:
         return [(name, f"{seconds:.1f} s") for name, seconds in times.items()]
 
     def as_json(self, analysis: Analysis) -> dict[str, Any]:
-        """For programs."""
+        """The report for programs."""
         runs = {str(pipeline.recipe.seed): pipeline.run_url for pipeline in self.pipelines}
         hubs = counterfactual.found_hubs(self.pipelines, [each.method for each in analysis.methods])
         return {

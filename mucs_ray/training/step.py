@@ -83,7 +83,7 @@ class Update:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Group:
+class WorkerContext:
     """This worker among the workers of one training."""
 
     rank: int = 0
@@ -113,7 +113,7 @@ def training(
     config: TrainConfig,
     *,
     seed: int,
-    group: Group,
+    worker: WorkerContext,
     augment: Augment = distorted,
 ) -> Iterator[Update]:
     """Updates until the bound or early stopping; `state` is changed in place and is whole whenever this yields.
@@ -123,11 +123,11 @@ def training(
     draws = draws_ahead if next(state.live.parameters()).device.type == "cuda" else draws_when_needed
     upcoming = draws(state.live.process, images, config, seed=seed, first=state.step, augment=augment)
     while state.step < config.updates and not out_of_patience(state, config):
-        loss = train_update(state, next(upcoming), config, seed=seed, group=group)
+        loss = train_update(state, next(upcoming), config, seed=seed, worker=worker)
         at_epoch_end = state.step % config.updates_per_epoch == 0 or state.step == config.updates
         validation = None
         if at_epoch_end:
-            validation = validation_loss(state.average, test, config, seed=seed, group=group)
+            validation = validation_loss(state.average, test, config, seed=seed, worker=worker)
             if validation < state.best_loss:
                 state.best_loss, state.best_step = validation, state.step
         yield Update(step=state.step, loss=loss, validation=validation)
@@ -205,20 +205,20 @@ def draws_ahead(
 
 
 def train_update(
-    state: TrainState, draws: UpdateDraws, config: TrainConfig, *, seed: int, group: Group
+    state: TrainState, draws: UpdateDraws, config: TrainConfig, *, seed: int, worker: WorkerContext
 ) -> Float[Tensor, ""]:
     """One update; returns this worker's mean loss."""
     step, device = state.step, next(state.live.parameters()).device
-    mine = slice(group.rank, None, group.size)
+    mine = slice(worker.rank, None, worker.size)
     inputs = {name: each[mine].to(device, non_blocking=True) for name, each in draws.tensors().items()}
     for settings in state.optimizer.param_groups:
         settings["lr"] = learning_rate(config, step)
     state.live.train()
     if state.captured is not None and not state.captured.capture(inputs):
         state.captured = None
-    name_torch_stream(seed, f"train/step={step}/rank={group.rank}")  # after capturing, which uses up random numbers
+    name_torch_stream(seed, f"train/step={step}/rank={worker.rank}")  # after capturing, which uses up random numbers
     if state.captured is None:
-        loss = mean_loss(state.live.process, group.wrapped or state.live, inputs, config.precision)
+        loss = mean_loss(state.live.process, worker.wrapped or state.live, inputs, config.precision)
         state.optimizer.zero_grad(set_to_none=True)
         loss.backward()
     else:
@@ -241,19 +241,19 @@ def mean_loss(
 
 @torch.no_grad()
 def validation_loss(
-    denoiser: DiffusionModel, test: TrainingImages, config: TrainConfig, *, seed: int, group: Group
+    denoiser: DiffusionModel, test: TrainingImages, config: TrainConfig, *, seed: int, worker: WorkerContext
 ) -> float:
     """Mean loss over the test split, each image with its own named noise level and noise."""
     device = next(denoiser.parameters()).device
     total = torch.zeros(2, dtype=torch.float64)
-    for start in range(group.rank * VALIDATION_BATCH, len(test), group.size * VALIDATION_BATCH):
+    for start in range(worker.rank * VALIDATION_BATCH, len(test), worker.size * VALIDATION_BATCH):
         batch = test.batch(np.arange(start, min(start + VALIDATION_BATCH, len(test))))
         streams = [generator(seed, f"validate/idx={idx}") for idx in batch.idx.tolist()]
         level = torch.cat([denoiser.process.training_levels(stream, 1) for stream in streams]).to(device)
         noise = torch.stack([normal(stream, *batch.z.shape[1:]) for stream in streams]).to(device)
-        there = batch.to(device)
+        on_device = batch.to(device)
         with autocast(config.precision, device):
-            losses = denoising_loss(denoiser.process, denoiser, there.z, noise, level, there.condition)
+            losses = denoising_loss(denoiser.process, denoiser, on_device.z, noise, level, on_device.condition)
         total += torch.tensor([losses.double().sum().item(), len(batch)], dtype=torch.float64)
-    summed, count = group.mean(total).tolist()
+    summed, count = worker.mean(total).tolist()
     return summed / count

@@ -20,7 +20,7 @@ from cluster_tools import Nodes
 from mucs_ray import doctor, storage
 from mucs_ray.engine import host as machine
 from mucs_ray.engine.host import Machine
-from mucs_ray.engine.nodes import Node, alive, ask, check_dataset, check_shared
+from mucs_ray.engine.nodes import Node, alive, check_dataset, check_shared, run_on_each_node
 from mucs_ray.engine.session import Cluster
 from mucs_ray.errors import MachineError
 from tiny import tiny_dataset
@@ -86,7 +86,9 @@ def test_a_folder_that_all_nodes_see_is_shared_and_nothing_stays_there(cluster: 
     check_shared(str(tmp_path / "new" / "run"))
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["old", "recipe.json"]
     torch_there = partial(eval, "'torch' in __import__('sys').modules")
-    assert set(ask(dict.fromkeys(alive(), torch_there))[0].values()) == {False}, "importing it would take long"
+    assert set(run_on_each_node(dict.fromkeys(alive(), torch_there))[0].values()) == {False}, (
+        "importing it would take long"
+    )
     (finding,) = doctor.same_files(str(tmp_path / "old"), None)
     assert finding.ok and finding.found.startswith(f"{tmp_path}/old: ")
 
@@ -108,7 +110,7 @@ def test_a_place_of_each_processs_own_is_not_called_a_local_path(cluster: Cluste
 def test_a_node_that_cannot_write_is_named(cluster: Cluster, nodes: Nodes, apart: Path):
     """As where the disk is not mounted, and a user may not make the folder."""
     bad = next(node for node in alive() if node.cpus)
-    folder = Path(ask({bad: os.getcwd})[0][bad])
+    folder = Path(run_on_each_node({bad: os.getcwd})[0][bad])
     (folder / "blocked").write_text("in the way")
     line = refused(partial(check_shared, str(apart / "blocked")))
     assert line.startswith(f"{bad} cannot write to {apart}/blocked") and "Error" in line
@@ -132,8 +134,8 @@ def test_a_data_set_must_be_the_same_on_all_nodes(cluster: Cluster, nodes: Nodes
 def test_a_node_that_does_not_answer_in_time_is_named(cluster: Cluster):
     first, *others = alive()
     questions = {first: partial(time.sleep, 60), **dict.fromkeys(others, os.getpid)}
-    ask(dict.fromkeys(others, os.getpid))  # a worker is there
-    answers, problems = ask(questions, patience_s=2)
+    run_on_each_node(dict.fromkeys(others, os.getpid))  # a worker is there
+    answers, problems = run_on_each_node(questions, patience_s=2)
     assert set(answers) == set(others) and problems == {first: "did not answer in 2 s"}
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from mucs_ray.attribution.base import Attributor, Columns, MethodContext, MethodSettings, Tensors
 from mucs_ray.attribution.card import MethodCard, MethodStage, load_class
-from mucs_ray.attribution.loss_change import chosen
+from mucs_ray.attribution.loss_change import select_measure
 from mucs_ray.attribution.registry import METHODS, find
 from mucs_ray.config.recipe import Recipe, build, for_method, with_values
 from mucs_ray.diffusion.batch import Batch, Item
@@ -231,7 +231,7 @@ loop = cache(fresh)
 
 def scores_of(columns: Columns, measure: str = "skew") -> Tensor:
     """What is ranked: "score", or of the methods that compare losses the column that `rank.measure` names."""
-    return columns["score"] if "score" in columns else chosen(columns, measure)
+    return columns["score"] if "score" in columns else select_measure(columns, measure)
 
 
 def same(one: Columns, other: Columns) -> bool:

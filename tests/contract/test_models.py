@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 
 from mucs_ray.attribution.base import Attributor, MethodContext
 from mucs_ray.attribution.card import MethodCard, MethodStage, load_class
-from mucs_ray.attribution.loss_change import LossChange, chosen
+from mucs_ray.attribution.loss_change import LossChange, select_measure
 from mucs_ray.attribution.registry import METHODS
 from mucs_ray.config.recipe import Recipe, for_method, with_values
 from mucs_ray.diffusion.batch import Batch, Item
@@ -88,7 +88,11 @@ def scored(name: str, model: Toy, images: Batch, items: list[Item]) -> Tensor:
             case "score":
                 hooked.load(fitted, states)
                 columns = hooked.columns(rows)
-                return columns["score"] if "score" in columns else chosen(columns, settings_of(method).rank.measure)
+                return (
+                    columns["score"]
+                    if "score" in columns
+                    else select_measure(columns, settings_of(method).rank.measure)
+                )
     raise AssertionError(f"no stage of {name} scores")
 
 

@@ -23,7 +23,7 @@ ENGINE = {"train_workers": 1, "actors": [1, 1], "timeout": 25.0}
 
 
 def scores_of(pipeline: Pipeline, method: str) -> tuple[np.ndarray, np.ndarray]:
-    tables = list(score_parts(pipeline, pipeline.tasks[f"attribute/{method}"]))
+    tables = list(score_parts(pipeline, pipeline.method_stages[f"attribute/{method}"]))
     idx = np.concatenate([table["idx"].to_numpy() for table in tables])
     return idx, np.concatenate([np.stack(table["score"].to_numpy()) for table in tables])
 

@@ -33,7 +33,7 @@ def last_weights(pipeline: Pipeline) -> dict[str, torch.Tensor]:
 
 
 def all_scores(pipeline: Pipeline) -> tuple[np.ndarray, np.ndarray]:
-    tables = list(score_parts(pipeline, pipeline.tasks["attribute/mucs"]))
+    tables = list(score_parts(pipeline, pipeline.method_stages["attribute/mucs"]))
     idx = np.concatenate([table["idx"].to_numpy() for table in tables])
     return idx, np.concatenate([np.stack(table["score"].to_numpy()) for table in tables])
 

@@ -13,7 +13,7 @@ from mucs_ray import storage
 from mucs_ray.attribution.abu import AbU
 from mucs_ray.attribution.base import Attributor
 from mucs_ray.attribution.das import DAS
-from mucs_ray.attribution.loss_change import chosen
+from mucs_ray.attribution.loss_change import select_measure
 from mucs_ray.attribution.mucs import MUCS
 from mucs_ray.attribution.ranking import mutual_ranks, ranks
 from mucs_ray.attribution.tuning import OPEN
@@ -27,7 +27,7 @@ from mucs_ray.engine.models import Arrays, to_arrays
 from mucs_ray.engine.session import Cluster
 from mucs_ray.pipeline.graph import Pipeline
 from mucs_ray.planning.speed import facts_of_streams
-from mucs_ray.run.stages.attribute import job_of
+from mucs_ray.run.stages.attribute import attribute_job
 from mucs_ray.run.stages.rank import all_scores, ranking_name, stored_scores
 from mucs_ray.store import checkpoint
 from mucs_ray.store.items import load_item
@@ -72,15 +72,15 @@ def plain_scores(pipeline: Pipeline, method: str) -> np.ndarray:
     """The hooks of a method in order, over the whole training set at once and one item after the other."""
     images, weights = whole(pipeline.dataset), weights_of(pipeline)
     items = [load_item(pipeline.stages["generate"], n) for n in range(pipeline.recipe.generate.items)]
-    tasks = [pipeline.tasks[name] for name in pipeline.parts_of(method)]
+    specs = [pipeline.method_stages[name] for name in pipeline.stages_of(method)]
     rows, total, prepared, adapted = images, {}, {}, []
 
-    def hook_of(task) -> Attributor:
-        return build(job_of(pipeline, task), weights if task.part.uses_model else None, CPU)
+    def hook_of(spec) -> Attributor:
+        return build(attribute_job(pipeline, spec), weights if spec.method_stage.uses_model else None, CPU)
 
-    for task in tasks[:-1]:
-        hooked = hook_of(task)
-        match task.part.hook:
+    for spec in specs[:-1]:
+        hooked = hook_of(spec)
+        match spec.method_stage.hook:
             case "features":
                 rows = {"idx": images.idx, **hooked.features(images)}
             case "accumulate":
@@ -100,8 +100,8 @@ def plain_scores(pipeline: Pipeline, method: str) -> np.ndarray:
             case "score":
                 hooked.load(prepared, adapted)
                 columns = hooked.columns(rows)
-                measure = tasks[-1].recipe.rank.measure
-                return (columns["score"] if "score" in columns else chosen(columns, measure)).numpy()
+                measure = specs[-1].recipe.rank.measure
+                return (columns["score"] if "score" in columns else select_measure(columns, measure)).numpy()
     raise AssertionError("no part scores")
 
 

@@ -53,7 +53,7 @@ def test_the_parts_are_those_of_the_method_alone(
     """To the last byte, though the losses of F1 were computed by only one of them."""
     alone = open_tiny(data, copied(), methods=(method,), method=SMALL)
     work(alone, "attribute", cluster)
-    names = [name for name in alone.parts_of(method) if name in together.stages]
+    names = [name for name in alone.stages_of(method) if name in together.stages]
     assert f"attribute/{method}/score" in names
     for name in names:
         assert parts(alone, name) == parts(together, name), name

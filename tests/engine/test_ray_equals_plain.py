@@ -20,7 +20,7 @@ from mucs_ray.engine.models import build_denoiser, to_arrays
 from mucs_ray.engine.ray_train import TrainJob
 from mucs_ray.engine.session import Cluster
 from mucs_ray.pipeline.graph import Pipeline
-from mucs_ray.run.stages.attribute import job_of as job_of_task
+from mucs_ray.run.stages.attribute import attribute_job
 from mucs_ray.run.stages.rank import rank, score_parts
 from mucs_ray.store import checkpoint
 from mucs_ray.store.items import item_file, load_item
@@ -98,9 +98,9 @@ def test_generation(finished: Pipeline):
 
 
 def test_unlearning(finished: Pipeline, tmp_path: Path):
-    stages, task = finished.stages, finished.tasks["attribute/mucs/unlearn"]
-    stage = stages[task.name]
-    job = replace(job_of_task(finished, task), stage=replace(stage, run_url=str(tmp_path)))
+    stages, spec = finished.stages, finished.method_stages["attribute/mucs/unlearn"]
+    stage = stages[spec.name]
+    job = replace(attribute_job(finished, spec), stage=replace(stage, run_url=str(tmp_path)))
     null = stages["attribute/mucs/null"]
     prepared = to_arrays(tensors_of(null, null.part("prepared", "safetensors")))
     assert prepared["null_loss"] == null.facts()["null_loss"]
@@ -128,7 +128,7 @@ def test_scores(finished: Pipeline, plain_method: LossChange):
     tables = [finished.dataset.batch(read_unit(unit)) for unit in units]
     plain = np.concatenate([plain_method.skew(plain_method.losses(batch)).numpy() for batch in tables])
     idx = np.concatenate([batch.idx.numpy() for batch in tables])
-    through_ray = list(score_parts(finished, finished.tasks["attribute/mucs"]))
+    through_ray = list(score_parts(finished, finished.method_stages["attribute/mucs"]))
     assert np.array_equal(np.concatenate([table["idx"].to_numpy() for table in through_ray]), idx)
     scores = np.concatenate([np.stack(table["score"].to_numpy()) for table in through_ray])
     assert np.abs(scores).max() > 1e-4
@@ -146,7 +146,7 @@ def test_ranking_reads_every_part_once(
         return checked(stage, file, *known)
 
     monkeypatch.setattr(Stage, "checked", counted)
-    files, facts = rank(pipeline, pipeline.tasks["attribute/mucs"])
+    files, facts = rank(pipeline, pipeline.method_stages["attribute/mucs"])
     parts = [name for name in read if name.startswith("train-")]
     assert len(parts) == len({*parts}) == 4
     assert manifest is not None and files == manifest["files"]

@@ -25,7 +25,7 @@ from torch.nn.functional import normalize
 from mucs_ray.attribution.base import Attributor, MethodContext
 from mucs_ray.attribution.card import MethodCard, MethodStage, load_class
 from mucs_ray.attribution.ensemble import ensemble_scores, learned_weights
-from mucs_ray.attribution.loss_change import chosen
+from mucs_ray.attribution.loss_change import select_measure
 from mucs_ray.attribution.ranking import Ranking, mutual_ranks, top_k
 from mucs_ray.attribution.registry import METHODS
 from mucs_ray.config.recipe import Recipe, build, for_method, from_card, read_recipe, with_settings, with_values
@@ -40,7 +40,7 @@ from mucs_ray.diffusion.sampler import sample
 from mucs_ray.diffusion.schedule import sampling_sigmas, scoring_sigmas, training_sigmas
 from mucs_ray.models.adapters import adapter
 from mucs_ray.training.order import batch_rows
-from mucs_ray.training.step import Group, TrainState, training
+from mucs_ray.training.step import TrainState, WorkerContext, training
 
 Values = dict[str, Any]
 """Tensors, and JSON values (numbers, strings, lists of them), by name."""
@@ -293,7 +293,7 @@ def trained(run: Run) -> tuple[DiffusionModel, Values]:
     assert first is not None
     state = TrainState.fresh(first, recipe.train)
     values = flat("train/initial", dict(state.live.network.named_parameters()))
-    updates = list(training(state, run.train, run.test, recipe.train, seed=recipe.seed, group=Group()))
+    updates = list(training(state, run.train, run.test, recipe.train, seed=recipe.seed, worker=WorkerContext()))
     values["train/losses"] = [update.loss.item() for update in updates]
     values["train/validation"] = [update.validation for update in updates if update.validation is not None]
     values |= flat("train/live", dict(state.live.network.named_parameters()))
@@ -387,7 +387,7 @@ def attributed(
                 worker.load(prepared, adapted)
                 columns = worker.columns(rows)
                 made |= {f"{label}/{name}": column for name, column in columns.items() if name != "score"}
-                scores = columns["score"] if "score" in columns else chosen(columns, recipe.rank.measure)
+                scores = columns["score"] if "score" in columns else select_measure(columns, recipe.rank.measure)
                 table, of_ranking = ranked(run, recipe, label, scores)
                 return table, made | of_ranking
     raise AssertionError(f"no part of {label} scores")

@@ -23,7 +23,7 @@ from mucs_ray.attribution.cards.mucs import MUCSConfig
 from mucs_ray.attribution.config import RankConfig, ScoreConfig
 from mucs_ray.attribution.first_losses import FirstLosses
 from mucs_ray.attribution.forward_inf import ForwardINF
-from mucs_ray.attribution.loss_change import LossChange, chosen, fp16
+from mucs_ray.attribution.loss_change import LossChange, fp16, select_measure
 from mucs_ray.attribution.model_bank import swapped
 from mucs_ray.attribution.mucs import MUCS
 from mucs_ray.attribution.skew import noise_losses, normalized_skew
@@ -38,7 +38,7 @@ from mucs_ray.models.dit import DiT, DiTConfig, unlearned_names
 from mucs_ray.models.dit_edm import DiTEDM
 from mucs_ray.training.config import TrainConfig
 from mucs_ray.training.order import batch_rows
-from mucs_ray.training.step import Group, TrainState, training
+from mucs_ray.training.step import TrainState, WorkerContext, training
 from tiny import lively, rows
 
 MODEL = DiTConfig(
@@ -230,9 +230,9 @@ def test_difference_is_the_mean_change_by_hand():
 
 def test_the_measure_chooses_among_the_stored_columns():
     columns = {"skew": torch.tensor([[0.5, -0.5]]), "difference": torch.tensor([[3.0, -4.0]])}
-    assert torch.equal(chosen(columns, "skew"), columns["skew"])
-    assert torch.equal(chosen(columns, "difference"), columns["difference"])
-    assert torch.equal(chosen(columns, "absolute"), torch.tensor([[3.0, 4.0]]))
+    assert torch.equal(select_measure(columns, "skew"), columns["skew"])
+    assert torch.equal(select_measure(columns, "difference"), columns["difference"])
+    assert torch.equal(select_measure(columns, "absolute"), torch.tensor([[3.0, 4.0]]))
 
 
 def test_training_levels_are_drawn_once_and_log_normal():
@@ -537,7 +537,7 @@ def memorised() -> Iterator[SimpleNamespace]:
     )  # fmt: skip
     name_torch_stream(1, "train/init")
     state = TrainState.fresh(DiTEDM(DiT(replace(MODEL, width=32, dropout=0.0))), config)
-    for _ in training(state, Memory(images), Memory(images), config, seed=1, group=Group()):
+    for _ in training(state, Memory(images), Memory(images), config, seed=1, worker=WorkerContext()):
         pass
     yield SimpleNamespace(denoiser=state.average, images=images, learning_rate=config.learning_rate)
 

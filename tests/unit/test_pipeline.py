@@ -114,20 +114,20 @@ def test_a_variant_does_only_what_it_does_differently(data: Dataset, tmp_path: P
 
 
 def test_a_variants_recipe_is_the_methods_own(data: Dataset, tmp_path: Path):
-    tasks = opened(data, tmp_path, method={"mucs": {"ascent_weight": 0.7}}).tasks
+    specs = opened(data, tmp_path, method={"mucs": {"ascent_weight": 0.7}}).method_stages
     weights = [
-        tasks[f"attribute/mucs{name}/unlearn"].recipe.method["mucs"].ascent_weight for name in ("", "/lambda=0.1")
+        specs[f"attribute/mucs{name}/unlearn"].recipe.method["mucs"].ascent_weight for name in ("", "/lambda=0.1")
     ]
     assert weights == [0.7, 0.1]
-    assert tasks["attribute/forward-inf/score"].recipe.score.noise == "independent"
-    assert tasks["attribute/forward-inf/skew/score"].recipe.score.noise == "shared"
-    assert "attribute/forward-inf/skew/unlearn" not in tasks
+    assert specs["attribute/forward-inf/score"].recipe.score.noise == "independent"
+    assert specs["attribute/forward-inf/skew/score"].recipe.score.noise == "shared"
+    assert "attribute/forward-inf/skew/unlearn" not in specs
 
 
 def test_parts_of_a_method_are_those_it_shares_too(data: Dataset, tmp_path: Path):
     pipeline = opened(data, tmp_path)
-    assert pipeline.parts_of("mucs") == MUCS
-    assert sorted(pipeline.parts_of("mucs/subtraction")) == sorted([*MUCS[:3], "attribute/mucs/subtraction"])
+    assert pipeline.stages_of("mucs") == MUCS
+    assert sorted(pipeline.stages_of("mucs/subtraction")) == sorted([*MUCS[:3], "attribute/mucs/subtraction"])
 
 
 @pytest.mark.usefixtures("bare")
@@ -179,8 +179,8 @@ def test_learned_weights_are_kept_with_the_run(data: Dataset, tmp_path: Path):
 
 
 def test_ranks_are_corrected_once_and_the_reference_never(data: Dataset, tmp_path: Path):
-    tasks = opened(data, tmp_path, methods=("mucs", "ensemble/R"), rank={"correction": "mutual"}).tasks
-    found = {name: tasks[f"attribute/{name}"] for name in ("random", "mucs", "pixel", "ensemble/R")}
+    specs = opened(data, tmp_path, methods=("mucs", "ensemble/R"), rank={"correction": "mutual"}).method_stages
+    found = {name: specs[f"attribute/{name}"] for name in ("random", "mucs", "pixel", "ensemble/R")}
     corrections = {name: task.recipe.rank.correction for name, task in found.items()}
     assert corrections == {"random": "none", "mucs": "mutual", "pixel": "mutual", "ensemble/R": "none"}
     assert {name: task.reads["rank.correction"] for name, task in found.items()} == corrections
@@ -189,10 +189,10 @@ def test_ranks_are_corrected_once_and_the_reference_never(data: Dataset, tmp_pat
 def test_variants_stay_what_they_are_called(data: Dataset, tmp_path: Path):
     """Under other settings of the recipe too."""
     other = {"sigmas": "training", "noise": "independent", "keep": 0.5}
-    tasks = opened(data, tmp_path, score=other, rank={"measure": "skew"}).tasks
+    specs = opened(data, tmp_path, score=other, rank={"measure": "skew"}).method_stages
 
     def scored(method: str) -> tuple[object, ...]:
-        recipe = tasks[f"attribute/{method}"].recipe
+        recipe = specs[f"attribute/{method}"].recipe
         return recipe.score.sigmas, recipe.score.keep, recipe.score.noise, recipe.rank.measure
 
     assert scored("abu") == ("schedule", 1.0, "shared", "difference")
@@ -263,7 +263,7 @@ def test_imported_weights_cannot_be_retrained(data: Dataset, tmp_path: Path):
     )
     for command in ("retrain", "regenerate", "evaluate"):
         with pytest.raises(InputError, match=f"{command} needs a model trained in this run"):
-            pipeline.goal(command)
+            pipeline.target_stages(command)
 
 
 def test_absent_weights_cost_only_the_evaluation(data: Dataset, tmp_path: Path, bare: None):
@@ -278,9 +278,9 @@ def test_status_finds_the_same_stages(data: Dataset, tmp_path: Path):
     storage.publish_json(storage.join(pipeline.run_url, "recipe.json"), pipeline.describe())
     again = reopen(str(tmp_path), console=Console())
     assert changed(pipeline, again) == [] and again.methods == ("mucs",)
-    assert again.furthest() == "attribute"
+    assert again.last_command() == "attribute"
     finish(pipeline, "retrain/random")
-    assert again.furthest() == "retrain"
+    assert again.last_command() == "retrain"
 
 
 def test_seeds():

@@ -13,7 +13,7 @@ from mucs_ray.diffusion.noise import generator, name_torch_stream, normal
 from mucs_ray.diffusion.sampler import sample
 from mucs_ray.models.dit import DiT
 from mucs_ray.models.dit_edm import DiTEDM
-from mucs_ray.training.step import Group, TrainState, training
+from mucs_ray.training.step import TrainState, WorkerContext, training
 from tiny import rows, tiny_recipe, write_dataset
 
 
@@ -46,7 +46,7 @@ def test_removing_planted_duplicates_changes_an_image_more_than_random_removal(
         name_torch_stream(recipe.seed, "train/init")
         state = TrainState.fresh(DiTEDM(DiT(recipe.model)), recipe.train)
         images = LocalImages(dataset, "train", removed=frozenset(removed))
-        for _ in training(state, images, test, recipe.train, seed=recipe.seed, group=Group()):
+        for _ in training(state, images, test, recipe.train, seed=recipe.seed, worker=WorkerContext()):
             pass
         noise = normal(generator(7, "planted"), 1, 3, 8, 8)
         with torch.inference_mode():

@@ -17,7 +17,16 @@ from mucs_ray.attribution.loss_change import LossAttributor, LossChange
 from mucs_ray.attribution.mucs import MUCS
 from mucs_ray.attribution.registry import find
 from mucs_ray.attribution.screen import LEFT_OUT, ScreenedMUCS
-from mucs_ray.attribution.screening import Round, cuts, held_out, kept, learn, regression, spread, wilson
+from mucs_ray.attribution.screening import (
+    Round,
+    held_out,
+    kept,
+    learn,
+    noise_counts,
+    regression,
+    van_der_corput_order,
+    wilson,
+)
 from mucs_ray.diffusion.batch import Batch
 from mucs_ray.diffusion.noise import generator, normal
 from mucs_ray.errors import RunFailed
@@ -36,17 +45,17 @@ SCORE = ScoreConfig(noises=10, images_per_forward=8)
 
 @given(st.integers(1, 300))
 def test_every_beginning_is_spread_evenly(num: int):
-    order = spread(num)
+    order = van_der_corput_order(num)
     assert sorted(order) == list(range(num))
     for count in range(2, num, 7):  # no gap among the first ones is more than three times the mean gap
         assert np.diff([-1, *np.sort(order[:count]), num]).max() <= 3 * (num + 1) / (count + 1) + 1
 
 
 def test_cuts():
-    assert cuts(100, (0.1, 0.3)) == [10, 30, 100]
-    assert cuts(10, (0.1, 0.3)) == [1, 3, 10]
-    assert cuts(4, (0.1, 0.3)) == [1, 4]
-    assert cuts(1, (0.1, 0.3)) == [1]
+    assert noise_counts(100, (0.1, 0.3)) == [10, 30, 100]
+    assert noise_counts(10, (0.1, 0.3)) == [1, 3, 10]
+    assert noise_counts(4, (0.1, 0.3)) == [1, 4]
+    assert noise_counts(1, (0.1, 0.3)) == [1]
 
 
 def tables(seed: int, num: int, items: int = 8, noises: int = 40) -> np.ndarray:

@@ -34,9 +34,9 @@ from mucs_ray.training.config import TrainConfig
 from mucs_ray.training.ema import frozen_copy, update_ema
 from mucs_ray.training.order import batch_rows
 from mucs_ray.training.step import (
-    Group,
     TrainState,
     UpdateDraws,
+    WorkerContext,
     draw_update,
     learning_rate,
     out_of_patience,
@@ -77,7 +77,7 @@ def fresh(recipe: Recipe, *, captures: bool = False) -> TrainState:
 def train(recipe: Recipe, images: LocalImages, test: LocalImages, state: TrainState | None = None) -> TrainState:
     """All updates in a plain loop."""
     state = state or fresh(recipe)
-    for _ in training(state, images, test, recipe.train, seed=recipe.seed, group=Group()):
+    for _ in training(state, images, test, recipe.train, seed=recipe.seed, worker=WorkerContext()):
         pass
     return state
 
@@ -189,7 +189,7 @@ def test_a_captured_update_equals_an_eager_one_bit_for_bit(recipe: Recipe, image
     places = []
     for _ in range(4):
         for state in (eager, captured):
-            train_update(state, draws_of(state, images, recipe), recipe.train, seed=recipe.seed, group=Group())
+            train_update(state, draws_of(state, images, recipe), recipe.train, seed=recipe.seed, worker=WorkerContext())
         places.append([parameter.grad.data_ptr() for parameter in captured.live.parameters()])  # pyright: ignore
     for one, other in zip(eager.average.parameters(), captured.average.parameters(), strict=True):
         assert torch.equal(one, other)
@@ -206,7 +206,7 @@ def test_an_update_that_cannot_be_captured_is_made_eagerly(
     eager, refused = fresh(recipe), fresh(recipe, captures=True)
     with pytest.warns(UserWarning, match="not captured as a CUDA graph.*: artificial"):
         for state in (eager, refused):
-            train_update(state, draws_of(state, images, recipe), recipe.train, seed=recipe.seed, group=Group())
+            train_update(state, draws_of(state, images, recipe), recipe.train, seed=recipe.seed, worker=WorkerContext())
     assert refused.captured is None
     for one, other in zip(eager.live.parameters(), refused.live.parameters(), strict=True):
         assert torch.equal(one, other)
@@ -216,7 +216,7 @@ def test_first_update_by_hand(recipe: Recipe, images: LocalImages):
     """Adam's first step is lr * grad / (|grad| + eps) after decay, at the first stair of the learning rate."""
     state = fresh(recipe)
     before = {name: parameter.detach().clone() for name, parameter in state.live.named_parameters()}
-    loss = train_update(state, draws_of(state, images, recipe), recipe.train, seed=recipe.seed, group=Group())
+    loss = train_update(state, draws_of(state, images, recipe), recipe.train, seed=recipe.seed, worker=WorkerContext())
     rate = 0.005 * 5e-3
     for name, parameter in state.live.named_parameters():
         assert parameter.grad is not None
@@ -434,7 +434,7 @@ def test_training_learns(recipe: Recipe, images: LocalImages):
         model={"width": 32, "dropout": 0.0},
         train={"updates": 300, "updates_per_epoch": 100, "warmup_epochs": 0, "augment": 0.0, "flip": False},
     )
-    first = validation_loss(fresh(recipe).average, images, recipe.train, seed=1, group=Group())
+    first = validation_loss(fresh(recipe).average, images, recipe.train, seed=1, worker=WorkerContext())
     state = train(recipe, images, images)
     assert state.best_loss < 0.75 * first
 
@@ -444,11 +444,11 @@ def test_epochs_end_with_a_validation_of_the_average(recipe: Recipe, images: Loc
     for updates, ends in ((12, [4, 8, 12]), (14, [4, 8, 12, 14])):
         longer = tiny_recipe(recipe.data, train={"updates": updates})
         state, told = fresh(longer), []
-        for update in training(state, images, test_images, longer.train, seed=1, group=Group()):
+        for update in training(state, images, test_images, longer.train, seed=1, worker=WorkerContext()):
             assert update.step == state.step
             if update.validation is not None:
                 told.append((update.validation, update.step))
-                again = validation_loss(state.average, test_images, longer.train, seed=1, group=Group())
+                again = validation_loss(state.average, test_images, longer.train, seed=1, worker=WorkerContext())
                 assert update.validation == again
         assert [step for _, step in told] == ends
         assert (state.best_loss, state.best_step) == min(told)
@@ -467,7 +467,7 @@ def test_early_stopping_counts_epochs_since_the_best(
 
     monkeypatch.setattr(stepping, "train_update", count)
     state = fresh(recipe)
-    updates = list(training(state, images, images, recipe.train, seed=1, group=Group()))
+    updates = list(training(state, images, images, recipe.train, seed=1, worker=WorkerContext()))
     assert (state.best_loss, state.best_step, state.step) == (3.0, 8, 14)  # best in epoch 4 and not 5; three more
     assert len(updates) == 14
     assert not out_of_patience(state, replace(recipe.train, patience=0))
@@ -484,7 +484,7 @@ def until(recipe: Recipe, stage: Stage, images: LocalImages, test: LocalImages, 
     """What a worker does, from the published state if there is one; dropped dead after some updates."""
     state = fresh(recipe)
     load_state(stage, state)
-    for update in training(state, images, test, recipe.train, seed=recipe.seed, group=Group()):
+    for update in training(state, images, test, recipe.train, seed=recipe.seed, worker=WorkerContext()):
         if update.validation is not None:
             save_state(stage, state, {})
         if update.step == stop_after:
@@ -514,7 +514,7 @@ def test_an_early_stop_is_remembered(recipe: Recipe, images: LocalImages, test_i
     recipe = tiny_recipe(recipe.data, train={"updates": 100, "patience": 2})
     stage = Stage(run_url=str(tmp_path), name="pretrain", reads={}, inputs={})
     state = fresh(recipe)
-    train_update(state, draws_of(state, images, recipe), recipe.train, seed=recipe.seed, group=Group())
+    train_update(state, draws_of(state, images, recipe), recipe.train, seed=recipe.seed, worker=WorkerContext())
     state.step, state.best_loss, state.best_step = 4, 0.25, 4
     save_state(stage, state, {})  # publishes the best weights too
     state.step = 12
@@ -527,7 +527,10 @@ def test_a_state_survives_a_generator_left_at_any_update(recipe: Recipe, images:
     """Whenever `training` yields the state is whole: leaving the loop and calling it anew changes nothing."""
     state = fresh(recipe)
     for _ in range(100):
-        if next(training(state, images, test_images, recipe.train, seed=recipe.seed, group=Group()), None) is None:
+        if (
+            next(training(state, images, test_images, recipe.train, seed=recipe.seed, worker=WorkerContext()), None)
+            is None
+        ):
             break
     assert same_tensors(state_tensors(state), state_tensors(train(recipe, images, test_images)))
 
@@ -551,7 +554,7 @@ def test_weights_depend_on_the_seed(recipe: Recipe):
 
 
 def seen_by(
-    monkeypatch: pytest.MonkeyPatch, recipe: Recipe, images: LocalImages, group: Group, step: int = 3
+    monkeypatch: pytest.MonkeyPatch, recipe: Recipe, images: LocalImages, worker: WorkerContext, step: int = 3
 ) -> dict[str, Tensor]:
     """The arguments of denoising_loss in one update of a worker."""
     seen: dict[str, Tensor] = {}
@@ -565,7 +568,7 @@ def seen_by(
     monkeypatch.setattr(stepping, "denoising_loss", spy)
     state = fresh(recipe)
     state.step = step
-    train_update(state, draws_of(state, images, recipe), recipe.train, seed=recipe.seed, group=group)
+    train_update(state, draws_of(state, images, recipe), recipe.train, seed=recipe.seed, worker=worker)
     return seen
 
 
@@ -575,8 +578,8 @@ def test_workers_share_out_the_batch_of_a_single_worker(
 ):
     """Disjoint rows whose union is the batch, each with the image, sigma, noise, condition and flag it has there."""
     recipe = tiny_recipe(recipe.data, train={"augment": 0.2})
-    whole = seen_by(monkeypatch, recipe, images, Group())
-    shares = [seen_by(monkeypatch, recipe, images, Group(rank=rank, size=size)) for rank in range(size)]
+    whole = seen_by(monkeypatch, recipe, images, WorkerContext())
+    shares = [seen_by(monkeypatch, recipe, images, WorkerContext(rank=rank, size=size)) for rank in range(size)]
     position = {sigma: row for row, sigma in enumerate(whole["sigma"].tolist())}
     rows_of = [[position[sigma] for sigma in share["sigma"].tolist()] for share in shares]
     assert sorted(row for rows in rows_of for row in rows) == list(range(8))
@@ -589,7 +592,7 @@ def test_workers_share_out_the_batch_of_a_single_worker(
 
 def test_an_update_draws_from_its_own_name(monkeypatch: pytest.MonkeyPatch, recipe: Recipe, images: LocalImages):
     """Sigma and noise are independent draws that change with the update's number and not with the history."""
-    third, again, fourth = (seen_by(monkeypatch, recipe, images, Group(), step) for step in (3, 3, 4))
+    third, again, fourth = (seen_by(monkeypatch, recipe, images, WorkerContext(), step) for step in (3, 3, 4))
     assert torch.equal(third["noise"], again["noise"])
     assert torch.equal(third["sigma"], again["sigma"])
     assert not set(third["sigma"].tolist()) & set(fourth["sigma"].tolist())
@@ -612,7 +615,11 @@ def test_dropout_is_on_and_drawn_from_a_name(monkeypatch: pytest.MonkeyPatch, re
         state.live.eval()
         torch.manual_seed(len(drawn))
         train_update(
-            state, draws_of(state, images, recipe), recipe.train, seed=recipe.seed, group=Group(rank=rank, size=2)
+            state,
+            draws_of(state, images, recipe),
+            recipe.train,
+            seed=recipe.seed,
+            worker=WorkerContext(rank=rank, size=2),
         )
         assert not state.average.training
     assert drawn[0] == drawn[1]
@@ -644,7 +651,7 @@ def test_validation_loss_is_a_float64_loop_by_hand(recipe: Recipe, test_images: 
         denoised = 0.25 / (sigma**2 + 0.25) * noisy + sigma * 0.5 / (sigma**2 + 0.25).sqrt() * raw
         weight = (sigma**2 + 0.25) / (0.5 * sigma) ** 2
         losses.append((weight * (denoised - image.double()) ** 2).mean().item())
-    found = validation_loss(denoiser, test_images, recipe.train, seed=recipe.seed, group=Group())
+    found = validation_loss(denoiser, test_images, recipe.train, seed=recipe.seed, worker=WorkerContext())
     assert found == pytest.approx(np.mean(losses), rel=1e-5)
 
 
@@ -666,7 +673,7 @@ def test_validation_loss_does_not_depend_on_batches_order_or_workers(
     monkeypatch: pytest.MonkeyPatch, recipe: Recipe, test_images: LocalImages, batch: int, workers: int
 ):
     denoiser, config = lively(recipe), recipe.train
-    whole = validation_loss(denoiser, test_images, config, seed=1, group=Group())
+    whole = validation_loss(denoiser, test_images, config, seed=1, worker=WorkerContext())
     monkeypatch.setattr(stepping, "VALIDATION_BATCH", batch)
     totals: list[Tensor] = []
 
@@ -676,6 +683,6 @@ def test_validation_loss_does_not_depend_on_batches_order_or_workers(
         return torch.stack(totals).sum(0) / workers
 
     for rank in range(workers):
-        group = Group(rank=rank, size=workers, mean=mean)
-        found = validation_loss(denoiser, Shuffled(test_images), config, seed=1, group=group)
+        worker = WorkerContext(rank=rank, size=workers, mean=mean)
+        found = validation_loss(denoiser, Shuffled(test_images), config, seed=1, worker=worker)
     assert found == pytest.approx(whole, rel=1e-6)

@@ -1,40 +1,44 @@
 """What each stage of the pipeline does: from the earlier stages' files to its own files and facts.
 
-Every step returns ({file name: sha256}, facts) for the stage's manifest.
+Every stage returns ({file name: sha256}, facts) for its manifest.
 """
 
 from collections.abc import Iterator, Sequence
 
 from mucs_ray.engine.session import Cluster
 from mucs_ray.errors import MucsError
-from mucs_ray.pipeline.graph import UNRELATED, Pipeline
-from mucs_ray.run.stages import attribute, generate, one_pass, rank, regenerate
+from mucs_ray.pipeline.graph import UNRELATED, StageRef
+from mucs_ray.run.stages import attribute, generate, one_pass, rank, regenerate, train
 from mucs_ray.run.stages.files import Output
 
 
-def together(pipeline: Pipeline, names: Sequence[str], cluster: Cluster) -> Iterator[tuple[str, Output | MucsError]]:
-    """Stages by their names, done in one pass if they go over the training set; each with its output or its error."""
-    if all(name in pipeline.tasks and pipeline.tasks[name].streams for name in names):
-        yield from one_pass.stream(pipeline, [pipeline.tasks[name] for name in names], cluster)
-    else:
-        for name in names:
-            yield name, work(pipeline, name, cluster)
+def run_together(refs: Sequence[StageRef], cluster: Cluster) -> Iterator[tuple[StageRef, Output | MucsError]]:
+    """Each of these stages with its output, or with why it failed while the others went on, as soon as that is known.
+
+    They are trainings, or stages of one run that share a pass over the training set, or else only one.
+    """
+    if refs[0].is_training:
+        return train.train(refs, cluster)
+    if refs[0].streams:
+        return one_pass.run_pass(refs, cluster)
+    return ((ref, run_stage(ref, cluster)) for ref in refs)
 
 
-def work(pipeline: Pipeline, name: str, cluster: Cluster) -> Output:
-    """A stage of its own. Trainings are left to `mucs_ray.run.stages.train`, which runs several at once."""
+def run_stage(ref: StageRef, cluster: Cluster) -> Output:
+    """Do a stage that is neither a training nor one of a pass over the training set."""
+    pipeline, name = ref
     match name.split("/"):
         case ["pretrain"]:
             return generate.import_weights(pipeline)
         case ["generate"]:
             return generate.generate(pipeline, cluster)
         case ["attribute", *_]:
-            task = pipeline.tasks[name]
-            return attribute.work(pipeline, task, cluster) if task.part else rank.rank(pipeline, task)
+            spec = pipeline.method_stages[name]
+            return attribute.run_hook(pipeline, spec, cluster) if spec.method_stage else rank.rank(pipeline, spec)
         case ["regenerate", *method]:
             return regenerate.regenerate(pipeline, "/".join(method), cluster)
         case ["evaluate", *key]:
             compare = regenerate.unrelated if key == [UNRELATED] else regenerate.evaluate
             return compare(pipeline, "/".join(key), cluster)
         case _:
-            raise AssertionError(f"no step for stage {name}")
+            raise AssertionError(f"nothing does stage {name}")

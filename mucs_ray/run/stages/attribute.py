@@ -13,104 +13,104 @@ from mucs_ray.engine.models import load_arrays
 from mucs_ray.engine.progress import Bar, bar
 from mucs_ray.engine.session import Cluster
 from mucs_ray.pipeline.graph import Pipeline
-from mucs_ray.pipeline.method_stages import Task
+from mucs_ray.pipeline.method_stages import StageSpec
 from mucs_ray.run.stages.files import Load, Output, digests, weights_ref
 from mucs_ray.store.item_names import item_file
 from mucs_ray.store.run import Stage
 
 
-def work(pipeline: Pipeline, task: Task, cluster: Cluster) -> Output:
-    """One stage of one method."""
+def run_hook(pipeline: Pipeline, spec: StageSpec, cluster: Cluster) -> Output:
+    """Do a stage of a method that stands alone."""
     hooks = {"accumulate": accumulate, "fit": fit, "fit_screen": fit, "fit_item": fit_items}
-    return hooks[task.hook](pipeline, task, cluster)
+    return hooks[spec.hook](pipeline, spec, cluster)
 
 
-def fit_items(pipeline: Pipeline, task: Task, cluster: Cluster) -> Output:
-    """Each target: one task an item, those that are there are kept."""
-    stage = pipeline.stages[task.name]
-    names = {item_file(stage, number): number for number in range(pipeline.recipe.generate.items)}
-    todo = [names[name] for name in stage.begin(list(names))]
-    with shown(pipeline, task, len(names), "items") as progress:
-        progress.start_at(len(names) - len(todo))
-        ended = fitting.fit_items(job_of(pipeline, task), refs(pipeline, task), todo, cluster=cluster, bar=progress)
-    seconds = {facts["number"]: round(facts["seconds"], 2) for _, facts in ended}
-    made = {item_file(stage, facts["number"]): digest for digest, facts in ended}
-    return digests(stage, list(names), made), {"seconds_an_item": seconds}
+def fit_items(pipeline: Pipeline, spec: StageSpec, cluster: Cluster) -> Output:
+    """Fit each target in a task of its own; targets that an earlier call has fitted are kept."""
+    stage = pipeline.stages[spec.name]
+    numbers = {item_file(stage, number): number for number in range(pipeline.recipe.generate.items)}
+    missing = [numbers[file] for file in stage.begin(list(numbers))]
+    job, inputs = attribute_job(pipeline, spec), input_refs(pipeline, spec)
+    with progress_bar(pipeline, spec, len(numbers), "items") as progress:
+        progress.start_at(len(numbers) - len(missing))
+        fitted = fitting.fit_items(job, inputs, missing, cluster=cluster, bar=progress)
+    seconds = {item.number: round(item.seconds, 2) for item in fitted}
+    new = {item_file(stage, item.number): item.sha256 for item in fitted}
+    return digests(stage, list(numbers), new), {"seconds_an_item": seconds}
 
 
-def fit(pipeline: Pipeline, task: Task, cluster: Cluster) -> Output:
-    """What is computed once a run."""
-    stage = pipeline.stages[task.name]
+def fit(pipeline: Pipeline, spec: StageSpec, cluster: Cluster) -> Output:
+    """Call a hook that runs once a run."""
+    stage = pipeline.stages[spec.name]
     file = stage.part("prepared", "safetensors")
     stage.begin([file])
-    with shown(pipeline, task, 1, "step") as progress:
-        job, inputs = job_of(pipeline, task), refs(pipeline, task)
-        digest, facts = fitting.fit_once(job, inputs, file, cluster=cluster, bar=progress)
+    with progress_bar(pipeline, spec, 1, "step") as progress:
+        job, inputs = attribute_job(pipeline, spec), input_refs(pipeline, spec)
+        fitted = fitting.fit_once(job, inputs, file, cluster=cluster, bar=progress)
         progress.advance(1)
-        if task.part and task.hook == "fit_screen":
-            progress.print_event(task.load().expectation(facts), task.part.name, **facts)
-    return {file: digest}, facts
+        if spec.method_stage and spec.hook == "fit_screen":
+            progress.print_event(spec.load().expectation(fitted.numbers), spec.method_stage.name, **fitted.numbers)
+    return {file: fitted.sha256}, fitted.numbers
 
 
-def accumulate(pipeline: Pipeline, task: Task, cluster: Cluster) -> Output:
-    """Sums over the training set, a part a group of units."""
-    stage, units = pipeline.stages[task.name], pipeline.dataset.units("train")
-    groups = {stage.part(f"sum-{n:04d}", "safetensors"): each for n, each in enumerate(fitting.grouped(units))}
-    todo = {name: groups[name] for name in stage.begin(list(groups))}
-    with shown(pipeline, task, sum(unit.rows for unit in units), "images") as progress:
-        progress.start_at(sum(unit.rows for name in groups.keys() - todo.keys() for unit in groups[name]))
-        made = fitting.sum_all(job_of(pipeline, task), refs(pipeline, task), todo, cluster=cluster, bar=progress)
-    return digests(stage, list(groups), made), {}
+def accumulate(pipeline: Pipeline, spec: StageSpec, cluster: Cluster) -> Output:
+    """Sum over the training set; each shard of its units makes one part."""
+    stage, units = pipeline.stages[spec.name], pipeline.dataset.units("train")
+    shards = {stage.part(f"sum-{n:04d}", "safetensors"): shard for n, shard in enumerate(fitting.sum_shards(units))}
+    missing = {file: shards[file] for file in stage.begin(list(shards))}
+    job, inputs = attribute_job(pipeline, spec), input_refs(pipeline, spec)
+    with progress_bar(pipeline, spec, sum(unit.rows for unit in units), "images") as progress:
+        progress.start_at(sum(unit.rows for file in shards.keys() - missing.keys() for unit in shards[file]))
+        new = fitting.sum_all(job, inputs, missing, cluster=cluster, bar=progress)
+    return digests(stage, list(shards), new), {}
 
 
-def shown(pipeline: Pipeline, task: Task, count: int, unit: str) -> AbstractContextManager[Bar]:
-    """Progress of a task."""
-    return bar(pipeline.console, task.name, count, unit, pipeline.events)
+def progress_bar(pipeline: Pipeline, spec: StageSpec, count: int, unit: str) -> AbstractContextManager[Bar]:
+    """Show the progress of a stage."""
+    return bar(pipeline.console, spec.name, count, unit, pipeline.events)
 
 
-def job_of(pipeline: Pipeline, task: Task) -> AttributeJob:
-    """What a worker needs to know."""
-    part = task.part
-    assert part is not None
+def attribute_job(pipeline: Pipeline, spec: StageSpec) -> AttributeJob:
+    """What a worker needs to know of a stage."""
+    assert spec.method_stage is not None
     tables = {"accumulate": "features", "fit": "features", "score": "features", "fit_screen": "sample"}
-    features = earlier(pipeline, task, tables.get(part.hook, ""))
+    features = earlier_stages(pipeline, spec, tables.get(spec.hook, ""))
     return AttributeJob(
         dataset=pipeline.dataset,
-        recipe=task.recipe,
-        attributor=task.load(),
-        part=part,
-        stage=pipeline.stages[task.name],
+        recipe=spec.recipe,
+        attributor=spec.load(),
+        method_stage=spec.method_stage,
+        stage=pipeline.stages[spec.name],
         generated=pipeline.stages["generate"],
         features=features[0] if features else None,
-        encoder=pipeline.encoders[task.method.encoder] if task.method.encoder else None,
+        encoder=pipeline.encoders[spec.method.encoder] if spec.method.encoder else None,
     )
 
 
-def refs(pipeline: Pipeline, task: Task, load: Load = load_arrays.remote) -> Refs:
-    """What earlier stages made, on its way into the object store."""
-    assert task.part is not None
-    once = earlier(pipeline, task, "accumulate", "fit", "fit_screen")[-1:]
-    items = earlier(pipeline, task, "fit_item")
+def input_refs(pipeline: Pipeline, spec: StageSpec, load: Load = load_arrays.remote) -> Refs:
+    """What earlier stages made for a stage, on its way into the object store."""
+    assert spec.method_stage is not None
+    once = earlier_stages(pipeline, spec, "accumulate", "fit", "fit_screen")[-1:]
+    items = earlier_stages(pipeline, spec, "fit_item")
     return Refs(
-        weights=weights_ref(pipeline, load=load) if task.part.uses_model else None,
-        fitted=fitting.loaded(once[0], files(once[0])) if once else None,
-        item_states=tuple(bank(items[0], pipeline.recipe.generate.items, load)) if items else (),
+        weights=weights_ref(pipeline, load=load) if spec.method_stage.uses_model else None,
+        fitted=fitting.load_fitted(once[0], tensor_files(once[0])) if once else None,
+        item_states=tuple(load_items(items[0], pipeline.recipe.generate.items, load)) if items else (),
     )
 
 
-def earlier(pipeline: Pipeline, task: Task, *hooks: str) -> list[Stage]:
-    """The stages of the method's parts with these hooks that there are before this, in order."""
-    return [
-        pipeline.stages[name] for name in task.inputs if name in pipeline.tasks and pipeline.tasks[name].hook in hooks
-    ]
+def earlier_stages(pipeline: Pipeline, spec: StageSpec, *hooks: str) -> list[Stage]:
+    """The stages with these hooks that a stage reads, in order."""
+    specs = [pipeline.method_stages[name] for name in spec.inputs if name in pipeline.method_stages]
+    return [pipeline.stages[earlier.name] for earlier in specs if earlier.hook in hooks]
 
 
-def files(stage: Stage) -> list[str]:
+def tensor_files(stage: Stage) -> list[str]:
     """The tensors of a finished stage, in order."""
     manifest = stage.manifest()
     return sorted(name for name in manifest["files"] if name.endswith(".safetensors")) if manifest else []
 
 
-def bank(stage: Stage, num_items: int, load: Load) -> list[ObjectRef]:
-    """What was made for each item."""
+def load_items(stage: Stage, num_items: int, load: Load) -> list[ObjectRef]:
+    """What a stage made for each item, into the object store."""
     return [load(stage, item_file(stage, number)) for number in range(num_items)]

@@ -5,79 +5,94 @@ Each keeps its own folder, parts, manifest and resumption, and its parts are tho
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+
+import ray.exceptions
 
 from mucs_ray.attribution.tuning import OPEN, is_open
 from mucs_ray.data.table import Unit
-from mucs_ray.engine import auto_settings, streaming
+from mucs_ray.engine.auto_settings import tuned_job
+from mucs_ray.engine.coordinator import last_line
 from mucs_ray.engine.progress import Bar, bars
 from mucs_ray.engine.session import Cluster
+from mucs_ray.engine.streaming import StreamedStage, scorer_pool
+from mucs_ray.engine.watch import watching
 from mucs_ray.errors import MucsError
-from mucs_ray.pipeline.graph import Pipeline
-from mucs_ray.pipeline.method_stages import Task
-from mucs_ray.run.stages.attribute import job_of, refs
+from mucs_ray.pipeline.graph import StageRef
+from mucs_ray.run.stages.attribute import attribute_job, input_refs
 from mucs_ray.run.stages.files import Load, Output, digests, load_once
 from mucs_ray.store.parts import unit_part
 
 
-def stream(pipeline: Pipeline, tasks: Sequence[Task], cluster: Cluster) -> Iterator[tuple[str, Output | MucsError]]:
-    """Stream the training set, or features of it, once for all of these; a part a stage and unit. Each by its name with
-    its output, or with why it could not be finished.
+def run_pass(refs: Sequence[StageRef], cluster: Cluster) -> Iterator[tuple[StageRef, Output | MucsError]]:
+    """Stream the training set, or features of it, once for all of these stages, which are of one run.
+
+    Each makes a part of every unit; yields the output of each, or why it could not be finished. What has no part after
+    a pass, and is not given up, is streamed again by new workers.
     """
-    started = time.monotonic()
-    units, load, failed = pipeline.dataset.units("train"), load_once(), dict[str, MucsError]()
-    names, rows = [task.name for task in tasks], sum(unit.rows for unit in units)
-    with bars(pipeline.console, names, rows, "images", pipeline.events) as shown:
-        streamed: list[Begun] = []
-        for task, bar in zip(tasks, shown, strict=True):
+    started, pipeline = time.monotonic(), refs[0].pipeline
+    units, load = pipeline.dataset.units("train"), load_once()
+    stages, errors = dict[str, StreamedStage](), dict[str, MucsError]()
+    num_images = sum(unit.rows for unit in units)
+    with bars(pipeline.console, [ref.name for ref in refs], num_images, "images", pipeline.events) as progress:
+        for ref, bar in zip(refs, progress, strict=True):
             try:
-                streamed.append(begin(pipeline, task, units, load, cluster=cluster, bar=bar))
+                stages[ref.name] = begin_stage(ref, units, load, cluster=cluster, bar=bar)
             except MucsError as error:
-                failed[task.name] = error
-        streaming.run_pass([each.streamed for each in streamed], cluster=cluster)
-    yield from failed.items()
-    seconds = shares(time.monotonic() - started, [each.streamed.totals["worker_seconds"] for each in streamed])
-    for each, own in zip(streamed, seconds, strict=True):
-        yield each.task.name, each.streamed.error() or output(each, own, cluster)
+                errors[ref.name] = error
+        while incomplete := [stage for stage in stages.values() if stage.missing]:
+            with failures_counted(incomplete, cluster), scorer_pool(incomplete, cluster) as receipts:
+                for receipt in receipts:
+                    stages[receipt.stage].add(receipt, cluster)
+    for name, error in errors.items():
+        yield StageRef(pipeline, name), error
+    shares = split_seconds(time.monotonic() - started, list(stages.values()))
+    for (name, stage), seconds in zip(stages.items(), shares, strict=True):
+        yield StageRef(pipeline, name), stage.error() or output_of(stage, seconds, cluster)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Begun:
-    """A stage that has announced its parts."""
-
-    task: Task
-    parts: list[str]
-    tuning: dict[str, str]
-    """sha256 by file of what was found by trying just now."""
-    streamed: streaming.Streamed
-
-
-def begin(pipeline: Pipeline, task: Task, units: Sequence[Unit], load: Load, *, cluster: Cluster, bar: Bar) -> Begun:
-    """A stage as it goes into a pass, its open settings found by trying."""
-    assert task.part is not None
-    stage = pipeline.stages[task.name]
+def begin_stage(ref: StageRef, units: Sequence[Unit], load: Load, *, cluster: Cluster, bar: Bar) -> StreamedStage:
+    """Announce the parts of a stage that goes into a pass, and find its open settings by trying."""
+    pipeline, name = ref
+    spec, stage = pipeline.method_stages[name], pipeline.stages[name]
+    assert spec.method_stage is not None
     parts = {unit_part(stage, unit): unit for unit in units}
-    tuned = [stage.part("tuning", "json")] if task.part.compares_losses and is_open(task.recipe.score) else []
-    missing = stage.begin([*parts, *tuned])
-    todo = [unit for name, unit in parts.items() if name in missing]
-    bar.start_at(sum(unit.rows for unit in units) - sum(unit.rows for unit in todo))
-    job, inputs, made = job_of(pipeline, task), refs(pipeline, task, load), dict[str, str]()
-    for file in tuned:
-        job, made = auto_settings.tuned(job, inputs, todo or units, file, cluster=cluster, bar=bar)
-    streamed = streaming.Streamed(job=job, refs=inputs, bar=bar, units=todo)
-    return Begun(task=task, parts=[*parts, *tuned], tuning=made, streamed=streamed)
+    tunes = spec.method_stage.compares_losses and is_open(spec.recipe.score)
+    tuning = [stage.part("tuning", "json")] if tunes else []
+    announced = stage.begin([*parts, *tuning])
+    missing = [unit for file, unit in parts.items() if file in announced]
+    bar.start_at(sum(unit.rows for unit in units) - sum(unit.rows for unit in missing))
+    job, inputs, new = attribute_job(pipeline, spec), input_refs(pipeline, spec, load), dict[str, str]()
+    for file in tuning:
+        job, new = tuned_job(job, inputs, missing or units, file, cluster=cluster, bar=bar)
+    return StreamedStage(job=job, refs=inputs, bar=bar, files=[*parts, *tuning], units=missing, digests=new)
 
 
-def shares(seconds: float, worker_seconds: Sequence[float]) -> list[float]:
-    """The wall time of a pass, told as that of its stages, by what they took of the workers' time."""
+@contextmanager
+def failures_counted(stages: Sequence[StreamedStage], cluster: Cluster) -> Iterator[None]:
+    """Watch a pass, which may also end with an error of Ray, and count as failed what has no part after it."""
+    known = [stage.coordinator.failures_since(0)[1] for stage in stages]
+    cause = "it has no part, and nobody said why"
+    try:
+        with watching([(stage.coordinator, stage.bar) for stage in stages], cluster.engine.timeout):
+            yield
+    except ray.exceptions.RayError as error:
+        cause = last_line(error)
+    for stage, num_failures in zip(stages, known, strict=True):
+        stage.count_failures(cause, num_failures)
+
+
+def split_seconds(seconds: float, stages: Sequence[StreamedStage]) -> list[float]:
+    """The wall time of a pass as that of its stages, by what they took of the workers' time."""
+    worker_seconds = [stage.totals["worker_seconds"] for stage in stages]
     total = sum(worker_seconds)
     return [seconds * (own / total if total else 1 / len(worker_seconds)) for own in worker_seconds]
 
 
-def output(begun: Begun, seconds: float, cluster: Cluster) -> Output:
+def output_of(stage: StreamedStage, seconds: float, cluster: Cluster) -> Output:
     """The files of a finished stage, and what it took."""
-    streamed = begun.streamed
-    facts = {**streamed.totals, "processor": cluster.processor, "wall_seconds": seconds, "seconds": round(seconds, 2)}
-    if streamed.job.part.compares_losses:
-        facts |= {knob: getattr(streamed.job.recipe.score, knob) for knob in OPEN}
-    return digests(streamed.job.stage, begun.parts, {**streamed.digests, **begun.tuning}), facts
+    job = stage.job
+    facts = {**stage.totals, "processor": cluster.processor, "wall_seconds": seconds, "seconds": round(seconds, 2)}
+    if job.method_stage.compares_losses:
+        facts |= {setting: getattr(job.recipe.score, setting) for setting in OPEN}
+    return digests(job.stage, stage.files, stage.digests), facts

@@ -83,14 +83,14 @@ def compared(
     stage.begin([stage.part("similarity", "parquet")])
     with bar(pipeline.console, f"evaluate/{key}", len(metrics), "metrics", pipeline.events) as shown:
         values = compare.compare(metrics, pairs, pipeline.recipe.model, cluster=cluster, bar=shown)
-    for name, each in values.items():
-        if not np.isfinite(each).all():
-            number = pairs[int(np.flatnonzero(~np.isfinite(each))[0])][0][1]
+    for name, similarities in values.items():
+        if not np.isfinite(similarities).all():
+            number = pairs[int(np.flatnonzero(~np.isfinite(similarities))[0])][0][1]
             raise RunFailed(f"{name} of item {number} ({stage.name}) is not finite")
     rows = [
         {"item": one, "other": other, "role": role, "metric": name, "similarity": float(value)}
-        for name, each in values.items()
-        for ((_, one), (_, other)), role, value in zip(pairs, roles, each, strict=True)
+        for name, similarities in values.items()
+        for ((_, one), (_, other)), role, value in zip(pairs, roles, similarities, strict=True)
     ]
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(rows, schema=SIMILARITY), sink, compression="zstd")
