@@ -19,18 +19,18 @@ class Batch:
     idx: Int64[Tensor, " b"]
     image: Float[Tensor, "b *shape"]
     condition: Condition
-    """Empty if there is none."""
+    """The tensors of the condition by name; empty if there is none."""
 
     def __len__(self) -> int:
-        """Number of images."""
+        """Return the number of images."""
         return len(self.idx)
 
     def __getitem__(self, rows: slice | Int64[Tensor, " r"]) -> "Batch":
-        """A cut of the batch, or some of its images."""
+        """Return a slice or a selection of the batch."""
         condition = mapped(self.condition, lambda tensor: tensor[rows])
         return Batch(idx=self.idx[rows], image=self.image[rows], condition=condition)
 
     def to(self, device: torch.device | str) -> "Batch":
-        """Image and condition on another device; `idx` stays on the CPU."""
+        """Move image and condition to another device; `idx` stays on the CPU."""
         condition = moved(self.condition, device)
         return Batch(idx=self.idx, image=self.image.to(device), condition=condition)

@@ -20,6 +20,6 @@ def denoising_loss(
     level: Float[Tensor, " b"],
     condition: Condition = NO_CONDITION,
 ) -> Float[Tensor, " b"]:
-    """Mean over all of an image of omega (D(x) - z)^2 = weight (r - target)^2, >= 0."""
+    """Return the mean over all elements of an image of omega (D(x) - z)^2 = weight (r - target)^2, >= 0."""
     denoised = denoiser(process.noised(image, noise, level), level, condition)
     return process.loss_weight(level) * row_means((denoised - image).square())

@@ -1,11 +1,11 @@
-"""The shape of a DiT-EDM, apart from the network, so that a recipe is read without torch."""
+"""The shape of a DiT-EDM, separate from the network so that a recipe can be read without torch."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DiTConfig:
-    """Shape of the network; the defaults are the paper's CIFAR-10 model."""
+    """The shape of the network; the defaults are the paper's CIFAR-10 model."""
 
     image_size: int = 32
     channels: tuple[int, int] = (4, 4)
@@ -19,11 +19,11 @@ class DiTConfig:
     registers: int = 32
     condition_channels: int = 256
     condition_dim: int = 0
-    """Width of the condition vector; 0 = unconditional."""
+    """The width of the condition vector; 0 = unconditional."""
     condition_drop: float = 0.1
     dropout: float = 0.1
 
     @property
     def grid(self) -> int:
-        """Tokens along one side of the image."""
+        """The number of tokens along one side of the image."""
         return self.image_size // (self.strides[0] * self.strides[1] * self.patch_size)

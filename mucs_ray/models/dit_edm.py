@@ -21,7 +21,8 @@ from mucs_ray.models.dit_config import DiTConfig
 class DiTEDM(DiffusionModel):
     """A raw network F(scaled noisy, c_noise, condition, augmented) as an EDM denoiser.
 
-    Of a condition it reads "condition", a vector, and "augmented", which is 1 where the image was distorted.
+    It reads two tensors of a condition: "condition", a vector, and "augmented", which is 1 where the image was
+    distorted.
     """
 
     process = EDM()
@@ -29,7 +30,7 @@ class DiTEDM(DiffusionModel):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one image."""
+        """The shape of one image."""
         shape: tuple[int, ...] = self.network.shape  # pyright: ignore[reportAssignmentType] - nn.Module's
         return shape
 
@@ -40,19 +41,19 @@ class DiTEDM(DiffusionModel):
         condition: Condition,
         stem: Any = None,  # noqa: ANN401 - tokens [b, t, w]
     ) -> Float[Tensor, "b *shape"]:
-        """F, in the precision of `noisy`."""
+        """Return F in the precision of `noisy`."""
         known = {} if stem is None else {"tokens": stem}
         scaled = per_row(at.c_in, noisy) * noisy
         vector, augmented = condition.get("condition"), condition.get("augmented")
         return self.network(scaled, at.time, vector, augmented, **known).to(noisy.dtype)
 
     def nothing(self, num: int) -> Condition:
-        """A zero vector, which the network replaces by one that it has learned."""
+        """Return zero vectors, which the network replaces by one that it has learned."""
         nothing: Callable[[int], Condition] = self.network.nothing  # pyright: ignore[reportAssignmentType] - nn.Module's
         return nothing(num)
 
     def names(self, which: Selector) -> list[str]:
-        """The network's parameters that a method asks for."""
+        """Return the names of the network's parameters that a method asks for."""
         match which:
             case "mlp":
                 return unlearned_names(self.network)
@@ -64,15 +65,15 @@ class DiTEDM(DiffusionModel):
                 return [name for name, _ in self.network.named_parameters()]
 
     def blocks(self) -> Sequence[nn.Module]:
-        """The transformer's blocks and the convolutional ones."""
+        """Return the transformer's blocks and the convolutional ones."""
         return repeated_modules(self.network)
 
     def stem(self, noisy: Float[Tensor, "b *shape"], level: Float[Tensor, " b"]) -> Float[Tensor, "b t w"]:
-        """The tokens."""
+        """Return the tokens."""
         stem: Callable[[Tensor], Tensor] = self.network.stem  # pyright: ignore[reportAssignmentType] - nn.Module's
         return stem(per_row(self.process.at(level).c_in, noisy) * noisy)
 
 
 def untrained(config: DiTConfig) -> DiTEDM:
-    """With the weights that training starts from, drawn from torch's global generator."""
+    """Build a model with the weights from which training starts, drawn from torch's global generator."""
     return DiTEDM(DiT(config))

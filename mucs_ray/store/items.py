@@ -1,4 +1,4 @@
-"""Generated items as files: the unclamped image and condition as safetensors, and a PNG to look at."""
+"""Generated items as files: the unclamped image and its condition as safetensors, and a PNG to look at."""
 
 import io
 from dataclasses import dataclass
@@ -21,29 +21,29 @@ Role = Literal["target", "control"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedItem:
-    """An item before it is generated: the test image that lends its condition, and what it is for."""
+    """An item before it is generated: its role, and the test image that supplies its condition."""
 
     number: int
     row: int
-    """In the test split."""
+    """The number of the row in the test split."""
     idx: int
     role: Role
 
 
 def to_pixels(image: Float[Tensor, "c h w"]) -> UInt8[np.ndarray, "c h w"]:
-    """[-1, 1] floats, clamped, as 8-bit pixels (spec 2)."""
+    """Convert floats in [-1, 1], clamped, to 8-bit pixels (spec 2)."""
     return ((image.clamp(-1, 1) * 0.5 + 0.5) * 255).round().to(torch.uint8).cpu().numpy()
 
 
 def to_png(pixels: UInt8[np.ndarray, "c h w"]) -> bytes:
-    """A PNG file."""
+    """Encode pixels as a PNG file."""
     buffer = io.BytesIO()
     Image.fromarray(pixels.transpose(1, 2, 0)).save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
 
 
 def save_item(stage: Stage, item: Item, facts: dict[str, Any]) -> str:
-    """Publish the PNG, then the tensors; returns the tensors' sha256."""
+    """Publish the PNG, then the tensors; return the tensors' sha256."""
     storage.publish(stage.url(stage.part(item_name(item.number), "png")), to_png(to_pixels(item.image)))
     tensors = {**item.condition, "image": item.image}
     facts = {**facts, "number": item.number, "idx": item.idx}
@@ -51,7 +51,7 @@ def save_item(stage: Stage, item: Item, facts: dict[str, Any]) -> str:
 
 
 def load_item(stage: Stage, number: int) -> Item:
-    """An item of a generated run."""
+    """Read an item that was generated."""
     tensors, facts = checkpoint.load(stage.url(item_file(stage, number)))
     image = tensors.pop("image")
     return Item(number=number, idx=facts["idx"], condition=tensors, image=image)

@@ -1,6 +1,6 @@
-"""A training's files in its stage folder: the resumable state after each epoch, the best EMA weights, the last ones.
+"""The files of a training in its stage folder: the resumable state, and the best and the last EMA weights.
 
-state.<tag>.safetensors   live weights, EMA, optimiser moments, step: enough to go on bit for bit
+state.<tag>.safetensors   live weights, EMA, optimiser moments and step, to resume bit for bit
 best.<tag>.safetensors    EMA weights at the lowest validation loss (+ .json card)
 last.<tag>.safetensors    EMA weights at the end (+ .json card)
 """
@@ -23,7 +23,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def state_tensors(state: TrainState) -> dict[str, Tensor]:
-    """All tensors of a training state under flat names."""
+    """Return all tensors of a training state under flat names."""
     tensors = {f"live.{name}": tensor for name, tensor in state.live.network.state_dict().items()}
     tensors |= {f"ema.{name}": tensor for name, tensor in state.average.network.state_dict().items()}
     for name, parameter in state.live.network.named_parameters():
@@ -33,7 +33,7 @@ def state_tensors(state: TrainState) -> dict[str, Tensor]:
 
 
 def save_state(stage: Stage, state: TrainState, facts: dict[str, Any]) -> None:
-    """Publish the best weights first, so that whatever a crash leaves is consistent with the state that is resumed."""
+    """Publish the best weights before the state, so that a crash in between leaves them consistent with the state."""
     if state.best_step == state.step:
         save_average(stage, "best", state, facts)
     progress = {"step": state.step, "best_loss": state.best_loss, "best_step": state.best_step}
@@ -41,20 +41,20 @@ def save_state(stage: Stage, state: TrainState, facts: dict[str, Any]) -> None:
 
 
 def save_average(stage: Stage, kind: str, state: TrainState, facts: dict[str, Any]) -> str:
-    """Publish EMA weights as `best` or `last`; returns the sha256."""
+    """Publish the EMA weights as `best` or `last` and return the sha256."""
     url = stage.url(stage.part(kind, "safetensors"))
     facts = {**facts, "step": state.step, "kind": kind, "stage_fingerprint": stage.fingerprint}
     return checkpoint.save_with_card(url, state.average.network.state_dict(), facts)
 
 
 def load_state(stage: Stage, state: TrainState) -> bool:
-    """Continue where an interrupted training left off; False if there is nothing to continue from."""
+    """Restore the state of an interrupted training; return False if there is none."""
     url = stage.url(stage.part("state", "safetensors"))
     if not storage.exists(url):
         return False
     tensors, facts = checkpoint.load(url)
     if facts["best_step"] and not storage.exists(stage.url(stage.part("best", "safetensors"))):
-        return False  # the best weights are gone and cannot be had from the state: train again
+        return False  # the best weights are gone and are not in the state: train again
     for prefix, module in (("live.", state.live), ("ema.", state.average)):
         own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
         checkpoint.strict_load(module.network, own, source=url)
@@ -67,15 +67,15 @@ def load_state(stage: Stage, state: TrainState) -> bool:
 
 
 def model_facts(config: DiTConfig) -> dict[str, Any]:
-    """The network's shape, for cards."""
+    """Return the network's shape, for cards."""
     return {"model": asdict(config)}
 
 
 def model_config(facts: dict[str, Any], source: str) -> DiTConfig:
-    """The network's shape out of a card."""
+    """Read the network's shape from a card."""
     if "model" not in facts:
-        raise InputError(f"{source} has no description of its network in its header; is it a file of ours?")
-    unknown = sorted(facts["model"].keys() - {each.name for each in fields(DiTConfig)})  # pydantic would drop them
+        raise InputError(f"{source} has no description of its network in its header; was it written by mucs-ray?")
+    unknown = sorted(facts["model"].keys() - {field.name for field in fields(DiTConfig)})  # pydantic would drop them
     if unknown:
         raise InputError(f"{source} describes a network of another version (model.{unknown[0]})")
     try:
@@ -86,7 +86,7 @@ def model_config(facts: dict[str, Any], source: str) -> DiTConfig:
 
 
 def load_weights(path: str, *, num_heads: int | None = None) -> DiT:
-    """The network in a file. InputError, in one line, if there is none, it is corrupt or of another architecture.
+    """Read the network in a file. InputError, in one line, if it is absent, corrupt or of another architecture.
 
     `num_heads` cannot be read off official files; None = width / 64.
     """
