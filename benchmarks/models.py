@@ -22,6 +22,7 @@ from mucs_ray.config.recipe import Recipe, build, from_card, read_recipe, with_s
 from mucs_ray.data.table import Dataset, read_unit
 from mucs_ray.diffusion.batch import Batch
 from mucs_ray.diffusion.condition import joined
+from mucs_ray.diffusion.noise import name_torch_stream
 from mucs_ray.engine.auto_settings import settled
 from mucs_ray.errors import InputError
 from mucs_ray.models.dit import DiT
@@ -30,7 +31,6 @@ from mucs_ray.pipeline.graph import reopen
 from mucs_ray.store import checkpoint
 from mucs_ray.store.checkpoint import Tensors
 from mucs_ray.store.run import Stage
-from mucs_ray.training.step import name_torch_stream
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 LONG_PASS = 10**12

@@ -139,7 +139,7 @@ def with_ray(pipeline: Pipeline, units: Sequence[Unit], workers: int) -> Wall:
         job, inputs = attribute.job_of(pipeline, task), attribute.refs(pipeline, task)
         bar = Bar(pipeline.console, SCORE, len(units), "units", None)
         stage = streaming.Streamed(job=job, refs=inputs, bar=bar, units=units)
-        with watching([(stage.board, bar)], cluster.engine.timeout):
+        with watching([(stage.coordinator, bar)], cluster.engine.timeout):
             for receipt in streaming.stream([stage], cluster):
                 receipts[receipt.unit], over = receipt, time.time()
     # a worker has begun a unit so long before it published the part

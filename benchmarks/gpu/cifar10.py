@@ -53,7 +53,7 @@ from mucs_ray.attribution.screening import held_out
 from mucs_ray.attribution.skew import skews
 from mucs_ray.diffusion.batch import Batch
 from mucs_ray.diffusion.edm import EDM
-from mucs_ray.diffusion.noise import generator, normal
+from mucs_ray.diffusion.noise import generator, name_torch_stream, normal
 from mucs_ray.diffusion.sampler import sample
 from mucs_ray.evaluation.similarity import ssim
 from mucs_ray.evaluation.statistics import auc, paired_wilcoxon
@@ -64,7 +64,7 @@ from mucs_ray.training.config import TrainConfig
 from mucs_ray.training.ema import frozen_copy
 from mucs_ray.training.numerics import as_in_training
 from mucs_ray.training.order import batch_rows
-from mucs_ray.training.step import Group, TrainState, draws_ahead, name_torch_stream, train_update, training
+from mucs_ray.training.step import Group, TrainState, draws_ahead, train_update, training
 
 MODEL = DiTConfig(width=256, depth=8, num_heads=4, registers=4, kernel_size=3, channels=(8, 8), dropout=0.0)
 """7.9 M weights, 3.6 GFLOP a forward."""

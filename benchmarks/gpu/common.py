@@ -25,12 +25,11 @@ from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from mucs_ray.attribution.config import RankConfig, ScoreConfig  # noqa: E402
 from mucs_ray.diffusion.batch import Batch  # noqa: E402
-from mucs_ray.diffusion.noise import NoiseSet, generator, normal  # noqa: E402
+from mucs_ray.diffusion.noise import NoiseSet, generator, name_torch_stream, normal  # noqa: E402
 from mucs_ray.diffusion.schedule import scoring_sigmas  # noqa: E402
 from mucs_ray.models.dit import DiT, DiTConfig  # noqa: E402
 from mucs_ray.models.dit_edm import DiTEDM  # noqa: E402
 from mucs_ray.training.config import TrainConfig  # noqa: E402
-from mucs_ray.training.step import name_torch_stream  # noqa: E402
 
 torch.backends.cudnn.allow_tf32 = False  # as in the engine's workers
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -22,7 +22,7 @@ from mucs_ray.attribution.first_losses import FirstLosses
 from mucs_ray.diffusion.batch import Batch
 from mucs_ray.diffusion.condition import Condition
 from mucs_ray.diffusion.model import DiffusionModel
-from mucs_ray.models.dit_config import DiTConfig
+from mucs_ray.models.spec import ModelSpec
 from mucs_ray.training.config import TrainConfig
 
 Tensors = dict[str, Tensor]
@@ -51,8 +51,8 @@ class MethodSettings(Protocol):
         ...
 
     @property
-    def model(self) -> DiTConfig:
-        """The shape of the network."""
+    def model(self) -> ModelSpec:
+        """What builds the model."""
         ...
 
     @property

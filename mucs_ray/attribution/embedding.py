@@ -16,6 +16,7 @@ from mucs_ray.attribution.base import Attributor, Item, Tensors
 from mucs_ray.diffusion.batch import Batch
 from mucs_ray.diffusion.condition import stacked
 from mucs_ray.errors import RunFailed
+from mucs_ray.spaces.pixels import decode
 
 
 class CosineAttributor(Attributor):
@@ -47,7 +48,7 @@ class EmbeddingAttributor(CosineAttributor):
     def vectors(self, batch: Batch) -> Float[Tensor, "b d"]:
         """The network expects images in [0, 1]."""
         assert self.context.encode is not None, "the method names no encoder"
-        return self.context.encode(((batch.image + 1) / 2).clamp(0, 1))
+        return self.context.encode(decode(batch.image))
 
 
 def as_batch(items: Sequence[Item]) -> Batch:

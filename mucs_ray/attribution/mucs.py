@@ -11,8 +11,7 @@ from mucs_ray.attribution.loss_change import LossAttributor
 from mucs_ray.attribution.unlearn import changed_names, null_loss, tensor_bytes, unlearn
 from mucs_ray.diffusion.batch import Batch
 from mucs_ray.diffusion.model import DiffusionModel
-from mucs_ray.models.dit_edm import untrained
-from mucs_ray.training.step import name_torch_stream
+from mucs_ray.models.adapters import adapter
 
 NULL_BATCH = 100
 EXPECTED_UPDATES = 109
@@ -59,8 +58,8 @@ class MUCS(LossAttributor):
         """With the weights that training starts from."""
         context = self.context
         assert context.batches is not None
-        name_torch_stream(context.settings.seed, "train/init")
-        first = untrained(context.settings.model).to(context.device)
+        first = adapter(context.settings.model).untrained(context.settings.seed, context.device)
+        assert first is not None, "a model that cannot be trained has no null loss that could be drawn"
         batches = context.batches("null", min(NULL_BATCH, context.num_images))
         return null_loss(first, batches, num_batches=num_batches, seed=context.settings.seed)
 

@@ -1,7 +1,8 @@
 """Recipes: everything that changes a number, as frozen dataclasses filled from TOML and `--set section.key=value`.
 
 What belongs to one method stands under [method.NAME], checked by the method's own class (mucs_ray.attribution.card).
-A recipe may leave `model.image_size` and `model.condition_dim` open; they are then read off the data set's card.
+What [model] holds depends on `model.kind` and is checked by the class of that kind (mucs_ray.models.adapters); it may
+leave open what is then read off the data set's card, such as the size of its images.
 """
 
 import tomllib
@@ -22,7 +23,9 @@ from mucs_ray.config.values import METHOD, checked, method_settings, refuse_old_
 from mucs_ray.data.table import Card
 from mucs_ray.errors import InputError
 from mucs_ray.evaluation.config import EvaluateConfig, RemoveConfig
+from mucs_ray.models.adapters import find, kind_of
 from mucs_ray.models.dit_config import DiTConfig
+from mucs_ray.models.spec import ModelSpec
 from mucs_ray.training.config import TrainConfig
 
 Values = dict[str, Any]
@@ -52,7 +55,8 @@ class Recipe:
     seed: int = 1
     weights: str | None = None
     """A file of weights, saved by the official code or by mucs-ray, to be attributed with instead of training."""
-    model: DiTConfig = field(default_factory=DiTConfig)
+    model: ModelSpec = field(default_factory=DiTConfig)
+    """The model's settings, of the class that belongs to their kind."""
     train: TrainConfig = field(default_factory=TrainConfig)
     generate: GenerateConfig = field(default_factory=GenerateConfig)
     score: ScoreConfig = field(default_factory=ScoreConfig)
@@ -64,9 +68,14 @@ class Recipe:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
 
+    @property
+    def trains(self) -> bool:
+        """Whether the run trains its model, or else attributes with given weights."""
+        return self.weights is None and self.model.trains
+
     def to_dict(self) -> Values:
         """Return plain values, for recipe.json and fingerprints."""
-        return asdict(self)
+        return {**asdict(self), "model": self.model.to_dict()}
 
 
 def recipe_names() -> list[str]:
@@ -145,8 +154,8 @@ def from_card(values: Values, card: Card) -> Values:
     section = values.get("model", {})
     if not isinstance(section, Mapping):
         return values  # `build` reports what is wrong
-    model = {"image_size": card.size, "condition_dim": card.condition_dim, **section}
-    return {**values, "model": model}
+    spec_class = find(kind_of(section)).spec_class
+    return {**values, "model": spec_class.opened(section, size=card.size, condition_dim=card.condition_dim)}
 
 
 def build(values: Values, methods: Collection[str] = ()) -> Recipe:
@@ -155,52 +164,31 @@ def build(values: Values, methods: Collection[str] = ()) -> Recipe:
     `methods` names further methods, from outside the package, whose settings the recipe may have.
     """
     refuse_old_sections(values)
-    refuse_unknown_keys(values, Recipe)
-    shared = {key: value for key, value in values.items() if key != "method"}
+    shared = {key: value for key, value in values.items() if key not in ("method", "model")}
+    refuse_unknown_keys(shared, Recipe)
+    shared["model"] = model_spec(values.get("model", {}))
     own = values.get("method", {})
     named = [*methods, *(name for name in installed() if isinstance(own, Mapping) and name in own)]
     return replace(checked(Recipe, shared), method=method_settings(own, known(named).values()))
 
 
+def model_spec(values: object) -> ModelSpec:
+    """Check the values under [model] by the class of their kind. InputError, naming the key, if they are wrong."""
+    if not isinstance(values, Mapping):
+        raise InputError(f"recipe key model: expected a section [model]; found {values!r}")
+    spec_class = find(kind_of(values)).spec_class
+    own = {key: value for key, value in values.items() if key != "kind"}
+    refuse_unknown_keys(own, spec_class, prefix="model.")
+    return checked(spec_class, own, prefix="model.")
+
+
 def check_fits(recipe: Recipe, card: Card) -> None:
     """Raise InputError if the model does not fit the data set, or there are fewer conditions than items to generate."""
-    if recipe.model.image_size != card.size:
-        raise InputError(
-            f"model.image_size is {recipe.model.image_size} but {recipe.data} holds {card.size} px images;"
-            f" set model.image_size={card.size} or prepare the data with --size {recipe.model.image_size}"
-        )
-    if recipe.model.condition_dim not in (0, card.condition_dim):
-        raise InputError(
-            f"model.condition_dim is {recipe.model.condition_dim} but {recipe.data} has conditions of width"
-            f" {card.condition_dim}; use that, or 0 for an unconditional model"
-        )
+    recipe.model.check_fits(size=card.size, condition_dim=card.condition_dim, data=recipe.data)
     num_items, num_conditions = recipe.generate.items + recipe.generate.controls, card.num_images("test")
     if num_items > num_conditions:
         raise InputError(
             f"{num_items} images to generate (items + controls), but the test split has only {num_conditions}"
             " conditions"
         )
-    check_network(recipe.model)
-
-
-MAY_BE_ZERO = ("registers", "condition_dim", "dropout", "condition_drop")
-PROBABILITIES = ("dropout", "condition_drop")
-
-
-def check_network(model: DiTConfig) -> None:
-    """Raise InputError if a size of the network makes no sense, or sizes do not divide."""
-    sizes: dict[str, Any] = asdict(model)
-    for key, value in sizes.items():
-        minimum = 0 if key in MAY_BE_ZERO else 1
-        numbers = value if isinstance(value, tuple) else (value,)
-        if min(numbers) < minimum:
-            raise InputError(f"model.{key} must be at least {minimum}, found {value}")
-        if key in PROBABILITIES and max(numbers) > 1:
-            raise InputError(f"model.{key} must be at most 1, found {value}")
-    if model.kernel_size % 2 == 0:
-        raise InputError(f"model.kernel_size must be odd, found {model.kernel_size}")
-    cell = model.strides[0] * model.strides[1] * model.patch_size
-    if model.image_size % cell:
-        raise InputError(f"model.image_size {model.image_size} is not a multiple of strides x patch_size = {cell}")
-    if model.width % model.num_heads or model.width % 4:
-        raise InputError(f"model.width {model.width} must be a multiple of num_heads {model.num_heads} and of 4")
+    recipe.model.check()

@@ -18,6 +18,7 @@ from jaxtyping import Int64
 
 from mucs_ray.data.table import Dataset, Split, center_crop, stored_images
 from mucs_ray.diffusion.batch import Batch
+from mucs_ray.spaces import pixels
 
 
 def cache_folder() -> Path:
@@ -68,7 +69,7 @@ class LocalImages:
         images = np.stack([self.crop(row, spot) for row, spot in zip(at.tolist(), spot_of, strict=True)])
         return Batch(
             idx=torch.from_numpy(self.idx[at]),
-            image=torch.from_numpy(images).float() / 127.5 - 1,
+            image=pixels.encode(torch.from_numpy(images)),
             condition=self.conditions(at, None if spots is None else spots[2]),
         )
 
@@ -111,11 +112,11 @@ def copy_split(dataset: Dataset, split: Split, folder: Path, on_unit: Callable[[
 def fill(dataset: Dataset, split: Split, aside: Path, on_unit: Callable[[], None]) -> None:
     """The flat files of a split."""
     facts: dict[str, list[np.ndarray]] = {"idx": [], "sizes": [], "labels": [], "counts": []}
-    with (aside / "pixels").open("wb") as pixels, (aside / "embeddings").open("wb") as embeddings:
+    with (aside / "pixels").open("wb") as stored, (aside / "embeddings").open("wb") as embeddings:
         for table in dataset.stream(split):
             on_unit()
             for image in stored_images(table):
-                pixels.write(image.tobytes())
+                stored.write(image.tobytes())
             facts["idx"].append(table["idx"].to_numpy())
             facts["sizes"].append(np.stack([table["height"].to_numpy(), table["width"].to_numpy()], axis=1))
             facts["labels"].append(table["label"].fill_null(-1).to_numpy())

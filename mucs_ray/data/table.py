@@ -173,12 +173,13 @@ class Dataset:
         import torch  # not with this module: a card is read, and a run looked at, without torch
 
         from mucs_ray.diffusion.batch import Batch
+        from mucs_ray.spaces import pixels
 
         images = np.stack([center_crop(image, self.card.size) for image in stored_images(table)])
         condition = conditions(table, self.card)
         return Batch(
             idx=torch.from_numpy(table["idx"].to_numpy().astype(np.int64)),
-            image=torch.from_numpy(images).float() / 127.5 - 1,
+            image=pixels.encode(torch.from_numpy(images)),
             condition={} if condition is None else {"condition": torch.from_numpy(condition)},
         )
 

@@ -27,6 +27,11 @@ def normal(stream: np.random.Generator, *shape: int) -> Float[Tensor, "..."]:
     return torch.from_numpy(stream.standard_normal(shape, dtype=np.float32))
 
 
+def name_torch_stream(seed: int, name: str) -> None:
+    """Seed torch's global generators (initial weights, dropout, condition drop) from a name."""
+    torch.manual_seed(int(generator(seed, name).integers(2**63)))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NoiseSet:
     """Pairs (level_j, eps_j), drawn once and shared by every image, before and after unlearning (spec 7.3)."""

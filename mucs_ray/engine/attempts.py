@@ -1,4 +1,4 @@
-"""Attempts at units of work: who is at work on what, signs of life, and which units are given up.
+"""Attempts at units of work: which worker is at work on which unit, signs of life, and which units are given up.
 
 A unit is whatever is published under one name: the scores of a row group, an unlearned item, a group of sums. It is
 tried at most ATTEMPTS times. An attempt that ended because its whole node went away does not count: the unit had no
@@ -14,7 +14,7 @@ from typing import Any, Literal
 from mucs_ray.errors import InputError, MucsError, RunFailed
 
 ATTEMPTS = 3
-BEAT_S = 5.0
+HEARTBEAT_S = 5.0
 """A worker gives a sign of life at most that often."""
 Kind = Literal["error", "hung", "lost"]
 Answer = Literal["go", "done", "given up", "draining"]
@@ -27,18 +27,18 @@ class Worker:
     node: str
     """Ray's id of its node."""
     place: str
-    """For people: host and process."""
+    """Host and process, for messages."""
     actor: Any = None
-    """Its handle, if it is an actor, so that it can be ended."""
+    """The handle of an actor, by which it can be ended; None for a task."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Attempt:
-    """Now going on."""
+    """An attempt that is going on now."""
 
     worker: Worker
-    seen: float
-    """Last sign of life."""
+    last_heartbeat: float
+    """On the tracker's clock."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,12 +50,12 @@ class Failure:
     cause: str
     place: str = ""
     error: MucsError | None = None
-    """Our own: final."""
+    """An error of our own, which is final; None for any other."""
 
 
 @dataclass(slots=True)
-class Sheet:
-    """The attempts at the units of one stage."""
+class AttemptTracker:
+    """Keeps the attempts at the units of one stage."""
 
     alive: Callable[[str], bool]
     """Whether a node is still there."""
@@ -65,21 +65,21 @@ class Sheet:
     at_work: dict[str, Attempt] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
     """In the order they happened."""
-    crew: list[Worker] = field(default_factory=list)
+    workers: list[Worker] = field(default_factory=list)
     results: dict[str, Any] = field(default_factory=dict)
-    """Of the units that have ended."""
+    """What the units that have ended returned."""
 
-    def join(self, worker: Worker) -> None:
-        """A worker is there."""
-        self.crew.append(worker)
+    def add_worker(self, worker: Worker) -> None:
+        """Remember a worker, so that it can be ended."""
+        self.workers.append(worker)
 
-    def dismiss(self) -> list[Worker]:
-        """All that have joined, to be ended."""
-        crew, self.crew = self.crew, []
-        return crew
+    def take_workers(self) -> list[Worker]:
+        """All workers that were added since the last call; whoever asks ends them."""
+        workers, self.workers = self.workers, []
+        return workers
 
     def begin(self, unit: str, worker: Worker) -> Answer:
-        """Before the work on a unit.
+        """Called before the work on a unit.
 
         "done": its result is known; "given up": it is not tried any more; "draining": leave it to another node.
         """
@@ -91,16 +91,16 @@ class Sheet:
             return "given up"
         if self.draining(worker.node):
             return "draining"
-        self.at_work[unit] = Attempt(worker=worker, seen=self.clock())
+        self.at_work[unit] = Attempt(worker=worker, last_heartbeat=self.clock())
         return "go"
 
-    def beat(self, unit: str) -> None:
-        """A sign of life."""
+    def heartbeat(self, unit: str) -> None:
+        """Note that the worker of a unit gave a sign of life."""
         if unit in self.at_work:
-            self.at_work[unit].seen = self.clock()
+            self.at_work[unit].last_heartbeat = self.clock()
 
     def end(self, unit: str, result: Any = None) -> None:  # noqa: ANN401 - any picklable value
-        """After the work on a unit. A result is kept for whoever is given the unit again."""
+        """Called after the work on a unit. A result is kept for whoever is given the unit again."""
         self.at_work.pop(unit, None)
         if result is not None:
             self.results[unit] = result
@@ -110,87 +110,91 @@ class Sheet:
         return self.results[unit]
 
     def lost(self, unit: str, cause: str = "its worker died") -> None:
-        """The worker of an attempt is gone, or was before it began; counted unless its whole node is."""
+        """Called when the worker of an attempt is gone, or was before it began; counted unless its whole node is."""
         attempt = self.at_work.pop(unit, None)
         if attempt is None or self.alive(attempt.worker.node):
-            self._note(unit, "lost", cause, attempt)
+            self._record(unit, "lost", cause, attempt)
 
     def failed(self, unit: str, cause: str, error: MucsError | None = None) -> None:
-        """The work ended with an error."""
-        self._note(unit, "error", cause, self.at_work.pop(unit, None), error)
+        """Called when the work on a unit ended with an error."""
+        self._record(unit, "error", cause, self.at_work.pop(unit, None), error)
 
     def overdue(self, limit_s: float) -> dict[str, Attempt]:
         """Ends the attempts that gave no sign of life for that long; whoever asks has to end the workers."""
-        late = {unit: each for unit, each in self.at_work.items() if self.clock() - each.seen > limit_s}
-        for unit, attempt in late.items():
+        overdue = {
+            unit: attempt for unit, attempt in self.at_work.items() if self.clock() - attempt.last_heartbeat > limit_s
+        }
+        for unit, attempt in overdue.items():
             del self.at_work[unit]
-            self._note(unit, "hung", f"no sign of life for {self.clock() - attempt.seen:.0f} s", attempt)
-        return late
+            self._record(unit, "hung", f"no sign of life for {self.clock() - attempt.last_heartbeat:.0f} s", attempt)
+        return overdue
 
     def is_given_up(self, unit: str) -> bool:
-        """Whether it is not tried any more."""
-        told = [each for each in self.failures if each.unit == unit]
-        return len(told) >= ATTEMPTS or any(each.error for each in told)
+        """Whether a unit is not tried any more."""
+        failures = [failure for failure in self.failures if failure.unit == unit]
+        return len(failures) >= ATTEMPTS or any(failure.error for failure in failures)
 
     def given_up(self) -> dict[str, list[Failure]]:
         """The units that are not tried any more, each with its failures."""
-        units = sorted({each.unit for each in self.failures if self.is_given_up(each.unit)})
-        return {unit: [each for each in self.failures if each.unit == unit] for unit in units}
+        units = sorted({failure.unit for failure in self.failures if self.is_given_up(failure.unit)})
+        return {unit: [failure for failure in self.failures if failure.unit == unit] for unit in units}
 
-    def news(self, known: int) -> tuple[list[Failure], int, int]:
+    def failures_since(self, known: int) -> tuple[list[Failure], int, int]:
         """The failures after the first `known`, how many there are, and how many units are worked on now."""
         return self.failures[known:], len(self.failures), len(self.at_work)
 
-    def _note(self, unit: str, kind: Kind, cause: str, attempt: Attempt | None, error: MucsError | None = None) -> None:
+    def _record(
+        self, unit: str, kind: Kind, cause: str, attempt: Attempt | None, error: MucsError | None = None
+    ) -> None:
         place = attempt.worker.place if attempt else ""
         self.results.pop(unit, None)
         self.failures.append(Failure(unit=unit, kind=kind, cause=cause, place=place, error=error))
 
 
 def explain(given_up: Mapping[str, Sequence[Failure]], num_units: int) -> MucsError:
-    """What to tell the user once all other units are done; InputError if the input is to blame for all of it.
+    """The error that is raised once all other units are done; InputError if the input is to blame for all of it.
 
     Its `units` hold the last cause of each unit.
     """
-    last = {unit: told[-1] for unit, told in given_up.items()}
-    causes = {unit: str(each.error or each.cause) for unit, each in last.items()}
-    blame_input = all(isinstance(each.error, InputError) for each in last.values())
+    last = {unit: failures[-1] for unit, failures in given_up.items()}
+    causes = {unit: str(failure.error or failure.cause) for unit, failure in last.items()}
+    blame_input = all(isinstance(failure.error, InputError) for failure in last.values())
     first, cause = next(iter(causes.items()))
     if len(set(causes.values())) == 1 and blame_input:
-        told = cause  # one corrupt file can fail many units
+        message = cause  # one corrupt file can fail many units
     else:
         tries = len(given_up[first])
         tried = "" if last[first].error else f", tried {tries} times (last on {last[first].place or 'a lost worker'})"
-        told = f"{len(causes)} of {num_units} units failed, the others are done; {first}{tried}: {cause}"
-        told += "" if blame_input else "; run the command again to try these again"
-    error = InputError(told) if blame_input else RunFailed(told)
+        message = f"{len(causes)} of {num_units} units failed, the others are done; {first}{tried}: {cause}"
+        message += "" if blame_input else "; run the command again to try these again"
+    error = InputError(message) if blame_input else RunFailed(message)
     error.units = causes
     return error
 
 
-_sign: Callable[[], None] | None = None
+_send: Callable[[], None] | None = None
 
 
-def beat() -> None:
-    """A sign of life of the unit that this process works on, if it does; may be called as often as one likes."""
-    if _sign is not None:
-        _sign()
+def heartbeat() -> None:
+    """Give a sign of life of the unit that this process works on, if it does; may be called as often as one likes."""
+    if _send is not None:
+        _send()
 
 
 @contextmanager
-def beating(tell: Callable[[], None]) -> Iterator[None]:
-    """For the duration of a unit, `beat` calls `tell`, at most every BEAT_S."""
-    global _sign
-    told = time.monotonic()
+def heartbeats(send: Callable[[], None]) -> Iterator[None]:
+    """For the duration of a unit, `heartbeat` calls `send`, at most every HEARTBEAT_S."""
+    global _send
+    sent_at = time.monotonic()
 
-    def sign() -> None:
-        nonlocal told
-        if time.monotonic() - told >= BEAT_S:
-            told = time.monotonic()
-            tell()
+    def send_seldom() -> None:
+        nonlocal sent_at
+        if time.monotonic() - sent_at >= HEARTBEAT_S:
+            sent_at = time.monotonic()
+            send()
 
-    _sign = sign
+    _send = send_seldom
     try:
         yield
     finally:
-        _sign = None
+        _send = None

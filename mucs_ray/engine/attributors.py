@@ -14,16 +14,17 @@ from mucs_ray.attribution.card import MethodStage
 from mucs_ray.attribution.first_losses import FirstLosses
 from mucs_ray.config.recipe import Recipe
 from mucs_ray.data.local import LocalImages
-from mucs_ray.data.table import Dataset, Unit, read_unit
+from mucs_ray.data.table import Dataset
 from mucs_ray.diffusion.batch import Batch
 from mucs_ray.diffusion.condition import moved
 from mucs_ray.diffusion.model import DiffusionModel
 from mucs_ray.encoders.networks import load_clip, load_dino
-from mucs_ray.engine.attempts import beat
+from mucs_ray.engine.attempts import heartbeat
 from mucs_ray.engine.models import Arrays, best_device, build_denoiser
+from mucs_ray.engine.reading import read_rows
 from mucs_ray.evaluation.metrics import ReadyMetric
 from mucs_ray.store.items import load_item
-from mucs_ray.store.parts import matrix, read_part, unit_part
+from mucs_ray.store.parts import matrix
 from mucs_ray.store.run import Stage
 from mucs_ray.training.order import batch_rows
 
@@ -100,7 +101,7 @@ def build(
         batches=named_batches(job.dataset, recipe.seed, device),
         encode=None if job.encoder is None else encoder(job.encoder, device),
         captures=captures_graphs(recipe, device),
-        on_progress=beat,
+        on_progress=heartbeat,
         first_losses=shared.first_losses,
         num_methods=shared.num_methods,
     )
@@ -128,24 +129,17 @@ def named_batches(dataset: Dataset, seed: int, device: torch.device) -> Callable
 
     @cache
     def images() -> LocalImages:
-        return LocalImages(dataset, "train", on_unit=beat)
+        return LocalImages(dataset, "train", on_unit=heartbeat)
 
     def named(name: str, size: int) -> Callable[[int], Batch]:
         def batches(step: int) -> Batch:
-            beat()
+            heartbeat()
             rows = batch_rows(seed, name, step, num_images=len(images()), batch_size=size)
             return images().batch(rows).to(device)
 
         return batches
 
     return named
-
-
-def read_rows(job: AttributeJob, unit: Unit) -> pa.Table:
-    """The images of a unit, or their features."""
-    if job.features is None:
-        return read_unit(unit)
-    return read_part(job.features.checked(unit_part(job.features, unit)))
 
 
 def to_rows(job: AttributeJob, table: pa.Table, device: torch.device) -> Batch | Columns:
@@ -159,7 +153,7 @@ def to_rows(job: AttributeJob, table: pa.Table, device: torch.device) -> Batch |
 def stream_rows(job: AttributeJob, device: torch.device) -> Iterator[Batch | Columns]:
     """All of them, a unit at a time."""
     for unit in job.dataset.units("train"):
-        beat()
-        table = read_rows(job, unit)
+        heartbeat()
+        table = read_rows(job.features, unit)
         if len(table):  # of a sample there may be none
             yield to_rows(job, table, device)

@@ -10,11 +10,12 @@ from mucs_ray.attribution.tuning import OPEN, RANK_MODELS, Tuning, tune
 from mucs_ray.config.recipe import Recipe, with_values
 from mucs_ray.data.table import Unit
 from mucs_ray.diffusion.batch import Batch
-from mucs_ray.engine.attributors import AttributeJob, Refs, captures_graphs, read_rows, to_rows
+from mucs_ray.engine.attributors import AttributeJob, Refs, captures_graphs, to_rows
 from mucs_ray.engine.models import best_device, build_denoiser, to_tensors
 from mucs_ray.engine.progress import Bar
+from mucs_ray.engine.reading import read_rows
 from mucs_ray.engine.session import Cluster
-from mucs_ray.engine.units import completed
+from mucs_ray.engine.units import run_units
 
 
 def settled(recipe: Recipe, found: Tuning) -> Recipe:
@@ -27,7 +28,7 @@ def tune_task(refs: Refs, job: AttributeJob, unit: Unit, share: int) -> Tuning:
     weights, _, adapted = refs.fetch()
     assert weights is not None
     device = best_device()
-    batch = to_rows(job, read_rows(job, unit), device)
+    batch = to_rows(job, read_rows(job.features, unit), device)
     assert isinstance(batch, Batch)
     return tune(
         build_denoiser(job.recipe.model, weights, device),
@@ -50,5 +51,5 @@ def tuned(
     counts = {"num_images": sum(unit.rows for unit in todo), "num_items": job.recipe.generate.items}
     forwards = job.attributor.passes(job.part, job.recipe, **counts).forwards
     share = forwards // min(cluster.num_workers, len(todo))
-    ((_, found),) = completed(tune_task, {"tuning": (refs, job, todo[0], share)}, cluster=cluster, bar=bar)
+    ((_, found),) = run_units(tune_task, {"tuning": (refs, job, todo[0], share)}, cluster=cluster, bar=bar)
     return replace(job, recipe=settled(job.recipe, found)), {file: storage.publish_json(url, asdict(found))}

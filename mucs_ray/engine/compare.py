@@ -9,8 +9,9 @@ from jaxtyping import Float
 from mucs_ray.engine.models import best_device
 from mucs_ray.engine.progress import Bar
 from mucs_ray.engine.session import Cluster
-from mucs_ray.engine.units import completed
+from mucs_ray.engine.units import run_units
 from mucs_ray.evaluation.metrics import ReadyMetric
+from mucs_ray.spaces.pixels import decode
 from mucs_ray.store.items import load_item
 from mucs_ray.store.run import Stage
 
@@ -20,8 +21,7 @@ Picture = tuple[Stage, int]
 
 def images(pictures: Sequence[Picture]) -> Float[torch.Tensor, "n 3 h w"]:
     """Generated images in [0, 1], clamped (spec 6, 11.1)."""
-    stacked = torch.stack([load_item(stage, number).image for stage, number in pictures])
-    return (stacked * 0.5 + 0.5).clamp(0, 1)
+    return decode(torch.stack([load_item(stage, number).image for stage, number in pictures]))
 
 
 def measure(metric: ReadyMetric, pairs: Sequence[tuple[Picture, Picture]]) -> Float[np.ndarray, " n"]:
@@ -40,7 +40,7 @@ def compare(
         return {metric.name: np.zeros(0, np.float32) for metric in metrics}
     found: dict[str, np.ndarray] = {}
     units = {metric.name: (metric, pairs) for metric in metrics}
-    for name, values in completed(measure, units, cluster=cluster, bar=bar):
+    for name, values in run_units(measure, units, cluster=cluster, bar=bar):
         found[name] = values
         bar.advance(1)
     return {metric.name: found[metric.name] for metric in metrics}

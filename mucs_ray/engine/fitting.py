@@ -17,13 +17,14 @@ from mucs_ray.attribution.base import Attributor, Item
 from mucs_ray.attribution.card import MethodStage
 from mucs_ray.config.engine import GROUPS
 from mucs_ray.data.table import Unit
-from mucs_ray.engine.attempts import beat
-from mucs_ray.engine.attributors import AttributeJob, Refs, build, read_rows, stream_rows, to_rows
-from mucs_ray.engine.board import Board, new_board
+from mucs_ray.engine.attempts import heartbeat
+from mucs_ray.engine.attributors import AttributeJob, Refs, build, stream_rows, to_rows
+from mucs_ray.engine.coordinator import Coordinator, new_coordinator
 from mucs_ray.engine.models import Arrays, load_arrays, to_arrays, to_tensors
 from mucs_ray.engine.progress import Bar
+from mucs_ray.engine.reading import read_rows
 from mucs_ray.engine.session import Cluster
-from mucs_ray.engine.units import completed
+from mucs_ray.engine.units import run_units
 from mucs_ray.errors import RunFailed
 from mucs_ray.store import checkpoint
 from mucs_ray.store.item_names import item_file, item_name
@@ -46,13 +47,13 @@ def fit_item(
     return digest, {**facts, "seconds": time.monotonic() - started}
 
 
-def fit_item_task(refs: Refs, number: int, job: AttributeJob, board: Board) -> Result:
+def fit_item_task(refs: Refs, number: int, job: AttributeJob, coordinator: Coordinator) -> Result:
     """fit_item in a worker."""
     weights, fitted, _ = refs.fetch()
     item = load_item(job.generated, number)
     method = build(job, weights)
     with numerics(job.part, method.context.device):
-        return fit_item(method, item, fitted, job.stage, lambda step, loss: board.post(str(number), (step, loss)))
+        return fit_item(method, item, fitted, job.stage, lambda step, loss: coordinator.post(str(number), (step, loss)))
 
 
 def numerics(stage: MethodStage, device: torch.device) -> AbstractContextManager[None]:
@@ -62,16 +63,16 @@ def numerics(stage: MethodStage, device: torch.device) -> AbstractContextManager
 
 def fit_items(job: AttributeJob, refs: Refs, numbers: Sequence[int], *, cluster: Cluster, bar: Bar) -> list[Result]:
     """Call the hook for items over the cluster, one task an item; in the order they end."""
-    board = new_board()
-    units = {item_name(number): (refs, number, job, board) for number in numbers}
+    coordinator = new_coordinator()
+    units = {item_name(number): (refs, number, job, coordinator) for number in numbers}
 
     def show() -> None:
-        notes = board.read().values()
-        if notes:
-            bar.set(bar.done, f"{sum(step for step, _ in notes)} updates, {len(notes)} begun")
+        progress = coordinator.read().values()
+        if progress:
+            bar.set(bar.done, f"{sum(step for step, _ in progress)} updates, {len(progress)} begun")
 
     ended = []
-    for _, result in completed(fit_item_task, units, cluster=cluster, bar=bar, board=board, on_wait=show):
+    for _, result in run_units(fit_item_task, units, cluster=cluster, bar=bar, coordinator=coordinator, on_wait=show):
         ended.append(result)
         bar.advance(1)
     return ended
@@ -94,7 +95,7 @@ def fit_task(refs: Refs, job: AttributeJob, file: str) -> Result:
 
 def fit_once(job: AttributeJob, refs: Refs, file: str, *, cluster: Cluster, bar: Bar) -> Result:
     """The hook that runs once, as one task."""
-    ((_, result),) = completed(fit_task, {job.part.name: (refs, job, file)}, cluster=cluster, bar=bar)
+    ((_, result),) = run_units(fit_task, {job.part.name: (refs, job, file)}, cluster=cluster, bar=bar)
     return result
 
 
@@ -104,39 +105,41 @@ def grouped(units: Sequence[Unit]) -> list[Sequence[Unit]]:
     return [units[number::count] for number in range(count)]
 
 
-def sum_group(method: Attributor, job: AttributeJob, units: Sequence[Unit], file: str, board: Board) -> Result:
+def sum_group(
+    method: Attributor, job: AttributeJob, units: Sequence[Unit], file: str, coordinator: Coordinator
+) -> Result:
     """Sums over some units, in float64, published."""
     total: dict[str, Tensor] = {}
     for unit in units:
-        rows = to_rows(job, read_rows(job, unit), method.context.device)
+        rows = to_rows(job, read_rows(job.features, unit), method.context.device)
         try:
             sums = method.accumulate(rows)
         except RunFailed as error:
             raise RunFailed(f"{unit.name}: {error}") from None
         for name, tensor in sums.items():
             total[name] = total[name] + tensor.double() if name in total else tensor.double()
-        beat()
-        board.post(f"{file}/{unit.name}", unit.rows)
+        heartbeat()
+        coordinator.post(f"{file}/{unit.name}", unit.rows)
     return checkpoint.save(job.stage.url(file), total, {}), {"file": file}
 
 
-def sum_task(refs: Refs, job: AttributeJob, units: Sequence[Unit], file: str, board: Board) -> Result:
+def sum_task(refs: Refs, job: AttributeJob, units: Sequence[Unit], file: str, coordinator: Coordinator) -> Result:
     """sum_group in a worker."""
     weights, _, _ = refs.fetch()
-    return sum_group(build(job, weights), job, units, file, board)
+    return sum_group(build(job, weights), job, units, file, coordinator)
 
 
 def sum_all(
     job: AttributeJob, refs: Refs, groups: dict[str, Sequence[Unit]], *, cluster: Cluster, bar: Bar
 ) -> dict[str, str]:
     """Sums of the groups, by file; the files' sha256."""
-    board, begun = new_board(), bar.done
-    tasks = {file.split(".")[0]: (refs, job, units, file, board) for file, units in groups.items()}
+    coordinator, begun = new_coordinator(), bar.done
+    tasks = {file.split(".")[0]: (refs, job, units, file, coordinator) for file, units in groups.items()}
 
     def show() -> None:
-        bar.set(begun + sum(board.read().values()), "")
+        bar.set(begun + sum(coordinator.read().values()), "")
 
-    ended = completed(sum_task, tasks, cluster=cluster, bar=bar, board=board, on_wait=show)
+    ended = run_units(sum_task, tasks, cluster=cluster, bar=bar, coordinator=coordinator, on_wait=show)
     return {facts["file"]: digest for _, (digest, facts) in ended}
 
 

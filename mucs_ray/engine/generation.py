@@ -16,13 +16,13 @@ from mucs_ray.diffusion.condition import moved, one_by_one
 from mucs_ray.diffusion.model import DiffusionModel, guided
 from mucs_ray.diffusion.noise import generator, normal
 from mucs_ray.diffusion.sampler import sample
-from mucs_ray.engine.attempts import beat
-from mucs_ray.engine.board import Board, new_board
+from mucs_ray.engine.attempts import heartbeat
+from mucs_ray.engine.coordinator import Coordinator, new_coordinator
 from mucs_ray.engine.models import Arrays, best_device, build_denoiser
 from mucs_ray.engine.progress import Bar
 from mucs_ray.engine.session import Cluster
-from mucs_ray.engine.units import completed
-from mucs_ray.models.dit_config import DiTConfig
+from mucs_ray.engine.units import run_units
+from mucs_ray.models.spec import ModelSpec
 from mucs_ray.store.item_names import item_file, item_name
 from mucs_ray.store.items import PlannedItem, Role, save_item
 from mucs_ray.store.run import Stage
@@ -66,7 +66,7 @@ class GenerateJob:
     """Everything a worker needs but the weights; small and picklable."""
 
     dataset: Dataset
-    model: DiTConfig
+    model: ModelSpec
     config: GenerateConfig
     seed: int
     stage: Stage
@@ -76,7 +76,7 @@ def generate_items(
     denoiser: DiffusionModel, planned: Sequence[PlannedItem], job: GenerateJob, done: Callable[[int], None]
 ) -> dict[str, str]:
     """Generate and publish some items; sha256 by file."""
-    test = LocalImages(job.dataset, "test", on_unit=beat)
+    test = LocalImages(job.dataset, "test", on_unit=heartbeat)
     digests = {}
     for some in batches(planned, job.config.items_per_forward):
         for each, item in zip(some, generate_together(denoiser, test, some, job.config, job.seed), strict=True):
@@ -90,31 +90,33 @@ def batches(planned: Sequence[PlannedItem], size: int) -> list[Sequence[PlannedI
     return [planned[at : at + size] for at in range(0, len(planned), size)]
 
 
-def generate_task(weights: Arrays, planned: list[PlannedItem], job: GenerateJob, board: Board) -> dict[str, str]:
+def generate_task(
+    weights: Arrays, planned: list[PlannedItem], job: GenerateJob, coordinator: Coordinator
+) -> dict[str, str]:
     """generate_items in a worker."""
     with torch.inference_mode():
         denoiser = build_denoiser(job.model, weights, best_device())
-        return generate_items(denoiser, planned, job, lambda number: board.post(str(number), True))
+        return generate_items(denoiser, planned, job, lambda number: coordinator.post(str(number), True))
 
 
 def generate(
     job: GenerateJob, groups: Sequence[tuple[ObjectRef, Sequence[PlannedItem]]], *, cluster: Cluster, bar: Bar
 ) -> dict[str, str]:
     """Generate items over the cluster, each group of them with weights of its own; sha256 by file."""
-    board = new_board()
+    coordinator = new_coordinator()
     tasks: dict[str, tuple[Any, ...]] = {}
     for weights, planned in groups:
         together = batches(planned, job.config.items_per_forward)
         num_tasks = min(max(1, cluster.num_workers // len(groups)), len(together))
         shares = [[each for some in together[start::num_tasks] for each in some] for start in range(num_tasks)]
-        tasks |= {items_name(share): (weights, share, job, board) for share in shares}
+        tasks |= {items_name(share): (weights, share, job, coordinator) for share in shares}
     first = bar.done
     digests: dict[str, str] = {}
 
     def show() -> None:
-        bar.set(first + len(board.read()))
+        bar.set(first + len(coordinator.read()))
 
-    for _, some in completed(generate_task, tasks, cluster=cluster, bar=bar, board=board, on_wait=show):
+    for _, some in run_units(generate_task, tasks, cluster=cluster, bar=bar, coordinator=coordinator, on_wait=show):
         digests |= some
     bar.set(bar.total)
     return digests

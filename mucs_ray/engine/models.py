@@ -1,6 +1,6 @@
 """Weights on their way to workers: once a node through the object store, as NumPy arrays that all its processes map.
 
-A worker rebuilds the denoiser from its config and such arrays.
+A worker rebuilds the denoiser from its spec and such arrays.
 """
 
 import warnings
@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from mucs_ray.diffusion.model import DiffusionModel
-from mucs_ray.engine.attempts import beat
+from mucs_ray.engine.attempts import heartbeat
 from mucs_ray.engine.host import keep_freed_memory
-from mucs_ray.models.dit_config import DiTConfig
-from mucs_ray.models.dit_edm import untrained
+from mucs_ray.models.adapters import adapter
+from mucs_ray.models.spec import ModelSpec
 from mucs_ray.store import checkpoint
 from mucs_ray.store.run import Stage
 
@@ -40,13 +40,12 @@ def best_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def build_denoiser(config: DiTConfig, arrays: Mapping[str, np.ndarray], device: torch.device) -> DiffusionModel:
+def build_denoiser(spec: ModelSpec, arrays: Mapping[str, np.ndarray], device: torch.device) -> DiffusionModel:
     """The denoiser with these weights, frozen, in eval mode."""
     keep_freed_memory()
-    denoiser = untrained(config)
-    denoiser.network.load_state_dict(to_tensors(arrays, torch.device("cpu")))
-    denoiser.network.register_forward_pre_hook(lambda *_: beat())  # whoever computes is alive
-    return denoiser.to(device).eval().requires_grad_(False)
+    denoiser = adapter(spec).model(device, to_tensors(arrays, torch.device("cpu")))
+    denoiser.network.register_forward_pre_hook(lambda *_: heartbeat())  # whoever computes is alive
+    return denoiser
 
 
 @ray.remote(num_cpus=0.1)

@@ -15,7 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mucs_ray import storage
 from mucs_ray.engine import session, shared_folder
-from mucs_ray.engine.board import cancel_unfinished, last_line, own_error
+from mucs_ray.engine.coordinator import cancel_unfinished, last_line, own_error
 from mucs_ray.errors import MachineError
 
 PATIENCE_S = 120.0

@@ -29,7 +29,7 @@ def map_tasks(write: Callable[[Any], Any], tasks: Sequence[Any], resources: dict
     import ray.data
     import ray.exceptions
 
-    from mucs_ray.engine.board import last_line, own_error
+    from mucs_ray.engine.coordinator import last_line, own_error
     from mucs_ray.errors import RunFailed
 
     quiet_data()

@@ -1,4 +1,4 @@
-"""Progress of long work: workers report to a board, the driver shows it as a bar or as plain lines.
+"""Progress of long work: workers report to the coordinator, the driver shows it as a bar or as plain lines.
 
 A terminal gets one live line with rate and time left; a log gets a line every 30 seconds and one at the end.
 """
@@ -68,15 +68,15 @@ class Bar:
         note = f", {self.note}" if self.note else ""
         return f"{self.title}  {self.done:g}/{self.total:g} {self.unit}, {self.rate:.3g}/s{left_text}{note}"
 
-    def log(self, event: str, **facts: Any) -> None:  # noqa: ANN401 - JSON values
+    def log_event(self, event: str, **facts: Any) -> None:  # noqa: ANN401 - JSON values
         """An event of this stage, into the run's log."""
         if self.events is not None:
             self.events.add(event, stage=self.stage, **facts)
 
-    def tell(self, line: str, event: str, **facts: Any) -> None:  # noqa: ANN401 - JSON values
+    def print_event(self, line: str, event: str, **facts: Any) -> None:  # noqa: ANN401 - JSON values
         """A line that people should see, and the event."""
         self.console.print(f"[yellow]{self.title}:[/] {escape(line)}", highlight=False, soft_wrap=True)
-        self.log(event, told=line, **facts)
+        self.log_event(event, line=line, **facts)
 
     def _show(self) -> None:
         if self.live is not None:

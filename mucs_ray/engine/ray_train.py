@@ -24,20 +24,28 @@ from mucs_ray import storage
 from mucs_ray.config.engine import LEAST_IMAGES
 from mucs_ray.data.local import LocalImages
 from mucs_ray.data.table import Dataset
-from mucs_ray.engine.attempts import beat, beating
-from mucs_ray.engine.board import POLL_S, Board, cancel_unfinished, last_line, new_board, own_error, this_node
+from mucs_ray.engine.attempts import heartbeat, heartbeats
+from mucs_ray.engine.coordinator import (
+    POLL_S,
+    Coordinator,
+    cancel_unfinished,
+    last_line,
+    new_coordinator,
+    own_error,
+    this_node,
+)
 from mucs_ray.engine.host import keep_freed_memory
 from mucs_ray.engine.progress import Bar
 from mucs_ray.engine.session import ACTOR_CPUS, Cluster
 from mucs_ray.errors import InputError, MucsError, RunFailed
-from mucs_ray.models.dit_config import DiTConfig
-from mucs_ray.models.dit_edm import untrained
+from mucs_ray.models.adapters import adapter
+from mucs_ray.models.spec import ModelSpec
 from mucs_ray.store import checkpoint
 from mucs_ray.store.run import Stage
 from mucs_ray.store.weights import load_state, model_facts, save_average, save_state
 from mucs_ray.training.config import TrainConfig
 from mucs_ray.training.numerics import as_in_training
-from mucs_ray.training.step import Group, TrainState, name_torch_stream, training
+from mucs_ray.training.step import Group, TrainState, training
 
 POST_INTERVAL_S = 0.5
 PATIENCE_S = 10.0
@@ -52,7 +60,7 @@ class TrainJob:
 
     dataset: Dataset
     stage: Stage
-    model: DiTConfig
+    model: ModelSpec
     train: TrainConfig
     seed: int
     removed: frozenset[int] = frozenset()
@@ -77,11 +85,11 @@ def run_training(job: TrainJob, group: Group, device: torch.device, post: Callab
     load_state(job.stage, state)
     if group.size > 1:
         group = wrap(state, group)
-    images = LocalImages(job.dataset, "train", removed=job.removed, on_unit=beat)
-    test = LocalImages(job.dataset, "test", on_unit=beat)
+    images = LocalImages(job.dataset, "train", removed=job.removed, on_unit=heartbeat)
+    test = LocalImages(job.dataset, "test", on_unit=heartbeat)
     posted = 0.0
     for update in training(state, images, test, job.train, seed=job.seed, group=group):
-        beat()  # a captured pass calls no hook
+        heartbeat()  # a captured pass calls no hook
         if group.rank == 0 and time.monotonic() - posted > POST_INTERVAL_S:
             posted = time.monotonic()
             post("train", (update.step, update.loss.item()))
@@ -100,10 +108,10 @@ def run_training(job: TrainJob, group: Group, device: torch.device, post: Callab
 
 def fresh_state(job: TrainJob, device: torch.device, *, captures: bool = False) -> TrainState:
     """Initial weights from the name "train/init": the same for pretraining and every retraining of a seed."""
-    name_torch_stream(job.seed, "train/init")
-    denoiser = untrained(job.model)
-    denoiser.network.register_forward_pre_hook(lambda *_: beat())  # whoever computes is alive
-    return TrainState.fresh(denoiser.to(device), job.train, captures=captures)
+    denoiser = adapter(job.model).untrained(job.seed, device)
+    assert denoiser is not None, "a model that cannot be trained has no stage that trains"
+    denoiser.network.register_forward_pre_hook(lambda *_: heartbeat())  # whoever computes is alive
+    return TrainState.fresh(denoiser, job.train, captures=captures)
 
 
 def wrap(state: TrainState, group: Group) -> Group:
@@ -121,14 +129,14 @@ def wrap(state: TrainState, group: Group) -> Group:
 def train_worker(task: dict[str, Any]) -> None:
     """What Ray Train runs in each worker. Our own errors are told, not raised: a retry would only repeat them."""
     context = ray.train.get_context()
-    board: Board = task["board"]
+    coordinator: Coordinator = task["coordinator"]
     group = Group(rank=context.get_world_rank(), size=context.get_world_size())
     device = ray.train.torch.get_device()
     try:
-        with as_in_training(device), beating(lambda: board.post("alive", time.time())):
-            run_training(task["job"], group, device, lambda key, value: board.post(key, value))
+        with as_in_training(device), heartbeats(lambda: coordinator.post("alive", time.time())):
+            run_training(task["job"], group, device, lambda key, value: coordinator.post(key, value))
     except MucsError as error:
-        board.post_now("error", error)
+        coordinator.post_now("error", error)
     ray.train.report({})
 
 
@@ -152,12 +160,12 @@ def workers_for(train: TrainConfig, wanted: int, cluster: Cluster, *, trainings:
 
 
 @ray.remote(num_cpus=0, max_retries=0)
-def fit(run: TrainRun, board: Board, folder: str, cluster: Cluster) -> None:
+def fit(run: TrainRun, coordinator: Coordinator, folder: str, cluster: Cluster) -> None:
     """Ray Train in a process of its own: in a thread of the driver it could not be ended before Ray is."""
     fs, path = storage.filesystem(folder)
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config={"job": run.job, "board": board},
+        train_loop_config={"job": run.job, "coordinator": coordinator},
         scaling_config=ScalingConfig(
             num_workers=run.num_workers, use_gpu=cluster.gpus > 0, resources_per_worker=resources(cluster)
         ),
@@ -179,8 +187,8 @@ class Training:
     """One Ray Train run; `poll` it until it has `ended`, and `stop` it in any case."""
 
     def __init__(self, run: TrainRun, cluster: Cluster) -> None:
-        """Starts it."""
-        self.job, self.board = run.job, new_board()
+        """Start the training."""
+        self.job, self.coordinator = run.job, new_coordinator()
         self.step, self.first, self.note = 0, 0, ""
         self.started = time.monotonic()
         self.began: float | None = None
@@ -188,7 +196,7 @@ class Training:
         # a name of its own each time: Ray would silently resume an old run of the same name, and the state is ours
         self.folder = storage.join(run.job.stage.folder, f"ray-train-{uuid4().hex[:8]}")
         here = fit.options(scheduling_strategy=this_node())
-        self.task = here.remote(run, self.board, self.folder, cluster)
+        self.task = here.remote(run, self.coordinator, self.folder, cluster)
 
     @property
     def ended(self) -> bool:
@@ -196,19 +204,19 @@ class Training:
         return bool(ray.wait([self.task], timeout=0)[0])
 
     def poll(self) -> dict[str, Any]:
-        """Read the board. Raises what a worker of ours reported: the others would wait for it."""
-        notes = self.board.read()
-        if "error" in notes:
-            raise notes["error"]
-        if notes != self.last:
-            self.seen, self.last = time.monotonic(), notes
-        if "train" in notes:
-            self.step, loss = notes["train"]
+        """Read what the workers posted. Raises what a worker of ours reported: the others would wait for it."""
+        posted = self.coordinator.read()
+        if "error" in posted:
+            raise posted["error"]
+        if posted != self.last:
+            self.seen, self.last = time.monotonic(), posted
+        if "train" in posted:
+            self.step, loss = posted["train"]
             if self.began is None:
                 self.first, self.began = self.step, time.monotonic()
-            validation = f", validation {notes['validation'][1]:.4f}" if "validation" in notes else ""
+            validation = f", validation {posted['validation'][1]:.4f}" if "validation" in posted else ""
             self.note = f"loss {loss:.4f}{validation}"
-        return notes
+        return posted
 
     def hangs(self, timeout_s: float) -> bool:
         """Whether it has begun, and then gave no sign of life for so long."""
@@ -216,12 +224,12 @@ class Training:
 
     def result(self) -> dict[str, Any]:
         """Facts of a training that has ended; the weights are in its stage's folder. RunFailed if it failed."""
-        notes = self.poll()
+        posted = self.poll()
         try:
             ray.get(self.task)
         except ray.exceptions.RayError as error:
             raise own_error(error) or RunFailed(f"training failed: {last_line(error)}") from error
-        facts = notes.get("result") or finished_facts(self.job.stage)
+        facts = posted.get("result") or finished_facts(self.job.stage)
         self.step = facts["updates"]
         seconds = time.monotonic() - self.began if self.began is not None else 0.0
         rate = (self.step - self.first) * self.job.train.batch_size / seconds if seconds else 0.0
@@ -261,7 +269,7 @@ def train_all(runs: Sequence[TrainRun], cluster: Cluster, *, bar: Bar) -> Iterat
                     if training.hangs(cluster.engine.timeout):
                         hangs[number] += 1
                         running.pop(number).stop()
-                        running[number] = begun_again(runs[number], cluster, hangs[number], bar)
+                        running[number] = restart_after_hang(runs[number], cluster, hangs[number], bar)
                 except MucsError as error:
                     failure, facts = failure or error, None
                     if number in running:
@@ -278,12 +286,12 @@ def train_all(runs: Sequence[TrainRun], cluster: Cluster, *, bar: Bar) -> Iterat
             training.stop(patience_s=0.0)
 
 
-def begun_again(run: TrainRun, cluster: Cluster, hangs: int, bar: Bar) -> Training:
-    """After a hang, from the last published state. RunFailed after too many."""
-    told = f"{run.job.stage.name} gave no sign of life for {cluster.engine.timeout:g} s"
+def restart_after_hang(run: TrainRun, cluster: Cluster, hangs: int, bar: Bar) -> Training:
+    """Start a training that hung again, from its last published state. RunFailed after too many hangs."""
+    cause = f"{run.job.stage.name} gave no sign of life for {cluster.engine.timeout:g} s"
     if hangs > cluster.engine.max_failures:
-        raise RunFailed(f"{told}, {hangs} times; run the command again")
-    bar.tell(f"{told}; begun again from its last state", "failure", unit=run.job.stage.name, kind="hung")
+        raise RunFailed(f"{cause}, {hangs} times; run the command again")
+    bar.print_event(f"{cause}; begun again from its last state", "failure", unit=run.job.stage.name, kind="hung")
     return Training(run, cluster)
 
 

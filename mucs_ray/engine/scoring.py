@@ -22,18 +22,19 @@ from mucs_ray.attribution.first_losses import FirstLosses
 from mucs_ray.data.table import Unit
 from mucs_ray.diffusion.batch import Batch
 from mucs_ray.engine import metrics
-from mucs_ray.engine.attempts import beating
+from mucs_ray.engine.attempts import heartbeats
 from mucs_ray.engine.attributors import AttributeJob, Refs, Shared, build
-from mucs_ray.engine.board import Board, last_line, this_worker
+from mucs_ray.engine.coordinator import Coordinator, last_line, this_worker
 from mucs_ray.engine.models import to_tensors
-from mucs_ray.engine.unit_rows import UNIT_COLUMN, Rows, sources
+from mucs_ray.engine.reading import UNIT_COLUMN
+from mucs_ray.engine.unit_rows import Rows, sources
 from mucs_ray.errors import MucsError, RunFailed
 from mucs_ray.store.parts import part_bytes, unit_part
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Receipt:
-    """Told by a scorer once a stage's part of a unit is published."""
+    """A scorer returns it once a stage's part of a unit is published."""
 
     stage: str
     unit: str
@@ -107,7 +108,7 @@ class Member:
     """One stage of a pass, as readers and scorers know it."""
 
     job: AttributeJob
-    board: Board
+    coordinator: Coordinator
     units: frozenset[str]
     """Names of those that have no part yet."""
 
@@ -115,56 +116,62 @@ class Member:
 class Scorer:
     """Resident in a worker: the methods of a pass with all their models, and one F1 for all of them."""
 
-    def __init__(self, members: Sequence[Member], refs: Sequence[Refs], units: dict[str, Unit], crew: Board) -> None:
-        """Signs on, so that it can be ended; fetches the weights once a node and moves them to the device."""
-        self.me = this_worker(ray.get_runtime_context().current_actor)
-        crew.join(self.me)
+    def __init__(
+        self, members: Sequence[Member], refs: Sequence[Refs], units: dict[str, Unit], pool: Coordinator
+    ) -> None:
+        """Join the `pool`, to be ended with it; fetch the weights once a node and move them to the device."""
+        self.worker = this_worker(ray.get_runtime_context().current_actor)
+        pool.add_worker(self.worker)
         self.members, self.units = members, units
         shared = Shared(num_methods=len(members), first_losses=FirstLosses())
-        self.methods = [method_or_error(member.job, each, shared) for member, each in zip(members, refs, strict=True)]
-        self.tell_metrics()
+        self.workerthods = [
+            method_or_error(member.job, each, shared) for member, each in zip(members, refs, strict=True)
+        ]
+        self.count_worker()
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """A unit's rows in, a receipt out for each stage that has its part now; of the others the boards know why."""
+        """Make the parts of a unit; a receipt for each stage that has its part now, and the coordinators of the others
+        are told why not.
+        """
         unit = self.units[table[UNIT_COLUMN][0].as_py()]
-        rows, told = sources(table), list[Receipt]()
-        for member, method in zip(self.members, self.methods, strict=True):
+        rows, published = sources(table), list[Receipt]()
+        for member, method in zip(self.members, self.workerthods, strict=True):
             if unit.name in member.units and member.job.source in rows:  # else it could not be read
-                told += self.attempt(member, method, unit, rows[member.job.source])
-        return receipts(told)
+                published += self.attempt(member, method, unit, rows[member.job.source])
+        return receipts(published)
 
     def attempt(self, member: Member, method: Attributor | MucsError, unit: Unit, rows: Rows) -> list[Receipt]:
-        """One stage's work on a unit, unless it is done or given up."""
-        board = member.board
-        match board.begin(unit.name, self.me):
+        """Do one stage's work on a unit, unless it is done or given up."""
+        coordinator = member.coordinator
+        match coordinator.begin(unit.name, self.worker):
             case "done":
-                return [board.result(unit.name)]
+                return [coordinator.result(unit.name)]
             case "given up":
                 return []
             case "draining":
                 os._exit(0)  # before this node is taken away: Ray starts this worker, and this unit, on another
         try:
-            with beating(lambda: self.sign(board, unit)):
+            with heartbeats(lambda: self.send_heartbeat(coordinator, unit)):
                 if isinstance(method, MucsError):
                     raise method
                 receipt = score_unit(method, member.job, unit, rows)
         except MucsError as error:
-            board.failed(unit.name, str(error), error)
+            coordinator.failed(unit.name, str(error), error)
             return []
         except Exception as error:
-            board.failed(unit.name, last_line(error))
+            coordinator.failed(unit.name, last_line(error))
             os._exit(1)  # this process or its device may be what is broken: Ray tries again in another
-        board.end(unit.name, receipt)
+        coordinator.end(unit.name, receipt)
         metrics.unit_done(receipt.stage, images=receipt.rows, forwards=receipt.forwards, seconds=receipt.worker_seconds)
         return [receipt]
 
-    def sign(self, board: Board, unit: Unit) -> None:
-        """A sign of life."""
-        board.beat(unit.name)
-        self.tell_metrics()
+    def send_heartbeat(self, coordinator: Coordinator, unit: Unit) -> None:
+        """Send a sign of life of the unit, and of this worker to the metrics."""
+        coordinator.heartbeat(unit.name)
+        self.count_worker()
 
-    def tell_metrics(self) -> None:
-        """This worker is there for each of its stages."""
+    def count_worker(self) -> None:
+        """Count this worker for each of its stages."""
         for member in self.members:
             metrics.worker_there(member.job.stage.name)
 
@@ -192,6 +199,6 @@ def loaded_method(job: AttributeJob, refs: Refs, shared: Shared) -> Attributor:
     return method
 
 
-def receipts(told: Sequence[Receipt]) -> pa.Table:
-    """As Ray Data carries them."""
-    return pa.Table.from_pylist([asdict(each) for each in told], schema=RECEIPT)
+def receipts(published: Sequence[Receipt]) -> pa.Table:
+    """Receipts as the table that Ray Data carries."""
+    return pa.Table.from_pylist([asdict(receipt) for receipt in published], schema=RECEIPT)

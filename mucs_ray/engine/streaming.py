@@ -1,18 +1,15 @@
 """The streaming pass: Ray Data reads the units of the training set and sends them through a pool of resident scorers.
 
 One pass serves all stages that stream at the same time: each unit is read and decoded once, and every stage that has no
-part of it yet makes its own. A stage fails by itself: its attempts at units are counted on a board of its own. What has
-no part after a pass is streamed again: a resumed run, a lost worker and a first run are the same code. The pool grows
-when nodes join, and shrinks when the work runs out.
+part of it yet makes its own. A stage fails by itself: its attempts at units are counted by a coordinator of its own.
+What has no part after a pass is streamed again: a resumed run, a lost worker and a first run are the same code. The
+pool grows when nodes join, and shrinks when the work runs out.
 """
 
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import pyarrow as pa
 import ray
 import ray.data
 import ray.exceptions
@@ -20,13 +17,13 @@ import ray.exceptions
 from mucs_ray import storage
 from mucs_ray.data.table import Unit
 from mucs_ray.engine.attempts import explain
-from mucs_ray.engine.attributors import AttributeJob, Refs, read_rows
-from mucs_ray.engine.board import Board, last_line, new_board
+from mucs_ray.engine.attributors import AttributeJob, Refs
+from mucs_ray.engine.coordinator import Coordinator, last_line, new_coordinator
 from mucs_ray.engine.pace import PACE, Pace
 from mucs_ray.engine.progress import Bar
+from mucs_ray.engine.reading import Reader, read_units
 from mucs_ray.engine.scoring import Member, Receipt, Scorer
 from mucs_ray.engine.session import READER_CPUS, Cluster, quiet_data
-from mucs_ray.engine.unit_rows import UNIT_COLUMN, with_source
 from mucs_ray.engine.watch import watching
 from mucs_ray.errors import MucsError
 from mucs_ray.store.parts import unit_part
@@ -50,7 +47,7 @@ class Streamed:
     """sha256 by part."""
     totals: dict[str, Any] = field(default_factory=lambda: dict.fromkeys(TOTALS, 0))
     """Over the receipts."""
-    board: Board = field(default_factory=new_board)
+    coordinator: Coordinator = field(default_factory=new_coordinator)
     pace: Pace = field(init=False)
 
     def __post_init__(self) -> None:
@@ -60,7 +57,19 @@ class Streamed:
     @property
     def member(self) -> Member:
         """For the workers of the next pass."""
-        return Member(job=self.job, board=self.board, units=frozenset(unit.name for unit in self.todo))
+        return Member(job=self.job, coordinator=self.coordinator, units=frozenset(unit.name for unit in self.todo))
+
+    @property
+    def reader(self) -> Reader:
+        """What the readers of the next pass need to know of this stage."""
+        job = self.job
+        return Reader(
+            source=job.source,
+            features=job.features,
+            timeout=job.recipe.engine.timeout,
+            coordinator=self.coordinator,
+            units=frozenset(unit.name for unit in self.todo),
+        )
 
     def take(self, receipt: Receipt, cluster: Cluster) -> None:
         """A part is there."""
@@ -71,22 +80,22 @@ class Streamed:
         self.bar.advance(receipt.rows, f"{rate:,.0f} forwards/s" if rate else "")
         if line := self.pace.line(self.totals, at=self.bar.elapsed):
             facts = {**self.totals, "processor": cluster.processor, "fingerprint": self.job.stage.fingerprint}
-            self.bar.tell(line, PACE, **facts)
+            self.bar.print_event(line, PACE, **facts)
 
     def look_again(self, cause: str, known: int) -> None:
         """After a pass: what has no part has failed, by this cause unless one was told after `known` others."""
         there = {*self.digests, *storage.names(self.job.stage.folder)}
         todo = [unit for unit in self.todo if unit_part(self.job.stage, unit) not in there]
-        told = {each.unit for each in self.board.news(known)[0]}
+        told = {each.unit for each in self.coordinator.failures_since(known)[0]}
         for unit in todo:
             if unit.name not in told:
-                self.board.failed(unit.name, cause)
-        given_up = self.board.given_up()
+                self.coordinator.failed(unit.name, cause)
+        given_up = self.coordinator.given_up()
         self.todo = [unit for unit in todo if unit.name not in given_up]
 
     def error(self) -> MucsError | None:
         """What to tell of the units that were given up, if any were."""
-        given_up = self.board.given_up()
+        given_up = self.coordinator.given_up()
         return explain(given_up, len(self.units)) if given_up else None
 
 
@@ -97,10 +106,10 @@ def run_pass(stages: Sequence[Streamed], *, cluster: Cluster) -> None:
     """
     by_name = {stage.job.stage.name: stage for stage in stages}
     while todo := [stage for stage in stages if stage.todo]:
-        known = [stage.board.news(0)[1] for stage in todo]
+        known = [stage.coordinator.failures_since(0)[1] for stage in todo]
         cause = "it has no part, and nobody said why"
         try:
-            with watching([(stage.board, stage.bar) for stage in todo], cluster.engine.timeout):
+            with watching([(stage.coordinator, stage.bar) for stage in todo], cluster.engine.timeout):
                 for receipt in stream(todo, cluster):
                     by_name[receipt.stage].take(receipt, cluster)
         except ray.exceptions.RayError as error:
@@ -112,20 +121,21 @@ def run_pass(stages: Sequence[Streamed], *, cluster: Cluster) -> None:
 def stream(stages: Sequence[Streamed], cluster: Cluster) -> Iterator[Receipt]:
     """One pass over the units that any of the stages lacks; receipts in the order they come."""
     quiet_data()
-    members, crew = [stage.member for stage in stages], new_board()
+    members, pool = [stage.member for stage in stages], new_coordinator()
     units = {unit.name: unit for stage in stages for unit in stage.todo}
     least, most = pool_size(cluster, len(units))
     names = ray.data.from_items(list(units), override_num_blocks=len(units))
     rows = names.map_batches(
         read_units,  # pyright: ignore[reportArgumentType]
-        fn_args=(units, members),
+        fn_args=(units, [stage.reader for stage in stages]),
         batch_size=None,
         batch_format="pyarrow",
+        compute=ray.data.TaskPoolStrategy(size=min(num_readers(most), len(units))),
         num_cpus=READER_CPUS,
     )
     done = rows.map_batches(
         Scorer,
-        fn_constructor_args=(members, [stage.refs for stage in stages], units, crew),
+        fn_constructor_args=(members, [stage.refs for stage in stages], units, pool),
         batch_size=None,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(min_size=least, max_size=most, max_tasks_in_flight_per_actor=2),
@@ -138,7 +148,7 @@ def stream(stages: Sequence[Streamed], cluster: Cluster) -> Iterator[Receipt]:
     finally:
         # Ray Data ends its pool when nothing refers to it any more, which after a failure may be never; the trainings
         # that follow could then not be placed
-        for scorer in crew.dismiss():
+        for scorer in pool.take_workers():
             ray.kill(scorer.actor)
 
 
@@ -152,39 +162,8 @@ def pool_size(cluster: Cluster, num_units: int) -> tuple[int, int]:
     return min(least, most), most
 
 
-def read_units(names: pa.Table, units: dict[str, Unit], members: Sequence[Member]) -> pa.Table:
-    """A unit's rows from every source that its stages read, and its name as a column. Of a source that cannot be read
-    there are no columns, and the boards of its stages know why.
+def num_readers(most_scorers: int) -> int:
+    """The number of tasks that read side by side. Reading a unit takes a fraction of the time of scoring it, and each
+    reader is a process of its own, so a small pool needs no more than two.
     """
-    unit = units[names["item"][0].as_py()]
-    table = pa.table({UNIT_COLUMN: [unit.name] * unit.rows})
-    readers: dict[str, list[Member]] = {}
-    for member in members:
-        if unit.name in member.units:
-            readers.setdefault(member.job.source, []).append(member)
-    for source, those in readers.items():
-        job = those[0].job
-        try:
-            table = with_source(table, source, within(job.recipe.engine.timeout, read_rows, job, unit))
-        except Exception as error:
-            own = error if isinstance(error, MucsError) else None
-            for member in those:
-                member.board.failed(unit.name, str(own or f"it could not be read: {last_line(error)}"), own)
-    return table
-
-
-def within(seconds: float, function: Callable[..., pa.Table], *arguments: Any) -> pa.Table:  # noqa: ANN401
-    """function(*arguments), or TimeoutError: a file system that hangs cannot be interrupted, only left behind."""
-    result = Future[pa.Table]()
-
-    def run() -> None:
-        try:
-            result.set_result(function(*arguments))
-        except BaseException as error:
-            result.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    try:
-        return result.result(timeout=seconds)
-    except TimeoutError as error:
-        raise error if result.done() else TimeoutError(f"no answer for {seconds:g} s") from None
+    return max(2, most_scorers // 4)

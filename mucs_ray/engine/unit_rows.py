@@ -6,10 +6,7 @@ import torch
 from mucs_ray.attribution.base import Columns
 from mucs_ray.diffusion.batch import Batch
 from mucs_ray.engine.attributors import AttributeJob, to_rows
-
-UNIT_COLUMN = "mucs_ray_unit"
-SEPARATOR = ":"
-"""Between the source of a column and its name there."""
+from mucs_ray.engine.reading import SEPARATOR
 
 
 class Rows:
@@ -25,13 +22,6 @@ class Rows:
         if self.moved is None:
             self.moved = to_rows(job, self.table, device)
         return self.moved
-
-
-def with_source(table: pa.Table, source: str, rows: pa.Table) -> pa.Table:
-    """The columns of `rows` beside those of other sources."""
-    for name in rows.column_names:
-        table = table.append_column(f"{source}{SEPARATOR}{name}", rows[name])
-    return table
 
 
 def sources(table: pa.Table) -> dict[str, Rows]:

@@ -1,4 +1,4 @@
-"""The driver's eye on units that others work on: what failed is told, what hangs is ended."""
+"""Reports the failures of units, and ends workers that hang."""
 
 import threading
 import time
@@ -9,7 +9,7 @@ import ray
 
 from mucs_ray.engine import metrics
 from mucs_ray.engine.attempts import ATTEMPTS, Attempt, Failure
-from mucs_ray.engine.board import POLL_S, Board
+from mucs_ray.engine.coordinator import POLL_S, Coordinator
 from mucs_ray.engine.progress import Bar
 from mucs_ray.engine.session import alive_nodes
 
@@ -17,52 +17,53 @@ LOOK_S = 2.0
 
 
 class Watch:
-    """Looks every LOOK_S at the sheets of attempts of stages that are done together."""
+    """Looks every LOOK_S at the attempts of stages that are done together."""
 
-    def __init__(self, stages: Sequence[tuple[Board, Bar]], timeout_s: float) -> None:
-        """`timeout_s` without a sign of life is a hang."""
+    def __init__(self, stages: Sequence[tuple[Coordinator, Bar]], timeout_s: float) -> None:
+        """An attempt that gives no sign of life for `timeout_s` hangs."""
         self.stages, self.timeout_s = stages, timeout_s
         self.known, self.looked = [0] * len(stages), 0.0
-        self.crew = (0, 0)
+        self.workers = (0, 0)
+        """How many units are worked on, on how many nodes, as last told."""
 
     def look(self) -> list[tuple[str, Attempt]]:
-        """Tell what is new; returns the units whose attempts hang, for whoever asks to end their workers."""
+        """Report what is new; returns the units whose attempts hang, for whoever asks to end their workers."""
         if time.monotonic() - self.looked < LOOK_S:
             return []
         self.looked = time.monotonic()
-        late = [each for board, _ in self.stages for each in board.overdue(self.timeout_s).items()]
-        self.tell()
-        return late
+        hanging = [item for coordinator, _ in self.stages for item in coordinator.overdue(self.timeout_s).items()]
+        self.report()
+        return hanging
 
-    def tell(self) -> None:
-        """Failures and changes of the crew, on the terminal, in the events and in the metrics."""
+    def report(self) -> None:
+        """Show failures and changes of the workers, on the terminal, in the events and in the metrics."""
         at_work = 0
-        for number, (board, bar) in enumerate(self.stages):
-            failures, self.known[number], working = board.news(self.known[number])
+        for number, (coordinator, bar) in enumerate(self.stages):
+            failures, self.known[number], working = coordinator.failures_since(self.known[number])
             at_work += working
-            for each in failures:
-                tell_failure(bar, each)
-        crew = (at_work, len(alive_nodes()))
+            for failure in failures:
+                report_failure(bar, failure)
+        workers = (at_work, len(alive_nodes()))
         for _, bar in self.stages:
-            if crew != self.crew:
-                bar.log("crew", at_work=crew[0], nodes=crew[1])
+            if workers != self.workers:
+                bar.log_event("workers", at_work=workers[0], nodes=workers[1])
             if bar.events is not None:
                 bar.events.flush_now_and_then()
-        self.crew = crew
+        self.workers = workers
 
 
-def tell_failure(bar: Bar, failure: Failure) -> None:
-    """One attempt that did not end well."""
+def report_failure(bar: Bar, failure: Failure) -> None:
+    """Show one attempt that did not end well."""
     metrics.attempt_failed(bar.stage, failure.kind)
     place = f" on {failure.place}" if failure.place else ""
-    told = "given up" if failure.error else f"tried at most {ATTEMPTS} times"
-    line = f"{failure.unit}{place}: {failure.cause} ({told})"
-    bar.tell(line, "failure", unit=failure.unit, kind=failure.kind)
+    outlook = "given up" if failure.error else f"tried at most {ATTEMPTS} times"
+    line = f"{failure.unit}{place}: {failure.cause} ({outlook})"
+    bar.print_event(line, "failure", unit=failure.unit, kind=failure.kind)
 
 
 @contextmanager
-def watching(stages: Sequence[tuple[Board, Bar]], timeout_s: float) -> Iterator[None]:
-    """Look on from a thread, and end actors that hang; Ray starts them again and gives them their unit again."""
+def watching(stages: Sequence[tuple[Coordinator, Bar]], timeout_s: float) -> Iterator[None]:
+    """Watch from a thread, and end actors that hang; Ray starts them again and gives them their unit again."""
     over = threading.Event()
     watch = Watch(stages, timeout_s)
 
@@ -78,4 +79,4 @@ def watching(stages: Sequence[tuple[Board, Bar]], timeout_s: float) -> Iterator[
     finally:
         over.set()
         thread.join()
-        watch.tell()
+        watch.report()

@@ -144,7 +144,7 @@ class Pipeline:
     @cached_property
     def tasks(self) -> dict[str, Task]:
         """What each stage under attribute/ does."""
-        chosen = () if self.recipe.weights else ("train.checkpoint",)
+        chosen = ("train.checkpoint",) if self.recipe.trains else ()
         return all_tasks(self.recipe, self.known.values(), chosen, self.encoders)
 
     def parts_of(self, method: str) -> list[str]:
@@ -168,9 +168,9 @@ class Pipeline:
             stages[name] = Stage(run_url=self.run_url, name=name, reads=reads, inputs=picked)
 
         recipe = self.recipe
-        chosen = () if recipe.weights else ("train.checkpoint",)
+        chosen = ("train.checkpoint",) if recipe.trains else ()
         trained = settings(recipe, "model", "train", "seed", without=("train.checkpoint",))
-        if recipe.weights:
+        if not recipe.trains:
             stage("pretrain", {"weights": self.weights_digest, **settings(recipe, "model")})
         else:
             stage("pretrain", trained, "data")
@@ -183,7 +183,7 @@ class Pipeline:
             stage(task.name, task.reads, *task.inputs)
         stages.pop(TARGETS)
         removal = settings(recipe, "remove", without=() if recipe.remove.mode == "matched" else ("remove.size",))
-        for method in self.known if recipe.weights is None else ():
+        for method in self.known if recipe.trains else ():
             retrained = self.retrained(method)
             for name in retrained:
                 stage(name, {**trained, **removal}, "data", f"attribute/{method}")
@@ -193,7 +193,7 @@ class Pipeline:
     @cached_property
     def evaluations(self) -> dict[str, Stage]:
         """The stages that compare images. MachineError if a metric was asked for by name and its weights are absent."""
-        if self.recipe.weights:
+        if not self.recipe.trains:
             return {}
         reads = {f"metric.{each.name}": each.digest for each in self.similarities[0]}
         pairs = {method: ("generate", f"regenerate/{method}") for method in self.known} | {UNRELATED: ("generate",)}
@@ -247,6 +247,11 @@ class Pipeline:
         if command not in ("pretrain", "generate"):
             for name in self.needed:
                 check_method(self.known[name], self.dataset.card, self.weights_dir)
+        if command in ("retrain", "regenerate", "evaluate") and not self.recipe.model.trains:
+            raise InputError(
+                f"{command} trains the model again without some images, and model.kind {self.recipe.model.kind} cannot"
+                " be trained here; use attribute"
+            )
         if command in ("retrain", "regenerate", "evaluate") and self.recipe.weights:
             raise InputError(
                 f"{command} needs a model trained in this run, to train it again without some images; leave --weights"

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mucs_ray.attribution.tuning import precisions
 from mucs_ray.diffusion.loss import denoising_loss
 from mucs_ray.engine.pace import PACE
-from mucs_ray.models.dit_edm import untrained
+from mucs_ray.models.adapters import adapter
 from mucs_ray.pipeline.graph import Pipeline
 from mucs_ray.store.events import read_events
 from mucs_ray.store.run import State
@@ -77,7 +77,8 @@ def measure(pipeline: Pipeline) -> Speed:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # a worker has one
-    denoiser = untrained(recipe.model).to(device)
+    kind = adapter(recipe.model)
+    denoiser = (kind.untrained(recipe.seed, device) or kind.model(device)).requires_grad_(True)
 
     def run(count: int) -> torch.Tensor:
         image, noise = torch.zeros(2, count, *denoiser.shape, device=device)

@@ -3,13 +3,14 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import prod
 
 import torch
 
 from mucs_ray.attribution.base import Passes
 from mucs_ray.config.engine import GROUPS, LEAST_IMAGES
 from mucs_ray.diffusion.model import DiffusionModel
-from mucs_ray.models.dit_edm import untrained
+from mucs_ray.models.adapters import adapter
 from mucs_ray.pipeline.graph import Pipeline
 from mucs_ray.pipeline.method_stages import Task
 from mucs_ray.store.run import State
@@ -46,17 +47,16 @@ def left_to_do(pipeline: Pipeline, states: Mapping[str, State], *, processor: st
 
     `processor`: "GPU" or "CPU", what a worker has one of.
     """
-    with torch.device("meta"):
-        model = untrained(pipeline.recipe.model)
+    model = adapter(pipeline.recipe.model).model(torch.device("meta"))
     every = sum(4 * each.numel() for each in model.parameters())
     todo = [name for name, state in states.items() if state.status != "done"]
     # all retrainings together, for they run side by side, and all that is generated from them
     rows = Counter(name.split("/")[0] if name.startswith(TESTING) else name for name in todo)
     for name, count in rows.items():
-        if name == "retrain" or (name == "pretrain" and not pipeline.recipe.weights):
+        if name == "retrain" or (name == "pretrain" and pipeline.recipe.trains):
             yield trainings(pipeline, name, count, every=every, processor=processor)
         elif name in ("generate", "regenerate"):
-            yield generation(pipeline, name, count)
+            yield generation(pipeline, name, count, model)
         elif task := pipeline.tasks.get(name):
             yield from part(pipeline, task, model)
 
@@ -76,9 +76,9 @@ def trainings(pipeline: Pipeline, name: str, count: int, *, every: int, processo
     )
 
 
-def generation(pipeline: Pipeline, name: str, count: int) -> Work:
+def generation(pipeline: Pipeline, name: str, count: int, model: DiffusionModel) -> Work:
     """Targets and controls; only targets are generated again where each has a retraining of its own."""
-    config, size = pipeline.recipe.generate, pipeline.dataset.card.size
+    config = pipeline.recipe.generate
     samples = config.items
     if name == "generate" or pipeline.recipe.remove.mode != "per-item":
         samples += config.controls
@@ -88,7 +88,7 @@ def generation(pipeline: Pipeline, name: str, count: int) -> Work:
         stage=name,
         work=f"{several}{samples} items",
         passes=Passes(forwards=count * samples * evaluations),
-        written_bytes=count * samples * 4 * 3 * size**2,
+        written_bytes=count * samples * 4 * prod(model.shape),
         pieces=count * samples,
     )
 

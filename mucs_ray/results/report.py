@@ -134,7 +134,7 @@ def answer(
 def condition_name(pipeline: Pipeline, test_row: Row) -> str:
     """Return what the item was generated from: a caption, a class, or nothing."""
     card = pipeline.dataset.card
-    if not pipeline.recipe.model.condition_dim:
+    if not pipeline.recipe.model.conditional:
         return "unconditional"
     if card.condition == "embedding":
         return test_row.text[0] if test_row.text else ""
@@ -164,18 +164,15 @@ def unlearning(pipeline: Pipeline, method: str, number: int) -> Unlearning | Non
 def run_facts(pipeline: Pipeline) -> Iterable[tuple[str, str]]:
     """Yield the name and value of each fact that a reader needs to judge or repeat the run."""
     recipe, card = pipeline.recipe, pipeline.dataset.card
-    model, trained = recipe.model, pipeline.stages["pretrain"].facts()
+    trained = pipeline.stages["pretrain"].facts()
     counts = {split: f"{card.num_images(split):,} {split}" for split in ("train", "test")}
     yield "recipe", f"{recipe.name}, seed {recipe.seed}"
     yield "data set", f"{card.name}: {counts['train']}, {counts['test']}, {card.size} px"
     yield "licence of the images", card.licence
-    yield (
-        "model",
-        f"DiT-EDM, width {model.width}, depth {model.depth}, patch {model.patch_size}, {model.num_heads} heads",
-    )
+    yield "model", recipe.model.describe()
     if recipe.weights:
         yield "weights", recipe.weights.rsplit("/", 1)[-1]
-    else:
+    elif recipe.trains:
         yield "training", f"{trained['updates']:,} updates of {recipe.train.batch_size}, {trained['workers']} workers"
         yield "validation loss", f"{trained['best_loss']:.4f} (best, after {trained['best_step']:,} updates)"
     if any(is_done(stage) for stage in pipeline.evaluated.values()):

@@ -1,7 +1,6 @@
 """From what a user names (a data set, a recipe, weights) to a checked recipe and an opened data set."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
 
 from rich.console import Console
 
@@ -43,9 +42,8 @@ def resolve(
     if chosen.weights is not None:
         from mucs_ray.store.weights import load_weights
 
-        heads = values.get("model", {}).get("num_heads")
-        config = load_weights(chosen.weights, num_heads=heads).config
-        chosen = build({**values, "model": asdict(config)}, methods)
+        spec, _ = load_weights(chosen.weights, values.get("model", {}))
+        chosen = build({**values, "model": spec.to_dict()}, methods)
     return chosen, opened
 
 

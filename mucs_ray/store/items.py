@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mucs_ray import storage
 from mucs_ray.attribution.base import Item
+from mucs_ray.spaces.pixels import decode
 from mucs_ray.store import checkpoint
 from mucs_ray.store.item_names import item_file, item_name
 from mucs_ray.store.run import Stage
@@ -32,7 +33,7 @@ class PlannedItem:
 
 def to_pixels(image: Float[Tensor, "c h w"]) -> UInt8[np.ndarray, "c h w"]:
     """Convert floats in [-1, 1], clamped, to 8-bit pixels (spec 2)."""
-    return ((image.clamp(-1, 1) * 0.5 + 0.5) * 255).round().to(torch.uint8).cpu().numpy()
+    return (decode(image) * 255).round().to(torch.uint8).cpu().numpy()
 
 
 def to_png(pixels: UInt8[np.ndarray, "c h w"]) -> bytes:

@@ -5,16 +5,18 @@ best.<tag>.safetensors    EMA weights at the lowest validation loss (+ .json car
 last.<tag>.safetensors    EMA weights at the end (+ .json card)
 """
 
-from dataclasses import asdict, fields
+from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
+import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from mucs_ray import storage
 from mucs_ray.errors import InputError
-from mucs_ray.models import official
-from mucs_ray.models.dit import DiT, DiTConfig
+from mucs_ray.models.adapters import adapter, find, kind_of
+from mucs_ray.models.spec import ModelSpec
 from mucs_ray.store import checkpoint
 from mucs_ray.store.run import Stage
 from mucs_ray.training.step import TrainState
@@ -66,37 +68,40 @@ def load_state(stage: Stage, state: TrainState) -> bool:
     return True
 
 
-def model_facts(config: DiTConfig) -> dict[str, Any]:
-    """Return the network's shape, for cards."""
-    return {"model": asdict(config)}
+def model_facts(spec: ModelSpec) -> dict[str, Any]:
+    """Return the settings that build the network, for cards."""
+    return {"model": spec.to_dict()}
 
 
-def model_config(facts: dict[str, Any], source: str) -> DiTConfig:
-    """Read the network's shape from a card."""
+def model_spec(facts: dict[str, Any], source: str) -> ModelSpec:
+    """Read the settings that build the network from a card."""
     if "model" not in facts:
         raise InputError(f"{source} has no description of its network in its header; was it written by mucs-ray?")
-    unknown = sorted(facts["model"].keys() - {field.name for field in fields(DiTConfig)})  # pydantic would drop them
+    spec_class = find(kind_of(facts["model"])).spec_class
+    values = {key: value for key, value in facts["model"].items() if key != "kind"}
+    unknown = sorted(values.keys() - {field.name for field in fields(spec_class)})  # pydantic would drop them
     if unknown:
         raise InputError(f"{source} describes a network of another version (model.{unknown[0]})")
     try:
-        return TypeAdapter(DiTConfig).validate_python(facts["model"])
+        return TypeAdapter(spec_class).validate_python(values)
     except ValidationError as error:
         key = ".".join(str(part) for part in error.errors()[0]["loc"])
         raise InputError(f"{source} describes a network of another version (model.{key})") from None
 
 
-def load_weights(path: str, *, num_heads: int | None = None) -> DiT:
-    """Read the network in a file. InputError, in one line, if it is absent, corrupt or of another architecture.
+def load_weights(path: str, values: Mapping[str, Any] | None = None) -> tuple[ModelSpec, Mapping[str, Tensor]]:
+    """Read the network in a file, as the settings that build it and its tensors.
 
-    `num_heads` cannot be read off official files; None = width / 64.
+    InputError, in one line, if the file is absent, corrupt or of another architecture. `values` are those of the recipe
+    under [model]; their kind reads a file that was not written by mucs-ray.
     """
     if not storage.exists(path):
         raise InputError(f"no weights at {path}; give a .safetensors, .ckpt or .pt file with --weights")
     if path.endswith(".safetensors"):
         tensors, facts = checkpoint.load(path)
         if "model" in facts:
-            network = DiT(model_config(facts, path))
-            checkpoint.strict_load(network, tensors, source=path)
-            return network.eval()
-    network, _ = official.load(path, num_heads=num_heads)
-    return network
+            spec = model_spec(facts, path)
+            checkpoint.strict_load(adapter(spec).model(torch.device("cpu")).network, tensors, source=path)
+            return spec, tensors
+    values = values or {}
+    return find(kind_of(values)).load().read(path, values)

@@ -21,7 +21,7 @@ from mucs_ray.diffusion.batch import Batch
 from mucs_ray.diffusion.condition import Condition, of_loss_inputs
 from mucs_ray.diffusion.loss import denoising_loss
 from mucs_ray.diffusion.model import DiffusionModel
-from mucs_ray.diffusion.noise import generator, normal
+from mucs_ray.diffusion.noise import generator, name_torch_stream, normal
 from mucs_ray.diffusion.process import Process
 from mucs_ray.training.augment import augment
 from mucs_ray.training.captured import CapturedLoss
@@ -108,11 +108,6 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
     """Return bf16 autocast, or a context that does nothing."""
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
-
-
-def name_torch_stream(seed: int, name: str) -> None:
-    """Seed torch's global generators (initial weights, dropout, condition drop) from a name."""
-    torch.manual_seed(int(generator(seed, name).integers(2**63)))
 
 
 def training(

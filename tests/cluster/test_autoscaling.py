@@ -38,7 +38,7 @@ def recipe(tmp_path: Path) -> Path:
 
 def start(recipe: Path, run: str, *options: str) -> subprocess.Popen[bytes]:
     """mucs-ray attribute, in a process of its own."""
-    command = [sys.executable, "-m", "mucs_ray.cli.app", "attribute", "--recipe", str(recipe), *options]
+    command = [sys.executable, "-m", "mucs_ray.cli", "attribute", "--recipe", str(recipe), *options]
     with recipe.with_name(f"{run}.log").open("wb") as log:
         return subprocess.Popen([*command, "--run", str(recipe.with_name(run))], stdout=log, stderr=log)
 

@@ -60,7 +60,7 @@ def in_folders(nodes: Nodes, name: str) -> list[Path]:
 
 def test_the_command_looks_at_every_node(nodes: Nodes, apart: Path, tmp_path: Path):
     data = tiny_dataset(tmp_path / "data")
-    command = [sys.executable, "-m", "mucs_ray.cli.app", "doctor", "--address", nodes.address, "--json"]
+    command = [sys.executable, "-m", "mucs_ray.cli", "doctor", "--address", nodes.address, "--json"]
     command += ["--run", str(apart / "run"), "--dataset", data.url]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 3, done.stderr

@@ -148,7 +148,7 @@ def prepare(folder: Path) -> None:
     subprocess.run(unpack, check=True, capture_output=True)
     (folder / "tiny.toml").write_text(RECIPE.format(data=folder / "data"))
     told = ["data", "prepare", "cifar10", "--source", str(folder / "original"), "--out", str(folder / "data")]
-    subprocess.run([sys.executable, "-m", "mucs_ray.cli.app", *told], check=True, capture_output=True)
+    subprocess.run([sys.executable, "-m", "mucs_ray.cli", *told], check=True, capture_output=True)
 
 
 def scores(run: Path) -> dict[str, bytes]:
@@ -163,7 +163,7 @@ def test_a_host_is_cut_off_in_the_middle(tmp_path: Path):
         patch.setenv("MUCS_RAY_CACHE", str(tmp_path / "cache"))
         patch.setenv("RAY_AUTH_MODE", "disabled")
         told = ["--dataset", str(tmp_path / "data"), "--recipe", str(tmp_path / "tiny.toml"), "--address", address]
-        command = [sys.executable, "-m", "mucs_ray.cli.app", "attribute", *told, "--run"]
+        command = [sys.executable, "-m", "mucs_ray.cli", "attribute", *told, "--run"]
         started = time.monotonic()
         process = subprocess.Popen(
             [*command, str(tmp_path / "cut")], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -181,5 +181,5 @@ def test_a_host_is_cut_off_in_the_middle(tmp_path: Path):
         calm = subprocess.run([*command, str(tmp_path / "calm")], capture_output=True, text=True, timeout=900)
         assert calm.returncode == 0, calm.stderr
     for file in (tmp_path / "cut" / "events").iterdir():
-        print("\n".join(line for line in file.read_text().splitlines() if '"crew"' in line or '"failure"' in line))
+        print("\n".join(line for line in file.read_text().splitlines() if '"workers"' in line or '"failure"' in line))
     assert scores(tmp_path / "cut") == scores(tmp_path / "calm")

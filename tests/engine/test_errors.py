@@ -1,17 +1,22 @@
 """What goes wrong in a worker reaches the user as our own one-line error, and nothing finished is lost."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from mucs_ray.cli.app import app
 from mucs_ray.data.table import Dataset
 from mucs_ray.engine.session import Cluster
 from mucs_ray.errors import InputError, RunFailed
 from mucs_ray.pipeline.graph import Pipeline
+from mucs_ray.run import driver
 from mucs_ray.store import checkpoint
 from mucs_ray.store.items import item_file
+from tiny import tiny_toml
 from tiny_run import open_tiny, work
 
 
@@ -76,6 +81,25 @@ def test_what_is_not_a_number_is_not_published(
         work(pipeline, "attribute", cluster)
     part = "score" if method == "users:Undefined" else "total"
     assert pipeline.stages[f"attribute/{method}/{part}"].state().status == "failed"
+
+
+def test_a_corrupt_shard_is_one_line_and_exit_code_2(
+    copied: Callable[[], Path], data: Dataset, cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A command finds it while it scores: no traceback, and what was finished before stays."""
+    monkeypatch.setattr(driver, "session", lambda *_, **__: nullcontext(cluster))
+    (tmp_path / "tiny.toml").write_text(tiny_toml(data.url, engine={"train_workers": 1, "actors": [1, 1]}))
+    run, shard = copied(), Path(data.url, "train/part-00000.parquet")
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[: len(whole) // 2])
+    try:
+        command = ["attribute", "--recipe", str(tmp_path / "tiny.toml"), "--run", str(run), "--method", "pixel"]
+        result = CliRunner().invoke(app, [*command, "--json"])
+    finally:
+        shard.write_bytes(whole)
+    assert result.exit_code == 2 and result.stdout == "", result.output
+    assert "is corrupt" in result.stderr and "part-00000.parquet" in result.stderr
+    assert "Traceback" not in result.stderr and (run / "generate/manifest.json").exists()
 
 
 def test_too_small_a_training_set(data: Dataset, tmp_path: Path, cluster: Cluster):

@@ -38,9 +38,9 @@ from mucs_ray.diffusion.model import DiffusionModel, guided
 from mucs_ray.diffusion.noise import generator, normal
 from mucs_ray.diffusion.sampler import sample
 from mucs_ray.diffusion.schedule import sampling_sigmas, scoring_sigmas, training_sigmas
-from mucs_ray.models.dit_edm import untrained
+from mucs_ray.models.adapters import adapter
 from mucs_ray.training.order import batch_rows
-from mucs_ray.training.step import Group, TrainState, name_torch_stream, training
+from mucs_ray.training.step import Group, TrainState, training
 
 Values = dict[str, Any]
 """Tensors, and JSON values (numbers, strings, lists of them), by name."""
@@ -289,8 +289,9 @@ def pipeline(run: Run) -> tuple[DiffusionModel, list[Item], Values]:
 def trained(run: Run) -> tuple[DiffusionModel, Values]:
     """F1, the EMA of the weights after the last update."""
     recipe = run.recipe
-    name_torch_stream(recipe.seed, "train/init")
-    state = TrainState.fresh(untrained(recipe.model), recipe.train)
+    first = adapter(recipe.model).untrained(recipe.seed, CPU)
+    assert first is not None
+    state = TrainState.fresh(first, recipe.train)
     values = flat("train/initial", dict(state.live.network.named_parameters()))
     updates = list(training(state, run.train, run.test, recipe.train, seed=recipe.seed, group=Group()))
     values["train/losses"] = [update.loss.item() for update in updates]

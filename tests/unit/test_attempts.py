@@ -1,8 +1,17 @@
-"""The sheet of attempts: who counts, who is given up, and what is told."""
+"""Attempts at units: who counts, who is given up, and what is told."""
 
 import pytest
 
-from mucs_ray.engine.attempts import ATTEMPTS, BEAT_S, Failure, Sheet, Worker, beat, beating, explain
+from mucs_ray.engine.attempts import (
+    ATTEMPTS,
+    HEARTBEAT_S,
+    AttemptTracker,
+    Failure,
+    Worker,
+    explain,
+    heartbeat,
+    heartbeats,
+)
 from mucs_ray.errors import InputError, RunFailed
 
 HERE, THERE = Worker(node="a", place="host a"), Worker(node="b", place="host b")
@@ -21,72 +30,72 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def sheet(clock: Clock) -> Sheet:
-    return Sheet(alive=lambda node: node == "a", clock=clock)
+def tracker(clock: Clock) -> AttemptTracker:
+    return AttemptTracker(alive=lambda node: node == "a", clock=clock)
 
 
-def test_three_errors_are_enough(sheet: Sheet):
+def test_three_errors_are_enough(tracker: AttemptTracker):
     for _ in range(ATTEMPTS):
-        assert sheet.begin("u", HERE) == "go"
-        sheet.failed("u", "bang")
-    assert sheet.begin("u", HERE) == "given up"
-    assert [each.place for each in sheet.given_up()["u"]] == ["host a"] * 3
+        assert tracker.begin("u", HERE) == "go"
+        tracker.failed("u", "bang")
+    assert tracker.begin("u", HERE) == "given up"
+    assert [each.place for each in tracker.given_up()["u"]] == ["host a"] * 3
 
 
-def test_an_error_of_our_own_is_final_at_once(sheet: Sheet):
-    sheet.begin("u", HERE)
-    sheet.failed("u", "corrupt", InputError("corrupt"))
-    assert sheet.is_given_up("u") and not sheet.is_given_up("v")
+def test_an_error_of_our_own_is_final_at_once(tracker: AttemptTracker):
+    tracker.begin("u", HERE)
+    tracker.failed("u", "corrupt", InputError("corrupt"))
+    assert tracker.is_given_up("u") and not tracker.is_given_up("v")
 
 
-def test_a_worker_that_died_counts_when_its_unit_begins_again(sheet: Sheet):
+def test_a_worker_that_died_counts_when_its_unit_begins_again(tracker: AttemptTracker):
     for _ in range(ATTEMPTS):
-        assert sheet.begin("u", HERE) == "go"
-    assert sheet.begin("u", HERE) == "given up"
-    assert {each.kind for each in sheet.failures} == {"lost"}
+        assert tracker.begin("u", HERE) == "go"
+    assert tracker.begin("u", HERE) == "given up"
+    assert {each.kind for each in tracker.failures} == {"lost"}
 
 
-def test_what_has_ended_is_not_begun_again_unless_it_failed_after_all(sheet: Sheet):
-    sheet.begin("u", HERE)
-    sheet.end("u", "receipt")
-    assert sheet.begin("u", HERE) == "done" and sheet.result("u") == "receipt" and not sheet.failures
-    sheet.failed("u", "its part has vanished")
-    assert sheet.begin("u", HERE) == "go"
+def test_what_has_ended_is_not_begun_again_unless_it_failed_after_all(tracker: AttemptTracker):
+    tracker.begin("u", HERE)
+    tracker.end("u", "receipt")
+    assert tracker.begin("u", HERE) == "done" and tracker.result("u") == "receipt" and not tracker.failures
+    tracker.failed("u", "its part has vanished")
+    assert tracker.begin("u", HERE) == "go"
 
 
-def test_a_lost_node_never_counts(sheet: Sheet):
+def test_a_lost_node_never_counts(tracker: AttemptTracker):
     for _ in range(10 * ATTEMPTS):
-        assert sheet.begin("u", THERE) == "go"
-        sheet.lost("u")
-    assert sheet.begin("u", THERE) == "go" and not sheet.failures
+        assert tracker.begin("u", THERE) == "go"
+        tracker.lost("u")
+    assert tracker.begin("u", THERE) == "go" and not tracker.failures
 
 
-def test_what_dies_before_it_begins_counts(sheet: Sheet):
+def test_what_dies_before_it_begins_counts(tracker: AttemptTracker):
     """Else a task that cannot even be unpickled would be begun for ever."""
     for _ in range(ATTEMPTS):
-        sheet.lost("u", "crashed")
-    assert sheet.is_given_up("u")
+        tracker.lost("u", "crashed")
+    assert tracker.is_given_up("u")
 
 
-def test_silence_is_a_hang_and_a_sign_of_life_is_not(sheet: Sheet, clock: Clock):
-    sheet.begin("u", HERE)
-    sheet.begin("v", HERE)
+def test_silence_is_a_hang_and_a_sign_of_life_is_not(tracker: AttemptTracker, clock: Clock):
+    tracker.begin("u", HERE)
+    tracker.begin("v", HERE)
     clock.now = 9
-    sheet.beat("v")
+    tracker.heartbeat("v")
     clock.now = 11
-    assert list(sheet.overdue(10)) == ["u"]
-    assert sheet.overdue(10) == {}, "counted once"
-    assert [(each.unit, each.kind, each.cause) for each in sheet.failures] == [
+    assert list(tracker.overdue(10)) == ["u"]
+    assert tracker.overdue(10) == {}, "counted once"
+    assert [(each.unit, each.kind, each.cause) for each in tracker.failures] == [
         ("u", "hung", "no sign of life for 11 s")
     ]
-    sheet.end("v")
-    assert sheet.news(0)[2] == 0, "nobody is at work"
+    tracker.end("v")
+    assert tracker.failures_since(0)[2] == 0, "nobody is at work"
 
 
 def test_a_draining_node_is_given_nothing():
-    sheet = Sheet(alive=lambda node: True, draining=lambda node: node == "b")
-    assert sheet.begin("u", THERE) == "draining" and sheet.begin("u", HERE) == "go"
-    assert not sheet.failures
+    tracker = AttemptTracker(alive=lambda node: True, draining=lambda node: node == "b")
+    assert tracker.begin("u", THERE) == "draining" and tracker.begin("u", HERE) == "go"
+    assert not tracker.failures
 
 
 def failure(unit: str, cause: str, error: Exception | None = None) -> Failure:
@@ -113,10 +122,10 @@ def test_one_corrupt_file_that_fails_many_units_is_told_once():
 def test_signs_of_life_are_seldom_and_end_with_the_unit(monkeypatch: pytest.MonkeyPatch):
     clock, told = Clock(), []
     monkeypatch.setattr("mucs_ray.engine.attempts.time.monotonic", clock)
-    beat()
-    with beating(lambda: told.append(clock.now)):
+    heartbeat()
+    with heartbeats(lambda: told.append(clock.now)):
         for _ in range(100):
-            clock.now += BEAT_S / 10
-            beat()
-    beat()
+            clock.now += HEARTBEAT_S / 10
+            heartbeat()
+    heartbeat()
     assert len(told) == 10

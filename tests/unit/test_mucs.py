@@ -31,14 +31,14 @@ from mucs_ray.attribution.unlearn import null_loss, unlearn
 from mucs_ray.diffusion.batch import Batch
 from mucs_ray.diffusion.condition import Condition, joined, one_by_one
 from mucs_ray.diffusion.edm import EDM, analytic_null_loss
-from mucs_ray.diffusion.noise import NoiseSet, generator, normal
+from mucs_ray.diffusion.noise import NoiseSet, generator, name_torch_stream, normal
 from mucs_ray.diffusion.schedule import random_schedule_sigmas, scoring_sigmas, training_sigmas
 from mucs_ray.errors import RunFailed
 from mucs_ray.models.dit import DiT, DiTConfig, unlearned_names
 from mucs_ray.models.dit_edm import DiTEDM
 from mucs_ray.training.config import TrainConfig
 from mucs_ray.training.order import batch_rows
-from mucs_ray.training.step import Group, TrainState, name_torch_stream, training
+from mucs_ray.training.step import Group, TrainState, training
 from tiny import lively, rows
 
 MODEL = DiTConfig(

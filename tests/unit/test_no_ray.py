@@ -17,7 +17,7 @@ from mucs_ray.pipeline.graph import Pipeline
 from tiny import tiny_dataset, tiny_recipe
 
 OF_THE_ENGINE = ("mucs_ray.engine", "mucs_ray.run.stages")
-"""`steps` runs the stages; the session is in the engine, and is imported to start Ray only when it must."""
+"""`stages` runs them; the session is in the engine, and is imported to start Ray only when it must."""
 
 
 def imported_with(modules: Iterable[str]) -> set[str]:

@@ -9,11 +9,11 @@ import torch
 
 from mucs_ray.data.local import LocalImages
 from mucs_ray.diffusion.edm import EDM
-from mucs_ray.diffusion.noise import generator, normal
+from mucs_ray.diffusion.noise import generator, name_torch_stream, normal
 from mucs_ray.diffusion.sampler import sample
 from mucs_ray.models.dit import DiT
 from mucs_ray.models.dit_edm import DiTEDM
-from mucs_ray.training.step import Group, TrainState, name_torch_stream, training
+from mucs_ray.training.step import Group, TrainState, training
 from tiny import rows, tiny_recipe, write_dataset
 
 

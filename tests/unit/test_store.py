@@ -21,12 +21,13 @@ from mucs_ray.attribution.base import Item
 from mucs_ray.config.recipe import Recipe, build
 from mucs_ray.data.table import Dataset
 from mucs_ray.errors import InputError
+from mucs_ray.models.adapters import adapter
 from mucs_ray.models.dit import DiT
 from mucs_ray.pipeline.graph import Pipeline, reopen
 from mucs_ray.store import checkpoint
 from mucs_ray.store.items import item_file, load_item, save_item, to_pixels
 from mucs_ray.store.run import Stage, open_run
-from mucs_ray.store.weights import load_weights, model_config, model_facts
+from mucs_ray.store.weights import load_weights, model_facts, model_spec
 from tiny import tiny_dataset, tiny_recipe
 
 # --- files ------------------------------------------------------------------------------------------------------------
@@ -525,12 +526,14 @@ def saved(network: DiT, path: Path) -> str:
 
 
 def test_weights_come_back_bit_for_bit_with_their_network(network: DiT, tmp_path: Path):
-    loaded = load_weights(saved(network, tmp_path / "w.safetensors"))
-    assert loaded.config == network.config
-    assert not loaded.training
+    spec, loaded = load_weights(saved(network, tmp_path / "w.safetensors"))
+    assert spec == network.config
     own = network.state_dict()
-    assert loaded.state_dict().keys() == own.keys()
-    assert all(torch.equal(tensor, own[name]) for name, tensor in loaded.state_dict().items())
+    assert loaded.keys() == own.keys()
+    assert all(torch.equal(tensor, own[name]) for name, tensor in loaded.items())
+    model = adapter(spec).model(torch.device("cpu"), loaded)
+    assert not model.training and not any(parameter.requires_grad for parameter in model.parameters())
+    assert all(torch.equal(tensor, own[name]) for name, tensor in model.network.state_dict().items())
 
 
 def test_a_card_beside_the_weights_tells_facts_and_digest(network: DiT, tmp_path: Path):
@@ -538,7 +541,7 @@ def test_a_card_beside_the_weights_tells_facts_and_digest(network: DiT, tmp_path
     checkpoint.save_with_card(str(path), network.state_dict(), {**model_facts(network.config), "step": 8})
     card = json.loads((tmp_path / "best.json").read_text())
     assert card["sha256"] == sha256(path.read_bytes()).hexdigest()
-    assert model_config(card, "card") == network.config
+    assert model_spec(card, "card") == network.config
     assert card["step"] == 8
 
 
@@ -589,10 +592,10 @@ def test_a_card_that_does_not_fit_its_tensors_or_version_is_an_input_error(netwo
     one_line(error)
     for described in ({"widht": 3}, {"width": "wide"}, {"channels": [4, 4, 4]}):
         with pytest.raises(InputError, match=f"another version .model.{next(iter(described))}") as error:
-            model_config({"model": described}, "w.safetensors")
+            model_spec({"model": described}, "w.safetensors")
         one_line(error)
     with pytest.raises(InputError, match="no description of its network") as error:
-        model_config({}, "w.safetensors")
+        model_spec({}, "w.safetensors")
     one_line(error)
 
 

@@ -18,7 +18,7 @@ from mucs_ray.data.local import LocalImages
 from mucs_ray.data.table import Dataset
 from mucs_ray.diffusion.condition import Condition
 from mucs_ray.diffusion.edm import EDM
-from mucs_ray.diffusion.noise import generator, normal
+from mucs_ray.diffusion.noise import generator, name_torch_stream, normal
 from mucs_ray.diffusion.process import Process
 from mucs_ray.diffusion.schedule import training_sigmas
 from mucs_ray.errors import InputError
@@ -39,7 +39,6 @@ from mucs_ray.training.step import (
     UpdateDraws,
     draw_update,
     learning_rate,
-    name_torch_stream,
     out_of_patience,
     train_update,
     training,

@@ -48,7 +48,7 @@ def fit(pipeline: Pipeline, task: Task, cluster: Cluster) -> Output:
         digest, facts = fitting.fit_once(job, inputs, file, cluster=cluster, bar=progress)
         progress.advance(1)
         if task.part and task.hook == "fit_screen":
-            progress.tell(task.load().expectation(facts), task.part.name, **facts)
+            progress.print_event(task.load().expectation(facts), task.part.name, **facts)
     return {file: digest}, facts
 
 

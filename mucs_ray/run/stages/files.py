@@ -42,5 +42,5 @@ def load_once() -> Load:
 def weights_ref(pipeline: Pipeline, trained: str = "pretrain", *, load: Load = load_arrays.remote) -> ObjectRef:
     """The weights of a training (F1, or F1' of a retraining) in the object store."""
     recipe, stage = pipeline.recipe, pipeline.stages[trained]
-    kind = "best" if recipe.weights else recipe.train.checkpoint
+    kind = recipe.train.checkpoint if recipe.trains else "best"
     return load(stage, stage.part(kind, "safetensors"))

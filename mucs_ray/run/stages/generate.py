@@ -3,11 +3,13 @@
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
+import torch
 from ray import ObjectRef
 
 from mucs_ray.engine import generation
 from mucs_ray.engine.progress import bar
 from mucs_ray.engine.session import Cluster
+from mucs_ray.models.adapters import adapter
 from mucs_ray.pipeline.graph import Pipeline
 from mucs_ray.run.stages.files import Output, digests, weights_ref
 from mucs_ray.store import checkpoint
@@ -17,14 +19,18 @@ from mucs_ray.store.weights import load_weights, model_facts
 
 
 def import_weights(pipeline: Pipeline) -> Output:
-    """Copy weights that were trained elsewhere into the run, as safetensors with a card."""
+    """Copy weights that were trained elsewhere into the run, as safetensors with a card: those of the recipe, or the
+    model's own.
+    """
     recipe, stage = pipeline.recipe, pipeline.stages["pretrain"]
-    assert recipe.weights is not None
-    network = load_weights(recipe.weights, num_heads=recipe.model.num_heads)
+    if recipe.weights is not None:
+        spec, tensors = load_weights(recipe.weights, recipe.model.to_dict())
+    else:
+        spec, tensors = recipe.model, adapter(recipe.model).model(torch.device("cpu")).network.state_dict()
     name = stage.part("best", "safetensors")
     stage.begin([name])
-    facts = {**model_facts(network.config), "imported": True}
-    return {name: checkpoint.save_with_card(stage.url(name), network.state_dict(), facts)}, facts
+    facts = {**model_facts(spec), "imported": True}
+    return {name: checkpoint.save_with_card(stage.url(name), tensors, facts)}, facts
 
 
 def generate(pipeline: Pipeline, cluster: Cluster) -> Output:

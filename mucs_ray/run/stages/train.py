@@ -16,7 +16,7 @@ from mucs_ray.store.weights import model_facts
 
 def is_training(pipeline: Pipeline, name: str) -> bool:
     """Whether a stage trains a network."""
-    return name.startswith("retrain/") or (name == "pretrain" and pipeline.recipe.weights is None)
+    return name.startswith("retrain/") or (name == "pretrain" and pipeline.recipe.trains)
 
 
 def train(todo: Sequence[tuple[Pipeline, str]], cluster: Cluster) -> Iterator[tuple[Pipeline, str, Output]]:

@@ -1,0 +1,85 @@
+"""DiT-VP in pixels as a diffusion model (spec/backbones 1.2): a DiT without registers, on the continuous VP process.
+
+Axes: b batch, t tokens, w width, k condition channels, d condition.
+"""
+
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mucs_ray.diffusion.model import Selector
+from mucs_ray.diffusion.process import Process
+from mucs_ray.diffusion.vp_continuous import ContinuousVP
+from mucs_ray.models.dit import DiT, position_table
+from mucs_ray.models.dit_config import DiTConfig
+from mucs_ray.models.dit_edm import DiTEDM
+
+CIFAR10 = DiTConfig(kernel_size=3, registers=0, condition_dim=10)
+CONDITION = "y_embedder.emb.weight"
+
+
+class FixedPositions(nn.Module):
+    """The position table without registers."""
+
+    def __init__(self, grid: int, width: int) -> None:
+        """Store the table; nothing is learned."""
+        super().__init__()
+        self.register_buffer("emb", position_table(grid, width))
+
+    def forward(self, tokens: Float[Tensor, "b t w"]) -> Float[Tensor, "b t w"]:
+        """Return the image's tokens."""
+        return tokens + self.get_buffer("emb")
+
+
+class LinearConditionEmbed(nn.Module):
+    """One matrix over the condition vector.
+
+    A zero vector, or one that is dropped in training, becomes a learned vector.
+    """
+
+    def __init__(self, dim: int, channels: int, drop: float) -> None:
+        """Set `drop`, the probability of losing the condition in training."""
+        super().__init__()
+        self.drop = drop
+        self.xdrop = nn.Parameter(torch.zeros(dim))
+        self.emb = nn.Linear(dim, channels, bias=False)
+
+    def forward(self, condition: Float[Tensor, "b d"]) -> Float[Tensor, "b k"]:
+        """Return the embedding of the condition."""
+        absent = condition.square().sum(dim=1) < 1e-8
+        if self.training:
+            absent = absent | (torch.rand(len(condition), device=condition.device) < self.drop)
+        return self.emb(torch.where(absent[:, None], self.xdrop, condition))
+
+
+class DiTForVP(DiT):
+    """The raw network F, whose time input is 999 t."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        """Build the network, which has no registers, whatever the config says."""
+        config = replace(config, registers=0)
+        super().__init__(config)
+        self.pos_enc = FixedPositions(config.grid, config.width)
+        if config.condition_dim:
+            self.y_embedder = LinearConditionEmbed(
+                config.condition_dim, config.condition_channels, config.condition_drop
+            )
+
+
+class DiTVP(DiTEDM):
+    """The denoiser around F, which predicts the noise."""
+
+    process: Process = ContinuousVP()
+
+    def names(self, which: Selector) -> list[str]:
+        """Return the names of the network's parameters that a method asks for."""
+        found = super().names(which)
+        learns_conditions = which in ("mlp", "blocks") and CONDITION in dict(self.network.named_parameters())
+        return [*found, CONDITION] if learns_conditions else found
+
+
+def untrained(config: DiTConfig) -> DiTVP:
+    """Build a model with the weights from which training starts, drawn from torch's global generator."""
+    return DiTVP(DiTForVP(config))
