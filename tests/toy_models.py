@@ -110,4 +110,4 @@ def samples(name: str, num: int) -> Batch:
     phase = 6 * normal(generator(5, "phase"), num, *[1] * len(shape))
     image = 0.9 * torch.sin(torch.arange(math.prod(shape)).view(1, *shape) / 3 + phase)
     condition = {key: normal(generator(5, key), num, *width) for key, width in widths.items()}
-    return Batch(idx=torch.arange(num), image=image, condition=condition)
+    return Batch(idx=torch.arange(num), z=image, condition=condition)

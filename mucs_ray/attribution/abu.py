@@ -14,12 +14,12 @@ from torch import Tensor
 from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from mucs_ray.attribution.base import Item, ItemState, MethodSettings, Passes, Tensors
+from mucs_ray.attribution.base import ItemState, MethodSettings, Passes, Tensors
 from mucs_ray.attribution.card import MethodStage
 from mucs_ray.attribution.cards.abu import CARD, AbUConfig
 from mucs_ray.attribution.loss_change import LossAttributor
 from mucs_ray.attribution.unlearn import require_finite, tensor_bytes
-from mucs_ray.diffusion.batch import Batch
+from mucs_ray.diffusion.batch import Batch, Item
 from mucs_ray.diffusion.condition import NO_CONDITION, Condition, for_each, moved
 from mucs_ray.diffusion.loss import denoising_loss
 from mucs_ray.diffusion.model import DiffusionModel
@@ -80,7 +80,7 @@ class AbU(LossAttributor):
         """Of one image, the mean over its draws; these go through the network together, so no other image matters."""
         settings, model = self.context.settings, self.context.model
         name, num = f"abu/fisher/idx={int(one.idx)}", self.config.fisher_draws
-        ((sigma, noise),) = draws(model.process, settings.seed, name, num, num, like=one.image)
+        ((sigma, noise),) = draws(model.process, settings.seed, name, num, num, like=one.z)
 
         def loss(weights: Tensors, sigma: Float[Tensor, ""], noise: Float[Tensor, "*shape"]) -> Float[Tensor, ""]:
             with_weights = {f"network.{name}": weight for name, weight in weights.items()}
@@ -88,7 +88,7 @@ class AbU(LossAttributor):
             def denoiser(noisy: Tensor, level: Tensor, condition: Condition = NO_CONDITION) -> Tensor:
                 return functional_call(model, with_weights, (noisy, level, condition))
 
-            return denoising_loss(model.process, denoiser, one.image, noise[None], sigma[None], one.condition)[0]
+            return denoising_loss(model.process, denoiser, one.z, noise[None], sigma[None], one.condition)[0]
 
         with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no rule for vmap: it would loop over the draws
             gradients = vmap(grad(loss), in_dims=(None, 0, 0))(weights, sigma, noise)
@@ -122,7 +122,7 @@ class AbU(LossAttributor):
     def shares(self, changed: DiffusionModel, item: Item, *, draws_of: int) -> Iterator[Float[Tensor, ""]]:
         """The item's mean loss over the draws of an update, as the share of each forward in it; they add up to it."""
         config, device = self.config, self.context.device
-        image = item.image.to(device)[None]
+        image = item.z.to(device)[None]
         name = f"abu/item={item.idx}/step={draws_of}"
         for sigma, noise in draws(
             changed.process, self.context.settings.seed, name, config.draws, config.draws_per_forward, like=image

@@ -19,27 +19,17 @@ from torch import Tensor
 from mucs_ray.attribution.card import MethodCard, MethodStage
 from mucs_ray.attribution.config import RankConfig, ScoreConfig
 from mucs_ray.attribution.first_losses import FirstLosses
-from mucs_ray.diffusion.batch import Batch
-from mucs_ray.diffusion.condition import Condition
+from mucs_ray.diffusion.batch import Batch, Item
 from mucs_ray.diffusion.model import DiffusionModel
 from mucs_ray.models.spec import ModelSpec
+from mucs_ray.spaces.codec import Codec
+from mucs_ray.spaces.pictures import Pictures
+from mucs_ray.spaces.pixels import PIXELS
 from mucs_ray.training.config import TrainConfig
 
 Tensors = dict[str, Tensor]
 Columns = dict[str, Tensor]
 """A table with a row an image: every tensor has b rows; "idx" is among them when a hook is given one."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Item:
-    """One generated image to explain; `idx` is the test image that lent its condition and names its noise (spec 6)."""
-
-    number: int
-    idx: int
-    condition: Condition
-    """Without an axis for the batch; empty if there is none."""
-    image: Float[Tensor, "*shape"]
-    """Unclamped."""
 
 
 class MethodSettings(Protocol):
@@ -91,8 +81,10 @@ class MethodContext:
     batches: Callable[[str, int], Callable[[int], Batch]] | None = None
     """batches(stream name, size)(step): training images in a shuffled order that belongs to the name; in `fit` and
     `fit_item` only."""
-    encode: Callable[[Float[Tensor, "b *shape"]], Float[Tensor, "b d"]] | None = None
-    """Images in [0, 1] to vectors of length 1, by the pretrained network that the method names as its `encoder`."""
+    codec: Codec = PIXELS
+    """The way from z to pictures, for a method that looks at them."""
+    encode: Callable[[Pictures], Float[Tensor, "b d"]] | None = None
+    """Pictures in [0, 1] to vectors of length 1, by the pretrained network that the method names as its `encoder`."""
     captures: bool = False
     """Whether forwards that come again with the same shape are captured as CUDA graphs; changes no number."""
     on_progress: Callable[[], None] = lambda: None

@@ -12,11 +12,12 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from mucs_ray.attribution.base import Attributor, Item, Tensors
-from mucs_ray.diffusion.batch import Batch
+from mucs_ray.attribution.base import Attributor, Tensors
+from mucs_ray.diffusion.batch import Batch, Item
 from mucs_ray.diffusion.condition import stacked
 from mucs_ray.errors import RunFailed
-from mucs_ray.spaces.pixels import decode
+from mucs_ray.spaces.codec import Codec
+from mucs_ray.spaces.pixels import PIXELS
 
 
 class CosineAttributor(Attributor):
@@ -24,11 +25,12 @@ class CosineAttributor(Attributor):
 
     @abstractmethod
     def vectors(self, batch: Batch) -> Float[Tensor, "b d"]:
-        """What is compared, of any length; items come as a batch too, with their images clamped to [-1, 1]."""
+        """What is compared, of any length; items come as a batch too, without what a picture cannot show."""
 
     def load(self, fitted: Tensors, item_states: Sequence[Tensors]) -> None:
         """The vectors of the items, made once."""
-        self.of_items = self._unit(as_batch(self.context.items).to(self.context.device), "generated image")
+        items = as_batch(self.context.items, self.context.codec).to(self.context.device)
+        self.of_items = self._unit(items, "generated image")
 
     def score(self, rows: Batch) -> Float[Tensor, "b i"]:
         """fp32, from float64: a GPU would round the factors to TF32, and sums depend on how the batch is cut."""
@@ -46,15 +48,15 @@ class EmbeddingAttributor(CosineAttributor):
     """Compares what the pretrained network named `encoder` makes of the images."""
 
     def vectors(self, batch: Batch) -> Float[Tensor, "b d"]:
-        """The network expects images in [0, 1]."""
+        """The network expects pictures."""
         assert self.context.encode is not None, "the method names no encoder"
-        return self.context.encode(decode(batch.image))
+        return self.context.encode(self.context.codec.decode(batch.z))
 
 
-def as_batch(items: Sequence[Item]) -> Batch:
-    """Items as if they were training images."""
+def as_batch(items: Sequence[Item], codec: Codec = PIXELS) -> Batch:
+    """Items as if they were training images: without what a picture could not show."""
     return Batch(
         idx=torch.tensor([item.idx for item in items]),
-        image=torch.stack([item.image for item in items]).clamp(-1, 1),
+        z=codec.shown(torch.stack([item.z for item in items])),
         condition=stacked([item.condition for item in items]),
     )

@@ -31,16 +31,16 @@ class FixedPass:
         `slot` says where a model's tensors are: models that take turns in one slot share its captured forward.
         """
         condition = mapped(batch.condition, Tensor.clone)
-        self.batch = Batch(idx=batch.idx, image=batch.image.clone(), condition=condition)
+        self.batch = Batch(idx=batch.idx, z=batch.z.clone(), condition=condition)
         self.noises = NoiseSet(level=noises.level.clone(), unit=noises.unit.clone())
-        self.device, self.pool = batch.image.device, pool
+        self.device, self.pool = batch.z.device, pool
         self.shared = Replay(lambda: shared(self.batch, self.noises), self.device, pool=pool)
         self.model_losses, self.slot = model_losses, slot
         self.in_slot: dict[int, Replay] = {}
 
     def inputs(self, batch: Batch, noises: NoiseSet) -> Results:
         """What all models need of this batch; the next call overwrites it."""
-        self.batch.image.copy_(batch.image)
+        self.batch.z.copy_(batch.z)
         for name, tensor in self.batch.condition.items():
             tensor.copy_(batch.condition[name])
         self.noises.level.copy_(noises.level)

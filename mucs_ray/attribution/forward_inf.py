@@ -7,11 +7,12 @@ from collections.abc import Callable
 
 import torch
 
-from mucs_ray.attribution.base import Item, ItemState, MethodSettings, Passes, Tensors
+from mucs_ray.attribution.base import ItemState, MethodSettings, Passes, Tensors
 from mucs_ray.attribution.card import MethodStage
 from mucs_ray.attribution.cards.forward_inf import CARD, ForwardINFConfig
 from mucs_ray.attribution.loss_change import LossAttributor
 from mucs_ray.attribution.unlearn import item_losses, require_finite, tensor_bytes
+from mucs_ray.diffusion.batch import Item
 from mucs_ray.diffusion.model import DiffusionModel
 from mucs_ray.training.ema import frozen_copy
 

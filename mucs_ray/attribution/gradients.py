@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils import get_total_norm
 
-from mucs_ray.attribution.base import Attributor, Columns, Item, ItemState, MethodSettings, Passes, Tensors
+from mucs_ray.attribution.base import Attributor, Columns, ItemState, MethodSettings, Passes, Tensors
 from mucs_ray.attribution.card import MethodStage
 from mucs_ray.attribution.cards.gradients import GradientConfig
 from mucs_ray.attribution.projection import Sketch
-from mucs_ray.diffusion.batch import Batch
+from mucs_ray.diffusion.batch import Batch, Item
 from mucs_ray.diffusion.condition import Condition, for_each, mapped, moved, one_by_one
 from mucs_ray.diffusion.model import DiffusionModel
 from mucs_ray.diffusion.noise import NoiseSet, generator
@@ -203,7 +203,7 @@ class GradientAttributor(Attributor):
 
     def features(self, batch: Batch) -> Columns:
         """feature[dim] and what else `row` says, on the CPU. RunFailed, naming the image, for what is not finite."""
-        pairs = zip(batch.image, one_by_one(batch.condition, len(batch)), strict=True)
+        pairs = zip(batch.z, one_by_one(batch.condition, len(batch)), strict=True)
         table = [self.row(self.measured(image, condition)) for image, condition in pairs]
         columns = {name: torch.stack([row[name] for row in table]).cpu() for name in table[0]}
         for name, column in columns.items():
@@ -237,7 +237,7 @@ class GradientAttributor(Attributor):
 
     def fit_item(self, item: Item, fitted: Tensors, on_update: Callable[[int, float], None]) -> ItemState:
         """vector[dim] = K^-1 phi(item): the image unclamped, with its own condition and no guidance."""
-        feature = self.measured(item.image, item.condition).feature.double()
+        feature = self.measured(item.z, item.condition).feature.double()
         if not feature.isfinite().all():
             raise RunFailed(f"{self.card.label}: the feature of item {item.number} (idx={item.idx}) is not finite")
         vector = torch.cholesky_solve(feature[:, None], fitted["cholesky"].to(feature))

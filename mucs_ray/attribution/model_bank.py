@@ -89,7 +89,7 @@ class ModelBank:
         to the last bit, on which other images are in the batch.
         """
         chosen = range(1 + len(self.slots)) if models is None else models
-        table = torch.empty(len(chosen), len(batch), len(noises.level), device=batch.image.device)
+        table = torch.empty(len(chosen), len(batch), len(noises.level), device=batch.z.device)
         with autocast(self.precision, self.device), swapped(self.denoiser.network, self.first):
             for start, turn in self.slots.turns(chosen):
                 self._fill(table[start : start + len(turn)], batch, noises, turn)
@@ -168,7 +168,7 @@ class ModelBank:
         if none changes the stem.
         """
         image, noise, level, condition = pairs(batch, noises)
-        inputs = {"image": image, "noise": noise, "level": level, **condition}
+        inputs = {"z": image, "noise": noise, "level": level, **condition}
         if self.stem_is_shared:
             inputs["stem"] = self.denoiser.stem(self.denoiser.process.noised(image, noise, level), level)
         return inputs
@@ -177,7 +177,7 @@ class ModelBank:
         """The losses of one model, which is on the device, at all pairs."""
         denoiser = partial(self.denoiser, stem=inputs.get("stem"))
         with swapped(self.denoiser.network, self.slots[number]):
-            tensors = inputs["image"], inputs["noise"], inputs["level"]
+            tensors = inputs["z"], inputs["noise"], inputs["level"]
             return denoising_loss(self.denoiser.process, denoiser, *tensors, of_loss_inputs(inputs))
 
     def _pieces(self, images: int, noises: int, row: int = 0, column: int = 0) -> Iterator[tuple[slice, slice]]:

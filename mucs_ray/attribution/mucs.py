@@ -4,12 +4,12 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from mucs_ray.attribution.base import Item, ItemState, MethodSettings, Passes, Tensors
+from mucs_ray.attribution.base import ItemState, MethodSettings, Passes, Tensors
 from mucs_ray.attribution.card import MethodStage
 from mucs_ray.attribution.cards.mucs import CARD, MUCSConfig
 from mucs_ray.attribution.loss_change import LossAttributor
 from mucs_ray.attribution.unlearn import changed_names, null_loss, tensor_bytes, unlearn
-from mucs_ray.diffusion.batch import Batch
+from mucs_ray.diffusion.batch import Batch, Item
 from mucs_ray.diffusion.model import DiffusionModel
 from mucs_ray.models.adapters import adapter
 
@@ -93,5 +93,5 @@ def mean_square(rows: Iterator[Batch]) -> float:
     """Of all elements of the training images."""
     total, count = 0.0, 0
     for batch in rows:
-        total, count = total + batch.image.double().square().sum().item(), count + batch.image.numel()
+        total, count = total + batch.z.double().square().sum().item(), count + batch.z.numel()
     return total / count

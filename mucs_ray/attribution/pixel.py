@@ -18,4 +18,4 @@ class Pixel(CosineAttributor):
 
     def vectors(self, batch: Batch) -> Float[Tensor, "b d"]:
         """All pixels of all channels."""
-        return batch.image.flatten(1)
+        return batch.z.flatten(1)

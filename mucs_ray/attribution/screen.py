@@ -119,7 +119,7 @@ class ScreenedMUCS(LossAttributor):
         if alive.all():
             losses = models.losses(rows, noises)
         else:
-            losses = rows.image.new_zeros(1 + alive.shape[1], len(rows), len(at))
+            losses = rows.z.new_zeros(1 + alive.shape[1], len(rows), len(at))
             for number, there in enumerate([alive.any(axis=1), *alive.T]):
                 some = torch.from_numpy(np.flatnonzero(there))
                 losses[number, some.to(losses.device)] = models.losses(rows[some], noises, [number])[0]

@@ -44,7 +44,7 @@ def noise_losses(
     the last bit, on which other images are in the batch.
     """
     cuts = range(0, len(batch), images_per_forward)
-    with autocast(precision, batch.image.device):
+    with autocast(precision, batch.z.device):
         return torch.cat([_losses(model, batch[slice(at, at + images_per_forward)], noises) for at in cuts])
 
 
@@ -54,7 +54,7 @@ def pairs(
     """Image, noise, level and condition of every image with every noise, image by image: p = b n rows."""
     num, count = len(batch), len(noises.level)
     condition = mapped(batch.condition, lambda tensor: tensor.repeat_interleave(count, dim=0))
-    image = batch.image.repeat_interleave(count, dim=0)
+    image = batch.z.repeat_interleave(count, dim=0)
     return image, repeated(noises.unit, num), noises.level.repeat(num), condition
 
 

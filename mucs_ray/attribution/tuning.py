@@ -69,9 +69,9 @@ def tune(
     `captures`: as the pass will have it (`ModelBank`).
     """
     stream, levels = generator(0, "tuning"), denoiser.process.scoring_levels(config.noises, config.keep)
-    noises = NoiseSet(level=levels, unit=normal(stream, len(levels), *batch.image.shape[1:])).to(batch.image.device)
+    noises = NoiseSet(level=levels, unit=normal(stream, len(levels), *batch.z.shape[1:])).to(batch.z.device)
     images = 1 if config.images_per_forward == "auto" else config.images_per_forward
-    precision, *others = precisions(config, batch.image.device)
+    precision, *others = precisions(config, batch.z.device)
     compiling = "off" if config.compile == "auto" else config.compile
 
     def of(images: int, precision: Precision, noises: NoiseSet = noises) -> tuple[float, bool]:

@@ -13,9 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mucs_ray.attribution.base import Item
 from mucs_ray.attribution.cards.mucs import MUCSConfig
-from mucs_ray.diffusion.batch import Batch
+from mucs_ray.diffusion.batch import Batch, Item
 from mucs_ray.diffusion.condition import Condition, for_each, moved
 from mucs_ray.diffusion.loss import denoising_loss
 from mucs_ray.diffusion.model import DiffusionModel
@@ -82,7 +81,7 @@ def item_losses(
 ) -> Float[Tensor, " n"]:
     """Losses of one item, with its condition, at `num` named draws."""
     device = next(denoiser.parameters()).device
-    image = copies(item.image.to(device), num)
+    image = copies(item.z.to(device), num)
     condition = for_each(moved(item.condition, device), num)
     return draw_losses(denoiser, image, condition, seed=seed, name=name, sigmas=sigmas)
 
@@ -110,7 +109,7 @@ def null_loss(untrained: DiffusionModel, batches: Callable[[int], Batch], *, num
     means = []
     for step in range(num_batches):
         batch = batches(step)
-        losses = draw_losses(untrained, batch.image, batch.condition, seed=seed, name=f"null/step={step}")
+        losses = draw_losses(untrained, batch.z, batch.condition, seed=seed, name=f"null/step={step}")
         means.append(losses.mean().item())
     return sum(means) / len(means)
 
@@ -172,7 +171,7 @@ def measure(
         name = f"unlearn/item={item.idx}/step={step}"
         batch = batches(step)
         train_loss = draw_losses(
-            changed, batch.image, batch.condition, seed=seed, name=f"{name}/train", sigmas=config.sigmas
+            changed, batch.z, batch.condition, seed=seed, name=f"{name}/train", sigmas=config.sigmas
         ).mean()
         losses = item_losses(changed, item, len(batch), seed=seed, name=f"{name}/item", sigmas=config.sigmas)
         require_finite(torch.cat([train_loss[None], losses]), item, step)  # before the clamp, which hides an infinity

@@ -18,7 +18,8 @@ from jaxtyping import Int64
 
 from mucs_ray.data.table import Dataset, Split, center_crop, stored_images
 from mucs_ray.diffusion.batch import Batch
-from mucs_ray.spaces import pixels
+from mucs_ray.spaces.codec import Codec
+from mucs_ray.spaces.pixels import PIXELS
 
 
 def cache_folder() -> Path:
@@ -35,11 +36,14 @@ class LocalImages:
         dataset: Dataset,
         split: Split,
         *,
+        codec: Codec = PIXELS,
         removed: frozenset[int] = frozenset(),
         on_unit: Callable[[], None] = lambda: None,
     ) -> None:
-        """Copies the split to this node if it is not there yet, with a sign of life for each unit."""
-        self.card = dataset.card
+        """Copies the split to this node if it is not there yet, with a sign of life for each unit; `codec` makes z of
+        its pictures.
+        """
+        self.card, self.codec = dataset.card, codec
         folder = cache_folder() / dataset.card.fingerprint[:32] / split
         if not folder.exists():
             copy_split(dataset, split, folder, on_unit)
@@ -69,7 +73,7 @@ class LocalImages:
         images = np.stack([self.crop(row, spot) for row, spot in zip(at.tolist(), spot_of, strict=True)])
         return Batch(
             idx=torch.from_numpy(self.idx[at]),
-            image=pixels.encode(torch.from_numpy(images)),
+            z=self.codec.encode(torch.from_numpy(images)),
             condition=self.conditions(at, None if spots is None else spots[2]),
         )
 

@@ -28,6 +28,7 @@ from mucs_ray.errors import InputError, MucsError
 
 if TYPE_CHECKING:
     from mucs_ray.diffusion.batch import Batch
+    from mucs_ray.spaces.codec import Codec
 
 SCHEMA_VERSION = 1
 Split = Literal["train", "test"]
@@ -168,18 +169,21 @@ class Dataset:
                 images[idx] = Row(idx=idx, image=image, label=label, text=tuple(text or ()))
         return images
 
-    def batch(self, table: pa.Table) -> "Batch":
-        """Convert Arrow rows to tensors: centre crop, [-1, 1], first caption (spec 2)."""
+    def batch(self, table: pa.Table, codec: "Codec | None" = None) -> "Batch":
+        """Convert Arrow rows to tensors: centre crop, first caption (spec 2).
+
+        `codec` makes z of the pictures; without one, z is their pixels in [-1, 1].
+        """
         import torch  # not with this module: a card is read, and a run looked at, without torch
 
         from mucs_ray.diffusion.batch import Batch
-        from mucs_ray.spaces import pixels
+        from mucs_ray.spaces.pixels import PIXELS
 
         images = np.stack([center_crop(image, self.card.size) for image in stored_images(table)])
         condition = conditions(table, self.card)
         return Batch(
             idx=torch.from_numpy(table["idx"].to_numpy().astype(np.int64)),
-            image=pixels.encode(torch.from_numpy(images)),
+            z=(codec or PIXELS).encode(torch.from_numpy(images)),
             condition={} if condition is None else {"condition": torch.from_numpy(condition)},
         )
 

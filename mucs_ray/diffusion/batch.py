@@ -1,6 +1,6 @@
-"""Training images as a model sees them.
+"""Training images and generated items as a model sees them.
 
-Axes: b images, *shape of an image.
+Axes: b images, *shape of z.
 """
 
 from dataclasses import dataclass
@@ -14,12 +14,15 @@ from mucs_ray.diffusion.condition import Condition, mapped, moved
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """Training images in [-1, 1], each with its number for life and its condition."""
+    """Training images, each with its number for life and its condition."""
 
     idx: Int64[Tensor, " b"]
-    image: Float[Tensor, "b *shape"]
+    z: Float[Tensor, "b *shape"]
+    """The images in the space of the model (mucs_ray.spaces)."""
     condition: Condition
     """The tensors of the condition by name; empty if there is none."""
+    mask: Float[Tensor, "b *shape"] | None = None
+    """The mask is 1 where z counts in losses and 0 where it is padding; None means that all of it counts."""
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -28,9 +31,24 @@ class Batch:
     def __getitem__(self, rows: slice | Int64[Tensor, " r"]) -> "Batch":
         """Return a slice or a selection of the batch."""
         condition = mapped(self.condition, lambda tensor: tensor[rows])
-        return Batch(idx=self.idx[rows], image=self.image[rows], condition=condition)
+        mask = None if self.mask is None else self.mask[rows]
+        return Batch(idx=self.idx[rows], z=self.z[rows], condition=condition, mask=mask)
 
     def to(self, device: torch.device | str) -> "Batch":
         """Move image and condition to another device; `idx` stays on the CPU."""
-        condition = moved(self.condition, device)
-        return Batch(idx=self.idx, image=self.image.to(device), condition=condition)
+        mask = None if self.mask is None else self.mask.to(device)
+        return Batch(idx=self.idx, z=self.z.to(device), condition=moved(self.condition, device), mask=mask)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Item:
+    """One generated image to explain; `idx` is the test image that supplied its condition and names
+    its noise (spec 6).
+    """
+
+    number: int
+    idx: int
+    condition: Condition
+    """The condition has no batch axis and is empty if there is none."""
+    z: Float[Tensor, "*shape"]
+    """The sampler's output in the space of the model; in pixel space it is not clamped."""

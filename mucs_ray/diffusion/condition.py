@@ -14,7 +14,7 @@ from mucs_ray.diffusion.rows import copies
 
 Condition = Mapping[str, Tensor]
 NO_CONDITION: Condition = MappingProxyType({})
-LOSS_INPUTS = ("image", "noise", "level", "stem")
+LOSS_INPUTS = ("z", "noise", "level", "stem")
 """The names of the other inputs of a loss, which no tensor of a condition may have."""
 
 

@@ -68,9 +68,9 @@ def ancestral(
     x = unit_noise
     for step, (level, (alpha, s), (next_alpha, next_s)) in enumerate(_steps(process, levels)):
         denoised = _clipped(denoiser(x, _for_all(level, x), condition), clip)
-        kept = alpha / next_alpha
-        added = s**2 - (kept * next_s) ** 2
-        x = (kept * next_s**2 * x + next_alpha * added * denoised) / s**2
+        alpha_ratio = alpha / next_alpha
+        added = s**2 - (alpha_ratio * next_s) ** 2
+        x = (alpha_ratio * next_s**2 * x + next_alpha * added * denoised) / s**2
         if next_s:
             x = x + added**0.5 * next_s / s * step_noise(step)
         yield x
@@ -96,8 +96,8 @@ def euler(
 
 
 def _steps(process: Process, levels: Levels) -> Iterator[tuple[float, Mixing, Mixing]]:
-    here, there = (_mixings(process, side) for side in levels)
-    return zip(levels[0].tolist(), here, there, strict=True)
+    mixings, next_mixings = (_mixings(process, side) for side in levels)
+    return zip(levels[0].tolist(), mixings, next_mixings, strict=True)
 
 
 def _mixings(process: Process, levels: Float[Tensor, " m"]) -> list[Mixing]:

@@ -98,8 +98,8 @@ class VP(Process):
         """Return the steps whose sigma is nearest to EDM's schedule between the table's own ends."""
         alpha, s = mixing(self.betas, torch.float64, torch.device("cpu"))[:, : self.betas.steps]
         sigma = (s / alpha)[alpha > LEAST_DET]
-        wanted = rho_schedule(steps, sigma_min=sigma[0].item(), sigma_max=sigma[-1].item())
-        return (sigma[None] - wanted[:, None]).abs().argmin(dim=1).numpy()
+        targets = rho_schedule(steps, sigma_min=sigma[0].item(), sigma_max=sigma[-1].item())
+        return (sigma[None] - targets[:, None]).abs().argmin(dim=1).numpy()
 
     def following(self, levels: Float[Tensor, " m"]) -> Float[Tensor, " m"]:
         """Return the step after each one in a sampler of that many steps: T / m further, at last to no noise."""

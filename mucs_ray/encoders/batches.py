@@ -8,6 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.backends import cudnn
 
+from mucs_ray.spaces.pictures import Pictures
+
 BATCH = 16
 """The number of images per forward. Each similarity concerns one pair, so this bounds memory only: LPIPS (VGG) takes
 120 MB a pair.
@@ -30,7 +32,7 @@ def exact() -> Iterator[None]:
 
 
 def in_batches(
-    function: Callable[..., Float[Tensor, "n ..."]], *stacks: Float[Tensor, "n 3 h w"], device: torch.device
+    function: Callable[..., Float[Tensor, "n ..."]], *stacks: Pictures, device: torch.device
 ) -> Float[Tensor, "n ..."]:
     """Apply a function to batches of images (at least one image), on `device`.
 

@@ -1,7 +1,6 @@
 """LPIPS as a similarity: 1 - distance, v0.1, on images of 224 x 224 (spec 11.1).
 
 The heads come with the lpips package; the convolutions below them are a file of torchvision's on this machine.
-Axes: n images, h w pixels.
 """
 
 import re
@@ -16,22 +15,21 @@ from torch import Tensor, nn
 
 from mucs_ray.encoders.networks import square
 from mucs_ray.encoders.weights import ALEXNET_WEIGHTS, SQUEEZENET_WEIGHTS, VGG_WEIGHTS, Weights, read_weights
+from mucs_ray.spaces.pictures import Pictures, Squares
 
 Trunk = Literal["vgg", "alex", "squeeze"]
 WEIGHTS: dict[Trunk, Weights] = {"vgg": VGG_WEIGHTS, "alex": ALEXNET_WEIGHTS, "squeeze": SQUEEZENET_WEIGHTS}
 LPIPS_PX = 224
 
 
-def load_lpips(
-    path: str, device: torch.device, *, trunk: Trunk
-) -> Callable[[Float[Tensor, "n 3 h w"], Float[Tensor, "n 3 h w"]], Float[Tensor, " n"]]:
+def load_lpips(path: str, device: torch.device, *, trunk: Trunk) -> Callable[[Pictures, Pictures], Float[Tensor, " n"]]:
     """Return 1 - LPIPS of images in [0, 1], at least -1; InputError if the file has not the trunk's convolutions."""
     distance = load_distance(path, device, trunk=trunk)
 
-    def prepare(images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 px px"]:
+    def prepare(images: Pictures) -> Squares:
         return (2 * square(images, LPIPS_PX) - 1).clamp(-1, 1)
 
-    def similarity(first: Float[Tensor, "n 3 h w"], second: Float[Tensor, "n 3 h w"]) -> Float[Tensor, " n"]:
+    def similarity(first: Pictures, second: Pictures) -> Float[Tensor, " n"]:
         return (1 - distance(prepare(first), prepare(second)).flatten()).clamp(min=-1)
 
     return similarity

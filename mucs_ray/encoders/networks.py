@@ -16,6 +16,7 @@ from torch.nn.functional import interpolate, normalize
 from mucs_ray.encoders.batches import exact, in_batches
 from mucs_ray.encoders.weights import CLIP_WEIGHTS, DINO_WEIGHTS, SSCD_WEIGHTS, first_line, read_weights
 from mucs_ray.errors import InputError
+from mucs_ray.spaces.pictures import CHANNELS, Pictures, Squares
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -35,13 +36,13 @@ SSCD_PX = 320
 class Encoder:
     """A pretrained network that embeds images."""
 
-    network: Callable[[Float[Tensor, "n 3 px px"]], Float[Tensor, "n d"]]
-    prepare: Callable[[Float[Tensor, "n 3 h w"]], Float[Tensor, "n 3 px px"]]
+    network: Callable[[Squares], Float[Tensor, "n d"]]
+    prepare: Callable[[Pictures], Squares]
     """This brings images in [0, 1] to the form that the network expects."""
     dim: int
     device: torch.device
 
-    def embed(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n d"]:
+    def embed(self, images: Pictures) -> Float[Tensor, "n d"]:
         """Embed images in [0, 1] as vectors of length 1, in fp32, on the images' device.
 
         The inner product of two vectors is their cosine.
@@ -68,7 +69,7 @@ def load_clip(path: str, device: torch.device) -> Encoder:
     return Encoder(network=network, prepare=prepare_clip, dim=CLIP_DIM, device=device)
 
 
-def prepare_clip(images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 px px"]:
+def prepare_clip(images: Pictures) -> Squares:
     """Round to 8 bits, resize the shorter side to 224 by Pillow's bicubic filter, and crop the centre; mean = std =
     0.5.
 
@@ -100,7 +101,7 @@ def load_dino(path: str, device: torch.device) -> Encoder:
     return Encoder(network=network, prepare=prepare_dino, dim=DINO_DIM, device=device)
 
 
-def prepare_dino(images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 px px"]:
+def prepare_dino(images: Pictures) -> Squares:
     """Resize to 224 x 224 and normalise with ImageNet's mean and standard deviation."""
     return standardized(square(images, DINO_PX))
 
@@ -126,7 +127,7 @@ def load_sscd(path: str, device: torch.device) -> Encoder:
         with warnings.catch_warnings(), exact():
             warnings.simplefilter("ignore")  # TorchScript is deprecated, and there is no other official file
             network = torch.jit.load(path, map_location=device).eval()
-            embedding = network(torch.zeros(1, 3, SSCD_PX, SSCD_PX, device=device))
+            embedding = network(torch.zeros(1, CHANNELS, SSCD_PX, SSCD_PX, device=device))
     except (RuntimeError, ValueError, OSError, NotImplementedError, torch.jit.Error) as error:
         raise InputError(f"{path} is not {SSCD_WEIGHTS.network} or is broken ({first_line(error)})") from None
     shape = tuple(embedding.shape) if isinstance(embedding, Tensor) else type(embedding).__name__
@@ -137,17 +138,17 @@ def load_sscd(path: str, device: torch.device) -> Encoder:
     return Encoder(network=network, prepare=prepare_sscd, dim=SSCD_DIM, device=device)
 
 
-def prepare_sscd(images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 px px"]:
+def prepare_sscd(images: Pictures) -> Squares:
     """Resize to 320 x 320 and normalise with ImageNet's mean and standard deviation."""
     return standardized(square(images, SSCD_PX))
 
 
-def square(images: Float[Tensor, "n 3 h w"], px: int) -> Float[Tensor, "n 3 px px"]:
+def square(images: Pictures, px: int) -> Squares:
     """Resize to px x px, bilinear and antialiased, as torchvision resizes tensors."""
     return interpolate(images, size=(px, px), mode="bilinear", antialias=True)
 
 
-def standardized(images: Float[Tensor, "n 3 px px"]) -> Float[Tensor, "n 3 px px"]:
+def standardized(images: Squares) -> Squares:
     """Normalise with ImageNet's mean and standard deviation."""
     mean, std = images.new_tensor(IMAGENET_MEAN), images.new_tensor(IMAGENET_STD)
     return (images - mean[:, None, None]) / std[:, None, None]

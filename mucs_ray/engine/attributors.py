@@ -9,13 +9,13 @@ import ray
 import torch
 from ray import ObjectRef
 
-from mucs_ray.attribution.base import Attributor, Columns, Item, MethodContext
+from mucs_ray.attribution.base import Attributor, Columns, MethodContext
 from mucs_ray.attribution.card import MethodStage
 from mucs_ray.attribution.first_losses import FirstLosses
 from mucs_ray.config.recipe import Recipe
 from mucs_ray.data.local import LocalImages
 from mucs_ray.data.table import Dataset
-from mucs_ray.diffusion.batch import Batch
+from mucs_ray.diffusion.batch import Batch, Item
 from mucs_ray.diffusion.condition import moved
 from mucs_ray.diffusion.model import DiffusionModel
 from mucs_ray.encoders.networks import load_clip, load_dino
@@ -23,6 +23,8 @@ from mucs_ray.engine.attempts import heartbeat
 from mucs_ray.engine.models import Arrays, best_device, build_denoiser
 from mucs_ray.engine.reading import read_rows
 from mucs_ray.evaluation.metrics import ReadyMetric
+from mucs_ray.models.adapters import adapter
+from mucs_ray.spaces.codec import Codec
 from mucs_ray.store.items import load_item
 from mucs_ray.store.parts import matrix
 from mucs_ray.store.run import Stage
@@ -98,7 +100,8 @@ def build(
         num_images=card.num_images("train"),
         items=tuple(to_device(load_item(job.generated, number), device) for number in numbers),
         denoiser=None if weights is None else shared.denoiser(job, weights, device),
-        batches=named_batches(job.dataset, recipe.seed, device),
+        batches=named_batches(job.dataset, adapter(recipe.model).codec(torch.device("cpu")), recipe.seed, device),
+        codec=adapter(recipe.model).codec(device),
         encode=None if job.encoder is None else encoder(job.encoder, device),
         captures=captures_graphs(recipe, device),
         on_progress=heartbeat,
@@ -116,20 +119,22 @@ def captures_graphs(recipe: Recipe, device: torch.device) -> bool:
 def to_device(item: Item, device: torch.device) -> Item:
     """Image and condition where the model is."""
     condition = moved(item.condition, device)
-    return Item(number=item.number, idx=item.idx, condition=condition, image=item.image.to(device))
+    return Item(number=item.number, idx=item.idx, condition=condition, z=item.z.to(device))
 
 
 def encoder(ready: ReadyMetric, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Images in [0, 1] to unit vectors. InputError if the weights' file is not what it was."""
+    """Pictures to unit vectors. InputError if the weights' file is not what it was."""
     return LOAD_ENCODER[ready.name](ready.checked_path(), device).embed
 
 
-def named_batches(dataset: Dataset, seed: int, device: torch.device) -> Callable[[str, int], Callable[[int], Batch]]:
+def named_batches(
+    dataset: Dataset, codec: Codec, seed: int, device: torch.device
+) -> Callable[[str, int], Callable[[int], Batch]]:
     """batches(name, size)(step): centre-cropped images in a shuffled order that belongs to `name`."""
 
     @cache
     def images() -> LocalImages:
-        return LocalImages(dataset, "train", on_unit=heartbeat)
+        return LocalImages(dataset, "train", codec=codec, on_unit=heartbeat)
 
     def named(name: str, size: int) -> Callable[[int], Batch]:
         def batches(step: int) -> Batch:
@@ -145,7 +150,7 @@ def named_batches(dataset: Dataset, seed: int, device: torch.device) -> Callable
 def to_rows(job: AttributeJob, table: pa.Table, device: torch.device) -> Batch | Columns:
     """Arrow rows as a hook takes them."""
     if job.features is None:
-        return job.dataset.batch(table).to(device)
+        return job.dataset.batch(table, adapter(job.recipe.model).codec(device)).to(device)
     columns = {name: torch.from_numpy(matrix(table, name)) for name in table.column_names if name != "idx"}
     return {"idx": torch.from_numpy(table["idx"].to_numpy()), **{n: each.to(device) for n, each in columns.items()}}
 

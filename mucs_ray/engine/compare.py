@@ -11,7 +11,10 @@ from mucs_ray.engine.progress import Bar
 from mucs_ray.engine.session import Cluster
 from mucs_ray.engine.units import run_units
 from mucs_ray.evaluation.metrics import ReadyMetric
-from mucs_ray.spaces.pixels import decode
+from mucs_ray.models.adapters import adapter
+from mucs_ray.models.spec import ModelSpec
+from mucs_ray.spaces.codec import Codec
+from mucs_ray.spaces.pictures import Pictures
 from mucs_ray.store.items import load_item
 from mucs_ray.store.run import Stage
 
@@ -19,27 +22,32 @@ Picture = tuple[Stage, int]
 """A stage that holds images, and the number of one."""
 
 
-def images(pictures: Sequence[Picture]) -> Float[torch.Tensor, "n 3 h w"]:
+def images(pictures: Sequence[Picture], codec: Codec) -> Pictures:
     """Generated images in [0, 1], clamped (spec 6, 11.1)."""
-    return decode(torch.stack([load_item(stage, number).image for stage, number in pictures]))
+    return codec.decode(torch.stack([load_item(stage, number).z for stage, number in pictures]))
 
 
-def measure(metric: ReadyMetric, pairs: Sequence[tuple[Picture, Picture]]) -> Float[np.ndarray, " n"]:
+def measure(metric: ReadyMetric, pairs: Sequence[tuple[Picture, Picture]], model: ModelSpec) -> Float[np.ndarray, " n"]:
     """Similarity of each pair; higher = more similar."""
     device = best_device()
-    similarity = metric.load(device)
-    reference, other = (images(side).to(device) for side in zip(*pairs, strict=True))
+    similarity, codec = metric.load(device), adapter(model).codec(torch.device("cpu"))
+    reference, other = (images(side, codec).to(device) for side in zip(*pairs, strict=True))
     return similarity(reference, other).cpu().numpy()
 
 
 def compare(
-    metrics: Sequence[ReadyMetric], pairs: Sequence[tuple[Picture, Picture]], *, cluster: Cluster, bar: Bar
+    metrics: Sequence[ReadyMetric],
+    pairs: Sequence[tuple[Picture, Picture]],
+    model: ModelSpec,
+    *,
+    cluster: Cluster,
+    bar: Bar,
 ) -> dict[str, np.ndarray]:
-    """By metric, the similarity of each pair."""
+    """By metric, the similarity of each pair of images that `model` made."""
     if not pairs:
         return {metric.name: np.zeros(0, np.float32) for metric in metrics}
     found: dict[str, np.ndarray] = {}
-    units = {metric.name: (metric, pairs) for metric in metrics}
+    units = {metric.name: (metric, pairs, model) for metric in metrics}
     for name, values in run_units(measure, units, cluster=cluster, bar=bar):
         found[name] = values
         bar.advance(1)

@@ -13,10 +13,11 @@ import torch
 from ray import ObjectRef
 from torch import Tensor
 
-from mucs_ray.attribution.base import Attributor, Item
+from mucs_ray.attribution.base import Attributor
 from mucs_ray.attribution.card import MethodStage
 from mucs_ray.config.engine import GROUPS
 from mucs_ray.data.table import Unit
+from mucs_ray.diffusion.batch import Item
 from mucs_ray.engine.attempts import heartbeat
 from mucs_ray.engine.attributors import AttributeJob, Refs, build, stream_rows, to_rows
 from mucs_ray.engine.coordinator import Coordinator, new_coordinator

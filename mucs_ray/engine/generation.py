@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from ray import ObjectRef
 
-from mucs_ray.attribution.base import Item
 from mucs_ray.config.recipe import GenerateConfig
 from mucs_ray.data.local import LocalImages
 from mucs_ray.data.table import Dataset
+from mucs_ray.diffusion.batch import Item
 from mucs_ray.diffusion.condition import moved, one_by_one
 from mucs_ray.diffusion.model import DiffusionModel, guided
 from mucs_ray.diffusion.noise import generator, normal
@@ -22,6 +22,7 @@ from mucs_ray.engine.models import Arrays, best_device, build_denoiser
 from mucs_ray.engine.progress import Bar
 from mucs_ray.engine.session import Cluster
 from mucs_ray.engine.units import run_units
+from mucs_ray.models.adapters import adapter
 from mucs_ray.models.spec import ModelSpec
 from mucs_ray.store.item_names import item_file, item_name
 from mucs_ray.store.items import PlannedItem, Role, save_item
@@ -56,7 +57,7 @@ def generate_together(
     images = sample(denoiser.process, guided(denoiser, config.guidance), noise, condition, num_steps=config.steps).cpu()
     conditions = one_by_one(batch.condition, len(planned))
     return [
-        Item(number=each.number, idx=each.idx, condition=own, image=image)
+        Item(number=each.number, idx=each.idx, condition=own, z=image)
         for each, own, image in zip(planned, conditions, images, strict=True)
     ]
 
@@ -76,11 +77,12 @@ def generate_items(
     denoiser: DiffusionModel, planned: Sequence[PlannedItem], job: GenerateJob, done: Callable[[int], None]
 ) -> dict[str, str]:
     """Generate and publish some items; sha256 by file."""
-    test = LocalImages(job.dataset, "test", on_unit=heartbeat)
+    codec = adapter(job.model).codec(next(denoiser.parameters()).device)
+    test = LocalImages(job.dataset, "test", on_unit=heartbeat)  # for its conditions
     digests = {}
     for some in batches(planned, job.config.items_per_forward):
         for each, item in zip(some, generate_together(denoiser, test, some, job.config, job.seed), strict=True):
-            digests[item_file(job.stage, each.number)] = save_item(job.stage, item, {"role": each.role})
+            digests[item_file(job.stage, each.number)] = save_item(job.stage, item, codec, {"role": each.role})
             done(each.number)
     return digests
 

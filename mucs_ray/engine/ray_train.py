@@ -85,10 +85,14 @@ def run_training(job: TrainJob, group: Group, device: torch.device, post: Callab
     load_state(job.stage, state)
     if group.size > 1:
         group = wrap(state, group)
-    images = LocalImages(job.dataset, "train", removed=job.removed, on_unit=heartbeat)
-    test = LocalImages(job.dataset, "test", on_unit=heartbeat)
+    kind = adapter(job.model)
+    codec, trainer = kind.codec(torch.device("cpu")), kind.trainer()
+    assert trainer is not None, "a model that cannot be trained has no stage that trains"
+    images = LocalImages(job.dataset, "train", codec=codec, removed=job.removed, on_unit=heartbeat)
+    test = LocalImages(job.dataset, "test", codec=codec, on_unit=heartbeat)
     posted = 0.0
-    for update in training(state, images, test, job.train, seed=job.seed, group=group):
+    updates = training(state, images, test, job.train, seed=job.seed, group=group, augment=trainer.augment)
+    for update in updates:
         heartbeat()  # a captured pass calls no hook
         if group.rank == 0 and time.monotonic() - posted > POST_INTERVAL_S:
             posted = time.monotonic()

@@ -1,6 +1,6 @@
 """Similarity of a generated image and its regeneration, by each of the metrics (mucs_ray.evaluation.metrics).
 
-Axes: n pairs of images, h w pixels. Images are in [0, 1], fp32; higher = more similar (spec 11.1).
+Axes: n pairs of images. Images are in [0, 1], fp32; higher = more similar (spec 11.1).
 """
 
 import math
@@ -16,20 +16,21 @@ from mucs_ray.encoders.lpips import load_lpips
 from mucs_ray.encoders.networks import Encoder, load_clip, load_dino, load_sscd
 from mucs_ray.errors import InputError
 from mucs_ray.evaluation.metrics import SSIM_LEAST_PX, SSIM_WINDOW_PX
+from mucs_ray.spaces.pictures import Pictures, are_pictures
 
-Similarity = Callable[[Float[Tensor, "n 3 h w"], Float[Tensor, "n 3 h w"]], Float[Tensor, " n"]]
+Similarity = Callable[[Pictures, Pictures], Float[Tensor, " n"]]
 
 SSIM_SIGMA = 1.5
 SSIM_C1 = 0.01**2
 SSIM_C2 = 0.03**2
 
 
-def mse(first: Float[Tensor, "n 3 h w"], second: Float[Tensor, "n 3 h w"]) -> Float[Tensor, " n"]:
+def mse(first: Pictures, second: Pictures) -> Float[Tensor, " n"]:
     """Return the mean squared difference of pixels, negated: in [-1, 0]."""
     return -(first - second).square().mean(dim=(1, 2, 3))
 
 
-def ssim(first: Float[Tensor, "n 3 h w"], second: Float[Tensor, "n 3 h w"]) -> Float[Tensor, " n"]:
+def ssim(first: Pictures, second: Pictures) -> Float[Tensor, " n"]:
     """Return the structural similarity in [-1, 1]: the mean over channels and all pixels whose whole window is inside.
 
     Padding by reflection and cropping the 5-pixel border afterwards, as the paper's code does, gives the same. It is
@@ -48,7 +49,7 @@ def ssim(first: Float[Tensor, "n 3 h w"], second: Float[Tensor, "n 3 h w"]) -> F
     return (luminance * structure).mean(dim=(1, 2, 3)).float()
 
 
-def blurred(images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 smaller_h smaller_w"]:
+def blurred(images: Pictures) -> Pictures:
     """Return the Gaussian window's mean around each pixel at least 5 pixels from the border."""
     offsets = range(-(SSIM_WINDOW_PX // 2), SSIM_WINDOW_PX // 2 + 1)
     bell = [math.exp(-(offset**2) / (2 * SSIM_SIGMA**2)) for offset in offsets]
@@ -82,10 +83,10 @@ def load_similarity(name: str, path: str, device: torch.device) -> Similarity:
     """Return the similarity of pairs of images, computed on `device`; the images may be anywhere and stay there."""
     compare = LOADERS[name](path, device)
 
-    def similarity(first: Float[Tensor, "n 3 h w"], second: Float[Tensor, "n 3 h w"]) -> Float[Tensor, " n"]:
-        if first.shape != second.shape or first.ndim != 4 or first.shape[1] != 3:
+    def similarity(first: Pictures, second: Pictures) -> Float[Tensor, " n"]:
+        if first.shape != second.shape or not are_pictures(first):
             shapes = f"{tuple(first.shape)} and {tuple(second.shape)}"
-            raise InputError(f"expected pairs of colour images of one size (n 3 h w), found {shapes}")
+            raise InputError(f"similarity is of pairs of colour images of one size, found {shapes}")
         if not len(first):
             return torch.zeros(0, device=first.device)
         return in_batches(compare, first, second, device=device)

@@ -5,6 +5,7 @@ A kind is a `ModelSpec`, the settings under [model] of a recipe, and an `Adapter
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -13,6 +14,17 @@ from torch import Tensor
 from mucs_ray.diffusion.model import DiffusionModel
 from mucs_ray.errors import InputError
 from mucs_ray.models.spec import ModelSpec
+from mucs_ray.spaces.augment import Augment
+from mucs_ray.spaces.codec import Codec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainSpec:
+    """How a model is trained here, beside what [train] of the recipe says."""
+
+    augment: Augment
+    """The distortion of z in training."""
+
 
 Weights = Mapping[str, Tensor]
 """The network's tensors by name."""
@@ -34,6 +46,17 @@ class Adapter(ABC):
         Without weights the model has its own or, if it has none but those of training, arbitrary ones. On the device
         "meta" only the names and shapes of its tensors count.
         """
+
+    @abstractmethod
+    def codec(self, device: torch.device) -> Codec:
+        """Return the way from pictures to the model's z and back, for a worker that reads or shows images."""
+
+    def trainer(self) -> TrainSpec | None:
+        """Return how the model is trained, where `spec.trains`.
+
+        None for a model that is attributed but never trained.
+        """
+        return None
 
     def untrained(self, seed: int, device: torch.device) -> DiffusionModel | None:
         """Return F0 of the run with this seed, the same for pretraining and every retraining.

@@ -85,7 +85,7 @@ def has_defaults(spec_class: type[ModelSpec]) -> bool:
     """Return True for a dataclass that can be made without values."""
     if not is_dataclass(spec_class):
         return False
-    return all(not (each.default is MISSING and each.default_factory is MISSING) for each in fields(spec_class))
+    return all(not (field.default is MISSING and field.default_factory is MISSING) for field in fields(spec_class))
 
 
 def adapter(spec: ModelSpec) -> "Adapter":

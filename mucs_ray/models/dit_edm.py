@@ -17,9 +17,11 @@ from mucs_ray.diffusion.noise import name_torch_stream
 from mucs_ray.diffusion.process import Coefficients
 from mucs_ray.diffusion.rows import per_row
 from mucs_ray.models import official
-from mucs_ray.models.adapter import Adapter, Weights
+from mucs_ray.models.adapter import Adapter, TrainSpec, Weights
 from mucs_ray.models.dit import STEM, DiT, attention_names, repeated_modules, unlearned_names
 from mucs_ray.models.dit_config import DiTConfig
+from mucs_ray.spaces.augment import distorted
+from mucs_ray.spaces.pixels import PIXELS, Pixels
 
 
 class DiTEDM(DiffusionModel):
@@ -90,6 +92,14 @@ class DiTAdapter(Adapter):
         if weights is not None:
             model.network.load_state_dict(weights)
         return model.to(device).eval().requires_grad_(False)
+
+    def codec(self, device: torch.device) -> Pixels:
+        """Return the codec of pixels in [-1, 1]."""
+        return PIXELS
+
+    def trainer(self) -> TrainSpec:
+        """Return the trainer that distorts pictures and tells the network so."""
+        return TrainSpec(augment=distorted)
 
     def untrained(self, seed: int, device: torch.device) -> DiTEDM:
         """Build the model with the weights that "train/init" names; its output is zero."""

@@ -75,9 +75,9 @@ class DiTVP(DiTEDM):
 
     def names(self, which: Selector) -> list[str]:
         """Return the names of the network's parameters that a method asks for."""
-        found = super().names(which)
+        inherited = super().names(which)
         learns_conditions = which in ("mlp", "blocks") and CONDITION in dict(self.network.named_parameters())
-        return [*found, CONDITION] if learns_conditions else found
+        return [*inherited, CONDITION] if learns_conditions else inherited
 
 
 def untrained(config: DiTConfig) -> DiTVP:

@@ -115,8 +115,8 @@ class UNet(nn.Module):
         self.map_augment = AugmentEmbed(config.channels)
         self.map_layer0 = linear(config.channels, width)
         self.map_layer1 = linear(width, width)
-        self.enc, kept = encoder(config)
-        self.dec = decoder(config, kept)
+        self.enc, skip_channels = encoder(config)
+        self.dec = decoder(config, skip_channels)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -160,15 +160,15 @@ class UNet(nn.Module):
         is 0.
         """
         embedding = self.embedding(level, condition, augmented)
-        kept: list[Tensor] = []
+        skips: list[Tensor] = []
         for part in self.enc.values():
             x = part(x, embedding) if isinstance(part, Block) else part(x)
-            kept.append(x)
+            skips.append(x)
         for name, part in self.dec.items():
             if name.endswith("_aux_norm"):
                 x = silu(part(x))
             elif isinstance(part, Block):
-                x = part(torch.cat([x, kept.pop()], dim=1) if "_block" in name else x, embedding)
+                x = part(torch.cat([x, skips.pop()], dim=1) if "_block" in name else x, embedding)
             else:
                 x = part(x)
         return x
@@ -179,25 +179,25 @@ def encoder(config: UNetConfig) -> tuple[nn.ModuleDict, list[int]]:
     width = config.channels * config.embedding_multiplier
     side, cout = config.image_size, config.channels
     parts: dict[str, nn.Module] = {f"{side}x{side}_conv": conv(3, cout, 3)}
-    kept = [cout]
+    skip_channels = [cout]
     for level, multiplier in enumerate(config.multipliers):
         side = config.image_size >> level
         if level:
             parts[f"{side}x{side}_down"] = Block(cout, cout, width, config.dropout, resample=0.5, attends=False)
-            kept.append(cout)
+            skip_channels.append(cout)
         for block in range(config.blocks):
             cin, cout = cout, config.channels * multiplier
             attends = side in config.attention_at
             parts[f"{side}x{side}_block{block}"] = Block(cin, cout, width, config.dropout, resample=1, attends=attends)
-            kept.append(cout)
-    return nn.ModuleDict(parts), kept
+            skip_channels.append(cout)
+    return nn.ModuleDict(parts), skip_channels
 
 
-def decoder(config: UNetConfig, kept: list[int]) -> nn.ModuleDict:
+def decoder(config: UNetConfig, skip_channels: list[int]) -> nn.ModuleDict:
     """Return the parts in order, narrowest level first; of each level's blocks only the last attends."""
     width, drop = config.channels * config.embedding_multiplier, config.dropout
-    deepest, kept = len(config.multipliers) - 1, list(kept)
-    cout, parts = kept[-1], dict[str, nn.Module]()
+    deepest, skip_channels = len(config.multipliers) - 1, list(skip_channels)
+    cout, parts = skip_channels[-1], dict[str, nn.Module]()
     for level in reversed(range(len(config.multipliers))):
         side = config.image_size >> level
         name = f"{side}x{side}"
@@ -207,7 +207,7 @@ def decoder(config: UNetConfig, kept: list[int]) -> nn.ModuleDict:
         else:
             parts[f"{name}_up"] = Block(cout, cout, width, drop, resample=2, attends=False)
         for block in range(config.blocks + 1):
-            cin, cout = cout + kept.pop(), config.channels * config.multipliers[level]
+            cin, cout = cout + skip_channels.pop(), config.channels * config.multipliers[level]
             attends = block == config.blocks and side in config.attention_at
             parts[f"{name}_block{block}"] = Block(cin, cout, width, drop, resample=1, attends=attends)
     side = config.image_size

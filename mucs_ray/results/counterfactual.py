@@ -5,18 +5,21 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from mucs_ray.attribution.registry import REFERENCE, find
 from mucs_ray.data.table import open_parquet
 from mucs_ray.evaluation.analysis import Analysis, analyse
 from mucs_ray.evaluation.hubs import Hubs, find_hubs
-from mucs_ray.evaluation.outcome import MethodOutcome, Unrelated
+from mucs_ray.evaluation.outcome import Unrelated
+from mucs_ray.models.adapters import adapter
 from mucs_ray.pipeline.graph import UNRELATED, Pipeline
 from mucs_ray.report.document import Evaluation, Grid, GridCell, GridRow, HubSection
 from mucs_ray.report.hub_tables import TrainingImage, hub_section
 from mucs_ray.report.published import Published, published
 from mucs_ray.report.tables import densities, headline, remarks, tables
-from mucs_ray.store.items import load_item, to_pixels
+from mucs_ray.spaces.codec import Codec
+from mucs_ray.store.items import load_item, shown
 from mucs_ray.store.run import Stage
 from mucs_ray.store.topk import top_lists
 
@@ -173,23 +176,20 @@ def section(pipelines: Sequence[Pipeline], analysis: Analysis) -> Evaluation:
 def grid(pipeline: Pipeline, measured: Sequence[MethodOutcome]) -> Grid:
     """Lay out the targets of one seed and, for each method, their regenerations."""
     numbers = range(pipeline.recipe.generate.items)
-    before = pipeline.stages["generate"]
-    rows = [
-        GridRow(
-            label="Generated", note="", cells=tuple(GridCell(image=picture(before, n), note=str(n)) for n in numbers)
-        )
-    ]
+    before, codec = pipeline.stages["generate"], adapter(pipeline.recipe.model).codec(torch.device("cpu"))
+    generated = tuple(GridCell(image=picture(before, n, codec), note=str(n)) for n in numbers)
+    rows = [GridRow(label="Generated", note="", cells=generated)]
     for outcome in measured:
         after = pipeline.stages[f"regenerate/{outcome.method}"]
-        cells = tuple(GridCell(image=picture(after, n), note=note(outcome, n)) for n in numbers)
+        cells = tuple(GridCell(image=picture(after, n, codec), note=note(outcome, n)) for n in numbers)
         removed = f"without {outcome.removed:,} of {outcome.num_images:,}"
         rows.append(GridRow(label=find(outcome.method).label, note=removed, cells=cells))
     return Grid(title=f"Seed {pipeline.recipe.seed}", rows=tuple(rows))
 
 
-def picture(stage: Stage, number: int) -> np.ndarray:
+def picture(stage: Stage, number: int, codec: Codec) -> np.ndarray:
     """Return a generated image as 8-bit pixels."""
-    return to_pixels(load_item(stage, number).image)
+    return shown(load_item(stage, number), codec)
 
 
 def note(outcome: MethodOutcome, number: int) -> str:

@@ -7,10 +7,13 @@ from dataclasses import asdict
 from hashlib import sha256
 from typing import Any
 
+import torch
+
 from mucs_ray import storage
 from mucs_ray.attribution.registry import REFERENCE
 from mucs_ray.data.table import Row
 from mucs_ray.evaluation.analysis import Analysis
+from mucs_ray.models.adapters import adapter
 from mucs_ray.pipeline.graph import Pipeline
 from mucs_ray.report.document import Answer, Histogram, ItemSection, RankedImage, Report, Unlearning
 from mucs_ray.report.export import to_csv, to_latex
@@ -19,7 +22,7 @@ from mucs_ray.results import counterfactual
 from mucs_ray.results.counterfactual import is_done
 from mucs_ray.store import checkpoint
 from mucs_ray.store.item_names import item_file
-from mucs_ray.store.items import load_item, to_pixels
+from mucs_ray.store.items import load_item
 from mucs_ray.store.run import Stage
 from mucs_ray.store.topk import read_topk
 
@@ -92,13 +95,13 @@ def item_sections(pipeline: Pipeline, methods: Sequence[str]) -> list[ItemSectio
     pictures = pipeline.dataset.find(pictured, "train")
     planned = pipeline.stages["generate"].facts()["items"]
     test_rows = pipeline.dataset.find({item["idx"] for item in planned}, "test")
-    sections = []
+    codec, sections = adapter(pipeline.recipe.model).codec(torch.device("cpu")), []
     for number in range(pipeline.recipe.generate.items):
         item = load_item(pipeline.stages["generate"], number)
         answers = [answer(pipeline, method, number, top[number], pictures) for method, top in tops.items()]
         label = condition_name(pipeline, test_rows[planned[number]["idx"]])
         sections.append(
-            ItemSection(number=number, idx=item.idx, label=label, image=to_pixels(item.image), answers=tuple(answers))
+            ItemSection(number=number, idx=item.idx, label=label, image=pictured(item, codec), answers=tuple(answers))
         )
     return sections
 

@@ -1,17 +1,25 @@
-"""Pixel space: z is the picture itself, scaled from the 256 stored values to [-1, 1].
+"""The pixel space, where z is the picture itself, with pixels in [-1, 1] (spec 2)."""
 
-All pictures of the project are scaled here, so that training, scoring, reports and metrics agree on every bit.
-"""
-
-from jaxtyping import Float, Float32, UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
-
-def encode(pixels: UInt8[Tensor, "*shape"]) -> Float32[Tensor, "*shape"]:
-    """Map a stored 0 to -1 and a stored 255 to 1."""
-    return pixels.float() / 127.5 - 1
+from mucs_ray.spaces.codec import Codec
 
 
-def decode(z: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """Map -1 to 0 (black) and 1 to 1 (white); a generated value beyond them is clamped."""
-    return (z * 0.5 + 0.5).clamp(0, 1)
+class Pixels(Codec):
+    """A codec between 0..255 and [-1, 1], for any number of channels."""
+
+    def encode(self, pictures: UInt8[Tensor, "b *shape"]) -> Float[Tensor, "b *shape"]:
+        """Map 0 to -1 and 255 to 1."""
+        return pictures.float() / 127.5 - 1
+
+    def decode(self, z: Float[Tensor, "b *shape"]) -> Float[Tensor, "b *shape"]:
+        """Map -1 to 0 and 1 to 1, and clamp values beyond them."""
+        return (z * 0.5 + 0.5).clamp(0, 1)
+
+    def shown(self, z: Float[Tensor, "b *shape"]) -> Float[Tensor, "b *shape"]:
+        """Clamp to [-1, 1]."""
+        return z.clamp(-1, 1)
+
+
+PIXELS = Pixels()

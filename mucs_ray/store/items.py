@@ -4,15 +4,12 @@ import io
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
-import torch
-from jaxtyping import Float, UInt8
 from PIL import Image
-from torch import Tensor
 
 from mucs_ray import storage
-from mucs_ray.attribution.base import Item
-from mucs_ray.spaces.pixels import decode
+from mucs_ray.diffusion.batch import Item
+from mucs_ray.spaces.codec import Codec
+from mucs_ray.spaces.pictures import StoredPicture, to_bytes
 from mucs_ray.store import checkpoint
 from mucs_ray.store.item_names import item_file, item_name
 from mucs_ray.store.run import Stage
@@ -31,22 +28,22 @@ class PlannedItem:
     role: Role
 
 
-def to_pixels(image: Float[Tensor, "c h w"]) -> UInt8[np.ndarray, "c h w"]:
-    """Convert floats in [-1, 1], clamped, to 8-bit pixels (spec 2)."""
-    return (decode(image) * 255).round().to(torch.uint8).cpu().numpy()
+def shown(item: Item, codec: Codec) -> StoredPicture:
+    """Return an item as 8-bit pixels."""
+    return to_bytes(codec.decode(item.z[None])[0])
 
 
-def to_png(pixels: UInt8[np.ndarray, "c h w"]) -> bytes:
+def to_png(pixels: StoredPicture) -> bytes:
     """Encode pixels as a PNG file."""
     buffer = io.BytesIO()
     Image.fromarray(pixels.transpose(1, 2, 0)).save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
 
 
-def save_item(stage: Stage, item: Item, facts: dict[str, Any]) -> str:
+def save_item(stage: Stage, item: Item, codec: Codec, facts: dict[str, Any]) -> str:
     """Publish the PNG, then the tensors; return the tensors' sha256."""
-    storage.publish(stage.url(stage.part(item_name(item.number), "png")), to_png(to_pixels(item.image)))
-    tensors = {**item.condition, "image": item.image}
+    storage.publish(stage.url(stage.part(item_name(item.number), "png")), to_png(shown(item, codec)))
+    tensors = {**item.condition, "image": item.z}
     facts = {**facts, "number": item.number, "idx": item.idx}
     return checkpoint.save(stage.url(item_file(stage, item.number)), tensors, facts)
 
@@ -54,5 +51,5 @@ def save_item(stage: Stage, item: Item, facts: dict[str, Any]) -> str:
 def load_item(stage: Stage, number: int) -> Item:
     """Read an item that was generated."""
     tensors, facts = checkpoint.load(stage.url(item_file(stage, number)))
-    image = tensors.pop("image")
-    return Item(number=number, idx=facts["idx"], condition=tensors, image=image)
+    z = tensors.pop("image")
+    return Item(number=number, idx=facts["idx"], condition=tensors, z=z)

@@ -23,7 +23,7 @@ from mucs_ray.diffusion.loss import denoising_loss
 from mucs_ray.diffusion.model import DiffusionModel
 from mucs_ray.diffusion.noise import generator, name_torch_stream, normal
 from mucs_ray.diffusion.process import Process
-from mucs_ray.training.augment import augment
+from mucs_ray.spaces.augment import Augment, distorted
 from mucs_ray.training.captured import CapturedLoss
 from mucs_ray.training.config import Precision, TrainConfig
 from mucs_ray.training.ema import frozen_copy, update_ema
@@ -111,14 +111,22 @@ def autocast(precision: Precision, device: torch.device) -> AbstractContextManag
 
 
 def training(
-    state: TrainState, images: TrainingImages, test: TrainingImages, config: TrainConfig, *, seed: int, group: Group
+    state: TrainState,
+    images: TrainingImages,
+    test: TrainingImages,
+    config: TrainConfig,
+    *,
+    seed: int,
+    group: Group,
+    augment: Augment = distorted,
 ) -> Iterator[Update]:
     """Make updates until the bound or early stopping.
 
-    `state` is changed in place and is consistent whenever this yields.
+    `state` is changed in place and is consistent whenever this yields. `augment` distorts images on their way into an
+    update; the default is for pixels.
     """
     draws = draws_ahead if next(state.live.parameters()).device.type == "cuda" else draws_when_needed
-    upcoming = draws(state.live.process, images, config, seed=seed, first=state.step)
+    upcoming = draws(state.live.process, images, config, seed=seed, first=state.step, augment=augment)
     while state.step < config.updates and not out_of_patience(state, config):
         loss = train_update(state, next(upcoming), config, seed=seed, group=group)
         at_epoch_end = state.step % config.updates_per_epoch == 0 or state.step == config.updates
@@ -139,46 +147,66 @@ def out_of_patience(state: TrainState, config: TrainConfig) -> bool:
 class UpdateDraws:
     """The distorted images of one update and the random numbers drawn for them, for the whole batch, on the CPU."""
 
-    image: Float[Tensor, "b *shape"]
+    z: Float[Tensor, "b *shape"]
     noise: Float[Tensor, "b *shape"]
     level: Float[Tensor, " b"]
     condition: Condition
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all tensors by name, with the condition's among them."""
-        return {"image": self.image, "noise": self.noise, "level": self.level, **self.condition}
+        return {"z": self.z, "noise": self.noise, "level": self.level, **self.condition}
 
 
-def draw_update(process: Process, images: TrainingImages, config: TrainConfig, *, seed: int, step: int) -> UpdateDraws:
+def draw_update(
+    process: Process,
+    images: TrainingImages,
+    config: TrainConfig,
+    *,
+    seed: int,
+    step: int,
+    augment: Augment = distorted,
+) -> UpdateDraws:
     """Draw one update; this is a pure function of seed and step."""
     stream = generator(seed, f"train/step={step}")
     rows = batch_rows(seed, "train", step, num_images=len(images), batch_size=config.batch_size)
     batch = images.batch(rows, stream)
-    image, augmented = augment(batch.image, stream, probability=config.augment, flip=config.flip)
-    level, noise = process.training_levels(stream, len(rows)), normal(stream, *image.shape)
-    condition = {**batch.condition, "augmented": augmented}
-    return UpdateDraws(image=image, noise=noise, level=level, condition=condition)
+    z, told = augment(batch.z, stream, probability=config.augment, flip=config.flip)
+    level, noise = process.training_levels(stream, len(rows)), normal(stream, *z.shape)
+    return UpdateDraws(z=z, noise=noise, level=level, condition={**batch.condition, **told})
 
 
 def draws_when_needed(
-    process: Process, images: TrainingImages, config: TrainConfig, *, seed: int, first: int
+    process: Process,
+    images: TrainingImages,
+    config: TrainConfig,
+    *,
+    seed: int,
+    first: int,
+    augment: Augment = distorted,
 ) -> Iterator[UpdateDraws]:
     """Yield the draws of one update after the other, each made when it is asked for."""
     for step in range(first, config.updates):
-        yield draw_update(process, images, config, seed=seed, step=step)
+        yield draw_update(process, images, config, seed=seed, step=step, augment=augment)
 
 
 def draws_ahead(
-    process: Process, images: TrainingImages, config: TrainConfig, *, seed: int, first: int
+    process: Process,
+    images: TrainingImages,
+    config: TrainConfig,
+    *,
+    seed: int,
+    first: int,
+    augment: Augment = distorted,
 ) -> Iterator[UpdateDraws]:
     """Yield the same draws, each made by a thread while a GPU works on the previous update."""
+    draw = partial(draw_update, process, images, config, seed=seed, augment=augment)
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="draws") as thread:
-        ahead = thread.submit(draw_update, process, images, config, seed=seed, step=first)
+        ahead = thread.submit(draw, step=first)
         for step in range(first, config.updates):
-            draws = ahead.result()
+            update_draws = ahead.result()
             if step + 1 < config.updates:
-                ahead = thread.submit(draw_update, process, images, config, seed=seed, step=step + 1)
-            yield draws
+                ahead = thread.submit(draw, step=step + 1)
+            yield update_draws
 
 
 def train_update(
@@ -210,7 +238,7 @@ def mean_loss(
     process: Process, denoiser: nn.Module, inputs: Mapping[str, Tensor], precision: Precision
 ) -> Float[Tensor, ""]:
     """Return the mean loss of a worker's share of a batch; `inputs` has the names of `UpdateDraws.tensors`."""
-    image = inputs["image"]
+    image = inputs["z"]
     with autocast(precision, image.device):
         losses = denoising_loss(process, denoiser, image, inputs["noise"], inputs["level"], of_loss_inputs(inputs))
     return losses.mean()
@@ -227,10 +255,10 @@ def validation_loss(
         batch = test.batch(np.arange(start, min(start + VALIDATION_BATCH, len(test))))
         streams = [generator(seed, f"validate/idx={idx}") for idx in batch.idx.tolist()]
         level = torch.cat([denoiser.process.training_levels(stream, 1) for stream in streams]).to(device)
-        noise = torch.stack([normal(stream, *batch.image.shape[1:]) for stream in streams]).to(device)
+        noise = torch.stack([normal(stream, *batch.z.shape[1:]) for stream in streams]).to(device)
         moved = batch.to(device)
         with autocast(config.precision, device):
-            losses = denoising_loss(denoiser.process, denoiser, moved.image, noise, level, moved.condition)
+            losses = denoising_loss(denoiser.process, denoiser, moved.z, noise, level, moved.condition)
         total += torch.tensor([losses.double().sum().item(), len(batch)], dtype=torch.float64)
     summed, count = group.mean(total).tolist()
     return summed / count

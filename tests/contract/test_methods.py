@@ -19,12 +19,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from mucs_ray.attribution.base import Attributor, Columns, Item, MethodContext, MethodSettings, Tensors
+from mucs_ray.attribution.base import Attributor, Columns, MethodContext, MethodSettings, Tensors
 from mucs_ray.attribution.card import MethodCard, MethodStage, load_class
 from mucs_ray.attribution.loss_change import chosen
 from mucs_ray.attribution.registry import METHODS, find
 from mucs_ray.config.recipe import Recipe, build, for_method, with_values
-from mucs_ray.diffusion.batch import Batch
+from mucs_ray.diffusion.batch import Batch, Item
 from mucs_ray.diffusion.noise import generator, normal
 from mucs_ray.errors import InputError
 from mucs_ray.models.dit import DiT
@@ -71,7 +71,7 @@ def images() -> Batch:
     """6 training images of the tiny data set."""
     made = rows(6, first_idx=0, seed=1)
     pixels = torch.from_numpy(np.stack([row.image for row in made])).float() / 127.5 - 1
-    return Batch(idx=torch.arange(6), image=pixels, condition={"condition": torch.eye(3)[[row.label for row in made]]})
+    return Batch(idx=torch.arange(6), z=pixels, condition={"condition": torch.eye(3)[[row.label for row in made]]})
 
 
 @cache
@@ -89,7 +89,7 @@ def items(num: int) -> list[Item]:
     for image in made:
         image[0, 0, 0] = 1.5
     return [
-        Item(number=at, idx=900 + at, condition={"condition": torch.eye(3)[at]}, image=image)
+        Item(number=at, idx=900 + at, condition={"condition": torch.eye(3)[at]}, z=image)
         for at, image in enumerate(made)
     ]
 
@@ -161,7 +161,7 @@ class Loop:
         """What the hooks after `features` are given: only idx, if the parts are empty."""
         if not self.parts():
             blank = torch.zeros(len(self.images), 3, 0, 0)
-            return Batch(idx=self.images.idx, image=blank, condition={})
+            return Batch(idx=self.images.idx, z=blank, condition={})
         return self.features(WHOLE) if "features" in self.parts() else self.images
 
     def sums(self, cuts: list[slice]) -> Tensors:
@@ -450,9 +450,9 @@ def test_what_is_lent_stays_as_it_was(name: str):
     run = fresh(name, num_items=1)
     lent = {
         **dict(f1().state_dict()),
-        "batch.image": run.images.image,
+        "batch.image": run.images.z,
         **{f"batch.{name}": tensor for name, tensor in run.images.condition.items()},
-        **{f"item.{item.number}": item.image for item in run.items},
+        **{f"item.{item.number}": item.z for item in run.items},
         **{f"fitted.{key}": tensor for key, tensor in run.once.items()},
         **{f"item_states.{key}": tensor for key, tensor in run.of_items[0].items()},
     }
@@ -473,7 +473,7 @@ class Careless(Attributor):
     card = MethodCard(name="careless", label="Careless", summary="breaks the contract")
 
     def score(self, rows: Batch) -> Tensor:
-        brightness = rows.image.mean(dim=(1, 2, 3))[:, None] - rows.image.mean()
+        brightness = rows.z.mean(dim=(1, 2, 3))[:, None] - rows.z.mean()
         noise = torch.rand(len(rows), len(self.context.items)) * self.context.settings.score.keep
         return brightness + noise
 

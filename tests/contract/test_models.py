@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from mucs_ray.attribution.base import Attributor, Item, MethodContext
+from mucs_ray.attribution.base import Attributor, MethodContext
 from mucs_ray.attribution.card import MethodCard, MethodStage, load_class
 from mucs_ray.attribution.loss_change import chosen
 from mucs_ray.attribution.registry import METHODS
 from mucs_ray.config.recipe import Recipe, for_method, with_values
-from mucs_ray.diffusion.batch import Batch
+from mucs_ray.diffusion.batch import Batch, Item
 from mucs_ray.diffusion.condition import one_by_one
 from mucs_ray.diffusion.edm import EDM
 from mucs_ray.diffusion.loss import denoising_loss
@@ -99,7 +99,7 @@ def test_every_method_scores_every_kind_of_model(kind: str, name: str):
     if METHODS[name].needs_condition and not images.condition:
         pytest.skip("compares conditions, and there are none")
     conditions = one_by_one(images.condition, NUM_ITEMS)
-    items = [Item(number=n, idx=50 + n, condition=conditions[n], image=images.image[n]) for n in range(NUM_ITEMS)]
+    items = [Item(number=n, idx=50 + n, condition=conditions[n], z=images.z[n]) for n in range(NUM_ITEMS)]
     before = {each: tensor.clone() for each, tensor in model.state_dict().items()}
     scores = scored(name, model, images, items)
     assert scores.shape == (NUM_IMAGES, NUM_ITEMS)
@@ -163,5 +163,5 @@ def test_every_kind_of_model_is_guided_and_sampled(kind: str):
     model, images = toy(kind), samples(kind, 3)
     draw = partial(sample, model.process, unit_noise=normal(generator(1, "unit"), 3, *model.shape), num_steps=5)
     plain, strong = (draw(guided(model, weight), condition=images.condition) for weight in (1.0, 2.0))
-    assert plain.shape == images.image.shape and plain.isfinite().all() and strong.isfinite().all()
+    assert plain.shape == images.z.shape and plain.isfinite().all() and strong.isfinite().all()
     assert torch.equal(plain, strong) == (not images.condition)

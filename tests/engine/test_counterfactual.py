@@ -57,9 +57,9 @@ def test_the_whole_test_equals_the_plain_loop(evaluated: Pipeline, method: str, 
         with torch.inference_mode():
             (again,) = generation.generate_together(denoiser, test, [planned], recipe.generate, recipe.seed)
         stored = load_item(stages[f"regenerate/{method}"], planned.number)
-        assert torch.equal(stored.image, again.image)
-        before = load_item(stages["generate"], planned.number).image
-        pixels = [(image.clamp(-1, 1) + 1) / 2 for image in (before, again.image)]
+        assert torch.equal(stored.z, again.z)
+        before = load_item(stages["generate"], planned.number).z
+        pixels = [(image.clamp(-1, 1) + 1) / 2 for image in (before, again.z)]
         expected[planned.role].append(-(pixels[0] - pixels[1]).square().mean().item())
 
     found = outcome(evaluated, method)
@@ -97,7 +97,7 @@ def test_each_item_by_itself(
         assert {int(idx) for idx in written} == set(top.tolist()) and stage.facts()["removed"] == len(top)
     found = outcome(pipeline, "random")
     assert found.removed == len(lists[0]) and len(found.similarity["mse"]) == 2 and len(found.controls["mse"]) == 0
-    images = [load_item(pipeline.stages["regenerate/random"], number).image for number in range(2)]
+    images = [load_item(pipeline.stages["regenerate/random"], number).z for number in range(2)]
     denoiser = retrained_plainly(pipeline, tmp_path / "plain", frozenset(lists[1].tolist()))
     test = LocalImages(pipeline.dataset, "test")
     planned = generation.plan_items(pipeline.dataset, pipeline.recipe.generate, pipeline.recipe.seed)[1]
@@ -105,7 +105,7 @@ def test_each_item_by_itself(
         (again,) = generation.generate_together(
             denoiser, test, [planned], pipeline.recipe.generate, pipeline.recipe.seed
         )
-    assert torch.equal(again.image, images[1])
+    assert torch.equal(again.z, images[1])
 
 
 def test_too_few_images_left(evaluated: Pipeline, data: Dataset):

@@ -63,7 +63,7 @@ def whole(dataset: Dataset) -> Batch:
     conditions = [batch.condition for batch in batches]
     return Batch(
         idx=torch.cat([batch.idx for batch in batches]),
-        image=torch.cat([batch.image for batch in batches]),
+        z=torch.cat([batch.z for batch in batches]),
         condition=joined(conditions),
     )
 
@@ -228,8 +228,8 @@ def test_an_encoder_through_ray_is_the_plain_network(
     work(pipeline, "attribute", cluster)
     idx, scores = all_scores(stored_scores(pipeline, "users:SmallDINO"))
     network, images = users.small_network(str(weights), CPU), whole(data)
-    items = [load_item(pipeline.stages["generate"], n).image for n in range(pipeline.recipe.generate.items)]
-    of_images, of_items = (network.embed((each.clamp(-1, 1) + 1) / 2) for each in (images.image, torch.stack(items)))
+    items = [load_item(pipeline.stages["generate"], n).z for n in range(pipeline.recipe.generate.items)]
+    of_images, of_items = (network.embed((each.clamp(-1, 1) + 1) / 2) for each in (images.z, torch.stack(items)))
     assert np.array_equal(idx, images.idx.numpy())
     np.testing.assert_allclose(scores, (of_images.double() @ of_items.double().T).numpy(), atol=1e-6)
     assert scores.std(axis=0).min() > 0.01

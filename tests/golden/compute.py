@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from mucs_ray.attribution.base import Attributor, Item, MethodContext
+from mucs_ray.attribution.base import Attributor, MethodContext
 from mucs_ray.attribution.card import MethodCard, MethodStage, load_class
 from mucs_ray.attribution.ensemble import ensemble_scores, learned_weights
 from mucs_ray.attribution.loss_change import chosen
@@ -32,7 +32,7 @@ from mucs_ray.config.recipe import Recipe, build, for_method, from_card, read_re
 from mucs_ray.data.local import LocalImages
 from mucs_ray.data.prepare import prepare
 from mucs_ray.data.table import Card, Dataset, Row, Shard, read_unit, schema, to_parquet, to_table
-from mucs_ray.diffusion.batch import Batch
+from mucs_ray.diffusion.batch import Batch, Item
 from mucs_ray.diffusion.condition import joined, one_by_one
 from mucs_ray.diffusion.model import DiffusionModel, guided
 from mucs_ray.diffusion.noise import generator, normal
@@ -252,7 +252,7 @@ class Run:
         conditions = [batch.condition for batch in batches]
         whole = Batch(
             idx=torch.cat([batch.idx for batch in batches]),
-            image=torch.cat([batch.image for batch in batches]),
+            z=torch.cat([batch.z for batch in batches]),
             condition=joined(conditions),
         )
         return whole[: self.num_attributed]
@@ -279,7 +279,7 @@ def with_methods(run: Run, *names: str) -> Values:
 def pipeline(run: Run) -> tuple[DiffusionModel, list[Item], Values]:
     """F1 and the items, and the numbers of data, training and generation."""
     images = run.images
-    data = {"data/images": images.image, "data/idx": images.idx, "data/num_train": len(run.train)}
+    data = {"data/images": images.z, "data/idx": images.idx, "data/num_train": len(run.train)}
     data |= {f"data/{name}": tensor for name, tensor in images.condition.items()}
     f1, of_training = trained(run)
     items, of_generation = generated(run, f1)
@@ -309,11 +309,11 @@ def generated(run: Run, f1: DiffusionModel) -> tuple[list[Item], Values]:
     for number, row in enumerate(order.tolist()):
         lent = run.test.batch(np.asarray([row]))
         idx = int(lent.idx)
-        noise = normal(generator(recipe.seed, f"generate/idx={idx}"), 1, *lent.image.shape[1:])
+        noise = normal(generator(recipe.seed, f"generate/idx={idx}"), 1, *lent.z.shape[1:])
         image = sample(f1.process, guided(f1, config.guidance), noise, lent.condition, num_steps=config.steps)[0]
         (condition,) = one_by_one(lent.condition, 1)
-        items.append(Item(number=number, idx=idx, condition=condition, image=image))
-    values = {"generate/idx": [item.idx for item in items], "generate/z": torch.stack([item.image for item in items])}
+        items.append(Item(number=number, idx=idx, condition=condition, z=image))
+    values = {"generate/idx": [item.idx for item in items], "generate/z": torch.stack([item.z for item in items])}
     return items, values
 
 
@@ -348,7 +348,7 @@ def attributed(
     recipe = recipe_of(run, method, settings or {})
     if not method.stages:
         kind = load_class(method.implementation)
-        images = Batch(idx=run.images.idx, image=torch.zeros(len(run.images), 3, 0, 0), condition={})
+        images = Batch(idx=run.images.idx, z=torch.zeros(len(run.images), 0), condition={})
         scores = kind(MethodContext(settings=recipe, device=CPU, num_images=len(images), items=items)).score(images)
         return ranked(run, recipe, label, scores)
     rows: Any = run.images

@@ -16,9 +16,9 @@ from typing import Any
 from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
-from mucs_ray.attribution.base import Columns, Item, ItemState, Tensors
+from mucs_ray.attribution.base import Columns, ItemState, Tensors
 from mucs_ray.attribution.mucs import MUCS
-from mucs_ray.diffusion.batch import Batch
+from mucs_ray.diffusion.batch import Batch, Item
 
 
 def lay(point: str, kind: str, count: int = 1, *, about: str = "") -> None:

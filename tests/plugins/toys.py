@@ -40,7 +40,7 @@ class Brightness(Attributor):
     config: BrightnessConfig
 
     def features(self, batch: Batch) -> Columns:
-        pixels = batch.image.flatten(1).double()
+        pixels = batch.z.flatten(1).double()
         return {"brightness": pixels.mean(dim=1) if self.config.over == "mean" else pixels.amax(dim=1)}
 
     def load(self, fitted: Tensors, item_states: Sequence[Tensors]) -> None:

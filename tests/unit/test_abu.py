@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from mucs_ray.attribution.abu import AbU
-from mucs_ray.attribution.base import Item, ItemState, MethodContext, Tensors
+from mucs_ray.attribution.base import ItemState, MethodContext, Tensors
 from mucs_ray.attribution.cards.abu import AbUConfig
-from mucs_ray.diffusion.batch import Batch
+from mucs_ray.diffusion.batch import Batch, Item
 from mucs_ray.diffusion.condition import for_each
 from mucs_ray.diffusion.edm import EDM
 from mucs_ray.diffusion.loss import denoising_loss
@@ -61,14 +61,14 @@ def draws(name: str, num: int) -> tuple[Tensor, Tensor]:
 def images(count: int = 6) -> Batch:
     return Batch(
         idx=torch.arange(100, 100 + count),
-        image=0.5 * normal(generator(2, "images"), count, 3, 8, 8),
+        z=0.5 * normal(generator(2, "images"), count, 3, 8, 8),
         condition={"condition": torch.eye(3)[torch.arange(count) % 3]},
     )
 
 
 def item(idx: int = 60, *, number: int = 0) -> Item:
     image = 0.5 * normal(generator(7, f"image={idx}"), 3, 8, 8)
-    return Item(number=number, idx=idx, condition={"condition": torch.tensor([0.0, 1.0, 0.0])}, image=image)
+    return Item(number=number, idx=idx, condition={"condition": torch.tensor([0.0, 1.0, 0.0])}, z=image)
 
 
 def abu(denoiser: DiTEDM, config: AbUConfig = SCALE_CONFIG) -> AbU:
@@ -100,7 +100,7 @@ def trained() -> DiTEDM:
 def test_fisher_of_a_linear_network_is_the_closed_form(linear: DiTEDM):
     """Each draw's gradient is squared, then averaged over an image's draws, then summed over images."""
     expected = torch.zeros(3, dtype=torch.float64)
-    for idx, image in zip(images().idx.tolist(), images().image, strict=True):
+    for idx, image in zip(images().idx.tolist(), images().z, strict=True):
         for sigma, noise in zip(*draws(f"abu/fisher/idx={idx}", 3), strict=True):
             expected += scale_gradient(linear.network.weight, image, sigma, noise) ** 2 / 3
     found = abu(linear).accumulate(images())
@@ -119,7 +119,7 @@ def test_fisher_of_a_transformer_is_that_of_plain_autograd(trained: DiTEDM):
         sigma, noise = draws(f"abu/fisher/idx={100 + at}", 3)
         for draw in range(3):
             one, cut = images(2)[at : at + 1], slice(draw, draw + 1)
-            loss = denoising_loss(EDM(), exact, one.image, noise[cut], sigma[cut], one.condition)
+            loss = denoising_loss(EDM(), exact, one.z, noise[cut], sigma[cut], one.condition)
             gradients = torch.autograd.grad(loss.sum(), list(exact.network.parameters()))
             for (name, _), gradient in zip(exact.network.named_parameters(), gradients, strict=True):
                 expected[name] += gradient.square() / 3
@@ -171,7 +171,7 @@ TOTAL = {
 def hand_step(weight: Tensor, step: int, config: AbUConfig) -> Tensor:
     """w + alpha g / (N (F + damping mean F)), F = (1, 0.1, 0)."""
     pairs = zip(*draws(f"abu/item=60/step={step}", config.draws), strict=True)
-    gradient = torch.stack([scale_gradient(weight, item().image, *pair) for pair in pairs]).mean(0)
+    gradient = torch.stack([scale_gradient(weight, item().z, *pair) for pair in pairs]).mean(0)
     fisher = torch.tensor([1.0, 0.1, 0.0], dtype=torch.float64)
     return weight.double() + config.step * gradient / (NUM_IMAGES * (fisher + config.damping * 1.1 / 3))
 
@@ -213,7 +213,7 @@ def test_the_loss_is_told_before_and_after_on_the_same_draws(linear: DiTEDM):
     assert first == last != between
     assert (facts["outcome"], facts["updates"]) == ("fixed", 2)
     sigma, noise = draws("abu/item=60/step=0", 50)
-    image, condition = item().image.expand_as(noise), for_each(item().condition, 50)
+    image, condition = item().z.expand_as(noise), for_each(item().condition, 50)
     assert first == pytest.approx(denoising_loss(EDM(), linear, image, noise, sigma, condition).mean().item(), rel=1e-5)
 
 
@@ -243,7 +243,7 @@ def test_the_loss_of_the_item_rises(trained: DiTEDM):
     changed = copy.deepcopy(trained)
     changed.network.load_state_dict(found.tensors, strict=False)
     sigma, noise = draws("check", 300)
-    given = item().image.expand_as(noise), noise, sigma, for_each(item().condition, 300)
+    given = item().z.expand_as(noise), noise, sigma, for_each(item().condition, 300)
     before, after = (denoising_loss(EDM(), model, *given).mean().item() for model in (trained, changed))
     assert after > 1.01 * before
     assert found.facts["item_loss"][1] > 1.01 * found.facts["item_loss"][0]
@@ -251,10 +251,10 @@ def test_the_loss_of_the_item_rises(trained: DiTEDM):
 
 def test_what_is_not_finite_is_named(linear: DiTEDM):
     batch = images()
-    batch.image[4, 0, 0, 0] = float("nan")
+    batch.z[4, 0, 0, 0] = float("nan")
     with pytest.raises(RunFailed, match="training image idx=104 is not finite"):
         abu(linear).accumulate(batch)
-    broken = replace(item(61, number=4), image=torch.full((3, 8, 8), float("nan")))
+    broken = replace(item(61, number=4), z=torch.full((3, 8, 8), float("nan")))
     with pytest.raises(RunFailed, match=r"item 4 \(idx=61\).*not finite at update 0"):
         adapt(abu(linear), broken, TOTAL)
     with pytest.raises(RunFailed, match=r"item 0 \(idx=60\).*not finite at update 1"):

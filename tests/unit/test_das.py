@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mucs_ray.attribution.base import Columns, Item, MethodContext
+from mucs_ray.attribution.base import Columns, MethodContext
 from mucs_ray.attribution.cards.das import DASConfig
 from mucs_ray.attribution.das import DAS
 from mucs_ray.attribution.projection import Sketch
-from mucs_ray.diffusion.batch import Batch
+from mucs_ray.diffusion.batch import Batch, Item
 from mucs_ray.diffusion.condition import for_each, one_by_one
 from mucs_ray.diffusion.edm import EDM
 from mucs_ray.diffusion.loss import denoising_loss
@@ -50,7 +50,7 @@ def some_images(count: int, *, seed: int) -> Batch:
     made = rows(count, first_idx=100, seed=seed)
     return Batch(
         idx=torch.tensor([row.idx for row in made]),
-        image=torch.from_numpy(np.stack([row.image for row in made])).float() / 127.5 - 1,
+        z=torch.from_numpy(np.stack([row.image for row in made])).float() / 127.5 - 1,
         condition={"condition": torch.eye(3)[[row.label for row in made]]},
     )
 
@@ -87,7 +87,7 @@ def projected(vector: Tensor) -> Tensor:
 
 def test_each_gradient_has_length_one_before_the_average():
     found = method(LINEAR, gradients="per_noise").features(IMAGES)["feature"]
-    for image, feature in zip(IMAGES.image, found, strict=True):
+    for image, feature in zip(IMAGES.z, found, strict=True):
         gradients = [hand_gradient(scaled) for _, _, scaled in noisy_pixels(image)]
         lengths = torch.stack([gradient.norm() for gradient in gradients])
         assert lengths.std() > 0.01 * lengths.mean()  # else the average would not tell
@@ -97,7 +97,7 @@ def test_each_gradient_has_length_one_before_the_average():
 
 def test_or_the_average_has_length_one():
     found = method(LINEAR, gradients="of_average").features(IMAGES)["feature"]
-    for image, feature in zip(IMAGES.image, found, strict=True):
+    for image, feature in zip(IMAGES.z, found, strict=True):
         average = torch.stack([hand_gradient(scaled) for _, _, scaled in noisy_pixels(image)]).mean(0)
         torch.testing.assert_close(feature, projected(average / average.norm()), rtol=1e-4, atol=1e-6)
 
@@ -118,7 +118,7 @@ def test_residuals_by_hand(gradients: str):
     """r_j = sqrt(mean (F - F*)^2), at length 1 over the noises, averaged."""
     found = method(LINEAR, gradients=gradients).features(IMAGES)["residual"]
     scale, shift = (each.double()[:, None, None] for each in LINEAR.network.parameters())
-    for image, residual in zip(IMAGES.image, found, strict=True):
+    for image, residual in zip(IMAGES.z, found, strict=True):
         errors = []
         for sigma, noisy, scaled in noisy_pixels(image):
             skip, out = 0.25 / (sigma**2 + 0.25), 0.5 * sigma / np.sqrt(sigma**2 + 0.25)
@@ -137,12 +137,12 @@ def test_losses_of_the_raw_output_are_the_denoising_losses():
     expected = denoising_loss(
         EDM(),
         DENOISER,
-        IMAGES.image[2].expand(NOISES, -1, -1, -1),
+        IMAGES.z[2].expand(NOISES, -1, -1, -1),
         noises.unit,
         noises.level,
         for_each(condition, NOISES),
     )
-    found = made.measured(IMAGES.image[2], condition).losses
+    found = made.measured(IMAGES.z[2], condition).losses
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
     assert not found.requires_grad
 
@@ -204,7 +204,7 @@ def test_a_planted_duplicate_ranks_first(gradients: str, leverage: bool):
     adapted = []
     for number, at in enumerate(planted):
         item = Item(
-            number=number, idx=900 + at, condition=one_by_one(images.condition, len(images))[at], image=images.image[at]
+            number=number, idx=900 + at, condition=one_by_one(images.condition, len(images))[at], z=images.z[at]
         )
         adapted.append(method(DENOISER, **knobs).fit_item(item, prepared, lambda step, loss: None).tensors)
     scorer = method(None, **knobs)
@@ -216,8 +216,8 @@ def test_a_planted_duplicate_ranks_first(gradients: str, leverage: bool):
 
 
 def test_an_image_with_nan_is_named():
-    broken = replace(IMAGES, image=IMAGES.image.clone())
-    broken.image[4, 1, 2, 3] = float("nan")
+    broken = replace(IMAGES, z=IMAGES.z.clone())
+    broken.z[4, 1, 2, 3] = float("nan")
     with pytest.raises(RunFailed, match="DAS: the feature of training image idx=104 is not finite"):
         method(DENOISER).features(broken)
 

@@ -18,14 +18,14 @@ import pytest
 import torch
 import typer
 
-from mucs_ray.attribution.base import Item, MethodContext
+from mucs_ray.attribution.base import MethodContext
 from mucs_ray.attribution.registry import METHODS, find
 from mucs_ray.attribution.registry import installed as installed_methods
 from mucs_ray.cli.app import app
 from mucs_ray.config.recipe import Recipe, build
 from mucs_ray.data.prepare import prepare
 from mucs_ray.data.sources import registry
-from mucs_ray.diffusion.batch import Batch
+from mucs_ray.diffusion.batch import Batch, Item
 from mucs_ray.diffusion.noise import generator, normal
 from mucs_ray.models.dit_edm import DiTEDM
 from mucs_ray.store.weights import load_weights
@@ -196,13 +196,13 @@ def test_the_method_of_the_example_scores(tmp_path: Path, monkeypatch: pytest.Mo
     made, f1 = tiny_rows(5, first_idx=10, seed=4), lively(recipe.model)
     images = Batch(
         idx=torch.tensor([row.idx for row in made]),
-        image=torch.from_numpy(np.stack([row.image for row in made])).float() / 127.5 - 1,
+        z=torch.from_numpy(np.stack([row.image for row in made])).float() / 127.5 - 1,
         condition={"condition": torch.eye(3)[[row.label for row in made]]},
     )
     drawn = normal(generator(9, "item"), 3, 8, 8)
     items = [
-        Item(number=0, idx=70, condition={"condition": torch.eye(3)[2]}, image=drawn),
-        Item(number=1, idx=71, condition={"condition": torch.eye(3)[made[3].label]}, image=images.image[3]),
+        Item(number=0, idx=70, condition={"condition": torch.eye(3)[2]}, z=drawn),
+        Item(number=1, idx=71, condition={"condition": torch.eye(3)[made[3].label]}, z=images.z[3]),
     ]
     features, score = method.stages
     context = {"settings": recipe, "device": torch.device("cpu"), "num_images": 5, "denoiser": f1}
@@ -213,11 +213,9 @@ def test_the_method_of_the_example_scores(tmp_path: Path, monkeypatch: pytest.Mo
     scorer.load({}, [{}, {}])
     scores = scorer.columns({"idx": images.idx, **table})["score"]
 
-    pairs = zip(images.image, images.condition["condition"], strict=True)
+    pairs = zip(images.z, images.condition["condition"], strict=True)
     of_images = torch.stack([log_losses_by_hand(f1, *each, recipe.seed) for each in pairs])
-    of_items = [
-        log_losses_by_hand(f1, item.image.clamp(-1, 1), item.condition["condition"], recipe.seed) for item in items
-    ]
+    of_items = [log_losses_by_hand(f1, item.z.clamp(-1, 1), item.condition["condition"], recipe.seed) for item in items]
     expected = torch.stack([-(of_images - each).square().mean(dim=1) for each in of_items], dim=1)
     torch.testing.assert_close(scores, expected, rtol=1e-3, atol=1e-4)
     assert scores[3, 1] == 0 and scores[:, 1].argmax() == 3

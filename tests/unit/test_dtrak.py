@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from mucs_ray.attribution.base import Attributor, Columns, Item, MethodContext
+from mucs_ray.attribution.base import Attributor, Columns, MethodContext
 from mucs_ray.attribution.cards.dtrak import DTRAKConfig
 from mucs_ray.attribution.dtrak import DTRAK
 from mucs_ray.attribution.projection import Sketch
-from mucs_ray.diffusion.batch import Batch
+from mucs_ray.diffusion.batch import Batch, Item
 from mucs_ray.diffusion.noise import generator, normal
 from mucs_ray.errors import RunFailed
 from mucs_ray.models.dit import DiT, unlearned_names
@@ -29,7 +29,7 @@ def some_images(count: int, *, seed: int) -> Batch:
     made = rows(count, first_idx=100, seed=seed)
     return Batch(
         idx=torch.tensor([row.idx for row in made]),
-        image=torch.from_numpy(np.stack([row.image for row in made])).float() / 127.5 - 1,
+        z=torch.from_numpy(np.stack([row.image for row in made])).float() / 127.5 - 1,
         condition={"condition": torch.eye(3)[[row.label for row in made]]},
     )
 
@@ -45,7 +45,7 @@ FEATURES = method(DENOISER).features(IMAGES)["feature"]
 
 
 def item_like(image: Tensor, condition: Tensor) -> Item:
-    return Item(number=0, idx=900, condition={"condition": condition}, image=image)
+    return Item(number=0, idx=900, condition={"condition": condition}, z=image)
 
 
 def solved(features: Tensor, **knobs: Any) -> dict[str, Tensor]:
@@ -62,7 +62,7 @@ def test_captured_features_equal_eager_ones_bit_for_bit(gradients: str):
     eager = method(DENOISER, gradients=gradients)
     captured = DTRAK(replace(eager.context, captures=True))
     for order in (torch.arange(9), torch.arange(9).flip(0)):
-        batch = Batch(idx=order, image=IMAGES.image[order], condition={"condition": torch.eye(3)[order % 3]})
+        batch = Batch(idx=order, z=IMAGES.z[order], condition={"condition": torch.eye(3)[order % 3]})
         assert torch.equal(captured.features(batch)["feature"], eager.features(batch)["feature"])
 
 
@@ -108,13 +108,13 @@ def test_features_are_a_plain_loop_over_images_and_noises(
     assert found.shape == (3, DIM)
     assert not found.requires_grad
     for at, feature in enumerate(found):
-        expected = hand_feature(IMAGES.image[at], IMAGES.condition["condition"][at], names=names, signs=signs)
+        expected = hand_feature(IMAGES.z[at], IMAGES.condition["condition"][at], names=names, signs=signs)
         torch.testing.assert_close(feature, expected, rtol=1e-3, atol=2e-4 * expected.norm().item())
 
 
 def test_features_without_a_condition():
     found = method(DENOISER).features(replace(IMAGES[:1], condition={}))["feature"][0]
-    expected = hand_feature(IMAGES.image[0], None, names=ALL)
+    expected = hand_feature(IMAGES.z[0], None, names=ALL)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=2e-4 * expected.norm().item())
     assert (found - FEATURES[0]).norm() > 0.01 * expected.norm()
 
@@ -161,9 +161,7 @@ def test_vectors_solve_k_by_inverse_and_by_woodbury():
     """K^-1 phi = (phi - Phi^T (lambda I + Phi Phi^T)^-1 Phi phi) / lambda, of 9 images instead of 64 dimensions."""
     one = some_images(1, seed=77)
     feature = method(DENOISER).features(one)["feature"][0].double()
-    adapted = method(DENOISER).fit_item(
-        item_like(one.image[0], one.condition["condition"][0]), solved(FEATURES), nothing
-    )
+    adapted = method(DENOISER).fit_item(item_like(one.z[0], one.condition["condition"][0]), solved(FEATURES), nothing)
     phi = FEATURES.double()
     damping = 0.1 * phi.square().sum() / DIM
     small = torch.linalg.inv(damping * torch.eye(9) + phi @ phi.T)
@@ -187,8 +185,7 @@ def scores(items: list[Item], features: Tensor = FEATURES) -> Tensor:
 def test_scores_are_products_with_the_vectors():
     others = some_images(2, seed=78)
     items = [
-        item_like(image, condition)
-        for image, condition in zip(others.image, others.condition["condition"], strict=True)
+        item_like(image, condition) for image, condition in zip(others.z, others.condition["condition"], strict=True)
     ]
     found = scores(items)
     phi, of_items = FEATURES.double(), method(DENOISER).features(others)["feature"].double()
@@ -200,7 +197,7 @@ def test_scores_are_products_with_the_vectors():
 
 
 def test_an_item_is_measured_unclamped_as_a_training_image_would_be():
-    bright = 1.7 * IMAGES.image[2]
+    bright = 1.7 * IMAGES.z[2]
     assert bright.abs().max() > 1
     prepared = {"cholesky": torch.eye(DIM)}  # K = 1: the vector is the feature
     found = (
@@ -208,7 +205,7 @@ def test_an_item_is_measured_unclamped_as_a_training_image_would_be():
         .fit_item(item_like(bright, IMAGES.condition["condition"][2]), prepared, nothing)
         .tensors["vector"]
     )
-    as_training = method(DENOISER).features(replace(IMAGES[2:3], image=bright[None]))["feature"][0]
+    as_training = method(DENOISER).features(replace(IMAGES[2:3], z=bright[None]))["feature"][0]
     torch.testing.assert_close(found, as_training, rtol=1e-6, atol=0)
     expected = hand_feature(bright, IMAGES.condition["condition"][2], names=ALL)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=2e-4 * expected.norm().item())
@@ -218,7 +215,7 @@ def test_an_item_is_measured_unclamped_as_a_training_image_would_be():
 def test_a_planted_duplicate_ranks_first(planted: int):
     """The generated item is a training image (spec 18)."""
     images = some_images(30, seed=9)
-    item = item_like(images.image[planted], images.condition["condition"][planted])
+    item = item_like(images.z[planted], images.condition["condition"][planted])
     found = scores([item], method(DENOISER).features(images)["feature"])[:, 0]
     assert found.argmax() == planted
     assert 0 < found[planted] < 1  # a leverage
@@ -228,13 +225,13 @@ def test_a_planted_duplicate_ranks_first(planted: int):
 
 
 def test_an_image_with_nan_is_named():
-    broken = replace(IMAGES, image=IMAGES.image.clone())
-    broken.image[4, 1, 2, 3] = float("nan")
+    broken = replace(IMAGES, z=IMAGES.z.clone())
+    broken.z[4, 1, 2, 3] = float("nan")
     made = method(DENOISER)
     with pytest.raises(RunFailed, match="D-TRAK: the feature of training image idx=104 is not finite"):
         made.features(broken)
     with pytest.raises(RunFailed, match=r"the feature of item 0 .*is not finite"):
-        item = item_like(broken.image[4], IMAGES.condition["condition"][4])
+        item = item_like(broken.z[4], IMAGES.condition["condition"][4])
         made.fit_item(item, {"cholesky": torch.eye(DIM)}, nothing)
     assert torch.equal(made.features(IMAGES)["feature"], FEATURES)  # the failure has not spread
 

@@ -10,14 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mucs_ray.attribution.base import Attributor, Item, MethodContext
+from mucs_ray.attribution.base import Attributor, MethodContext
 from mucs_ray.attribution.clip import CLIP
 from mucs_ray.attribution.condition import Condition
 from mucs_ray.attribution.dino import DINO
 from mucs_ray.attribution.pixel import Pixel
 from mucs_ray.attribution.random import Random, random_scores
 from mucs_ray.attribution.ranking import Ranking
-from mucs_ray.diffusion.batch import Batch
+from mucs_ray.diffusion.batch import Batch, Item
 from mucs_ray.errors import InputError, RunFailed
 from mucs_ray.evaluation.statistics import within_overlap
 
@@ -36,14 +36,14 @@ def drawn(count: int, *, seed: int = 0, classes: int = 3) -> Batch:
     stream = torch.Generator().manual_seed(seed)
     return Batch(
         idx=torch.arange(100, 100 + count),
-        image=torch.rand(count, 3, SIZE, SIZE, generator=stream) * 2 - 1,
+        z=torch.rand(count, 3, SIZE, SIZE, generator=stream) * 2 - 1,
         condition={"condition": torch.eye(classes)[torch.randint(classes, (count,), generator=stream)]},
     )
 
 
 def item(image: Tensor, condition: Tensor | None = None, *, number: int = 0) -> Item:
     named = {} if condition is None else {"condition": condition}
-    return Item(number=number, idx=500 + number, condition=named, image=image)
+    return Item(number=number, idx=500 + number, condition=named, z=image)
 
 
 def method(kind: type[Attributor], items: list[Item], **changes: object) -> Attributor:
@@ -61,13 +61,13 @@ def method(kind: type[Attributor], items: list[Item], **changes: object) -> Attr
 
 
 def items_like(batch: Batch) -> list[Item]:
-    return [item(batch.image[at], batch.condition["condition"][at], number=at) for at in range(len(batch))]
+    return [item(batch.z[at], batch.condition["condition"][at], number=at) for at in range(len(batch))]
 
 
 def pixels(*values: list[float]) -> Batch:
     """One pixel each."""
     images = torch.tensor(values).reshape(len(values), 3, 1, 1)
-    return Batch(idx=torch.arange(len(values)), image=images, condition={})
+    return Batch(idx=torch.arange(len(values)), z=images, condition={})
 
 
 def test_random_scores_are_the_very_same_numbers():
@@ -103,8 +103,8 @@ def test_mid_grey_resembles_nothing():
 def test_condition_by_hand():
     """One-hot classes: 1 for the same, 0 for another; captions: the cosine."""
     batch = drawn(2)
-    batch = Batch(idx=batch.idx, image=batch.image, condition={"condition": torch.tensor([[1.0, 0.0], [0.6, 0.8]])})
-    items = [item(batch.image[0], torch.tensor(c), number=n) for n, c in enumerate(([1.0, 0.0], [0.0, 2.0]))]
+    batch = Batch(idx=batch.idx, z=batch.z, condition={"condition": torch.tensor([[1.0, 0.0], [0.6, 0.8]])})
+    items = [item(batch.z[0], torch.tensor(c), number=n) for n, c in enumerate(([1.0, 0.0], [0.0, 2.0]))]
     torch.testing.assert_close(method(Condition, items).score(batch), torch.tensor([[1.0, 0.0], [0.6, 0.8]]))
 
 
@@ -118,9 +118,9 @@ def test_images_of_one_class_are_equals():
 @pytest.mark.parametrize("side", ["item", "image"])
 def test_without_conditions_there_is_one_clear_line(side: str):
     batch = drawn(2)
-    bare = Batch(idx=batch.idx, image=batch.image, condition={})
+    bare = Batch(idx=batch.idx, z=batch.z, condition={})
     with pytest.raises(InputError, match=r"^condition compares labels or captions, and this data set has none.*$"):
-        method(Condition, [item(batch.image[0])] if side == "item" else items_like(batch)).score(bare)
+        method(Condition, [item(batch.z[0])] if side == "item" else items_like(batch)).score(bare)
 
 
 @pytest.mark.parametrize("kind", [CLIP, DINO])
@@ -165,7 +165,7 @@ def test_no_model_is_asked_for(kind: type[Attributor]):
 def test_a_planted_duplicate_is_on_top(kind: type[Attributor]):
     """Of each item; it is a generated image, so it reaches a little beyond [-1, 1]."""
     batch, planted = drawn(60), [41, 7]
-    items = [item(batch.image[at] * 1.0001, number=n) for n, at in enumerate(planted)]
+    items = [item(batch.z[at] * 1.0001, number=n) for n, at in enumerate(planted)]
     found = method(kind, items).score(batch)
     assert found.argmax(dim=0).tolist() == planted
     torch.testing.assert_close(found.max(dim=0).values, torch.ones(2), rtol=0, atol=1e-4)
@@ -176,10 +176,10 @@ def test_a_planted_duplicate_is_on_top_by_its_caption():
     captioned, classes = drawn(60, classes=8), drawn(60)
     captioned.condition["condition"][:] = torch.randn(60, 8, generator=torch.Generator().manual_seed(3))
     (by_caption,) = (
-        method(Condition, [item(captioned.image[41], 2 * captioned.condition["condition"][41])]).score(captioned).T
+        method(Condition, [item(captioned.z[41], 2 * captioned.condition["condition"][41])]).score(captioned).T
     )
     assert by_caption.argmax() == 41
-    (by_class,) = method(Condition, [item(classes.image[41], classes.condition["condition"][41])]).score(classes).T
+    (by_class,) = method(Condition, [item(classes.z[41], classes.condition["condition"][41])]).score(classes).T
     assert by_class[41] == by_class.max() and (by_class == by_class.max()).sum() > 1
 
 
@@ -201,7 +201,7 @@ def test_a_vector_that_is_not_finite_is_named(kind: type[Attributor]):
         return images.flatten(1) / (images.flatten(1).sum(dim=1, keepdim=True) > 0)
 
     batch = drawn(3)
-    batch.image[1] = -1
+    batch.z[1] = -1
     made = method(kind, items_like(drawn(1)), encode=encode)
     with pytest.raises(RunFailed, match="the vector of training image idx=101 is not finite"):
         made.score(batch)
@@ -218,7 +218,7 @@ def test_condition_lists_overlap_by_two_percent():
     labels = torch.arange(num_images) % classes
     batch = Batch(
         idx=torch.arange(num_images),
-        image=torch.zeros(num_images, 3, 1, 1),
+        z=torch.zeros(num_images, 3, 1, 1),
         condition={"condition": torch.eye(10)[labels]},
     )
     lent = np.random.default_rng(5).integers(classes, size=num_items)

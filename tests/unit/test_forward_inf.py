@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from mucs_ray.attribution.base import Item, ItemState, MethodContext
+from mucs_ray.attribution.base import ItemState, MethodContext
 from mucs_ray.attribution.cards.forward_inf import ForwardINFConfig
 from mucs_ray.attribution.forward_inf import ForwardINF
+from mucs_ray.diffusion.batch import Item
 from mucs_ray.diffusion.condition import for_each
 from mucs_ray.diffusion.edm import EDM
 from mucs_ray.diffusion.loss import denoising_loss
@@ -41,7 +42,7 @@ def trained() -> DiTEDM:
 
 def item(idx: int = 60, *, number: int = 0) -> Item:
     image = 0.5 * normal(generator(7, f"image={idx}"), 3, 8, 8)
-    return Item(number=number, idx=idx, condition={"condition": torch.tensor([0.0, 1.0, 0.0])}, image=image)
+    return Item(number=number, idx=idx, condition={"condition": torch.tensor([0.0, 1.0, 0.0])}, z=image)
 
 
 def adapt(
@@ -58,7 +59,7 @@ def hand_loss(denoiser: DiTEDM, what: Item, name: str, num: int) -> Tensor:
     stream = generator(SEED, name)
     sigma, noise = training_sigmas(stream, num), normal(stream, num, 3, 8, 8)
     return denoising_loss(EDM(), 
-        denoiser, what.image.repeat(num, 1, 1, 1), noise, sigma, for_each(what.condition, num)
+        denoiser, what.z.repeat(num, 1, 1, 1), noise, sigma, for_each(what.condition, num)
     ).mean()  # fmt: skip
 
 
@@ -127,7 +128,7 @@ def test_an_item_does_not_depend_on_its_number_but_on_its_idx(trained: DiTEDM):
 
 
 def test_a_loss_that_is_not_finite_names_the_item(trained: DiTEDM):
-    broken = replace(item(61, number=4), image=torch.full((3, 8, 8), float("nan")))
+    broken = replace(item(61, number=4), z=torch.full((3, 8, 8), float("nan")))
     with pytest.raises(RunFailed, match=r"item 4 \(idx=61\).*not finite at update 0"):
         adapt(trained, broken)
     with pytest.raises(RunFailed, match=r"item 0 \(idx=60\).*not finite at update [1-4]"):

@@ -22,8 +22,8 @@ def peak_bytes(dataset: Dataset, *, keep: bool = False) -> int:
     tracemalloc.start()
     for table in dataset.stream("train"):
         batch = dataset.batch(table)
-        ranking = ranking.add(batch.idx.numpy(), batch.image.mean(dim=(1, 2, 3)).numpy())
-        held.append((table, batch.image.numpy().copy()) if keep else None)
+        ranking = ranking.add(batch.idx.numpy(), batch.z.mean(dim=(1, 2, 3)).numpy())
+        held.append((table, batch.z.numpy().copy()) if keep else None)
         peak = max(peak, pool.bytes_allocated() - start + tracemalloc.get_traced_memory()[0])
     tracemalloc.stop()
     assert len(ranking.idx) == 5 and np.all(np.diff(ranking.score) <= 0)

@@ -30,7 +30,7 @@ CONFIG = ScoreConfig(noises=6)
 NOISES = NoiseSet.draw(1, "noise", scoring_sigmas(6, 0.7), (3, 8, 8))
 IMAGES = Batch(
     idx=torch.arange(9),
-    image=normal(generator(1, "images"), 9, 3, 8, 8).tanh(),
+    z=normal(generator(1, "images"), 9, 3, 8, 8).tanh(),
     condition={"condition": torch.eye(3).repeat(3, 1)},
 )
 
@@ -132,7 +132,7 @@ def test_captured_forwards_read_and_write_the_same_addresses():
 
     def addresses() -> list[int]:
         fixed = [
-            captured.batch.image,
+            captured.batch.z,
             captured.batch.condition["condition"],
             captured.noises.level,
             captured.noises.unit,

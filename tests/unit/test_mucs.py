@@ -16,7 +16,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from mucs_ray.attribution.abu import AbU
-from mucs_ray.attribution.base import Attributor, Item, MethodContext
+from mucs_ray.attribution.base import Attributor, MethodContext
 from mucs_ray.attribution.cards.abu import AbUConfig
 from mucs_ray.attribution.cards.forward_inf import ForwardINFConfig
 from mucs_ray.attribution.cards.mucs import MUCSConfig
@@ -28,7 +28,7 @@ from mucs_ray.attribution.model_bank import swapped
 from mucs_ray.attribution.mucs import MUCS
 from mucs_ray.attribution.skew import noise_losses, normalized_skew
 from mucs_ray.attribution.unlearn import null_loss, unlearn
-from mucs_ray.diffusion.batch import Batch
+from mucs_ray.diffusion.batch import Batch, Item
 from mucs_ray.diffusion.condition import Condition, joined, one_by_one
 from mucs_ray.diffusion.edm import EDM, analytic_null_loss
 from mucs_ray.diffusion.noise import NoiseSet, generator, name_torch_stream, normal
@@ -52,7 +52,7 @@ def some_images(count: int, *, seed: int) -> Batch:
     made = rows(count, first_idx=100, seed=seed)
     return Batch(
         idx=torch.tensor([row.idx for row in made]),
-        image=torch.from_numpy(np.stack([row.image for row in made])).float() / 127.5 - 1,
+        z=torch.from_numpy(np.stack([row.image for row in made])).float() / 127.5 - 1,
         condition={"condition": torch.eye(3)[[row.label for row in made]]},
     )
 
@@ -133,7 +133,7 @@ def hand_losses(denoiser: DiTEDM, batch: Batch, noises: NoiseSet) -> Tensor:
     exact = copy.deepcopy(denoiser).double()
     table = torch.zeros(len(batch), len(noises.level), dtype=torch.float64)
     for i in range(len(batch)):
-        x, condition = batch.image[i].double(), batch.condition["condition"][i : i + 1].double()
+        x, condition = batch.z[i].double(), batch.condition["condition"][i : i + 1].double()
         for j, (sigma, unit) in enumerate(zip(noises.level.double(), noises.unit.double(), strict=True)):
             noisy = x + sigma * unit
             scaled, level = noisy / (sigma**2 + 0.25).sqrt(), (sigma + 1e-6).log() / 4
@@ -158,7 +158,7 @@ def test_every_image_meets_every_noise_with_its_own_condition():
     sigma, marks = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([10.0, 20.0, 30.0])
     noises = NoiseSet(level=sigma, unit=marks[:, None, None, None].expand(3, 3, 8, 8))
     batch = Batch(
-        idx=torch.arange(2), image=torch.tensor([0.1, 0.2])[:, None, None, None].expand(2, 3, 8, 8),
+        idx=torch.arange(2), z=torch.tensor([0.1, 0.2])[:, None, None, None].expand(2, 3, 8, 8),
         condition={"condition": torch.tensor([[5.0], [7.0]])},
     )  # fmt: skip
 
@@ -372,8 +372,8 @@ def test_unlearned_models_leave_no_trace_in_f1():
 
 
 def test_an_image_with_nan_is_named():
-    broken = replace(IMAGES, image=IMAGES.image.clone())
-    broken.image[4, 1, 2, 3] = float("nan")
+    broken = replace(IMAGES, z=IMAGES.z.clone())
+    broken.z[4, 1, 2, 3] = float("nan")
     with pytest.raises(RunFailed, match="training image idx=104 is not finite"):
         skews(change(BANK), broken)
     name = unlearned_names(DENOISER.network)[0]
@@ -420,7 +420,7 @@ def test_null_loss_can_be_given_computed_or_drawn():
     assert given_bound["null_loss"].item() == 2.5
     parts = iter([IMAGES[slice(0, 4)], IMAGES[slice(4, 9)]])
     computed = MUCS(context(MUCSConfig(null_loss="analytic"))).fit({}, parts)["null_loss"].item()
-    assert computed == pytest.approx(analytic_null_loss(IMAGES.image.square().mean().item()), rel=1e-6)
+    assert computed == pytest.approx(analytic_null_loss(IMAGES.z.square().mean().item()), rel=1e-6)
     drawn = MUCS(context(MUCSConfig(null_batches=3))).fit({}, unread())["null_loss"].item()
     batches = shuffled_cuts(IMAGES)("null", 9)
     assert drawn == pytest.approx(null_loss(DiTEDM(DiT(MODEL)), batches, num_batches=3, seed=1))
@@ -429,7 +429,7 @@ def test_null_loss_can_be_given_computed_or_drawn():
 
 def test_mucs_unlearns_each_item_by_the_recipe():
     config = MUCSConfig(batch_size=4, max_updates=2, learning_rate_divisor=5.0)
-    what = Item(number=3, idx=60, condition={"condition": torch.eye(3)[0]}, image=normal(generator(9, "item"), 3, 8, 8))
+    what = Item(number=3, idx=60, condition={"condition": torch.eye(3)[0]}, z=normal(generator(9, "item"), 3, 8, 8))
     told: list[tuple[int, float]] = []
     prepared = {"null_loss": torch.tensor(50.0, dtype=torch.float64)}
     found = MUCS(context(config)).fit_item(what, prepared, lambda *now: told.append(now))
@@ -541,11 +541,11 @@ def test_bf16_keeps_the_ranks_of_a_trained_model(memorised: SimpleNamespace):
     others = some_images(120, seed=12)
     images = Batch(
         idx=torch.arange(180),
-        image=torch.cat([seen.image, others.image]),
+        z=torch.cat([seen.z, others.z]),
         condition=joined([seen.condition, others.condition]),
     )
     conditions = one_by_one(seen.condition, 3)
-    items = [Item(number=n, idx=1000 + n, condition=conditions[n], image=seen.image[n]) for n in range(3)]
+    items = [Item(number=n, idx=1000 + n, condition=conditions[n], z=seen.z[n]) for n in range(3)]
     config = MUCSConfig(max_updates=20, batch_size=20, learning_rate_divisor=4.0)
     bank = [
         unlearn(
@@ -587,7 +587,7 @@ def test_planted_duplicates_rank_in_the_top_decile(
             number=number,
             idx=1000 + at,
             condition=one_by_one(images.condition, len(images))[at],
-            image=images.image[at],
+            z=images.z[at],
         )
         for number, at in enumerate(planted)
     ]

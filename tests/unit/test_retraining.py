@@ -30,7 +30,7 @@ def test_removing_planted_duplicates_changes_an_image_more_than_random_removal(
     for number in planted:
         noise = rng.integers(0, 20, pattern.shape, dtype=np.uint8)
         train[number] = replace(
-            train[number], image=np.abs(pattern.astype(np.int16) - noise).astype(np.uint8), text=("stripes",)
+            train[number], z=np.abs(pattern.astype(np.int16) - noise).astype(np.uint8), text=("stripes",)
         )
     dataset = write_dataset(str(tmp_path / "data"), train, rows(12, first_idx=60, seed=2))
     changes = {

@@ -148,9 +148,7 @@ BANK = [
     }
     for item in range(3)
 ]
-IMAGES = Batch(
-    idx=torch.arange(120), image=(0.8 * normal(generator(5, "images"), 120, 3, 8, 8)).clamp(-1, 1), condition={}
-)
+IMAGES = Batch(idx=torch.arange(120), z=(0.8 * normal(generator(5, "images"), 120, 3, 8, 8)).clamp(-1, 1), condition={})
 
 
 def method(
@@ -248,9 +246,9 @@ def test_few_noises_leave_nothing_out():
 
 
 def test_a_loss_that_is_not_finite_is_named(screened: Any):
-    image = IMAGES.image[:9].clone()
+    image = IMAGES.z[:9].clone()
     image[4, 0, 0, 0] = torch.nan
-    broken = Batch(idx=IMAGES.idx[:9], image=image, condition={})
+    broken = Batch(idx=IMAGES.idx[:9], z=image, condition={})
     with pytest.raises(RunFailed, match="idx=4 is not finite"):
         screened.columns(broken)
 

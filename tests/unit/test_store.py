@@ -17,15 +17,16 @@ import torch
 from rich.console import Console
 
 from mucs_ray import storage
-from mucs_ray.attribution.base import Item
 from mucs_ray.config.recipe import Recipe, build
 from mucs_ray.data.table import Dataset
+from mucs_ray.diffusion.batch import Item
 from mucs_ray.errors import InputError
 from mucs_ray.models.adapters import adapter
 from mucs_ray.models.dit import DiT
 from mucs_ray.pipeline.graph import Pipeline, reopen
+from mucs_ray.spaces.pixels import PIXELS
 from mucs_ray.store import checkpoint
-from mucs_ray.store.items import item_file, load_item, save_item, to_pixels
+from mucs_ray.store.items import item_file, load_item, save_item, shown
 from mucs_ray.store.run import Stage, open_run
 from mucs_ray.store.weights import load_weights, model_facts, model_spec
 from tiny import tiny_dataset, tiny_recipe
@@ -602,17 +603,18 @@ def test_a_card_that_does_not_fit_its_tensors_or_version_is_an_input_error(netwo
 @pytest.mark.parametrize("conditional", [True, False])
 def test_items_come_back_unclamped(folder: str, conditional: bool):
     condition = {"tokens": torch.ones(3, 2), "pooled": torch.tensor([0.0, 1.0])} if conditional else {}
-    item = Item(number=3, idx=71, condition=condition, image=torch.linspace(-2, 2, 48).reshape(3, 4, 4))
+    item = Item(number=3, idx=71, condition=condition, z=torch.linspace(-2, 2, 48).reshape(3, 4, 4))
     at = stage(folder)
-    digest = save_item(at, item, {"step": 1})
+    digest = save_item(at, item, PIXELS, {"step": 1})
     assert digest == sha256(storage.read_bytes(at.url(item_file(at, 3)))).hexdigest()
     back = load_item(at, 3)
     assert (back.number, back.idx) == (3, 71)
-    assert torch.equal(back.image, item.image)
+    assert torch.equal(back.z, item.z)
     assert back.condition.keys() == condition.keys()
     assert all(torch.equal(back.condition[name], tensor) for name, tensor in condition.items())
 
 
 def test_pixels_are_clamped_and_rounded():
     values = torch.tensor([-3.0, -1.0, 0.0, 0.5, 1.0, 9.0]).reshape(1, 1, 6)
-    assert to_pixels(values)[0, 0].tolist() == [0, 0, 128, 191, 255, 255]
+    item = Item(number=0, idx=0, condition={}, z=values.expand(3, 1, 6))
+    assert shown(item, PIXELS)[0, 0].tolist() == [0, 0, 128, 191, 255, 255]

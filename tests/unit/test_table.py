@@ -52,8 +52,8 @@ def test_a_batch_is_cropped_scaled_and_one_hot(tmp_path: Path) -> None:
     (table,) = dataset.stream("train")
     batch = dataset.batch(table)
     assert batch.idx.tolist() == [3, 9]
-    assert batch.image.shape == (2, 3, 2, 2) and batch.image.dtype == torch.float32
-    assert (batch.image[0] == 1).all() and (batch.image[1] == -1).all()
+    assert batch.z.shape == (2, 3, 2, 2) and batch.z.dtype == torch.float32
+    assert (batch.z[0] == 1).all() and (batch.z[1] == -1).all()
     assert batch.condition["condition"].tolist() == [[0, 1, 0], [0, 0, 1]]
 
 
@@ -63,7 +63,7 @@ def test_every_stored_value_lands_in_minus_one_to_one(tmp_path: Path) -> None:
     batch = dataset.batch(next(dataset.stream("train")))
     assert batch.condition == {}
     expected = (torch.arange(256) / 255 - 0.5) / 0.5
-    torch.testing.assert_close(batch.image[0, 0].flatten(), expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(batch.z[0, 0].flatten(), expected, atol=1e-6, rtol=0)
 
 
 def test_the_condition_is_the_first_captions(tmp_path: Path) -> None:
@@ -180,6 +180,6 @@ def test_extension_types_in_a_foreign_shard_are_inert(tmp_path: Path) -> None:
         Hostile.used = 0
         table = read_unit(unit)
         assert Hostile.used == 0 and table.schema.field("image").type == pa.binary()
-        assert dataset.batch(table).image.shape[0] == unit.rows
+        assert dataset.batch(table).z.shape[0] == unit.rows
     finally:
         pa.unregister_extension_type("tests.hostile")

@@ -24,12 +24,12 @@ from mucs_ray.diffusion.schedule import training_sigmas
 from mucs_ray.errors import InputError
 from mucs_ray.models.dit import DiT
 from mucs_ray.models.dit_edm import DiTEDM
+from mucs_ray.spaces import augment as augmentation
+from mucs_ray.spaces.augment import augment, distortions, warp
 from mucs_ray.store.run import Stage
 from mucs_ray.store.weights import load_state, save_state, state_tensors
-from mucs_ray.training import augment as augmentation
 from mucs_ray.training import captured as captured_pass
 from mucs_ray.training import step as stepping
-from mucs_ray.training.augment import augment, distortions, warp
 from mucs_ray.training.config import TrainConfig
 from mucs_ray.training.ema import frozen_copy, update_ema
 from mucs_ray.training.order import batch_rows
@@ -177,7 +177,7 @@ def test_draws_made_ahead_are_those_made_when_needed(recipe: Recipe, images: Loc
     ahead, needed = (list(draws(EDM(), images, recipe.train, seed=3, first=5)) for draws in pairs)
     assert len(ahead) == len(needed) == recipe.train.updates - 5
     for one, other in zip(ahead, needed, strict=True):
-        for name in ("image", "condition", "augmented", "level", "noise"):
+        for name in ("z", "condition", "augmented", "level", "noise"):
             assert torch.equal(one.tensors()[name], other.tensors()[name])
     with pytest.raises(InputError, match="fewer than one batch"):
         next(stepping.draws_ahead(EDM(), images, replace(recipe.train, batch_size=1000), seed=3, first=0))
@@ -399,7 +399,7 @@ def test_local_images_drop_exactly_the_removed(dataset: Dataset):
     batch = less.batch(np.arange(len(less)))
     assert batch.idx.tolist() == expected
     whole = LocalImages(dataset, "train").batch(np.asarray(expected))
-    assert torch.equal(batch.image, whole.image)
+    assert torch.equal(batch.z, whole.z)
     assert torch.equal(batch.condition["condition"], whole.condition["condition"])
 
 
@@ -408,7 +408,7 @@ def test_local_images_are_those_of_the_table(images: LocalImages):
     batch = images.batch(np.asarray([5, 0, 41]))
     for position, number in enumerate((5, 0, 41)):
         pixels = torch.from_numpy(drawn[number].image).float()
-        torch.testing.assert_close(batch.image[position], (pixels / 255 - 0.5) / 0.5)
+        torch.testing.assert_close(batch.z[position], (pixels / 255 - 0.5) / 0.5)
         assert batch.condition["condition"][position].tolist() == [float(drawn[number].label == k) for k in range(3)]
     assert batch.idx.tolist() == [5, 0, 41]
 
@@ -417,10 +417,10 @@ def test_crops_are_random_in_training_and_central_elsewhere(tmp_path: Path):
     long = [replace(row, image=np.repeat(np.arange(12, dtype=np.uint8), 8).reshape(1, 12, 8).repeat(3, 0))
             for row in rows(3, first_idx=0, seed=1)]  # fmt: skip
     images = LocalImages(write_dataset(str(tmp_path), long, rows(3, first_idx=3, seed=2)), "train")
-    tops = [((image[0, 0, 0] + 1) * 127.5).round().item() for image in images.batch(np.arange(3)).image]
+    tops = [((image[0, 0, 0] + 1) * 127.5).round().item() for image in images.batch(np.arange(3)).z]
     assert tops == [2, 2, 2]
     stream, at = generator(1, "crop"), np.zeros(200, dtype=np.int64)
-    tops = [((image[0, 0, 0] + 1) * 127.5).round().item() for image in images.batch(at, stream).image]
+    tops = [((image[0, 0, 0] + 1) * 127.5).round().item() for image in images.batch(at, stream).z]
     assert set(tops) == {0, 1, 2, 3, 4}
 
 
@@ -633,7 +633,7 @@ def test_validation_loss_is_a_float64_loop_by_hand(recipe: Recipe, test_images: 
     batch = test_images.batch(np.arange(12))
     exact = frozen_copy(denoiser).double()
     losses = []
-    for idx, image, condition in zip(batch.idx.tolist(), batch.image, batch.condition["condition"], strict=True):
+    for idx, image, condition in zip(batch.idx.tolist(), batch.z, batch.condition["condition"], strict=True):
         stream = generator(recipe.seed, f"validate/idx={idx}")
         sigma, noise = training_sigmas(stream, 1).double(), normal(stream, 3, 8, 8).double()
         noisy = image.double()[None] + sigma * noise

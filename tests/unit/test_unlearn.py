@@ -12,10 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from mucs_ray.attribution import unlearn as unlearning
-from mucs_ray.attribution.base import Item
 from mucs_ray.attribution.cards.mucs import MUCSConfig
 from mucs_ray.attribution.unlearn import Unlearned, draw_losses, null_loss, unlearn
-from mucs_ray.diffusion.batch import Batch
+from mucs_ray.diffusion.batch import Batch, Item
 from mucs_ray.diffusion.condition import Condition, for_each
 from mucs_ray.diffusion.edm import EDM, analytic_null_loss
 from mucs_ray.diffusion.loss import denoising_loss
@@ -39,7 +38,7 @@ def training_set() -> Batch:
     made = rows(40, first_idx=0, seed=3)
     return Batch(
         idx=torch.arange(40),
-        image=torch.from_numpy(np.stack([row.image for row in made])).float() / 127.5 - 1,
+        z=torch.from_numpy(np.stack([row.image for row in made])).float() / 127.5 - 1,
         condition={"condition": torch.eye(3)[[row.label for row in made]]},
     )
 
@@ -64,7 +63,7 @@ def trained() -> DiTEDM:
 
 def item(idx: int = 60, *, number: int = 0) -> Item:
     image = 0.5 * normal(generator(7, f"image={idx}"), 3, 8, 8)
-    return Item(number=number, idx=idx, condition={"condition": torch.tensor([0.0, 1.0, 0.0])}, image=image)
+    return Item(number=number, idx=idx, condition={"condition": torch.tensor([0.0, 1.0, 0.0])}, z=image)
 
 
 def run(denoiser: DiTEDM, what: Item, *, bound: float = FAR, rate: float = RATE, **changes: object) -> Unlearned:
@@ -92,8 +91,8 @@ def hand_losses(denoiser: DiTEDM, image: Tensor, condition: Condition, name: str
 def hand_objective(denoiser: DiTEDM, what: Item, step: int, weight: float, bound: float) -> Tensor:
     """l_ft - lambda l_ga of a step, written once more."""
     batch, name = batches(step), f"unlearn/item={what.idx}/step={step}"
-    descent = hand_losses(denoiser, batch.image, batch.condition, f"{name}/train").mean()
-    repeated = what.image[None].repeat(16, 1, 1, 1), for_each(what.condition, 16)
+    descent = hand_losses(denoiser, batch.z, batch.condition, f"{name}/train").mean()
+    repeated = what.z[None].repeat(16, 1, 1, 1), for_each(what.condition, 16)
     ascent = torch.minimum(hand_losses(denoiser, *repeated, f"{name}/item"), torch.tensor(bound)).mean()
     return descent - weight * ascent
 
@@ -107,7 +106,7 @@ def test_no_ascent_is_plain_fine_tuning_bit_for_bit(trained: DiTEDM):
     optimizer = torch.optim.AdamW(chosen, lr=RATE, weight_decay=0.01, fused=True)
     for step in range(3):
         batch = batches(step)
-        loss = hand_losses(tuned, batch.image, batch.condition, f"unlearn/item=60/step={step}/train").mean()
+        loss = hand_losses(tuned, batch.z, batch.condition, f"unlearn/item=60/step={step}/train").mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -141,7 +140,7 @@ def test_ascent_raises_the_loss_of_the_item_and_descent_alone_lowers_it(trained:
         found = run(trained, item(), ascent_weight=weight, max_updates=20)
         changed.network.load_state_dict(found.tensors, strict=False)
         image, condition = (
-            item().image.expand(500, -1, -1, -1),
+            item().z.expand(500, -1, -1, -1),
             for_each(item().condition, 500),
         )
         with torch.no_grad():
@@ -155,7 +154,7 @@ def test_ascent_raises_the_loss_of_the_item_and_descent_alone_lowers_it(trained:
 def after_nothing(trained: DiTEDM) -> float:
     """The item's loss under F1."""
     image, condition = (
-        item().image.expand(500, -1, -1, -1),
+        item().z.expand(500, -1, -1, -1),
         for_each(item().condition, 500),
     )
     with torch.no_grad():
@@ -177,7 +176,7 @@ def test_only_unsaturated_draws_pull(trained: DiTEDM):
     trained.eval().requires_grad_(True)
     losses = hand_losses(
         trained,
-        item().image.expand(16, -1, -1, -1),
+        item().z.expand(16, -1, -1, -1),
         for_each(item().condition, 16),
         "unlearn/item=60/step=0/item",
     )
@@ -324,7 +323,7 @@ def test_draws_are_independent_named_and_of_the_training_distribution(monkeypatc
         assert torch.equal(sigma, training_sigmas(stream, 16))
         assert torch.equal(noise, normal(stream, 16, 3, 8, 8))
         expected = batches(step) if whose == "train" else None
-        assert torch.equal(image, item().image.expand_as(image) if expected is None else expected.image)
+        assert torch.equal(image, item().z.expand_as(image) if expected is None else expected.z)
         classes = item().condition["condition"].expand(16, -1) if expected is None else expected.condition["condition"]
         assert torch.equal(condition["condition"], classes)
     assert len({sigma for _, _, sigmas, _ in seen for sigma in sigmas.tolist()}) == 6 * 16
@@ -358,7 +357,7 @@ def test_an_unconditional_model_is_unlearned_without_condition(trained: DiTEDM):
 def test_without_the_clamp_all_draws_pull(trained: DiTEDM):
     """The mean of the losses as they are: its gradient is that under a bound that no draw reaches."""
     low, config = 1e-3, MUCSConfig(clamp=False)
-    repeated = item().image.expand(16, -1, -1, -1), for_each(item().condition, 16)
+    repeated = item().z.expand(16, -1, -1, -1), for_each(item().condition, 16)
     losses = hand_losses(trained.eval(), *repeated, "unlearn/item=60/step=0/item")
     free = next(unlearning.measure(trained, item(), batches, bound=low, config=config, seed=SEED))
     assert free.item_loss.item() == pytest.approx(losses.mean().item())
@@ -428,8 +427,8 @@ class Zero(nn.Module):
 @pytest.mark.parametrize("scale", [1.0, 0.3])
 def test_null_loss_of_a_zero_network_is_the_closed_form(scale: float):
     """L_null(sigma) = (sigma^2 v + sd^4) / (sd^2 (sigma^2 + sd^2)), averaged over ln sigma ~ N(-1.2, 1.2^2); 1 %."""
-    data = replace(IMAGES, image=IMAGES.image * scale)
-    v = data.image.double().square().mean().item()
+    data = replace(IMAGES, z=IMAGES.z * scale)
+    v = data.z.double().square().mean().item()
     found = null_loss(DiTEDM(Zero()), lambda step: data, num_batches=500, seed=1)
     z = np.linspace(-8, 8, 4001)
     sigma, density = np.exp(-1.2 + 1.2 * z), np.exp(-(z**2) / 2)
@@ -449,8 +448,8 @@ def test_null_loss_of_an_untrained_network_is_that_of_a_zero_network():
 def test_null_loss_is_the_mean_over_named_batches():
     """Batch after batch from "null/step=i": of two batches it is the mean of the two."""
     zero = DiTEDM(Zero())
-    first = draw_losses(zero, IMAGES.image, {}, seed=1, name="null/step=0").mean().item()
-    second = draw_losses(zero, IMAGES.image, {}, seed=1, name="null/step=1").mean().item()
+    first = draw_losses(zero, IMAGES.z, {}, seed=1, name="null/step=0").mean().item()
+    second = draw_losses(zero, IMAGES.z, {}, seed=1, name="null/step=1").mean().item()
     assert null_loss(zero, lambda step: IMAGES, num_batches=1, seed=1) == pytest.approx(first)
     assert null_loss(zero, lambda step: IMAGES, num_batches=2, seed=1) == pytest.approx((first + second) / 2)
     assert not math.isclose(first, second)

@@ -109,7 +109,7 @@ def scored_by_idx(pipeline: Pipeline, task: Task) -> Iterator[pa.Table]:
     method = task.load()(context)
     for table in pipeline.dataset.stream("train", ["idx"]):
         idx = table["idx"].to_numpy()
-        batch = Batch(idx=torch.from_numpy(idx.copy()), image=torch.zeros(len(idx), 3, 0, 0), condition={})
+        batch = Batch(idx=torch.from_numpy(idx.copy()), z=torch.zeros(len(idx), 0), condition={})
         yield score_table(idx, method.score(batch).numpy())
 
 

@@ -82,7 +82,7 @@ def compared(
     stage, (metrics, _) = pipeline.stage(f"evaluate/{key}"), pipeline.similarities
     stage.begin([stage.part("similarity", "parquet")])
     with bar(pipeline.console, f"evaluate/{key}", len(metrics), "metrics", pipeline.events) as shown:
-        values = compare.compare(metrics, pairs, cluster=cluster, bar=shown)
+        values = compare.compare(metrics, pairs, pipeline.recipe.model, cluster=cluster, bar=shown)
     for name, each in values.items():
         if not np.isfinite(each).all():
             number = pairs[int(np.flatnonzero(~np.isfinite(each))[0])][0][1]

@@ -6,6 +6,7 @@ Axes: b images, c h w image.
 """
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -13,6 +14,10 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn.functional import affine_grid, avg_pool2d, grid_sample, interpolate
 
+from mucs_ray.diffusion.condition import Condition
+
+Augment = Callable[..., tuple[Tensor, Condition]]
+"""augment(z, stream, probability=..., flip=...): z as training sees it, and what the network is told of the change."""
 SCALE_STD, ANISOTROPY_STD, TRANSLATION_STD = 0.2, 0.2, 0.125
 
 
@@ -28,6 +33,14 @@ def augment(
         image = image.clone()
         image[distorted] = warp(image[distorted], matrix[distorted])
     return image, distorted.long()
+
+
+def distorted(
+    z: Float[Tensor, "b c h w"], stream: np.random.Generator, *, probability: float, flip: bool
+) -> tuple[Float[Tensor, "b c h w"], Condition]:
+    """Apply `augment` and return its flag under the name "augmented", by which a model reads it."""
+    images, flag = augment(z, stream, probability=probability, flip=flip)
+    return images, {"augmented": flag}
 
 
 def distortions(stream: np.random.Generator, num: int, probability: float) -> tuple[Float[Tensor, "b 2 3"], Tensor]:
