@@ -11,7 +11,7 @@ from mucs_ray.attribution.registry import REFERENCE, find
 from mucs_ray.data.table import open_parquet
 from mucs_ray.evaluation.analysis import Analysis, analyse
 from mucs_ray.evaluation.hubs import Hubs, find_hubs
-from mucs_ray.evaluation.outcome import Unrelated
+from mucs_ray.evaluation.outcome import MethodOutcome, Unrelated
 from mucs_ray.models.adapters import adapter
 from mucs_ray.pipeline.graph import UNRELATED, Pipeline
 from mucs_ray.report.document import Evaluation, Grid, GridCell, GridRow, HubSection
