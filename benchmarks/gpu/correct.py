@@ -21,6 +21,7 @@ from common import random_denoiser
 from scipy.stats import spearmanr
 from torch import Tensor
 
+from mucs_ray.attribution.arriving import arriving
 from mucs_ray.attribution.base import MethodContext
 from mucs_ray.attribution.cards.das import DASConfig
 from mucs_ray.attribution.cards.dtrak import DTRAKConfig
@@ -46,6 +47,7 @@ SMALL = replace(TINY, width=128, depth=4, num_heads=4, condition_channels=64, re
 IMAGES, ITEMS, NOISES, TOP = 100, 3, 50, 20
 ITEM_UPDATES, TRAIN_UPDATES = 20, 30
 LITTLE_BYTES = 2**28
+ARRIVING = "fp32, captured, images arriving meanwhile"
 
 
 def main() -> None:
@@ -162,9 +164,11 @@ def skews(
     settings = {name: way.pop(name) for name in ("precision", "compile") if name in way}
     config = ScoreConfig(noises=count, images_per_forward=4, **settings)
     moved = [{name: tensor.to(device) for name, tensor in tensors.items()} for tensors in bank]
+    arrives = way.pop("arrives", False)
     models = ModelBank(random_denoiser(model, device), moved, config, **way)
-    batch, noises = images.to(device), noise_set(model, count, device)
-    models.losses(batch[:8], noises)
+    noises = noise_set(model, count, device)
+    models.losses(images[:8].to(device), noises)
+    batch = arriving(len(images), images.__getitem__, device, rows_at_once=6) if arrives else images.to(device)
     table = models.losses(batch, noises).cpu()
     return table, torch.stack([normalized_skew(table[0], losses) for losses in table[1:]], dim=1)
 
@@ -177,6 +181,7 @@ def compare_scores(
         "fp32": {},
         "fp32, captured": {"captures": True},
         "fp32, one F2 at a time": {"resident": 1, "captures": True},
+        ARRIVING: {"captures": True, "arrives": True},
         "fp32, compiled": {"compile": "on"},
         "fp32, compiled and captured": {"compile": "on", "captures": True},
         "bf16": {"precision": "bf16"},
@@ -197,7 +202,7 @@ def compare_scores(
             "rank correlation": min(float(spearmanr(a, b).statistic) for a, b in zip(computed.T, exact.T, strict=True)),
             f"top {TOP} in common": common_top(computed, exact),
         }
-    if not {"fp32, captured", "bf16, captured", "fp32, one F2 at a time"} <= tables.keys():
+    if not {"fp32, captured", "bf16, captured", "fp32, one F2 at a time", ARRIVING} <= tables.keys():
         return
     captured = [
         torch.equal(tables["fp32"], tables["fp32, captured"]),
@@ -205,6 +210,7 @@ def compare_scores(
     ]
     results["captured equals eager bit for bit"] = all(captured)
     results["turns equal all at once bit for bit"] = torch.equal(tables["fp32"], tables["fp32, one F2 at a time"])
+    results["images arriving equal images there bit for bit"] = torch.equal(tables["fp32"], tables[ARRIVING])
 
 
 def failure(error: Exception) -> dict[str, str]:

@@ -117,19 +117,20 @@ def of_size(name: str, facts: Facts) -> list[str]:
         f" {shapes}; the fastest is the ceiling. The probe took {probe.get('images a forward', '?')} image(s) x 100"
         " noises a forward.",
         "",
-        "| scoring | forwards/s | TFLOP/s | of the ceiling | minutes an item |",
-        "|---|---|---|---|---|",
+        "| scoring | forwards/s | TFLOP/s | of the ceiling | GPU idle between pieces | minutes an item |",
+        "|---|---|---|---|---|---|",
     ]
     for how in ("published", "eager", "eager, captured", "compiled", "compiled, captured"):
         row = facts.get(f"{name}, {how}")
         if row is None:
             continue
         if "failed" in row:
-            lines.append(f"| {how} | failed: {row['failed']} | | | |")
+            lines.append(f"| {how} | failed: {row['failed']} | | | | |")
             continue
         took = minutes.get(f"MUCS scoring, {how}", "")
         rate, share = row["forwards/s"], row["of the ceiling"]
-        lines.append(f"| {how} | {rate:,.0f} | {row['TFLOP/s']:,.0f} | {share:.1%} | {took} |")
+        idle = f"{row['idle between pieces']:.2%}" if "idle between pieces" in row else ""
+        lines.append(f"| {how} | {rate:,.0f} | {row['TFLOP/s']:,.0f} | {share:.1%} | {idle} | {took} |")
     others = {key: value for key, value in minutes.items() if key != "paper" and not key.startswith("MUCS scoring")}
     if others:
         lines += [

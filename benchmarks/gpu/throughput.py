@@ -30,12 +30,14 @@ from common import (
     seconds,
     seconds_a_call,
     settings_of,
+    synchronize,
 )
 
 # isort: split
 import published
 import torch
 
+from mucs_ray.attribution.arriving import arriving
 from mucs_ray.attribution.base import MethodContext
 from mucs_ray.attribution.cards.das import DASConfig
 from mucs_ray.attribution.cards.dtrak import DTRAKConfig
@@ -47,8 +49,8 @@ from mucs_ray.attribution.model_bank import ModelBank
 from mucs_ray.attribution.mucs import EXPECTED_UPDATES
 from mucs_ray.attribution.tuning import tune
 from mucs_ray.attribution.unlearn import unlearn
-from mucs_ray.diffusion.batch import Item
-from mucs_ray.diffusion.condition import one_by_one
+from mucs_ray.diffusion.batch import Batch, Item
+from mucs_ray.diffusion.condition import mapped, one_by_one
 from mucs_ray.models.dit import DiTConfig
 from mucs_ray.models.dit_edm import DiTEDM
 from mucs_ray.training.config import TrainConfig
@@ -71,6 +73,7 @@ SIZES = {
 }
 ITEMS_OF_A_RUN = 20
 MEASURED_ITEMS = 4
+IDLE_CALLS = 3
 PUBLISHED_IMAGES = 16
 """The number of images in a forward of the published procedure, each at all noises."""
 
@@ -119,15 +122,27 @@ class Measured:
             rates[f"{m} x {k} x {n}"] = 2 * m * k * n / took
         return {"best": max(rates.values()), **rates}
 
-    def scoring_rate(self, config: ScoreConfig, *, captures: bool) -> float:
-        """Return forwards per second through the bank, four pieces per call."""
+    def scoring_rate(self, config: ScoreConfig, *, captures: bool) -> tuple[float, float | None]:
+        """Return forwards per second through the bank, and the share of time in which the GPU had no piece to work on.
+
+        A call has four pieces, which are decoded and copied as in the engine: those after the first meanwhile.
+        """
         denoiser = deepcopy(self.denoiser) if config.compile == "on" else self.denoiser  # compiling leaves a mark on it
         models = ModelBank(denoiser, self.bank, config, captures=captures)
-        images = 4 * int(config.images_per_forward)
-        batch = random_batch(self.model, images)
-        models.losses(batch, self.noises)
-        took = seconds_a_call(lambda: models.losses(batch, self.noises), self.budget)
-        return images * self.num_noises * (1 + len(self.bank)) / took
+        at_once = int(config.images_per_forward)
+        stored = random_batch(self.model, 4 * at_once, torch.device("cpu"))
+        pixels = stored.z.add(1).mul(127.5).byte()
+
+        def decoded(rows: slice) -> Batch:
+            condition = mapped(stored.condition, lambda tensor: tensor[rows])
+            return Batch(idx=stored.idx[rows], z=pixels[rows].float() / 127.5 - 1, condition=condition)
+
+        def work() -> torch.Tensor:
+            return models.losses(arriving(len(stored), decoded, DEVICE, rows_at_once=at_once), self.noises)
+
+        work()
+        took = seconds_a_call(work, self.budget)
+        return len(stored) * self.num_noises * (1 + len(self.bank)) / took, idle_between_pieces(models, work)
 
     def published_rate(self) -> float:
         """Return the rate of the published procedure, eager and in bf16."""
@@ -144,6 +159,35 @@ class Measured:
         return images * self.num_noises * (1 + len(self.bank)) / took
 
 
+def idle_between_pieces(models: ModelBank, work: Callable[[], object]) -> float | None:
+    """Share of some calls in which the GPU had finished a piece and had not begun the next; None without a GPU.
+
+    `work` has the losses computed once, by these models. The copies of a piece to fixed addresses count as the piece.
+    """
+    if DEVICE.type != "cuda":
+        return None
+    marks: list[torch.cuda.Event] = []
+    forwards = models._forwards
+
+    def mark() -> None:
+        marks.append(torch.cuda.Event(enable_timing=True))
+        marks[-1].record()
+
+    def marked(*arguments: Any) -> None:
+        mark()
+        forwards(*arguments)
+        mark()
+
+    models._forwards = marked
+    synchronize()
+    for _ in range(IDLE_CALLS):
+        work()
+    synchronize()
+    models._forwards = forwards
+    idle = sum(end.elapsed_time(start) for end, start in zip(marks[1:-1:2], marks[2::2], strict=True))
+    return idle / marks[0].elapsed_time(marks[-1])
+
+
 def scoring(results: Results, name: str, measured: Measured, ceiling: float, *, compiles: bool) -> dict[str, float]:
     """Measure forwards per second, way by way."""
     precision = "bf16" if DEVICE.type == "cuda" else "fp32"
@@ -152,8 +196,8 @@ def scoring(results: Results, name: str, measured: Measured, ceiling: float, *, 
     images = tuning.images_per_forward
     results[f"{name}, probe"] = {"images a forward": images, "forwards/s": 1 / tuning.seconds_a_forward}
     rates: dict[str, float] = {}
-    ways: dict[str, Callable[[], float]] = {
-        "published": measured.published_rate,
+    ways: dict[str, Callable[[], tuple[float, float | None]]] = {
+        "published": lambda: (measured.published_rate(), None),
         **{
             f"{how}{', captured' if captures else ''}": way(measured, images, precision, how, captures=captures)
             for how in (("eager", "compiled") if compiles else ("eager",))
@@ -163,7 +207,7 @@ def scoring(results: Results, name: str, measured: Measured, ceiling: float, *, 
     for how, rate in ways.items():
         started = time.monotonic()
         try:
-            rates[how] = rate()
+            rates[how], idle = rate()
         except Exception as error:  # a way that fails is told, and the others go on
             results[f"{name}, {how}"] = {"failed": f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"}
             continue
@@ -171,13 +215,16 @@ def scoring(results: Results, name: str, measured: Measured, ceiling: float, *, 
             "forwards/s": round(rates[how], 1),
             "TFLOP/s": round(rates[how] * measured.flop / 1e12, 2),
             "of the ceiling": round(rates[how] * measured.flop / ceiling, 3),
+            **({} if idle is None else {"idle between pieces": round(idle, 4)}),
             "with warming up, s": round(time.monotonic() - started, 1),
         }
     return rates
 
 
-def way(measured: Measured, images: int, precision: Any, how: str, *, captures: bool) -> Callable[[], float]:
-    """Measure one way to score."""
+def way(
+    measured: Measured, images: int, precision: Any, how: str, *, captures: bool
+) -> Callable[[], tuple[float, float | None]]:
+    """Return the measurement of one way to score."""
     config = ScoreConfig(
         noises=measured.num_noises,
         images_per_forward=images,

@@ -18,7 +18,7 @@ from mucs_ray.attribution.base import ItemState, MethodSettings, Passes, Tensors
 from mucs_ray.attribution.card import MethodStage
 from mucs_ray.attribution.cards.abu import CARD, AbUConfig
 from mucs_ray.attribution.loss_change import LossAttributor
-from mucs_ray.attribution.unlearn import require_finite, tensor_bytes
+from mucs_ray.attribution.unlearn import require_finite
 from mucs_ray.diffusion.batch import Batch, Item
 from mucs_ray.diffusion.condition import NO_CONDITION, Condition, for_each, moved
 from mucs_ray.diffusion.loss import denoising_loss
@@ -54,18 +54,14 @@ class AbU(LossAttributor):
                 return super().passes(stage, settings, num_images=num_images, num_items=num_items)
 
     @classmethod
-    def written_bytes(
-        cls, stage: MethodStage, settings: MethodSettings, *, model: DiffusionModel, num_images: int, num_items: int
-    ) -> int:
-        """The changed tensors of each item."""
-        if stage.hook == "fit_item":
-            return num_items * tensor_bytes(model, changed_names(model, cls.config_in(settings)))
-        return super().written_bytes(stage, settings, model=model, num_images=num_images, num_items=num_items)
+    def changed_names(cls, model: DiffusionModel, config: AbUConfig) -> list[str]:
+        """Those that the steps change."""
+        return model.names(config.parameters)
 
     def accumulate(self, rows: Batch) -> Tensors:
         """Squared gradients of the loss at each image, averaged over its draws and summed over images; float64."""
         model = self.context.model
-        names = changed_names(model, self.config)
+        names = self.changed_names(model, self.config)
         weights = {name: model.network.get_parameter(name).detach() for name in names}
         sums = {name: torch.zeros_like(weight, dtype=torch.float64) for name, weight in weights.items()}
         for at in range(len(rows)):
@@ -130,11 +126,6 @@ class AbU(LossAttributor):
             condition = for_each(moved(item.condition, device), len(sigma))
             losses = denoising_loss(changed.process, changed, image.expand_as(noise), noise, sigma, condition)
             yield losses.sum() / config.draws
-
-
-def changed_names(model: DiffusionModel, config: AbUConfig) -> list[str]:
-    """The tensors that AbU changes."""
-    return model.names(config.parameters)
 
 
 def draws(

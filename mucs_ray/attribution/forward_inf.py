@@ -11,7 +11,7 @@ from mucs_ray.attribution.base import ItemState, MethodSettings, Passes, Tensors
 from mucs_ray.attribution.card import MethodStage
 from mucs_ray.attribution.cards.forward_inf import CARD, ForwardINFConfig
 from mucs_ray.attribution.loss_change import LossAttributor
-from mucs_ray.attribution.unlearn import item_losses, require_finite, tensor_bytes
+from mucs_ray.attribution.unlearn import item_losses, require_finite
 from mucs_ray.diffusion.batch import Item
 from mucs_ray.diffusion.model import DiffusionModel
 from mucs_ray.training.ema import frozen_copy
@@ -32,13 +32,9 @@ class ForwardINF(LossAttributor):
         return super().passes(stage, settings, num_images=num_images, num_items=num_items)
 
     @classmethod
-    def written_bytes(
-        cls, stage: MethodStage, settings: MethodSettings, *, model: DiffusionModel, num_images: int, num_items: int
-    ) -> int:
-        """All tensors of F2, for each item."""
-        if stage.hook == "fit_item":
-            return num_items * tensor_bytes(model, model.names("all"))
-        return super().written_bytes(stage, settings, model=model, num_images=num_images, num_items=num_items)
+    def changed_names(cls, model: DiffusionModel, config: ForwardINFConfig) -> list[str]:
+        """All of them."""
+        return model.names("all")
 
     def fit_item(self, item: Item, fitted: Tensors, on_update: Callable[[int, float], None]) -> ItemState:
         """All tensors of F2, and the item's mean loss before each update and at the end, each on its own draws."""

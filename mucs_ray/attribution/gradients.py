@@ -203,8 +203,8 @@ class GradientAttributor(Attributor):
 
     def features(self, batch: Batch) -> Columns:
         """feature[dim] and what else `row` says, on the CPU. RunFailed, naming the image, for what is not finite."""
-        pairs = zip(batch.z, one_by_one(batch.condition, len(batch)), strict=True)
-        table = [self.row(self.measured(image, condition)) for image, condition in pairs]
+        singles = (batch[at : at + 1] for at in range(len(batch)))  # waits for no later image
+        table = [self.row(self.measured(one.z[0], one_by_one(one.condition, 1)[0])) for one in singles]
         columns = {name: torch.stack([row[name] for row in table]).cpu() for name in table[0]}
         for name, column in columns.items():
             bad = ~column.isfinite().reshape(len(batch), -1).all(dim=1)

@@ -19,6 +19,7 @@ from mucs_ray.attribution.config import Measure, ScoreConfig
 from mucs_ray.attribution.first_losses import FirstLosses
 from mucs_ray.attribution.model_bank import ModelBank
 from mucs_ray.attribution.skew import normalized_skew
+from mucs_ray.attribution.unlearn import tensor_bytes
 from mucs_ray.diffusion.batch import Batch
 from mucs_ray.diffusion.model import DiffusionModel
 from mucs_ray.diffusion.noise import NoiseSet, generator
@@ -83,7 +84,7 @@ class LossChange:
         if self.shared is not None:
             table = self._shared(batch, self.shared)
         else:
-            cuts = [batch[at : at + 1] for at in range(len(batch))]
+            cuts = (batch[at : at + 1] for at in range(len(batch)))
             table = torch.cat([self._independent(one) for one in cuts], dim=1)
             self.forwards = table.numel()
         require_finite(table, batch)
@@ -145,6 +146,11 @@ class LossAttributor(Attributor):
 
     places_item_states = True
 
+    @classmethod
+    def changed_names(cls, model: DiffusionModel, config: Any) -> list[str]:  # noqa: ANN401 - the card's `config_class`
+        """The tensors that `fit_item` makes, for `mucs-ray plan`; by default none to speak of."""
+        return []
+
     def load(self, fitted: Tensors, item_states: Sequence[Tensors]) -> None:
         """The bank of all F2."""
         settings = self.context.settings
@@ -168,7 +174,11 @@ class LossAttributor(Attributor):
     def written_bytes(
         cls, stage: MethodStage, settings: MethodSettings, *, model: DiffusionModel, num_images: int, num_items: int
     ) -> int:
-        """Skew and difference of every image for every item; the losses in fp16 on request."""
+        """Skew and difference of every image for every item, the losses in fp16 on request; before that the tensors in
+        which each item's F2 differs.
+        """
+        if stage.hook == "fit_item":
+            return num_items * tensor_bytes(model, cls.changed_names(model, cls.config_in(settings)))
         if stage.hook != "score":
             return 0
         losses = 2 * num_images * settings.score.noises * (1 + num_items) if settings.score.keep_losses else 0

@@ -89,7 +89,7 @@ class ModelBank:
         to the last bit, on which other images are in the batch.
         """
         chosen = range(1 + len(self.slots)) if models is None else models
-        table = torch.empty(len(chosen), len(batch), len(noises.level), device=batch.z.device)
+        table = torch.empty(len(chosen), len(batch), len(noises.level), device=self.device)
         with autocast(self.precision, self.device), swapped(self.denoiser.network, self.first):
             for start, turn in self.slots.turns(chosen):
                 self._fill(table[start : start + len(turn)], batch, noises, turn)

@@ -8,7 +8,7 @@ from mucs_ray.attribution.base import ItemState, MethodSettings, Passes, Tensors
 from mucs_ray.attribution.card import MethodStage
 from mucs_ray.attribution.cards.mucs import CARD, MUCSConfig
 from mucs_ray.attribution.loss_change import LossAttributor
-from mucs_ray.attribution.unlearn import changed_names, null_loss, tensor_bytes, unlearn
+from mucs_ray.attribution.unlearn import changed_names, null_loss, unlearn
 from mucs_ray.diffusion.batch import Batch, Item
 from mucs_ray.diffusion.model import DiffusionModel
 from mucs_ray.models.adapters import adapter
@@ -35,13 +35,9 @@ class MUCS(LossAttributor):
         return super().passes(stage, settings, num_images=num_images, num_items=num_items)
 
     @classmethod
-    def written_bytes(
-        cls, stage: MethodStage, settings: MethodSettings, *, model: DiffusionModel, num_images: int, num_items: int
-    ) -> int:
-        """The changed tensors of each item."""
-        if stage.hook == "fit_item":
-            return num_items * tensor_bytes(model, changed_names(model, cls.config_in(settings)))
-        return super().written_bytes(stage, settings, model=model, num_images=num_images, num_items=num_items)
+    def changed_names(cls, model: DiffusionModel, config: MUCSConfig) -> list[str]:
+        """Those that unlearning changes."""
+        return changed_names(model, config)
 
     def fit(self, sums: Tensors, rows: Iterator[Batch]) -> Tensors:
         """The null loss: given, from the mean square of the training pixels, or drawn (spec 7.1)."""

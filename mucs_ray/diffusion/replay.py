@@ -49,7 +49,8 @@ class Replay:
             compute()
         current.wait_stream(stream)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, pool=pool):
+        # other threads may go on: one brings the next images (mucs_ray.attribution.arriving)
+        with torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):
             self.results = compute()
 
     def __call__(self) -> Results:

@@ -9,6 +9,7 @@ import ray
 import torch
 from ray import ObjectRef
 
+from mucs_ray.attribution.arriving import arriving
 from mucs_ray.attribution.base import Attributor, Columns, MethodContext
 from mucs_ray.attribution.card import MethodStage
 from mucs_ray.attribution.first_losses import FirstLosses
@@ -25,6 +26,7 @@ from mucs_ray.engine.reading import read_rows
 from mucs_ray.evaluation.metrics import ReadyMetric
 from mucs_ray.models.adapters import adapter
 from mucs_ray.spaces.codec import Codec
+from mucs_ray.spaces.pixels import Pixels
 from mucs_ray.store.items import load_item
 from mucs_ray.store.parts import matrix
 from mucs_ray.store.run import Stage
@@ -148,9 +150,12 @@ def named_batches(
 
 
 def to_rows(job: AttributeJob, table: pa.Table, device: torch.device) -> Batch | Columns:
-    """Arrow rows as a hook takes them."""
+    """Arrow rows as a hook takes them; pictures are decoded and moved while the first of them are worked with."""
     if job.features is None:
-        return job.dataset.batch(table, adapter(job.recipe.model).codec(device)).to(device)
+        codec = adapter(job.recipe.model).codec(device)
+        if isinstance(codec, Pixels):
+            return arriving(len(table), lambda rows: job.dataset.batch(table[rows]), device)
+        return job.dataset.batch(table, codec).to(device)  # a network's rounding may depend on what is encoded together
     columns = {name: torch.from_numpy(matrix(table, name)) for name in table.column_names if name != "idx"}
     return {"idx": torch.from_numpy(table["idx"].to_numpy()), **{n: each.to(device) for n, each in columns.items()}}
 

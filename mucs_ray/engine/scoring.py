@@ -17,6 +17,7 @@ import ray.exceptions
 import torch
 
 from mucs_ray import storage
+from mucs_ray.attribution.arriving import seconds_waited
 from mucs_ray.attribution.base import Attributor, Columns
 from mucs_ray.attribution.first_losses import FirstLosses
 from mucs_ray.data.table import Unit
@@ -44,7 +45,8 @@ class Receipt:
     forwards: int
     worker_seconds: float
     worker_seconds_outside: float
-    """Of them not spent in the network: decoding, moving, writing. The first stage of a pass decodes for all."""
+    """Of them not spent in the network: writing, and waiting for images that are decoded while others are in the
+    network. The first stage of a pass waits for all."""
 
 
 RECEIPT = pa.schema(
@@ -68,10 +70,10 @@ def score_unit(method: Attributor, job: AttributeJob, unit: Unit, rows: Rows) ->
     if job.part.hook == "sample":
         rows = Rows(rows.table.filter(pa.array(method.in_sample(rows.table["idx"].to_numpy()))))
     moved = rows.to(job, method.context.device) if len(rows.table) else None
-    in_network = time.monotonic()
+    in_network, waited = time.monotonic(), seconds_waited(moved)
     columns = {} if moved is None else computed(method, job.part.hook, moved)
     arrays = {name: column.cpu().numpy() for name, column in columns.items()}
-    in_network = time.monotonic() - in_network
+    in_network = time.monotonic() - in_network - (seconds_waited(moved) - waited)
     idx = rows.table["idx"].to_numpy()
     require_finite(idx, arrays)
     content = part_bytes(idx, arrays)

@@ -22,7 +22,7 @@ from mucs_ray.results import counterfactual
 from mucs_ray.results.counterfactual import is_done
 from mucs_ray.store import checkpoint
 from mucs_ray.store.item_names import item_file
-from mucs_ray.store.items import load_item
+from mucs_ray.store.items import load_item, shown
 from mucs_ray.store.run import Stage
 from mucs_ray.store.topk import read_topk
 
@@ -101,7 +101,7 @@ def item_sections(pipeline: Pipeline, methods: Sequence[str]) -> list[ItemSectio
         answers = [answer(pipeline, method, number, top[number], pictures) for method, top in tops.items()]
         label = condition_name(pipeline, test_rows[planned[number]["idx"]])
         sections.append(
-            ItemSection(number=number, idx=item.idx, label=label, image=pictured(item, codec), answers=tuple(answers))
+            ItemSection(number=number, idx=item.idx, label=label, image=shown(item, codec), answers=tuple(answers))
         )
     return sections
 

@@ -51,6 +51,7 @@ def test_every_section_runs_in_miniature_and_is_not_run_twice(
     )
     assert correct["captured equals eager bit for bit"] is True
     assert correct["turns equal all at once bit for bit"] is True
+    assert correct["images arriving equal images there bit for bit"] is True
     assert correct["training, engine, captured"]["twice equal"] is True
     for way in ("published", "eager", "eager, captured"):
         assert throughput[f"cifar10, {way}"]["forwards/s"] > 0

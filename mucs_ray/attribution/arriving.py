@@ -1,0 +1,184 @@
+"""A batch whose rows reach the device while the first of them are already computed with.
+
+The first few rows are decoded at once, the others by a thread, piece by piece, into pinned memory, from which each
+piece is copied on a stream of its own. Whoever takes rows waits for the pieces that hold them and for no others: Python
+until the copy has been asked for, the device until it is made. What could not be decoded is raised to whoever takes
+those rows. On a CPU rows are put where they are read, and only the thread remains.
+Axes: b images, *shape of z.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from mucs_ray.diffusion.batch import Batch
+from mucs_ray.diffusion.condition import Condition
+
+ROWS_AT_ONCE = 32
+"""In a piece: decoding the first one takes a millisecond or so, which is all that the device waits for."""
+Z, MASK, CONDITION = "z", "mask", "condition."
+"""Names of the tensors of a batch; CONDITION begins those of its condition."""
+
+
+class Memory:
+    """Room for all rows, where a CPU reads them."""
+
+    def __init__(self, like: Mapping[str, Tensor], num_rows: int) -> None:
+        """`like`: some of the rows."""
+        self.there = {name: torch.empty(num_rows, *some.shape[1:], dtype=some.dtype) for name, some in like.items()}
+
+    def send(self, rows: slice, tensors: Mapping[str, Tensor]) -> Any:  # noqa: ANN401 - whatever `wait` takes
+        """Put rows to where they are read; what is returned says when they are there."""
+        for name, tensor in tensors.items():
+            self.there[name][rows] = tensor
+
+    def wait(self, sent: Any) -> None:  # noqa: ANN401
+        """Let what is asked of the device from now on come after the rows; Python does not wait."""
+
+
+class PinnedMemory(Memory):
+    """Room for all rows in pinned memory and on a GPU, written once."""
+
+    def __init__(self, like: Mapping[str, Tensor], num_rows: int, device: torch.device) -> None:
+        """Neither place is given to anybody else before the copies between them are made."""
+        shapes = {name: ((num_rows, *some.shape[1:]), some.dtype) for name, some in like.items()}
+        self.pinned = {name: torch.empty(shape, dtype=kind, pin_memory=True) for name, (shape, kind) in shapes.items()}
+        self.there = {name: torch.empty(shape, dtype=kind, device=device) for name, (shape, kind) in shapes.items()}
+        self.device, self.stream = device, copy_stream(device)
+        # what had the memory before may still be read by forwards that are queued
+        self.stream.wait_stream(torch.cuda.current_stream(device))
+        for tensor in self.there.values():
+            tensor.record_stream(self.stream)  # a batch that is given up may be freed before its copies are made
+
+    def send(self, rows: slice, tensors: Mapping[str, Tensor]) -> torch.cuda.Event:
+        """Queue the copies behind those of earlier rows."""
+        for name, tensor in tensors.items():
+            self.pinned[name][rows] = tensor
+        with torch.cuda.stream(self.stream):
+            for name, pinned in self.pinned.items():
+                self.there[name][rows].copy_(pinned[rows], non_blocking=True)
+        sent = torch.cuda.Event()
+        sent.record(self.stream)
+        return sent
+
+    def wait(self, sent: torch.cuda.Event) -> None:
+        """The stream that computes waits."""
+        torch.cuda.current_stream(self.device).wait_event(sent)
+
+
+class Arrivals:
+    """Rows on their way: which of them may be read, and since when."""
+
+    def __init__(
+        self, num_rows: int, decoded: Callable[[slice], Batch], memory: Callable[..., Memory], at: int
+    ) -> None:
+        """`decoded(rows)` is called for `at` rows at a time, in order; `memory(like, num_rows)` holds them."""
+        first = decoded(slice(0, min(at, num_rows)))
+        self.num_rows, self.at, self.decoded, self.seconds_waited = num_rows, at, decoded, 0.0
+        self.idx = torch.empty(num_rows, dtype=torch.int64)
+        self.memory = memory(tensors_of(first), num_rows)
+        self.pieces = [Future[Any]()]
+        self.pieces[0].set_result(self._send(slice(0, len(first)), first))
+        thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="arriving")
+        starts = range(at, num_rows, at)
+        self.pieces += [thread.submit(self._bring, slice(start, min(start + at, num_rows))) for start in starts]
+        thread.shutdown(wait=False)  # it ends after the last piece
+
+    def there(self, start: int, stop: int) -> Batch:
+        """The whole batch, of which these rows may be read. Raises what kept one of them from being decoded."""
+        began = time.monotonic()
+        sent = [piece.result() for piece in self.pieces[start // self.at : -(-stop // self.at)]]
+        self.seconds_waited += time.monotonic() - began
+        for each in sent:
+            self.memory.wait(each)
+        tensors = self.memory.there
+        begin = len(CONDITION)
+        condition = {name[begin:]: each for name, each in tensors.items() if name.startswith(CONDITION)}
+        return Batch(idx=self.idx, z=tensors[Z], condition=condition, mask=tensors.get(MASK))
+
+    def whole(self) -> Batch:
+        """All rows."""
+        return self.there(0, self.num_rows)
+
+    def _bring(self, rows: slice) -> Any:  # noqa: ANN401 - whatever `Memory.wait` takes
+        return self._send(rows, self.decoded(rows))
+
+    def _send(self, rows: slice, piece: Batch) -> Any:  # noqa: ANN401
+        self.idx[rows] = piece.idx
+        return self.memory.send(rows, tensors_of(piece))
+
+
+class ArrivingBatch(Batch):
+    """Taken as any batch. A cut waits for its own rows, the tensors as a whole for all of them."""
+
+    __slots__ = ("arrivals",)
+    arrivals: Arrivals
+
+    def __init__(self, arrivals: Arrivals) -> None:
+        """The fields of a batch are properties here."""
+        object.__setattr__(self, "arrivals", arrivals)  # a batch is frozen
+
+    def __len__(self) -> int:
+        """Number of images, those still to come included."""
+        return self.arrivals.num_rows
+
+    def __getitem__(self, rows: slice | Int64[Tensor, " r"]) -> Batch:
+        """A cut, for which nothing but its own rows is waited for; or some of the images."""
+        if isinstance(rows, slice) and rows.step in (None, 1):
+            start, stop, _ = rows.indices(len(self))
+            return self.arrivals.there(start, stop)[rows]
+        return self.arrivals.whole()[rows]
+
+    @property
+    def idx(self) -> Int64[Tensor, " b"]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Of all images."""
+        return self.arrivals.whole().idx
+
+    @property
+    def z(self) -> Float[Tensor, "b *shape"]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """All images."""
+        return self.arrivals.whole().z
+
+    @property
+    def condition(self) -> Condition:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Of all images."""
+        return self.arrivals.whole().condition
+
+    @property
+    def mask(self) -> Float[Tensor, "b *shape"] | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Of all images."""
+        return self.arrivals.whole().mask
+
+
+def arriving(
+    num_rows: int, decoded: Callable[[slice], Batch], device: torch.device, *, rows_at_once: int = ROWS_AT_ONCE
+) -> ArrivingBatch:
+    """The rows that `decoded` makes on the CPU, on their way to the device. Raises what it raises for the first."""
+
+    def memory(like: Mapping[str, Tensor], num: int) -> Memory:
+        return PinnedMemory(like, num, device) if device.type == "cuda" else Memory(like, num)
+
+    return ArrivingBatch(Arrivals(num_rows, decoded, memory, rows_at_once))
+
+
+def seconds_waited(rows: object) -> float:
+    """How long whoever took these rows has waited for them to be decoded."""
+    return rows.arrivals.seconds_waited if isinstance(rows, ArrivingBatch) else 0.0
+
+
+def tensors_of(batch: Batch) -> dict[str, Tensor]:
+    """What goes to the device, by name."""
+    mask = {} if batch.mask is None else {MASK: batch.mask}
+    return {Z: batch.z, **mask, **{f"{CONDITION}{name}": each for name, each in batch.condition.items()}}
+
+
+@cache
+def copy_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all batches of a process."""
+    return torch.cuda.Stream(device)
