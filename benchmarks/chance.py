@@ -30,37 +30,37 @@ SEEDS = (101, 102)
 
 
 def main() -> None:
-    chosen = parse()
+    options = parse()
     torch.set_num_threads(1)
     keep_freed_memory()
     print(machine())
-    model = subject(chosen, "", images=chosen.images, settings=chosen.set).tuned()  # with --run nothing is written
-    batch = model.images(chosen.images)
-    levels = {each: replace(model.recipe.score, sigmas=each) for each in ("schedule", "training")}
-    k = top_k(len(batch), chosen.top_percent)
+    model = subject(options, "", images=options.images, settings=options.set).tuned()  # with --run nothing is written
+    batch = model.images(options.images)
+    levels = {sigmas: replace(model.recipe.score, sigmas=sigmas) for sigmas in ("schedule", "training")}
+    k = top_k(len(batch), options.top_percent)
     print(f"{len(batch)} images x {model.recipe.score.noises} noises x {len(model.bank)} items; the top {k}\n")
     for name, score in levels.items():
         one, other = (scores(model, model.bank, batch, score, seed) for seed in SEEDS)
         print(f"{name} levels, two sets of noises: {agreement(one, other, k)}", flush=True)
-    banks = [unlearned(model, chosen, seed) for seed in SEEDS]
+    banks = [unlearned(model, options, seed) for seed in SEEDS]
     for name, score in levels.items():
         one, other = (scores(model, bank, batch, score, SEEDS[0]) for bank in banks)
         print(f"{name} levels, two unlearnings: {agreement(one, other, k)}", flush=True)
 
 
 def scores(model: Subject, bank: list[Tensors], batch: Batch, score: ScoreConfig, seed: int) -> Tensor:
-    """skews[images, items] with the noises of a seed."""
+    """Return skews[images, items] with the noises of a seed."""
     change = LossChange(model.denoiser, bank, config=score, seed=seed)
     return change.skew(change.losses(batch))
 
 
-def unlearned(model: Subject, chosen: argparse.Namespace, seed: int) -> list[Tensors]:
-    """F2 of each item, unlearned as the recipe says with the draws of a seed."""
-    images, config = LocalImages(model.dataset, "train"), model.recipe.method["mucs"]
-    (null,) = parts(chosen.run, "attribute/mucs/null", "prepared")
+def unlearned(model: Subject, options: argparse.Namespace, seed: int) -> list[Tensors]:
+    """Return F2 of each item, unlearned as in the recipe with the draws of a seed."""
+    images, config = LocalImages(model.dataset, "train"), model.recipe.unlearn
+    (null,) = parts(options.run, "attribute/mucs/null", "prepared")
     rate = model.recipe.train.learning_rate / config.learning_rate_divisor
     bank = []
-    for number, tensors in enumerate(parts(chosen.run, "generate", "item-")[: chosen.items]):
+    for number, tensors in enumerate(parts(options.run, "generate", "item-")[: options.items]):
         item = Item(number=number, idx=number, z=tensors.pop("image"), condition=tensors)
 
         def batches(step: int, name: str = f"chance/item={number}") -> Batch:
@@ -68,13 +68,13 @@ def unlearned(model: Subject, chosen: argparse.Namespace, seed: int) -> list[Ten
             return images.batch(rows).to(DEVICE)
 
         bound = null["null_loss"].item()
-        made = unlearn(model.denoiser, item, batches, bound=bound, config=config, learning_rate=rate, seed=seed)
-        bank.append(made.tensors)
+        state = unlearn(model.denoiser, item, batches, bound=bound, config=config, learning_rate=rate, seed=seed)
+        bank.append(state.tensors)
     return bank
 
 
 def agreement(one: Tensor, other: Tensor, k: int) -> str:
-    """Of two scorings of the same images for the same items."""
+    """Return the agreement of two scorings of the same images for the same items."""
     correlations, shared = rank_correlation(one, other), overlap(one, other, k)
     return (
         f"rank correlation {statistics.mean(correlations):.3f} (least {min(correlations):.3f}),"
@@ -83,13 +83,13 @@ def agreement(one: Tensor, other: Tensor, k: int) -> str:
 
 
 def parse() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     options = parser(__doc__, images=1715)
     options.add_argument("--top-percent", type=float, default=5.0)
-    chosen = options.parse_args()
-    if not chosen.run:
+    arguments = options.parse_args()
+    if not arguments.run:
         options.error("--run is needed: of random weights there is nothing to unlearn")
-    return chosen
+    return arguments
 
 
 if __name__ == "__main__":

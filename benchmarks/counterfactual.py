@@ -18,31 +18,31 @@ from typing import Any
 
 
 def main() -> None:
-    """Run, and print one line a setting."""
+    """Run each setting and print one line for it."""
     options = parse()
     print(f"{'AUC (n items)':<52} {'removed':>8} {'s an item':>9} {'time':>8}  metrics", flush=True)
     for varied in options.vary or [""]:
         settings = [*options.set, *varied.split()]
         started = time.monotonic()
-        found = run(options, settings)
+        evaluation = run(options, settings)
         minutes = (time.monotonic() - started) / 60
-        for method in found["methods"]:
-            told = "  ".join(
+        for method in evaluation["methods"]:
+            numbers = "  ".join(
                 f"{name} {measured['auc']:.3f}{p_text(measured['p'])} mean {measured['mean']:.3f}"
                 for name, measured in method["metrics"].items()
             )
-            name = f"{varied or 'recipe'}: {method['method']} ({found['num_items']})"
+            name = f"{varied or 'recipe'}: {method['method']} ({evaluation['num_items']})"
             cost = f"{method['removed_share']:>8.1%} {method['seconds_an_item']:>9.2f} {minutes:>6.1f} m"
-            print(f"{name:<52} {cost}  {told}", flush=True)
+            print(f"{name:<52} {cost}  {numbers}", flush=True)
 
 
 def p_text(p: float | None) -> str:
-    """One-sided against random removal."""
+    """Write the one-sided p against random removal."""
     return "" if p is None else f" (p {p:.2g})"
 
 
 def run(options: argparse.Namespace, settings: list[str]) -> dict[str, Any]:
-    """The whole protocol in a process of its own, as a user would; its statistics."""
+    """Run the whole protocol in its own process, as a user would, and return its statistics."""
     command = [
         sys.executable,
         "-m",
@@ -59,12 +59,12 @@ def run(options: argparse.Namespace, settings: list[str]) -> dict[str, Any]:
         command += ["--weights-dir", options.weights_dir]
     for setting in settings:
         command += ["--set", setting]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout)["evaluation"]
+    process = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(process.stdout)["evaluation"]
 
 
 def parse() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", default="emoji")
     parser.add_argument("--method", default="mucs")

@@ -1,4 +1,4 @@
-"""What the benchmarks measure with: a network, F1 and the F2s, and images; random ones, or those of a finished run."""
+"""The subjects of the benchmarks: a network, F1 and the F2s, and images, either random or of a finished run."""
 
 import argparse
 import io
@@ -34,7 +34,7 @@ from mucs_ray.store.run import Stage
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 LONG_PASS = 10**12
-"""Forwards with which compiling would pay."""
+"""The number of forwards for which compiling would pay."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,16 +51,16 @@ class Subject:
 
     @property
     def forwards_an_image(self) -> int:
-        """F1 and every F2 on every noise."""
+        """The number of forwards per image, of F1 and every F2 on every noise."""
         return self.recipe.score.noises * (1 + len(self.bank))
 
     def images(self, count: int) -> Batch:
-        """The first of the training set, on DEVICE."""
+        """Return the first images of the training set, on DEVICE."""
         tables = (self.dataset.batch(read_unit(unit)) for unit in self.dataset.units("train"))
-        pieces, there = [], 0
-        while there < count and (piece := next(tables, None)) is not None:
-            pieces.append(piece[: count - there])
-            there += len(pieces[-1])
+        pieces, num_read = [], 0
+        while num_read < count and (piece := next(tables, None)) is not None:
+            pieces.append(piece[: count - num_read])
+            num_read += len(pieces[-1])
         conditions = [piece.condition for piece in pieces]
         return Batch(
             idx=torch.cat([piece.idx for piece in pieces]),
@@ -69,32 +69,32 @@ class Subject:
         ).to(DEVICE)
 
     def loss_change(self) -> LossChange:
-        """A scoring pass with a network of its own, which it may compile."""
+        """Build a scoring pass with its own network, which it may compile."""
         recipe, lent = self.recipe, deepcopy(self.denoiser)
         return LossChange(lent, self.bank, config=recipe.score, seed=recipe.seed)
 
     def tuned(self, share: int = LONG_PASS) -> "Subject":
-        """With nothing left at "auto": found by trying, as for a pass of so many forwards a worker."""
+        """Replace every "auto" by trial, as for a pass of `share` forwards per worker."""
         if not is_open(self.recipe.score):
             return self
-        found = tune(deepcopy(self.denoiser), self.images(MOST_IMAGES), self.recipe.score, share)
-        return replace(self, recipe=resolve_auto(self.recipe, found))
+        tuning = tune(deepcopy(self.denoiser), self.images(MOST_IMAGES), self.recipe.score, share)
+        return replace(self, recipe=resolve_auto(self.recipe, tuning))
 
     @property
     def how(self) -> str:
-        """The settings of scoring that its speed depends on."""
+        """Describe the settings of scoring that determine its speed."""
         score = self.recipe.score
         return f"{score.precision}, {score.images_per_forward} x {score.noises} a forward, compile {score.compile}"
 
     def flop(self) -> int:
-        """Floating-point operations of one plain forward of one image, as torch counts them."""
+        """Return the floating-point operations of one plain forward of one image, as torch counts them."""
         one = self.images(1)
         with torch.no_grad():
             return counted(lambda: self.denoiser(one.z, torch.ones(1, device=DEVICE), one.condition))
 
 
 def add_options(options: argparse.ArgumentParser) -> None:
-    """Those of `subject`, but for --run."""
+    """Add the options of `subject` except --run."""
     options.add_argument("--model", choices=list(SHAPES), default="emoji", help="random weights of this recipe's shape")
     options.add_argument("--items", type=int, default=2, help="F2s")
     options.add_argument("--noises", type=int, help="the recipe's by default")
@@ -102,13 +102,13 @@ def add_options(options: argparse.ArgumentParser) -> None:
 
 
 def add_run_option(options: argparse.ArgumentParser) -> None:
-    """For benchmarks that can use trained weights."""
-    told = "run directory of a finished attribution, instead of --model: its weights and data set"
-    options.add_argument("--run", metavar="FOLDER", help=told)
+    """Add --run, for benchmarks that can use trained weights."""
+    help_text = "run directory of a finished attribution, instead of --model: its weights and data set"
+    options.add_argument("--run", metavar="FOLDER", help=help_text)
 
 
 def parser(description: str | None, *, images: int) -> argparse.ArgumentParser:
-    """For a benchmark that scores some images of random or trained weights."""
+    """Return a parser for a benchmark that scores some images with random or trained weights."""
     options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(options)
     add_run_option(options)
@@ -116,25 +116,27 @@ def parser(description: str | None, *, images: int) -> argparse.ArgumentParser:
     return options
 
 
-def subject(chosen: argparse.Namespace, folder: str, *, images: int, settings: list[str]) -> Subject:
-    """As the options say; a random one has `images` pictures of noise in one unit, written to the folder."""
-    if chosen.noises:
-        settings = [f"score.noises={chosen.noises}", *settings]
-    if chosen.run:
-        return trained(chosen.run, chosen.items, settings)
-    size, classes = SHAPES[chosen.model]
+def subject(options: argparse.Namespace, folder: str, *, images: int, settings: list[str]) -> Subject:
+    """Build the subject of the options; a random one has `images` pictures of noise in one unit,
+    written to the folder.
+    """
+    if options.noises:
+        settings = [f"score.noises={options.noises}", *settings]
+    if options.run:
+        return trained(options.run, options.items, settings)
+    size, classes = SHAPES[options.model]
     dataset = write(f"{folder}/data", images, size=size, classes=classes, unit=images)
-    values = with_settings({**read_recipe(chosen.model), "data": dataset.url}, settings)
+    values = with_settings({**read_recipe(options.model), "data": dataset.url}, settings)
     recipe = build(from_card(values, dataset.card))
     name_torch_stream(recipe.seed, "benchmark")
     network = filled(DiT(recipe.model)).to(DEVICE)
     denoiser = DiTEDM(network).eval().requires_grad_(False)
-    bank = [nudged(network) for _ in range(chosen.items)]
+    bank = [nudged(network) for _ in range(options.items)]
     return Subject(recipe=recipe, dataset=dataset, denoiser=denoiser, bank=bank, origin="random weights")
 
 
 def trained(run_url: str, items: int, settings: list[str]) -> Subject:
-    """F1, the first F2s and the data set of a run that may be of an older version; nothing is written to it."""
+    """Read F1, the first F2s and the data set of a run, which may be of an older version; nothing is written to it."""
     pipeline = reopen(run_url, console=Console(file=io.StringIO()))
     recipe = build(with_settings(pipeline.recipe.to_dict(), settings))
     weights = parts(pipeline.run_url, "pretrain", "best" if recipe.weights else recipe.train.checkpoint)
@@ -147,13 +149,13 @@ def trained(run_url: str, items: int, settings: list[str]) -> Subject:
         recipe=recipe,
         dataset=pipeline.dataset,
         denoiser=denoiser.to(DEVICE).eval().requires_grad_(False),
-        bank=[{name: each.to(DEVICE) for name, each in tensors.items()} for tensors in bank[:items]],
+        bank=[{name: tensor.to(DEVICE) for name, tensor in tensors.items()} for tensors in bank[:items]],
         origin="trained weights",
     )
 
 
 def parts(run_url: str, name: str, prefix: str) -> list[Tensors]:
-    """The tensors of a finished stage whose file names begin so, in order, by its manifest alone."""
+    """Return the tensors of a finished stage with this prefix, in order, by its manifest alone."""
     stage = Stage(run_url=run_url, name=name, reads={}, inputs={})
     manifest = stage.manifest()
     if manifest is None:
@@ -163,26 +165,26 @@ def parts(run_url: str, name: str, prefix: str) -> list[Tensors]:
 
 
 def machine() -> str:
-    """What the numbers below it were measured on."""
+    """Describe the machine on which the numbers are measured."""
     if DEVICE.type == "cuda":
         name = torch.cuda.get_device_name()
     else:
-        told = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-        names = [line.split(":")[1].strip() for line in told.splitlines() if line.startswith("model name")]
+        cpu_info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+        names = [line.split(":")[1].strip() for line in cpu_info.splitlines() if line.startswith("model name")]
         name = names[0] if names else platform.machine()
     cores, load = len(os.sched_getaffinity(0)), os.getloadavg()[0]
     return f"{name}, {cores} cores ({torch.get_num_threads()} thread used), load {load:.1f}, torch {torch.__version__}"
 
 
 def counted(work: Callable[[], object]) -> int:
-    """Floating-point operations of one call, as torch counts them."""
+    """Return the floating-point operations of one call, as torch counts them."""
     with FlopCounterMode(display=False) as counter:
         work()
     return counter.get_total_flops()
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """Of one call, from an idle GPU until the GPU has finished."""
+    """Time one call, from an idle GPU until the GPU has finished."""
     synchronize()
     started = time.monotonic()
     work()

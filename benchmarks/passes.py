@@ -35,30 +35,30 @@ from mucs_ray.engine.host import keep_freed_memory
 from mucs_ray.training.step import TrainState, WorkerContext, draw_update, train_update
 
 UPDATES = 4
-"""Of unlearning, timed together with the losses before and after; and of training."""
+"""The number of updates of unlearning, timed together with the losses before and after, and of training."""
 GENERATED, STEPS = 4, 4
 NO_BOUND = 1e9
 
 
 def main() -> None:
-    chosen = parse()
+    options = parse()
     torch.set_num_threads(1)
     keep_freed_memory()
     print(machine())
     with tempfile.TemporaryDirectory() as folder:
-        model = subject(chosen, folder, images=max(chosen.images, chosen.batch or 0), settings=chosen.set).tuned()
-        model = replace(model, recipe=sized(model.recipe, chosen))
+        model = subject(options, folder, images=max(options.images, options.batch or 0), settings=options.set).tuned()
+        model = replace(model, recipe=sized(model.recipe, options))
         fastest = ceiling(model.recipe, ["fp32"])["fp32"]
         print(f"\n{model.recipe.name}, {model.origin}; share of {fastest / 1e9:,.4g} GFLOP/s, fp32\n")
-        works = passes(model, chosen.images)
+        works = passes(model, options.images)
         flops = {name: counted(work) for name, work in works.items()}  # to warm up, too
         taken: dict[str, list[float]] = {name: [] for name in works}
-        for _ in range(chosen.rounds):
+        for _ in range(options.rounds):
             for name, work in works.items():
                 taken[name].append(seconds(work))
         print(f"{'pass':<44}  seconds   GFLOP  GFLOP/s   share (least to most)")
         for name, times in taken.items():
-            rates = sorted(flops[name] / each for each in times)
+            rates = sorted(flops[name] / time for time in times)
             middle = statistics.median(rates)
             print(
                 f"{name:<44} {statistics.median(times):>8.4g} {flops[name] / 1e9:>7.4g} {middle / 1e9:>8.4g}"
@@ -66,30 +66,30 @@ def main() -> None:
             )
 
 
-def sized(recipe: Recipe, chosen: argparse.Namespace) -> Recipe:
-    """With the smaller batches, sketches and sets of noises asked for."""
-    asked = {
+def sized(recipe: Recipe, options: argparse.Namespace) -> Recipe:
+    """Apply the smaller batches, sketches and sets of noises that the options give."""
+    sections_of = {
         "batch_size": ("train", "method.mucs"),
         "noises": ("method.dtrak", "method.das"),
         "dim": ("method.dtrak", "method.das"),
     }
-    values = {"batch_size": chosen.batch, "noises": chosen.noises, "dim": chosen.dim}
-    pairs = [(f"{section}.{knob}", values[knob]) for knob, sections in asked.items() for section in sections]
+    values = {"batch_size": options.batch, "noises": options.noises, "dim": options.dim}
+    pairs = [(f"{section}.{knob}", values[knob]) for knob, sections in sections_of.items() for section in sections]
     return build(with_settings(recipe.to_dict(), [f"{key}={value}" for key, value in pairs if value]))
 
 
 def passes(model: Subject, num_images: int) -> dict[str, Callable[[], object]]:
-    """What takes turns, by what it is called in the table."""
-    recipe, some = model.recipe, model.images(num_images)
+    """Return the computations that take turns, by their names in the table."""
+    recipe, batch = model.recipe, model.images(num_images)
     images = LocalImages(model.dataset, "train")
     state = TrainState.fresh(deepcopy(model.denoiser).requires_grad_(True), recipe.train)
-    (condition,) = one_by_one(some[:1].condition, 1)
-    item = Item(number=0, idx=0, condition=condition, z=some.z[0])
+    (condition,) = one_by_one(batch[:1].condition, 1)
+    item = Item(number=0, idx=0, condition=condition, z=batch.z[0])
     own = recipe.method
     config = replace(own["mucs"], fixed_updates=UPDATES)
     context = MethodContext(settings=recipe, device=DEVICE, num_images=len(images), denoiser=model.denoiser)
     dtrak, das, abu, scoring = DTRAK(context), DAS(context), AbU(context), model.loss_change()
-    noise = torch.randn(GENERATED, *some.z.shape[1:], device=DEVICE)
+    noise = torch.randn(GENERATED, *batch.z.shape[1:], device=DEVICE)
     conditions = for_each(condition, GENERATED)
     batch = images.batch(np.arange(own["mucs"].batch_size)).to(DEVICE)
     rate = recipe.train.learning_rate
@@ -105,10 +105,12 @@ def passes(model: Subject, num_images: int) -> dict[str, Callable[[], object]]:
     return {
         f"training, {UPDATES} updates of {recipe.train.batch_size} images": training,
         f"unlearning, {UPDATES} updates of 2 x {recipe.method['mucs'].batch_size} draws": unlearning,
-        f"features of D-TRAK, {num_images} images x {own['dtrak'].noises} noises": lambda: dtrak.features(some),
-        f"features of DAS, {num_images} images x {own['das'].noises} noises": lambda: das.features(some),
-        f"Fisher of AbU, {num_images} images x {recipe.method['abu'].fisher_draws} draws": lambda: abu.accumulate(some),
-        f"scoring, {num_images} images x {model.forwards_an_image} forwards": lambda: scoring.losses(some),
+        f"features of D-TRAK, {num_images} images x {own['dtrak'].noises} noises": lambda: dtrak.features(batch),
+        f"features of DAS, {num_images} images x {own['das'].noises} noises": lambda: das.features(batch),
+        f"Fisher of AbU, {num_images} images x {recipe.method['abu'].fisher_draws} draws": lambda: abu.accumulate(
+            batch
+        ),
+        f"scoring, {num_images} images x {model.forwards_an_image} forwards": lambda: scoring.losses(batch),
         f"generation, {GENERATED} items, {STEPS} steps": lambda: sample(
             EDM(), model.denoiser, noise, conditions, num_steps=STEPS
         ),
@@ -116,7 +118,7 @@ def passes(model: Subject, num_images: int) -> dict[str, Callable[[], object]]:
 
 
 def parse() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     options = parser(__doc__, images=32)
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--batch", type=int, help="of training and unlearning; the recipe's by default")

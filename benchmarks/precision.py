@@ -24,12 +24,12 @@ LARGEST = torch.finfo(torch.float8_e4m3fn).max
 
 def main() -> None:
     options = parser(__doc__, images=600)
-    chosen = options.parse_args()
+    arguments = options.parse_args()
     torch.set_num_threads(1)
     print(machine())
     with tempfile.TemporaryDirectory() as folder:
-        model = subject(chosen, folder, images=chosen.images, settings=chosen.set).tuned()
-        batch = model.images(chosen.images)
+        model = subject(arguments, folder, images=arguments.images, settings=arguments.set).tuned()
+        batch = model.images(arguments.images)
         exact = scores(model, batch, "fp32")
         print(f"{model.recipe.name}, {model.origin}: {len(batch)} images, {model.recipe.score.noises} noises")
         print("bf16:", agreement(scores(model, batch, "bf16"), exact), flush=True)
@@ -38,14 +38,14 @@ def main() -> None:
 
 
 def scores(model: Subject, batch: Batch, precision: str) -> Tensor:
-    """Skews[images, items]."""
+    """Return skews[images, items]."""
     recipe = with_values(model.recipe, {"score.precision": precision})
     change = LossChange(deepcopy(model.denoiser), model.bank, config=recipe.score, seed=recipe.seed)
     return change.skew(change.losses(batch))
 
 
 def in_fp8(model: Subject, *, rows: bool) -> Subject:
-    """The same models, linear layers rounded: weights once, inputs at every forward."""
+    """Round the linear layers of the same models: weights once, inputs at every forward."""
     denoiser = deepcopy(model.denoiser)
     names = set()
     for name, module in denoiser.network.named_modules():
@@ -53,13 +53,13 @@ def in_fp8(model: Subject, *, rows: bool) -> Subject:
             names.add(f"{name}.weight")
             module.weight.data = rounded(module.weight.data, rows=rows)
             module.register_forward_pre_hook(lambda _, inputs: (rounded(inputs[0], rows=rows),))
-    bank = [{n: rounded(each, rows=rows) if n in names else each for n, each in some.items()} for some in model.bank]
+    bank = [{n: rounded(t, rows=rows) if n in names else t for n, t in tensors.items()} for tensors in model.bank]
     recipe, dataset, origin = model.recipe, model.dataset, model.origin
     return Subject(recipe=recipe, dataset=dataset, denoiser=denoiser, bank=bank, origin=origin)
 
 
 def rounded(tensor: Tensor, *, rows: bool) -> Tensor:
-    """To e4m3, scaled so that the largest value of the tensor, or of each row, is the largest there is."""
+    """Round to e4m3, scaled so that the largest value of the tensor, or of each row, is the largest that e4m3 has."""
     largest = tensor.abs().amax(dim=-1, keepdim=True) if rows else tensor.abs().amax()
     scale = (largest / LARGEST).clamp(min=1e-12)
     return (tensor / scale).to(torch.float8_e4m3fn).to(tensor.dtype) * scale

@@ -28,7 +28,7 @@ def skews(
     batch: int,
     bf16: bool,
 ) -> Float[Tensor, "b i"]:
-    """`first`: all tensors of F1; `unlearned`: those that unlearning changed, an item each; `batch`: images."""
+    """Compute skews. `first` holds all tensors of F1; `unlearned` those that unlearning changed, for each item."""
 
     def losses() -> Float[Tensor, "b s"]:
         cuts = [slice(at, at + batch) for at in range(0, len(images), batch)]
@@ -58,7 +58,7 @@ def micro_batch(
     *,
     bf16: bool,
 ) -> Float[Tensor, "b s"]:
-    """EDM's weighted loss of every image at every noise, in one forward."""
+    """Compute EDM's weighted loss of every image at every noise, in one forward."""
     clean = images.repeat_interleave(len(sigma), dim=0)
     level = sigma.repeat(len(images))[:, None, None, None]
     noisy = clean + level * noise.repeat(len(images), 1, 1, 1)

@@ -1,4 +1,4 @@
-"""Random weights that every layer has a say in, and random F2s near them; on torch alone."""
+"""Random weights in which every layer has an effect, and random F2s near them; this needs torch alone."""
 
 import torch
 from torch import Tensor, nn
@@ -6,12 +6,13 @@ from torch import Tensor, nn
 from mucs_ray.models.dit import unlearned_names
 
 SMALL = 0.1
-"""Standard deviation of what fills layers that start at zero, and of a random F2's change in units of the changed
-tensor's own; so that skews are far above rounding."""
+"""The standard deviation of the values that fill layers which start at zero, and of a random F2's change in units of
+the changed tensor's own; it makes skews far larger than rounding.
+"""
 
 
 def filled(network: nn.Module) -> nn.Module:
-    """With small normal values wherever everything starts at zero, so that every layer has a say."""
+    """Fill everything that starts at zero with small normal values, so that every layer has an effect."""
     for parameter in network.parameters():
         if not parameter.any():
             nn.init.normal_(parameter, std=SMALL)
@@ -19,6 +20,6 @@ def filled(network: nn.Module) -> nn.Module:
 
 
 def nudged(network: nn.Module) -> dict[str, Tensor]:
-    """A small random change of the tensors that unlearning changes."""
+    """Return a small random change of the tensors that unlearning changes."""
     own = {name: network.get_parameter(name).detach() for name in unlearned_names(network)}
-    return {name: each + SMALL * each.std() * torch.randn_like(each) for name, each in own.items()}
+    return {name: value + SMALL * value.std() * torch.randn_like(value) for name, value in own.items()}

@@ -25,11 +25,11 @@ from mucs_ray.pipeline.graph import Pipeline
 from mucs_ray.run import driver
 
 UNIT = 128
-"""Images in a row group."""
+"""The number of images in a row group."""
 
 
 class Memory:
-    """Peak resident memory of this process and of Ray's scorers, in MiB."""
+    """The peak resident memory of this process and of Ray's scorers, in MiB."""
 
     def __init__(self) -> None:
         self.driver = self.scorer = 0.0
@@ -54,7 +54,7 @@ def resident_mib(pid: int) -> float:
 
 
 def measure(folder: str, num: int, noises: int) -> str:
-    """One line of the table."""
+    """Measure and print one line of the table."""
     size, classes = SHAPES["emoji"]
     dataset = write(f"{folder}/data-{num}", num, size=size, classes=classes, unit=UNIT)
     settings = ["train.updates=1", "generate.items=2", "method.mucs.max_updates=1", f"score.noises={noises}"]
@@ -79,13 +79,13 @@ def main() -> None:
     options.add_argument("--factors", type=int, nargs="+", default=[1, 4, 16])
     options.add_argument("--images", type=int, default=512)
     options.add_argument("--noises", type=int, default=8)
-    chosen = options.parse_args()
+    arguments = options.parse_args()
     print(f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f}")
     print("  images    forwards   wall s  forwards/s  a busy worker's   outside  driver MiB  scorer MiB")
     with tempfile.TemporaryDirectory() as folder:
         os.environ["MUCS_RAY_CACHE"] = f"{folder}/cache"
-        for factor in chosen.factors:
-            print(measure(folder, factor * chosen.images, chosen.noises), flush=True)
+        for factor in arguments.factors:
+            print(measure(folder, factor * arguments.images, arguments.noises), flush=True)
 
 
 if __name__ == "__main__":

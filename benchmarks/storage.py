@@ -26,7 +26,7 @@ from mucs_ray.data.sources.registry import load_source
 from mucs_ray.data.table import Row
 
 ROWS_PER_UNIT = 256
-"""As data sets propose it."""
+"""The number of rows per unit that sources propose."""
 
 Decode = Callable[[bytes, tuple[int, ...]], np.ndarray]
 
@@ -59,20 +59,20 @@ CANDIDATES: dict[str, tuple[Callable[[np.ndarray], bytes], Decode, str]] = {
 
 
 def images(source: str, where: str | None, size: int | None, count: int) -> list[np.ndarray]:
-    """The first training images of a source."""
+    """Return the first training images of a source."""
     reader = load_source(source)
     train = [task for task in reader.plan(where, size).tasks if task.split == "train"]
-    rows = (each for task in train for each in reader.read(task) if isinstance(each, Row))
+    rows = (row for task in train for row in reader.read(task) if isinstance(row, Row))
     return [np.ascontiguousarray(row.image) for row in islice(rows, count)]
 
 
-def write(path: Path, made: list[np.ndarray], encode: Callable[[np.ndarray], bytes], compression: str) -> None:
-    table = pa.table({"image": pa.array([encode(image) for image in made], pa.binary())})
+def write(path: Path, pictures: list[np.ndarray], encode: Callable[[np.ndarray], bytes], compression: str) -> None:
+    table = pa.table({"image": pa.array([encode(image) for image in pictures], pa.binary())})
     pq.write_table(table, path, row_group_size=ROWS_PER_UNIT, compression=compression, use_dictionary=False)
 
 
 def stream(path: Path, decode: Decode, shape: tuple[int, ...]) -> float:
-    """Seconds to bring every unit into memory as one array."""
+    """Time the reading of every unit into memory as one array."""
     start = time.perf_counter()
     with path.open("rb") as file:
         parquet = pq.ParquetFile(file)
@@ -82,32 +82,32 @@ def stream(path: Path, decode: Decode, shape: tuple[int, ...]) -> float:
     return time.perf_counter() - start
 
 
-def measure(title: str, made: list[np.ndarray], folder: Path, rounds: int) -> None:
-    shape = made[0].shape
+def measure(title: str, pictures: list[np.ndarray], folder: Path, rounds: int) -> None:
+    shape = pictures[0].shape
     paths: dict[str, Path] = {}
     writing: dict[str, float] = {}
-    write(folder / "warm-up.parquet", made, np.ndarray.tobytes, "none")
+    write(folder / "warm-up.parquet", pictures, np.ndarray.tobytes, "none")
     for name, (encode, decode, compression) in CANDIDATES.items():
         paths[name] = folder / f"{title}-{name}.parquet".replace(" ", "_")
         start = time.perf_counter()
-        write(paths[name], made, encode, compression)
+        write(paths[name], pictures, encode, compression)
         writing[name] = time.perf_counter() - start
         first = pq.read_table(paths[name])["image"][0].as_py()
-        assert (decode(first, shape) == made[0]).all(), f"{name} is not lossless"
+        assert (decode(first, shape) == pictures[0]).all(), f"{name} is not lossless"
     seconds = {name: [] for name in CANDIDATES}
     for _ in range(rounds):
         for name, (_, decode, _) in CANDIDATES.items():
             seconds[name].append(stream(paths[name], decode, shape))
-    print(f"\n{title}: {len(made):,} images of {shape[1]} x {shape[2]} px, {made[0].nbytes:,} bytes raw")
+    print(f"\n{title}: {len(pictures):,} images of {shape[1]} x {shape[2]} px, {pictures[0].nbytes:,} bytes raw")
     print(f"{'':16}{'bytes/image':>12}{'read images/s':>15}{'(median)':>12}{'write images/s':>16}")
     for name in CANDIDATES:
-        fast, middle = (len(made) / value for value in (min(seconds[name]), float(np.median(seconds[name]))))
-        size, wrote = paths[name].stat().st_size / len(made), len(made) / writing[name]
+        fast, middle = (len(pictures) / value for value in (min(seconds[name]), float(np.median(seconds[name]))))
+        size, wrote = paths[name].stat().st_size / len(pictures), len(pictures) / writing[name]
         print(f"{name:16}{size:>12,.0f}{fast:>15,.0f}{middle:>12,.0f}{wrote:>16,.0f}")
 
 
 def machine() -> str:
-    """Model of the processor and number of cores."""
+    """Describe the processor and the number of cores."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         model = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
@@ -128,8 +128,8 @@ def main() -> None:
         if options.cifar10:
             measure("CIFAR-10", images("cifar10", options.cifar10, None, options.images), Path(folder), options.rounds)
         for size in (16, 64):
-            made = images("emoji", None, size, options.images)
-            measure(f"emoji {size} px", made, Path(folder), options.rounds)
+            pictures = images("emoji", None, size, options.images)
+            measure(f"emoji {size} px", pictures, Path(folder), options.rounds)
 
 
 if __name__ == "__main__":

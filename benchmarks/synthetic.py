@@ -6,11 +6,11 @@ from mucs_ray import storage
 from mucs_ray.data.table import Card, Dataset, Row, Shard, schema, to_parquet, to_table
 
 SHAPES = {"emoji": (16, 10), "cifar10": (32, 0)}
-"""Of the data behind a recipe: pixels along a side, classes of the condition."""
+"""The data behind each recipe: pixels along a side, and classes of the condition."""
 
 
 def write(url: str, num: int, *, size: int, classes: int, unit: int) -> Dataset:
-    """`num` training and 16 test pictures of noise, `unit` rows a row group; without a condition if classes is 0."""
+    """Write `num` training and 16 test pictures of noise, `unit` rows per row group; 0 classes = no condition."""
     rng = np.random.default_rng(0)
     in_file = unit * max(1, 4096 // unit)
     shards = []

@@ -38,22 +38,22 @@ GEMM_S, GEMM_TIMES = 0.2, 5
 
 
 def main() -> None:
-    chosen = parse()
+    options = parse()
     torch.set_num_threads(1)
     print(machine())
     with tempfile.TemporaryDirectory() as folder:
-        model = subject(chosen, folder, images=chosen.images, settings=[])
-        ceilings, flop = ceiling(model.recipe, chosen.precision), model.flop()
+        model = subject(options, folder, images=options.images, settings=[])
+        ceilings, flop = ceiling(model.recipe, options.precision), model.flop()
         print(
             f"\n{model.recipe.name}, {model.origin}: {model.recipe.score.noises} noises x {1 + len(model.bank)} models,"
             f" {flop / 1e9:.4g} GFLOP a forward, units of {model.dataset.units('train')[0].rows} images\n"
             "precision  forwards  forwards/s  TFLOP/s  of ceiling  outside  reading  GPU GiB  settings"
         )
-        for settings in [[], chosen.set] if chosen.set else [[]]:
-            for precision in chosen.precision:
+        for settings in [[], options.set] if options.set else [[]]:
+            for precision in options.precision:
                 changed = with_settings(model.recipe.to_dict(), [f"score.precision={precision}", *settings])
                 tried = replace(model, recipe=build(changed)).tuned()
-                pace = loop(tried, folder, chosen.seconds)
+                pace = loop(tried, folder, options.seconds)
                 rate = pace.forwards / pace.worker_s
                 print(
                     f"{precision:<9} {pace.forwards:>9,} {rate:>11,.4g} {rate * flop / 1e12:>8.4g}"
@@ -62,14 +62,16 @@ def main() -> None:
                     f"  {tried.how}",
                     flush=True,
                 )
-                if chosen.images_total:
-                    minutes = chosen.images_total * model.forwards_an_image / rate / len(model.bank) / 60
-                    told = f"{chosen.images_total:,} images would take {minutes:,.3g} min an item on this one worker"
-                    print(f"          {told} (multiplied out, not measured)", flush=True)
+                if options.images_total:
+                    minutes = options.images_total * model.forwards_an_image / rate / len(model.bank) / 60
+                    estimate = (
+                        f"{options.images_total:,} images would take {minutes:,.3g} min an item on this one worker"
+                    )
+                    print(f"          {estimate} (extrapolated, not measured)", flush=True)
 
 
 def ceiling(recipe: Recipe, precisions: list[str]) -> dict[str, float]:
-    """FLOP/s of the fastest matrix product in each precision; prints all."""
+    """Return FLOP/s of the fastest matrix product in each precision, and print all."""
     config = recipe.model
     tokens, width = config.grid**2 + config.registers, config.width
     rows = [tokens * recipe.score.noises * images for images in ((1, 4) if on_gpu() else (1,))]
@@ -87,7 +89,7 @@ def ceiling(recipe: Recipe, precisions: list[str]) -> dict[str, float]:
 
 
 def matrix_rate(m: int, k: int, n: int, dtype: torch.dtype) -> float:
-    """FLOP/s of (m x k)(k x n), best of some runs of a while each."""
+    """Return FLOP/s of (m x k)(k x n), the best of several runs."""
     left, right = torch.randn(m, k, device=DEVICE, dtype=dtype), torch.randn(n, k, device=DEVICE, dtype=dtype)
 
     def product(times: int) -> float:
@@ -100,15 +102,15 @@ def matrix_rate(m: int, k: int, n: int, dtype: torch.dtype) -> float:
 
 @dataclass(slots=True, kw_only=True)
 class Pace:
-    """Of a worker, over some units."""
+    """The pace of a worker over some units."""
 
     forwards: int = 0
     worker_s: float = 0.0
-    """For all but reading."""
+    """The seconds for everything except reading."""
     outside_s: float = 0.0
     reading_s: float = 0.0
     gpu_bytes: int = 0
-    """Peak."""
+    """The peak of allocated memory."""
 
 
 def loop(model: Subject, folder: str, least_s: float) -> Pace:
@@ -151,12 +153,12 @@ def loop(model: Subject, folder: str, least_s: float) -> Pace:
 
 
 def on_gpu() -> bool:
-    """Whether there is one."""
+    """Return True if there is a GPU."""
     return DEVICE.type == "cuda"
 
 
 def parse() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(options)
     add_run_option(options)

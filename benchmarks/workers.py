@@ -54,69 +54,69 @@ QUICK = (
     "method.mucs.batch_size=4",
     "method.mucs.bound=1.0",
 )
-"""What comes before scoring is over soon, and its speed does not depend on the weights."""
+"""Settings that make the stages before scoring quick; its speed does not depend on the weights."""
 PROBE_S, PROBED = 2.0, 256
-"""Seconds of measuring the rate, and images at most."""
+"""The seconds of measuring the rate, and the largest number of images for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wall:
-    """Of some units."""
+    """The wall time of some units."""
 
     start_s: float
-    """Before the first was begun."""
+    """The seconds before the first unit was begun."""
     units_s: float
     forwards: int
 
     @property
     def rate(self) -> float:
-        """Forwards a second."""
+        """Return forwards per second."""
         return self.forwards / self.units_s
 
 
 def main() -> None:
-    chosen = parse()
+    options = parse()
     torch.set_num_threads(1)
     print(machine())
     with tempfile.TemporaryDirectory() as folder:
         os.environ["MUCS_RAY_CACHE"] = f"{folder}/cache"
-        pipeline = unlearned(chosen, folder)
+        pipeline = unlearned(options, folder)
         units = pipeline.dataset.units("train")
-        size = f"{units[0].rows} images x {pipeline.recipe.score.noises} noises x {1 + chosen.items} models"
-        print(f"{pipeline.recipe.name}: units of {size}, {chosen.units} units a worker")
+        size = f"{units[0].rows} images x {pipeline.recipe.score.noises} noises x {1 + options.items} models"
+        print(f"{pipeline.recipe.name}: units of {size}, {options.units} units a worker")
         print("round  how            start s    wall s  forwards/s  overhead  with start  efficiency")
-        measured = [one_round(pipeline, units, chosen, number) for number in range(1, chosen.rounds + 1)]
+        measured = [one_round(pipeline, units, options, number) for number in range(1, options.rounds + 1)]
     for name in measured[0]:
-        values = [each[name] for each in measured]
+        values = [shares[name] for shares in measured]
         print(f"{name}: {statistics.median(values):.2%} ({min(values):.2%} .. {max(values):.2%})")
 
 
-def one_round(pipeline: Pipeline, units: Sequence[Unit], chosen: argparse.Namespace, number: int) -> dict[str, float]:
-    """The plain loop, then Ray with each number of workers; prints a line each and returns the shares."""
-    plain = plain_loop(pipeline, units[: chosen.units])
+def one_round(pipeline: Pipeline, units: Sequence[Unit], options: argparse.Namespace, number: int) -> dict[str, float]:
+    """Run the plain loop, then Ray with each number of workers; print a line each and return the shares."""
+    plain = plain_loop(pipeline, units[: options.units])
     print(line(number, "plain loop", plain), flush=True)
     shares, one = {}, plain
-    for workers in sorted({1, *chosen.workers}):
-        wall = with_ray(pipeline, units[: chosen.units * workers], workers)
-        told = line(number, f"Ray, {workers} worker{'s' * (workers > 1)}", wall)
+    for workers in sorted({1, *options.workers}):
+        wall = with_ray(pipeline, units[: options.units * workers], workers)
+        row = line(number, f"Ray, {workers} worker{'s' * (workers > 1)}", wall)
         if workers == 1:
             one = wall
             shares["overhead"] = wall.units_s / plain.units_s - 1
             shares["overhead with start"] = (wall.start_s + wall.units_s) / plain.units_s - 1
-            print(f"{told} {shares['overhead']:>9.2%} {shares['overhead with start']:>11.2%}", flush=True)
+            print(f"{row} {shares['overhead']:>9.2%} {shares['overhead with start']:>11.2%}", flush=True)
         else:
             shares[f"efficiency of {workers} workers"] = efficiency = wall.rate / (workers * one.rate)
-            print(f"{told} {efficiency:>33.2%}", flush=True)
+            print(f"{row} {efficiency:>33.2%}", flush=True)
     return shares
 
 
 def line(number: int, how: str, wall: Wall) -> str:
-    """Of the table."""
+    """Format one line of the table."""
     return f"{number:>5}  {how:<14} {wall.start_s:>7.2f} {wall.units_s:>9.2f} {wall.rate:>11,.4g}"
 
 
 def plain_loop(pipeline: Pipeline, units: Sequence[Unit]) -> Wall:
-    """The inner loop of a worker and nothing around it."""
+    """Run the inner loop of a worker and nothing around it."""
     started = time.monotonic()
     job = attribute.attribute_job(pipeline, pipeline.method_stages[SCORE])
     weights, *_ = parts(pipeline.run_url, "pretrain", pipeline.recipe.train.checkpoint)
@@ -126,11 +126,11 @@ def plain_loop(pipeline: Pipeline, units: Sequence[Unit]) -> Wall:
     begun = time.monotonic()
     receipts = [score_unit(method, job, unit, Rows(read_unit(unit))) for unit in units]
     units_s = time.monotonic() - begun
-    return Wall(start_s=begun - started, units_s=units_s, forwards=sum(each.forwards for each in receipts))
+    return Wall(start_s=begun - started, units_s=units_s, forwards=sum(receipt.forwards for receipt in receipts))
 
 
 def with_ray(pipeline: Pipeline, units: Sequence[Unit], workers: int) -> Wall:
-    """The pipeline's streaming pass (mucs_ray.run.stages.one_pass), of which each receipt is kept."""
+    """Run the pipeline's streaming pass (mucs_ray.run.stages.one_pass), keeping each receipt."""
     pipeline = replace(pipeline, recipe=with_values(pipeline.recipe, {"engine.actors": (workers, workers)}))
     started = over = time.time()
     receipts: dict[str, Receipt] = {}
@@ -146,19 +146,19 @@ def with_ray(pipeline: Pipeline, units: Sequence[Unit], workers: int) -> Wall:
     # a worker has begun a unit so long before it published the part
     files = {unit.name: Path(job.stage.url(unit_part(job.stage, unit))) for unit in units}
     begun = min(file.stat().st_mtime - receipts[name].worker_seconds for name, file in files.items())
-    forwards = sum(each.forwards for each in receipts.values())
+    forwards = sum(receipt.forwards for receipt in receipts.values())
     return Wall(start_s=begun - started, units_s=over - begun, forwards=forwards)
 
 
-def unlearned(chosen: argparse.Namespace, folder: str) -> Pipeline:
-    """A run with everything that scoring needs, and units of the right size."""
-    model = subject(chosen, f"{folder}/probe", images=PROBED, settings=chosen.set).tuned(0)
+def unlearned(options: argparse.Namespace, folder: str) -> Pipeline:
+    """Prepare a run with everything that scoring needs, and units of the right size."""
+    model = subject(options, f"{folder}/probe", images=PROBED, settings=options.set).tuned(0)
     print(model.how)
-    rows = max(1, round(chosen.seconds * probed_rate(model) / model.forwards_an_image))
-    size, classes = SHAPES[chosen.model]
-    count = rows * chosen.units * max(chosen.workers)
+    rows = max(1, round(options.seconds * probed_rate(model) / model.forwards_an_image))
+    size, classes = SHAPES[options.model]
+    count = rows * options.units * max(options.workers)
     dataset = write(f"{folder}/data", count, size=size, classes=classes, unit=rows)
-    settings = [f"data={dataset.url}", f"generate.items={chosen.items}", *QUICK]
+    settings = [f"data={dataset.url}", f"generate.items={options.items}", *QUICK]
     recipe = build(with_settings(model.recipe.to_dict(), settings))
     pipeline = Pipeline.open(recipe, dataset, f"{folder}/run", console=Console(file=io.StringIO()))
     with session():
@@ -167,7 +167,7 @@ def unlearned(chosen: argparse.Namespace, folder: str) -> Pipeline:
 
 
 def probed_rate(model: Subject) -> float:
-    """Forwards a second in this process, over PROBE_S or more."""
+    """Return forwards per second in this process, over PROBE_S or more."""
     change, batch, count, took = model.loss_change(), model.images(PROBED), 1, 0.0
     change.losses(batch[:1])
     while took < PROBE_S and count < len(batch):
@@ -177,7 +177,7 @@ def probed_rate(model: Subject) -> float:
 
 
 def parse() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(options)
     options.set_defaults(run=None)

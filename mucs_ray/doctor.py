@@ -1,4 +1,4 @@
-"""What `mucs-ray doctor` looks at."""
+"""The checks of `mucs-ray doctor`."""
 
 import os
 import platform
@@ -23,7 +23,7 @@ OTHER_CACHE = "set MUCS_RAY_CACHE to a writable folder"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One line of the doctor's."""
+    """One line of the doctor's output."""
 
     name: str
     ok: bool
@@ -34,18 +34,18 @@ class Finding:
 def check(
     run: str | None, *, address: str | None = None, dataset: str | None = None, verbose: bool = False
 ) -> list[Finding]:
-    """All findings; none of them raises."""
+    """Run all checks and return their findings; none of them raises."""
     checks: list[Callable[[], Iterator[Finding]]] = [packages, processors, memory, folders, pretrained_weights]
-    found = [finding for each in checks for finding in each()]
+    findings = [finding for run_check in checks for finding in run_check()]
     if run is not None:
-        written = run_directory(run)
-        found.append(written)
-        run = run if written.ok else None
-    return [*found, *ray_session(address, run, dataset, verbose=verbose)]
+        writable = run_directory(run)
+        findings.append(writable)
+        run = run if writable.ok else None
+    return [*findings, *ray_session(address, run, dataset, verbose=verbose)]
 
 
 def packages() -> Iterator[Finding]:
-    """Python and the packages that matter."""
+    """Report the versions of Python and of the packages that matter."""
     yield Finding(name="python", ok=True, found=platform.python_version())
     for name in PACKAGES:
         try:
@@ -55,18 +55,18 @@ def packages() -> Iterator[Finding]:
 
 
 def processors() -> Iterator[Finding]:
-    """CPUs this process may use, and GPUs."""
+    """Report the CPUs that this process may use, and the GPUs."""
     from mucs_ray.engine.session import usable_cpus
 
     yield Finding(name="cpus", ok=True, found=f"{usable_cpus()} usable of {os.cpu_count()}")
     if names := host.gpu_names():
         yield Finding(name="gpus", ok=True, found=", ".join(names))
     else:
-        yield Finding(name="gpus", ok=False, found="none: everything runs on the CPU", optional=True)
+        yield Finding(name="gpus", ok=False, found="none, so that everything runs on the CPU", optional=True)
 
 
 def memory() -> Iterator[Finding]:
-    """Main memory, and the shared memory that Ray's object store lives in."""
+    """Report the main memory, and the shared memory that holds Ray's object store."""
     total = host.memory_bytes()
     yield Finding(name="memory", ok=total > LOW_MEMORY_BYTES, found=gib(total), optional=True)
     free = host.free_shared_memory_bytes()
@@ -75,7 +75,7 @@ def memory() -> Iterator[Finding]:
 
 
 def folders() -> Iterator[Finding]:
-    """The cache that training images are memory-mapped from."""
+    """Report the cache from which training images are memory-mapped."""
     from mucs_ray.data.local import cache_folder
 
     folder = cache_folder()
@@ -87,7 +87,7 @@ def folders() -> Iterator[Finding]:
 
 
 def pretrained_weights() -> Iterator[Finding]:
-    """The networks that similarities are measured by, and captions embedded with (CLIP); all can be done without."""
+    """Report the networks that measure similarities and embed captions (CLIP); all are optional."""
     from mucs_ray.encoders.weights import find_weights
     from mucs_ray.evaluation.metrics import METRICS
 
@@ -101,7 +101,7 @@ def pretrained_weights() -> Iterator[Finding]:
 
 
 def run_directory(run: str) -> Finding:
-    """Whether a run directory can be written from here."""
+    """Report whether a run directory can be written from here."""
     from mucs_ray.store.run import open_run
 
     try:
@@ -111,13 +111,13 @@ def run_directory(run: str) -> Finding:
 
 
 def ray_session(address: str | None, run: str | None, dataset: str | None, *, verbose: bool) -> Iterator[Finding]:
-    """Whether Ray starts (or the cluster answers), and what only its nodes can tell."""
+    """Report whether Ray starts (or the cluster answers), and what only its nodes know."""
     from mucs_ray.engine.session import session
 
     try:
         with session(address, verbose=verbose) as cluster:
-            found = f"{cluster.nodes} node(s), {cluster.cpus} CPUs, {cluster.gpus} GPUs"
-            yield Finding(name="ray", ok=True, found=found)
+            resources = f"{cluster.nodes} node(s), {cluster.cpus} CPUs, {cluster.gpus} GPUs"
+            yield Finding(name="ray", ok=True, found=resources)
             if cluster.nodes > 1:
                 yield from nodes()
             yield from same_files(run, dataset)
@@ -126,7 +126,7 @@ def ray_session(address: str | None, run: str | None, dataset: str | None, *, ve
 
 
 def nodes() -> Iterator[Finding]:
-    """A line a node, whether it answers or not."""
+    """Report one line for each node, whether it answers or not."""
     from mucs_ray.engine.nodes import alive, run_on_each_node
 
     here, listed = host.versions(), alive()
@@ -138,46 +138,46 @@ def nodes() -> Iterator[Finding]:
             yield Finding(name=node.name, ok=False, found=f"{node.host} {node.ip}: {problems[node]}")
 
 
-def node_finding(node: "Node", there: host.Machine, here: dict[str, str]) -> Finding:
-    """What a node has, and what is wrong with it; `here` are the driver's versions."""
-    gpus = ", ".join(f"{count} x {name}" for name, count in Counter(there.gpus).items()) or "no GPU"
-    has = [f"{node.cpus:g} CPUs", gpus, f"{gib(there.memory_bytes)} memory"]
-    if there.shm_free_bytes is not None:
-        has.append(f"{gib(there.shm_free_bytes)} shm free")
-    if there.cache_free_bytes is not None:
-        has.append(f"{gib(there.cache_free_bytes)} cache free")
+def node_finding(node: "Node", machine: host.Machine, here: dict[str, str]) -> Finding:
+    """Report what a node has and what is wrong with it; `here` holds the driver's versions."""
+    gpus = ", ".join(f"{count} x {name}" for name, count in Counter(machine.gpus).items()) or "no GPU"
+    has = [f"{node.cpus:g} CPUs", gpus, f"{gib(machine.memory_bytes)} memory"]
+    if machine.shm_free_bytes is not None:
+        has.append(f"{gib(machine.shm_free_bytes)} shm free")
+    if machine.cache_free_bytes is not None:
+        has.append(f"{gib(machine.cache_free_bytes)} cache free")
     wrong = [
-        f"{name} {there.versions[name]}, the driver has {version}"
+        f"{name} {machine.versions[name]}, the driver has {version}"
         for name, version in here.items()
-        if there.versions[name] != version
+        if machine.versions[name] != version
     ]
-    if len(there.gpus) < node.gpus:
-        wrong.append(f"Ray counts {node.gpus:g} GPUs, torch can use {len(there.gpus)}")
-    if there.cache_free_bytes is None:
-        wrong.append(f"{there.cache}: {there.cache_problem}; {OTHER_CACHE}")
-    elif there.cache_free_bytes <= LOW_DISK_BYTES:
-        wrong.append(f"{there.cache} is nearly full")
-    told = f"{node.host} {node.ip}: {', '.join(has)}"
-    return Finding(name=node.name, ok=not wrong, found="; ".join([told, *wrong]))
+    if len(machine.gpus) < node.gpus:
+        wrong.append(f"Ray counts {node.gpus:g} GPUs, torch can use {len(machine.gpus)}")
+    if machine.cache_free_bytes is None:
+        wrong.append(f"{machine.cache}: {machine.cache_problem}; {OTHER_CACHE}")
+    elif machine.cache_free_bytes <= LOW_DISK_BYTES:
+        wrong.append(f"{machine.cache} is nearly full")
+    summary = f"{node.host} {node.ip}: {', '.join(has)}"
+    return Finding(name=node.name, ok=not wrong, found="; ".join([summary, *wrong]))
 
 
 def same_files(run: str | None, dataset: str | None) -> Iterator[Finding]:
-    """Whether workers on all nodes reach the same run directory and data set."""
+    """Report whether workers on all nodes reach the same run directory and data set."""
     from mucs_ray.engine.nodes import check_dataset, check_shared
 
-    for name, url, test, proven in (
-        ("shared run", run, check_shared, "read and written by all nodes, each of which sees what the others write"),
+    for name, url, check_url, result in (
+        ("shared run", run, check_shared, "all nodes can read and write it, and each sees what the others write"),
         ("dataset", dataset, check_dataset, "the same on all nodes"),
     ):
         if url is None:
             continue
         try:
-            test(url)
-            yield Finding(name=name, ok=True, found=f"{storage.redacted(url)}: {proven}")
+            check_url(url)
+            yield Finding(name=name, ok=True, found=f"{storage.redacted(url)}: {result}")
         except (OSError, MucsError) as error:
             yield Finding(name=name, ok=False, found=str(error))
 
 
 def gib(count: int) -> str:
-    """Bytes as GiB."""
+    """Format bytes as GiB."""
     return f"{count / 2**30:.1f} GiB"

@@ -1,15 +1,15 @@
-"""The three ways a command can fail; each is one clear line and an exit code (README, "Exit codes")."""
+"""The three ways in which a command can fail; each has one clear line and an exit code (README, "Exit codes")."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
 
 
 class MucsError(Exception):
-    """Something the user should read: what was expected, what was found, what to do."""
+    """An error for the user to read: what was expected, what was found, and what to do."""
 
     exit_code = 1
     units: Mapping[str, str] = MappingProxyType({})
-    """By name the units of work that failed, each with its cause."""
+    """The units of work that failed, by name, each with its cause."""
 
 
 class RunFailed(MucsError):

@@ -1,8 +1,8 @@
-"""Files at any fsspec URL: read whole, publish whole.
+"""Files at any fsspec URL, which are read and published as a whole.
 
-A published file is complete or absent: local files are written aside and renamed, object stores take a single PUT, or
-above 100 MB an upload in parts, which is there once it is completed. Timeouts and retries are those of the store's
-client and of the user's settings for it; what it tells in the end is one line (`own_errors`).
+A published file is complete or absent: local files are written aside and renamed; object stores take a single PUT or,
+above 100 MB, an upload in parts, which appears once it is completed. Timeouts and retries are those of the store's
+client and of the user's settings for it; its final error becomes one line (`own_errors`).
 URLs are `str`, never `Path` (a Path mangles "s3://").
 """
 
@@ -24,7 +24,7 @@ from fsspec.implementations.local import LocalFileSystem
 from mucs_ray.errors import InputError, MachineError, MucsError
 
 READ_AHEAD_BYTES = 2**16
-"""Read beyond what was asked for of an opened remote file; s3fs's own 50 MB would be many units of a shard."""
+"""The number of bytes read beyond a request to an open remote file; s3fs's own 50 MB would be many units of a shard."""
 S3_RETRIES = 3
 """Attempts of s3fs, each of them five of botocore's; for a read it tries all that three times. With its timeout of 15 s
 a server that never answers is given up after 12 minutes, before `engine.timeout`; with its own 5, after half an hour.
@@ -33,7 +33,7 @@ ABSENT = (FileNotFoundError, NotADirectoryError)
 
 
 class StoreError(OSError):
-    """A store fails, which may pass. No MucsError: those are final, but work that ends with this one is tried again."""
+    """A failure of a store, which may pass. It is no MucsError, since those are final and this work is tried again."""
 
 
 def join(url: str, *parts: str) -> str:
@@ -42,9 +42,10 @@ def join(url: str, *parts: str) -> str:
 
 
 def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The filesystem of a URL and the path inside it. MachineError if its package is missing, InputError if unknown.
+    """Return the filesystem of a URL and the path inside it.
 
-    It does not remember listings: other processes write too.
+    MachineError if its package is missing, InputError if the protocol is unknown. The filesystem does not cache
+    listings, because other processes write too.
     """
     try:
         fs, path = url_to_fs(url, use_listings_cache=False)
@@ -58,23 +59,23 @@ def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 
 def is_s3(fs: fsspec.AbstractFileSystem) -> bool:
-    """True for s3fs."""
+    """Return True for s3fs."""
     return "s3" in fs.protocol
 
 
 def is_local(url: str) -> bool:
-    """True for a path on this machine."""
+    """Return True for a path on this machine."""
     return isinstance(filesystem(url)[0], LocalFileSystem)
 
 
 def absolute(url: str) -> str:
-    """A local path made absolute, so that worker processes with another working directory find it."""
+    """Make a local path absolute, so that worker processes with another working directory find it."""
     fs, path = filesystem(url)
     return path if isinstance(fs, LocalFileSystem) else url
 
 
 def redacted(url: str) -> str:
-    """A URL without what may be secret in it: user, password, query."""
+    """Return a URL without the parts that may be secret: user, password and query."""
     parts = urlsplit(url)
     if not parts.scheme:
         return url
@@ -83,10 +84,10 @@ def redacted(url: str) -> str:
 
 @contextmanager
 def own_errors(url: str) -> Iterator[None]:
-    """Around calls to a filesystem: what a store's client raises, OSError or not, becomes one line of ours.
+    """Turn any error of a store's client, OSError or not, into one line of this package.
 
-    InputError if the URL can be of no file, MachineError if the store does not let us in, else StoreError. That a file
-    is absent is told as Python tells it, and so are all errors of local files.
+    It becomes InputError if no file can have the URL, MachineError if the store denies access, and else StoreError. An
+    absent file, and all errors of local files, keep Python's own exceptions.
     """
     try:
         yield
@@ -96,16 +97,16 @@ def own_errors(url: str) -> Iterator[None]:
         if is_local(url):
             raise
         kind, reason = type(error).__name__, getattr(error, "strerror", None) or str(error)
-        told = f"{redacted(url)}: {kind}: {' '.join(reason.split())}"
+        message = f"{redacted(url)}: {kind}: {' '.join(reason.split())}"
         if isinstance(error, ValueError) or kind == "ParamValidationError":  # botocore's, of the name of a bucket
-            raise InputError(told) from error
+            raise InputError(message) from error
         if isinstance(error, PermissionError) or "Credentials" in kind:
-            raise MachineError(f"{told}; check your credentials for this store") from error
-        raise StoreError(f"{told}; check the store's address, or give the command again later") from error
+            raise MachineError(f"{message}; check your credentials for this store") from error
+        raise StoreError(f"{message}; check the store's address, or run the command again later") from error
 
 
 def exists(url: str) -> bool:
-    """True if there is a file (or folder) at `url`."""
+    """Return True if there is a file (or folder) at `url`."""
     fs, path = filesystem(url)
     with own_errors(url):
         try:
@@ -116,9 +117,9 @@ def exists(url: str) -> bool:
 
 
 def read_bytes(url: str) -> bytes:
-    """The whole file; FileNotFoundError if absent."""
+    """Read the whole file; FileNotFoundError if it is absent."""
     fs, path = filesystem(url)
-    # in one request: above 50 MB s3fs makes several, which may answer of different versions and are not tried again
+    # in one request: above 50 MB s3fs makes several, which may see different versions and are not retried
     at_once = {"max_concurrency": 1} if is_s3(fs) else {}
     with own_errors(url):
         content = fs.cat_file(path, **at_once)
@@ -128,7 +129,7 @@ def read_bytes(url: str) -> bytes:
 
 @contextmanager
 def opened(url: str) -> Iterator[IO[bytes]]:
-    """A file to read parts of; FileNotFoundError if absent."""
+    """Open a file to read parts of it; FileNotFoundError if it is absent."""
     fs, path = filesystem(url)
     with own_errors(url):
         file = fs.open(path, "rb", block_size=READ_AHEAD_BYTES)
@@ -137,24 +138,24 @@ def opened(url: str) -> Iterator[IO[bytes]]:
 
 
 class OpenedRemote:
-    """A remote file whose store's errors are ours, whoever reads it."""
+    """A remote file that reports its store's errors as `own_errors` does."""
 
     def __init__(self, file: IO[bytes], url: str) -> None:
-        """Of an open file."""
+        """Wrap an open file."""
         self.file, self.url = file, url
 
     def read(self, size: int = -1) -> bytes:
-        """As of a file."""
+        """Read as from any file."""
         with own_errors(self.url):
             return self.file.read(size)
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - everything else of a file
-        """As of a file."""
+        """Behave like the file in everything else."""
         return getattr(self.file, name)
 
 
 def publish(url: str, content: bytes) -> str:
-    """Write `content` so that a reader sees all of it or nothing; returns its sha256. May be repeated."""
+    """Write `content` so that a reader sees all of it or nothing, and return its sha256. It may be repeated."""
     fs, path = filesystem(url)
     if isinstance(fs, LocalFileSystem):
         final = Path(path)
@@ -175,7 +176,7 @@ def publish(url: str, content: bytes) -> str:
 
 
 def publish_file(url: str, path: Path) -> str:
-    """Publish a local file's content without holding it in memory; returns its sha256."""
+    """Publish a local file's content without holding it in memory, and return its sha256."""
     with path.open("rb") as file:
         digest = file_digest(file, "sha256").hexdigest()
     fs, target = filesystem(url)
@@ -191,16 +192,16 @@ def publish_file(url: str, path: Path) -> str:
 
 @contextmanager
 def publishing(url: str) -> Iterator[None]:
-    """Around a remote write. InputError if there is no such bucket: a store makes folders, but not those."""
+    """Translate the errors of a remote write. InputError if there is no such bucket: a store creates folders only."""
     try:
         with own_errors(url):
             yield
     except FileNotFoundError as error:
-        raise InputError(f"{redacted(url)} cannot be written: {error}; is there such a bucket?") from error
+        raise InputError(f"{redacted(url)} cannot be written: {error}; does the bucket exist?") from error
 
 
 def read_json(url: str) -> Any:  # noqa: ANN401 - any JSON value
-    """A JSON document; FileNotFoundError if absent."""
+    """Read a JSON document; FileNotFoundError if it is absent."""
     return json.loads(read_bytes(url))
 
 
@@ -210,7 +211,10 @@ def publish_json(url: str, document: Any) -> str:  # noqa: ANN401 - any JSON val
 
 
 def names(url: str) -> list[str]:
-    """File names in a folder; none if it is absent. For planning and clean-up: readers follow manifests."""
+    """Return the file names in a folder; none if it is absent.
+
+    This is for planning and clean-up: readers follow manifests.
+    """
     fs, path = filesystem(url)
     with own_errors(url):
         try:
@@ -221,14 +225,14 @@ def names(url: str) -> list[str]:
 
 
 def remove(url: str) -> None:
-    """Delete one file, if it is there."""
+    """Delete one file if it exists."""
     fs, path = filesystem(url)
     with own_errors(url), suppress(*ABSENT):
         fs.rm_file(path)
 
 
 def remove_folder(url: str) -> None:
-    """Delete a folder with all that is in it, if it is there."""
+    """Delete a folder with all that is in it if it exists."""
     fs, path = filesystem(url)
     with own_errors(url), suppress(*ABSENT):
         fs.rm(path, recursive=True)

@@ -14,7 +14,7 @@ from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE
 from ray_head import OBJECT_STORE_BYTES, free_port, ray_head
 
 IDLE_S = 12
-"""A worker without work is taken away after so long."""
+"""The seconds after which an idle worker is taken away."""
 ENVIRONMENT = {
     "RAY_FAKE_CLUSTER": "1",
     "RAY_enable_autoscaler_v2": "1",
@@ -25,20 +25,20 @@ ENVIRONMENT = {
 
 
 @contextmanager
-def autoscaling_cluster(most: int = 2) -> Iterator[str]:
-    """Its address: a head without CPUs, and 0 to `most` workers with one CPU each, as the work asks for them."""
+def autoscaling_cluster(max_workers: int = 2) -> Iterator[str]:
+    """Yield the address of a head without CPUs and of 0 to `max_workers` workers, one CPU each, as work needs them."""
     port = free_port()
     address = f"127.0.0.1:{port}"
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
-        json.dump(config(address, most), file)
+        json.dump(config(address, max_workers), file)
         file.flush()
         options = ("--num-cpus=0", "--include-dashboard=false", f"--autoscaling-config={file.name}")
         with ray_head(*options, port=port, environment=ENVIRONMENT):
             yield address
 
 
-def config(address: str, most: int) -> dict[str, Any]:
-    """What `ray up` takes, with a provider of machines that starts processes."""
+def config(address: str, max_workers: int) -> dict[str, Any]:
+    """Return the configuration that `ray up` takes, with a provider whose machines are processes."""
     worker = {"CPU": 1, "object_store_memory": OBJECT_STORE_BYTES}
     commands = ("initialization", "setup", "head_setup", "worker_setup", "head_start_ray", "worker_start_ray")
     return {
@@ -50,13 +50,13 @@ def config(address: str, most: int) -> dict[str, Any]:
             "head_node_id": FAKE_HEAD_NODE_ID,
             "gcs_address": address,
         },
-        "max_workers": most,
+        "max_workers": max_workers,
         "upscaling_speed": 1.0,
         "idle_timeout_minutes": IDLE_S / 60,
         "head_node_type": "ray.head.default",
         "available_node_types": {
             "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
-            "worker": {"resources": worker, "node_config": {}, "min_workers": 0, "max_workers": most},
+            "worker": {"resources": worker, "node_config": {}, "min_workers": 0, "max_workers": max_workers},
         },
         "auth": {},
         "file_mounts": {},

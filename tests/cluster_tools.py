@@ -16,7 +16,7 @@ from ray.cluster_utils import Cluster
 
 OBJECT_STORE_BYTES = 100_000_000
 SOON_NOTICED = {"health_check_initial_delay_ms": 500, "health_check_period_ms": 300}
-"""A killed node is missed after 2 seconds, not 15. A slow one is not: an answer may take 10 seconds as ever."""
+"""A killed node is noticed after 2 seconds, not 15. A slow one is unaffected: an answer may still take 10 seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,23 +32,25 @@ class Nodes:
         return self.cluster.address
 
     def add(self, **options: Any) -> Any:
-        """One more node, with one CPU unless told otherwise; its handle, for `kill`. In the main thread only."""
+        """Add a node, with one CPU unless told otherwise, and return its handle for `kill`; call it
+        in the main thread.
+        """
         with chdir(tempfile.mkdtemp(prefix="node-", dir=self.folder)):
             return self.cluster.add_node(object_store_memory=OBJECT_STORE_BYTES, **options)
 
     def kill(self, node: Any) -> None:
-        """SIGKILL to the node's processes; returns before the cluster has noticed."""
+        """Send SIGKILL to the node's processes and return before the cluster has noticed."""
         self.cluster.remove_node(node, allow_graceful=False)
 
 
 def two_nodes(**options: Any) -> AbstractContextManager[Nodes]:
-    """A head without CPUs, which drivers belong to, and two nodes with one CPU each, or with other options of `add`."""
+    """Yield a head without CPUs, for drivers, and two nodes with one CPU each, or with other options of `add`."""
     return some_nodes(2, **options)
 
 
 @contextmanager
 def some_nodes(count: int, **options: Any) -> Iterator[Nodes]:
-    """The same with any number of nodes beside the head."""
+    """Yield the same with any number of nodes beside the head."""
     folder = Path(tempfile.mkdtemp(prefix="mucs-", dir="/tmp"))  # short: it is part of the names of sockets
     (folder / "ray_bootstrap_config.yaml").write_text("provider: {type: local}\n")  # so that Ray looks for no cloud
     (folder / "head").mkdir()

@@ -1,4 +1,4 @@
-"""One thread per test process: the same numbers, and the same speed, on every machine. Ray stays on loopback."""
+"""Every test process has one thread: the same numbers and speed on every machine. Ray stays on loopback."""
 
 import os
 

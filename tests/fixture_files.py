@@ -11,9 +11,9 @@ ROOT = Path(__file__).parent / "fixtures"
 
 
 def tensors(name: str, prefix: str = "") -> dict[str, Tensor]:
-    """Those whose names begin with the prefix, without it."""
-    found = load_file(ROOT / f"{name}.safetensors")
-    return {each.removeprefix(prefix): tensor for each, tensor in found.items() if each.startswith(prefix)}
+    """Return the tensors whose names begin with the prefix, under the names without it."""
+    content = load_file(ROOT / f"{name}.safetensors")
+    return {key.removeprefix(prefix): tensor for key, tensor in content.items() if key.startswith(prefix)}
 
 
 def document(name: str) -> dict[str, Any]:

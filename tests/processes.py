@@ -1,4 +1,4 @@
-"""Finding and killing processes of our own, by their titles: Ray names its workers."""
+"""Finding and killing our own processes by their titles: Ray names its workers."""
 
 import os
 import signal
@@ -10,19 +10,19 @@ from pathlib import Path
 
 
 def pids_of(title: str) -> list[int]:
-    """Descendants of this process whose title holds a text; a raylet that this process started is one of them."""
-    found = []
+    """Return the descendants of this process whose title contains a text; a raylet that this process started is one."""
+    pids = []
     for entry in Path("/proc").iterdir():
         try:
             if entry.name.isdigit() and title in (entry / "cmdline").read_text() and is_ours(int(entry.name)):
-                found.append(int(entry.name))
+                pids.append(int(entry.name))
         except OSError:
             continue
-    return found
+    return pids
 
 
 def is_ours(pid: int) -> bool:
-    """Whether a process descends from this one."""
+    """Return True for a descendant of this process."""
     while pid > 1:
         pid = parent_of(pid)
         if pid == os.getpid():
@@ -36,7 +36,10 @@ def parent_of(pid: int) -> int:
 
 @contextmanager
 def killing(title: str, when: Callable[[], bool], *, parent: bool = False) -> Iterator[list[int]]:
-    """SIGKILL one process of that title as soon as `when` holds; first its parent, if asked: of a worker the raylet."""
+    """Send SIGKILL to one process of this title as soon as `when` holds.
+
+    With `parent`, its parent is killed first: the raylet of a worker.
+    """
     killed: list[int] = []
     over = threading.Event()
 

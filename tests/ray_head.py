@@ -1,4 +1,4 @@
-"""A Ray that was started by somebody else: `ray start --head` on loopback, in processes of its own."""
+"""A Ray that somebody else started: `ray start --head` on loopback, in its own processes."""
 
 import os
 import shutil
@@ -19,7 +19,7 @@ LAST_WORDS_S = 10
 
 @contextmanager
 def ray_head(*options: str, port: int, environment: Mapping[str, str] | None = None) -> Iterator[Path]:
-    """The folder of its sessions. Whatever it has started is ended with it."""
+    """Yield the folder of its sessions; all processes that it has started end with it."""
     folder = Path(tempfile.mkdtemp(prefix="mucs-", dir="/tmp"))  # short: it is part of the names of sockets
     (folder / "ray_bootstrap_config.yaml").write_text("provider: {type: local}\n")  # so that Ray looks for no cloud
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", *options]
@@ -48,18 +48,18 @@ def ray_head(*options: str, port: int, environment: Mapping[str, str] | None = N
 
 
 def processes_of(folder: Path) -> list[int]:
-    """What was started for this Ray, whoever its parent is by now: RAY_TMPDIR is in the environment of each."""
+    """Return the processes of this Ray, whoever their parent is by now: RAY_TMPDIR is in each one's environment."""
     mark = f"RAY_TMPDIR={folder}\0".encode()
-    found = []
+    pids = []
     for entry in Path("/proc").iterdir():
         with suppress(OSError):
             if entry.name.isdigit() and mark in (entry / "environ").read_bytes():
-                found.append(int(entry.name))
-    return found
+                pids.append(int(entry.name))
+    return pids
 
 
 def free_port() -> int:
-    """One that nobody listens on now."""
+    """Return a port on which nobody listens now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

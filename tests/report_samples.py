@@ -1,4 +1,4 @@
-"""Small reports, a string that wants out of its place in them, and how to read the pages made of them."""
+"""Small reports, a string that tries to break out of its place, and a parser of pages."""
 
 import base64
 import io
@@ -148,7 +148,7 @@ def evil_evaluation() -> Evaluation:
 
 
 class Page(HTMLParser):
-    """All start tags with attributes, and the text outside style sheets."""
+    """A parsed page: all start tags with attributes, and the text outside style sheets."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -164,27 +164,27 @@ class Page(HTMLParser):
 
 
 def defined(html: str) -> dict[str, Picture]:
-    """The pictures of the sheet at the end, by name."""
+    """Return the pictures of the sheet at the end, by name."""
     sheet = re.findall(
         r'<symbol id="([^"]+)" viewBox="0 0 (\d+) (\d+)"><image width="(\d+)" height="(\d+)" '
         r'href="data:image/png;base64,([^"]+)"/></symbol>',
         html,
     )
-    found = {}
+    pictures_by_name = {}
     for name, *sizes, uri in sheet:
         image = Image.open(io.BytesIO(base64.b64decode(unescape(uri))))
         assert image.mode == "RGB"
         assert sizes == [str(length) for length in image.size] * 2
-        found[name] = np.moveaxis(np.asarray(image), -1, 0)
-    assert len(found) == len(sheet) == html.count("<image ")
-    return found
+        pictures_by_name[name] = np.moveaxis(np.asarray(image), -1, 0)
+    assert len(pictures_by_name) == len(sheet) == html.count("<image ")
+    return pictures_by_name
 
 
 def pictures(html: str) -> list[Picture]:
-    """The pictures in the order in which they are shown."""
+    """Return the pictures in the order in which they are shown."""
     sheet = defined(html)
     return [sheet[name] for name in re.findall(r'<use href="#([^"]+)"/>', html)]
 
 
-def holds(found: list[Picture], wanted: Picture) -> bool:
-    return any(image.shape == wanted.shape and bool((image == wanted).all()) for image in found)
+def holds(shown: list[Picture], expected: Picture) -> bool:
+    return any(image.shape == expected.shape and bool((image == expected).all()) for image in shown)

@@ -1,4 +1,4 @@
-"""A tiny data set and recipe that every stage can run on in seconds: coloured squares, the class is the colour."""
+"""A tiny data set and recipe that take every stage seconds: coloured squares whose class is the colour."""
 
 import json
 from pathlib import Path
@@ -34,26 +34,26 @@ TINY = {
 
 
 def rows(count: int, *, first_idx: int, seed: int) -> list[Row]:
-    """Squares of a random size on a noisy ground."""
+    """Make squares of a random size on a noisy ground."""
     rng = np.random.default_rng(seed)
-    made = []
+    images = []
     for number in range(count):
         label = number % 3
         image = rng.integers(0, 60, (3, SIZE, SIZE), dtype=np.uint8)
         side = int(rng.integers(3, 7))
         image[label, 1 : 1 + side, 1 : 1 + side] = 255
-        made.append(Row(idx=first_idx + number, image=image, label=label, text=(f"{CLASSES[label]} {side}",)))
-    return made
+        images.append(Row(idx=first_idx + number, image=image, label=label, text=(f"{CLASSES[label]} {side}",)))
+    return images
 
 
 def write_dataset(
     url: str, train: list[Row], test: list[Row], *, rows_per_unit: int = 16, rows_per_shard: int = 32
 ) -> Dataset:
-    """A data set of these rows, cut into shards and units as asked."""
+    """Write a data set of these rows, cut into shards and units as requested."""
     shards = []
-    for split, kept in (("train", train), ("test", test)):
-        for number, start in enumerate(range(0, len(kept), rows_per_shard)):
-            part = kept[start : start + rows_per_shard]
+    for split, images in (("train", train), ("test", test)):
+        for number, start in enumerate(range(0, len(images), rows_per_shard)):
+            part = images[start : start + rows_per_shard]
             path = f"{split}/part-{number:05d}.parquet"
             content = to_parquet(to_table(part, schema(3, embedding=False)), rows_per_unit)
             digest = storage.publish(storage.join(url, path), content)
@@ -68,17 +68,17 @@ def write_dataset(
 
 
 def tiny_dataset(folder: Path, **cut: int) -> Dataset:
-    """60 training and 12 test images."""
+    """Write 60 training and 12 test images."""
     return write_dataset(str(folder), rows(60, first_idx=0, seed=1), rows(12, first_idx=60, seed=2), **cut)
 
 
 def tiny_recipe(data: str, **changes: object) -> Recipe:
-    """TINY with some sections changed: tiny_recipe(url, score={"noises": 7}, method={"das": {"dim": 16}})."""
+    """Build TINY with some sections changed: tiny_recipe(url, score={"noises": 7}, method={"das": {"dim": 16}})."""
     return build(merged({**TINY, "data": data}, changes))
 
 
 def merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Values with some of them changed, section by section."""
+    """Merge changed values into others, section by section."""
     return values | {
         key: merged(values[key], change) if isinstance(change, dict) and isinstance(values.get(key), dict) else change
         for key, change in changes.items()
@@ -86,7 +86,7 @@ def merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def tiny_toml(data: str, **sections: dict[str, object]) -> str:
-    """TINY as a recipe file: tiny_toml(url, engine={"train_workers": 1})."""
+    """Write TINY as a recipe file: tiny_toml(url, engine={"train_workers": 1})."""
     values: dict[str, Any] = {**TINY, "data": data, **sections}
     values |= {f'method."{name}"': own for name, own in values.pop("method").items()}
     lines = [f"{key} = {json.dumps(value)}" for key, value in values.items() if not isinstance(value, dict)]
@@ -97,7 +97,7 @@ def tiny_toml(data: str, **sections: dict[str, object]) -> str:
 
 
 def lively(model: DiTConfig) -> DiTEDM:
-    """F1 whose output depends on all its inputs and parameters."""
+    """Build an F1 whose output depends on all its inputs and parameters."""
     denoiser = frozen_copy(DiTEDM(DiT(model)))
     for number, parameter in enumerate(denoiser.parameters()):
         parameter.copy_(0.2 * normal(generator(3, f"parameter={number}"), *parameter.shape))

@@ -29,7 +29,7 @@ def open_tiny(
     weights_dir: str | None = None,
     **changes: object,
 ) -> Pipeline:
-    """A pipeline on the tiny data set; with one training worker and one scorer unless changed, which start sooner."""
+    """Open a pipeline on the tiny data set, by default with one training worker and one scorer, which start sooner."""
     changes = {"engine": {"train_workers": 1, "actors": [1, 1]}, **changes}
     console = Console(file=io.StringIO())
     recipe = tiny_recipe(dataset.url, **changes)
@@ -37,26 +37,26 @@ def open_tiny(
 
 
 def work(pipeline: Pipeline, target: str, cluster: Cluster) -> list[str]:
-    """driver.run inside the running session, up to a command's goal or to a part of MUCS's attribution."""
+    """Run the driver inside the running session, up to a command's goal or to a part of MUCS's attribution."""
     part = target.startswith("attribute/")
     todo = driver.missing_stages([pipeline], "attribute" if part else target)
     names = [name for _, name in todo]
     if target in names:
         todo = todo[: names.index(target) + 1]
-    driver.run_stages([ref for ref in todo if ref.name != "report"])
-    if todo and todo[-1].name == "report":
+    driver.run_stages([stage for stage in todo if stage[1] != "report"])
+    if todo and todo[-1][1] == "report":
         driver.write_report(pipeline)
     return [name for _, name in todo]
 
 
 def train_plainly(job: TrainJob, notes: dict[str, Any] | None = None) -> TrainState:
-    """A training in this process; `notes` takes what a worker would post."""
-    kept: dict[str, Any] = {} if notes is None else notes
-    return run_training(job, WorkerContext(), torch.device("cpu"), kept.__setitem__)
+    """Train in this process; `notes` takes what a worker would post."""
+    posted: dict[str, Any] = {} if notes is None else notes
+    return run_training(job, WorkerContext(), torch.device("cpu"), posted.__setitem__)
 
 
 def train_all_plainly(runs: Sequence[TrainRun], *_: object, **__: object) -> Iterator[tuple[int, dict[str, Any]]]:
-    """In the place of `engine.ray_train.train_all`: one training after the other in this process."""
+    """Stand in for `engine.ray_train.train_all` with one training after the other in this process."""
     for number, run in enumerate(runs):
         notes: dict[str, Any] = {}
         train_plainly(run.job, notes)
@@ -64,7 +64,7 @@ def train_all_plainly(runs: Sequence[TrainRun], *_: object, **__: object) -> Ite
 
 
 def trained_weights(dataset: Dataset, folder: Path) -> str:
-    """The URL of weights that were trained on a data set with the tiny recipe, in this process."""
+    """Train on a data set with the tiny recipe, in this process, and return the URL of the weights."""
     pipeline = open_tiny(dataset, folder)
     stage, recipe = pipeline.stages["pretrain"], pipeline.recipe
     train_plainly(TrainJob(dataset=dataset, stage=stage, model=recipe.model, train=recipe.train, seed=recipe.seed))

@@ -1,4 +1,4 @@
-"""Models that have nothing in common with a DiT-EDM on pictures but the contract.
+"""Models that share nothing with a DiT-EDM on pictures except the contract.
 
 Axes: b batch, *shape of what a row holds, c channels, l length, t tokens, d width.
 """
@@ -20,7 +20,9 @@ from mucs_ray.diffusion.rows import per_row
 
 
 class VPNoise(Process):
-    """Variance preserving, predicts the noise; a level is an index into 200 values of beta (spec/models 2.2)."""
+    """A variance-preserving process whose network predicts the noise; a level is an index into 200 values of beta
+    (spec/models 2.2).
+    """
 
     alpha_bar = torch.cumprod(1 - torch.linspace(1e-3, 0.05, 200), dim=0)
 
@@ -68,8 +70,10 @@ class Toy(DiffusionModel):
         return self.own_shape
 
     def raw(self, noisy: Tensor, at: Coefficients, condition: Condition, stem: Tensor | None = None) -> Tensor:
-        given = {**self.nothing(len(noisy)), **condition}
-        means = [given[name].reshape(len(noisy), -1, width[-1]).mean(dim=1) for name, width in self.widths.items()]
+        full_condition = {**self.nothing(len(noisy)), **condition}
+        means = [
+            full_condition[name].reshape(len(noisy), -1, width[-1]).mean(dim=1) for name, width in self.widths.items()
+        ]
         extra = torch.cat([at.time[:, None], *means], dim=1).to(noisy.dtype)
         scaled = per_row(at.c_in, noisy) * noisy
         return self.network(scaled.flatten(1), extra).view_as(noisy).to(noisy.dtype)
@@ -93,17 +97,17 @@ TOYS: dict[str, tuple[tuple[int, ...], Process, dict[str, tuple[int, ...]]]] = {
 
 
 def toy(name: str) -> Toy:
-    """With weights that depend on nothing but their names; frozen."""
+    """Build a frozen model whose weights depend only on their names."""
     model = Toy(*TOYS[name]).eval().requires_grad_(False)
-    for each, parameter in model.named_parameters():
-        parameter.copy_(0.2 * normal(generator(3, each), *parameter.shape))
+    for parameter_name, parameter in model.named_parameters():
+        parameter.copy_(0.2 * normal(generator(3, parameter_name), *parameter.shape))
     return model
 
 
 def samples(name: str, num: int) -> Batch:
-    """Waves of random phase, in the shape of the model, with conditions as it reads them."""
+    """Make waves of random phase, in the shape of the model, with conditions as it reads them."""
     shape, _, widths = TOYS[name]
     phase = 6 * normal(generator(5, "phase"), num, *[1] * len(shape))
     image = 0.9 * torch.sin(torch.arange(math.prod(shape)).view(1, *shape) / 3 + phase)
-    condition = {each: normal(generator(5, each), num, *width) for each, width in widths.items()}
+    condition = {key: normal(generator(5, key), num, *width) for key, width in widths.items()}
     return Batch(idx=torch.arange(num), z=image, condition=condition)

@@ -66,7 +66,7 @@ from mucs_ray.training.order import batch_rows
 from mucs_ray.training.step import TrainState, WorkerContext, draws_ahead, train_update, training
 
 MODEL = DiTConfig(width=256, depth=8, num_heads=4, registers=4, kernel_size=3, channels=(8, 8), dropout=0.0)
-"""7.9 M weights, 3.6 GFLOP a forward."""
+"""A network of 7.9 M weights and 3.6 GFLOP per forward."""
 TRAIN = TrainConfig(
     updates=1, batch_size=256, learning_rate=1e-3, warmup_epochs=0, ema_decay=0.99, augment=0.0, patience=0,
     checkpoint="last", precision="bf16",
@@ -78,19 +78,19 @@ STEPS = 18
 
 
 def main() -> None:
-    chosen = parse()
+    options = parse()
     torch.set_num_threads(1)
     torch.set_float32_matmul_precision(
         "medium" if DEVICE.type == "cuda" else "highest"
     )  # as the engine trains (spec 5)
-    (chosen.out / "jobs").mkdir(parents=True, exist_ok=True)
-    if chosen.job is not None:
-        do_job(chosen)
+    (options.out / "jobs").mkdir(parents=True, exist_ok=True)
+    if options.job is not None:
+        do_job(options)
         return
-    results = Results(chosen.out, "cifar10")
-    scale = Scale.tiny() if chosen.tiny else Scale()
-    images = Images(load_pictures(chosen.data, scale.images))
-    results["weights"] = sum(each.numel() for each in DiT(scale.model).parameters())
+    results = Results(options.out, "cifar10")
+    scale = Scale.tiny() if options.tiny else Scale()
+    images = Images(load_pictures(options.data, scale.images))
+    results["weights"] = sum(value.numel() for value in DiT(scale.model).parameters())
     updates, captures = affordable_updates(results, images, scale)
     train = replace(scale.train, updates=updates)
     results["training"] = {"images": len(images), "updates": train.updates, "images an update": train.batch_size}
@@ -98,21 +98,21 @@ def main() -> None:
     results["pretraining, s"] = took
     noise = torch.stack([normal(generator(SEED, f"generate/item={n}"), 3, 32, 32) for n in range(scale.items)])
     pictures = {"generated": generated(denoiser, noise)}
-    items = [Item(number=n, idx=n, condition={}, z=each) for n, each in enumerate(pictures["generated"])]
-    lists = attributed(results, chosen, denoiser, items, images, train, scale)
-    results["removed"] = {name: len(union(each)) for name, each in lists.items()}
+    items = [Item(number=n, idx=n, condition={}, z=value) for n, value in enumerate(pictures["generated"])]
+    lists = attributed(results, options, denoiser, items, images, train, scale)
+    results["removed"] = {name: len(union(value)) for name, value in lists.items()}
     started = time.monotonic()
-    for name, again in retrained(chosen, lists, train, scale.model, captures=captures).items():
+    for name, again in retrained(options, lists, train, scale.model, captures=captures).items():
         pictures[name] = generated(again, noise)
     results["retraining side by side, s"] = time.monotonic() - started
     compare(results, pictures)
-    np.savez_compressed(chosen.out / "pictures.npz", **{name: as_bytes(each) for name, each in pictures.items()})
+    np.savez_compressed(options.out / "pictures.npz", **{name: as_bytes(value) for name, value in pictures.items()})
     results.finish()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """How large the test is; in miniature on a CPU."""
+    """The size of the test, or of its miniature on a CPU."""
 
     model: DiTConfig = MODEL
     train: TrainConfig = TRAIN
@@ -123,13 +123,13 @@ class Scale:
     null_batches: int = 200
     methods: tuple[str, ...] = ("random", "mucs", "mucs/sigma-schedule", "das")
     unlearn_jobs: int = 5
-    """Processes for each way to unlearn."""
+    """The number of processes for each way to unlearn."""
     dim: int = 4096
     share_of_time: float = 1.0
 
     @classmethod
     def tiny(cls) -> "Scale":
-        """A minute on one core."""
+        """Return the scale that takes a minute on one core."""
         model = replace(TINY, image_size=32, condition_dim=0)
         train = replace(TRAIN, batch_size=16, precision="fp32")
         return cls(
@@ -139,30 +139,30 @@ class Scale:
 
 
 class Images:
-    """Real pictures in memory, less removed ones; rows count from 0 without gaps."""
+    """Real pictures in memory without the removed ones; rows count from 0 without gaps."""
 
     def __init__(self, pixels: np.ndarray, removed: frozenset[int] = frozenset()) -> None:
-        """`pixels` is uint8 [n, 3, 32, 32]; a picture's number is its place there."""
+        """Keep `pixels`, uint8 [n, 3, 32, 32]; a picture's number is its place there."""
         self.pixels = pixels
         self.kept = np.flatnonzero(~np.isin(np.arange(len(pixels)), list(removed)))
 
     def __len__(self) -> int:
-        """Pictures that are left."""
+        """Return the number of pictures that are left."""
         return len(self.kept)
 
     def batch(self, rows: Int64[np.ndarray, " b"], stream: np.random.Generator | None = None) -> Batch:
-        """In [-1, 1]."""
+        """Return pictures in [-1, 1]."""
         at = self.kept[rows]
         image = torch.from_numpy(self.pixels[at]).float() / 127.5 - 1
         return Batch(idx=torch.from_numpy(at), z=image, condition={})
 
     def named(self, name: str, size: int) -> Callable[[int], Batch]:
-        """batches(step), as the engine makes them for unlearning."""
+        """Return batches(step), as the engine makes them for unlearning."""
         return lambda step: self.batch(batch_rows(SEED, name, step, num_images=len(self), batch_size=size)).to(DEVICE)
 
 
 def load_pictures(data: Path | None, count: int) -> np.ndarray:
-    """The first pictures of the sheet."""
+    """Read the first pictures of the sheet."""
     sheet = None if data is None else data / "cifar10" / "data_batch_1.webp"
     if sheet is None or not sheet.exists():
         raise SystemExit(f"no CIFAR-10 pictures at {sheet}; give the folder that holds cifar10/ with --data")
@@ -173,13 +173,13 @@ def load_pictures(data: Path | None, count: int) -> np.ndarray:
 
 
 def fresh(train: TrainConfig, model: DiTConfig, *, captures: bool) -> TrainState:
-    """The same initial weights for every training."""
+    """Build a network with the same initial weights for every training."""
     name_torch_stream(SEED, "train/init")
     return TrainState.fresh(DiTEDM(DiT(model)).to(DEVICE), train, captures=captures)
 
 
 def affordable_updates(results: Results, images: Images, scale: Scale) -> tuple[int, bool]:
-    """(as many as pretraining has time for, by the speed of some; whether they are captured as a CUDA graph)."""
+    """Return (the updates for which pretraining has time, whether they are captured as a CUDA graph)."""
     if DEVICE.type == "cuda":
         try:
             return updates_in_time(results, images, scale, captures=True), True
@@ -189,26 +189,26 @@ def affordable_updates(results: Results, images: Images, scale: Scale) -> tuple[
 
 
 def updates_in_time(results: Results, images: Images, scale: Scale, *, captures: bool) -> int:
-    """By the speed of some updates."""
+    """Return the number of updates that fit, from the speed of some."""
     train, state = replace(scale.train, updates=10**6), fresh(scale.train, scale.model, captures=captures)
     worker, count = WorkerContext(), 3 if scale.share_of_time < 1 else 30
 
     upcoming = draws_ahead(state.live.process, images, train, seed=SEED, first=0)
 
-    def some() -> None:
+    def few_updates() -> None:
         for _ in range(count):
             train_update(state, next(upcoming), train, seed=SEED, worker=worker)
 
     with as_in_training(DEVICE):
-        some()
-        took = seconds(some) / count
+        few_updates()
+        took = seconds(few_updates) / count
     upcoming.close()
     results["training, updates/s measured"] = 1 / took
     return max(4, int(scale.share_of_time * PRETRAIN_S / took))
 
 
 def trained(images: Images, train: TrainConfig, model: DiTConfig, *, captures: bool) -> tuple[DiTEDM, float]:
-    """EMA weights after all updates, and seconds."""
+    """Return EMA weights after all updates, and seconds."""
     state = fresh(train, model, captures=captures)
 
     def work() -> None:
@@ -220,80 +220,84 @@ def trained(images: Images, train: TrainConfig, model: DiTConfig, *, captures: b
     return frozen_copy(state.average), took
 
 
-def side_by_side(chosen: argparse.Namespace, jobs: dict[str, Facts]) -> dict[str, tuple[dict[str, Tensor], Facts]]:
-    """(tensors, facts) of every job, each in a process of its own: small networks leave a GPU idle between launches."""
-    folder = chosen.out / "jobs"
+def side_by_side(options: argparse.Namespace, jobs: dict[str, Facts]) -> dict[str, tuple[dict[str, Tensor], Facts]]:
+    """Run every job in its own process and return its (tensors, facts): small networks leave a GPU idle between
+    launches.
+    """
+    folder = options.out / "jobs"
     processes = {}
     for name, job in jobs.items():
         stem = folder / name.replace("/", "-")
         stem.with_suffix(".json").write_text(json.dumps(job))
-        command = [sys.executable, __file__, "--out", str(chosen.out), "--data", str(chosen.data), "--job", str(stem)]
-        processes[name] = stem, subprocess.Popen([*command, *(["--tiny"] if chosen.tiny else [])])
-    done = {}
+        command = [sys.executable, __file__, "--out", str(options.out), "--data", str(options.data), "--job", str(stem)]
+        processes[name] = stem, subprocess.Popen([*command, *(["--tiny"] if options.tiny else [])])
+    results = {}
     for name, (stem, process) in processes.items():
         if process.wait():
             raise SystemExit(f"{name} failed")
-        done[name] = load_file(stem.with_suffix(".safetensors")), json.loads(stem.with_suffix(".done").read_text())
-    return done
+        results[name] = load_file(stem.with_suffix(".safetensors")), json.loads(stem.with_suffix(".done").read_text())
+    return results
 
 
-def do_job(chosen: argparse.Namespace) -> None:
-    """One of the jobs that run side by side."""
-    job, scale = json.loads(chosen.job.with_suffix(".json").read_text()), Scale.tiny() if chosen.tiny else Scale()
-    images = Images(load_pictures(chosen.data, scale.images), frozenset(job.get("removed", ())))
+def do_job(options: argparse.Namespace) -> None:
+    """Do one of the jobs that run side by side."""
+    job, scale = json.loads(options.job.with_suffix(".json").read_text()), Scale.tiny() if options.tiny else Scale()
+    images = Images(load_pictures(options.data, scale.images), frozenset(job.get("removed", ())))
     if "removed" in job:
         train = replace(scale.train, updates=job["updates"])
         average, _ = trained(images, train, scale.model, captures=job["captures"])
         tensors, facts = dict(average.network.state_dict()), {}
     else:
-        tensors, facts = unlearn_items(chosen.out / "jobs", job, images, scale)
-    save_file({name: each.cpu().contiguous() for name, each in tensors.items()}, chosen.job.with_suffix(".safetensors"))
-    chosen.job.with_suffix(".done").write_text(json.dumps(facts))
+        tensors, facts = unlearn_items(options.out / "jobs", job, images, scale)
+    save_file(
+        {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, options.job.with_suffix(".safetensors")
+    )
+    options.job.with_suffix(".done").write_text(json.dumps(facts))
 
 
 def retrained(
-    chosen: argparse.Namespace,
+    options: argparse.Namespace,
     lists: dict[str, list[np.ndarray]],
     train: TrainConfig,
     model: DiTConfig,
     *,
     captures: bool,
 ) -> dict[str, DiTEDM]:
-    """Networks trained without what each method found."""
+    """Train networks without what each method found."""
     same = {"updates": train.updates, "captures": captures}
-    jobs = {name: {"removed": sorted(int(each) for each in union(ranked)), **same} for name, ranked in lists.items()}
-    return {name: with_weights(model, tensors) for name, (tensors, _) in side_by_side(chosen, jobs).items()}
+    jobs = {name: {"removed": sorted(int(idx) for idx in union(ranked)), **same} for name, ranked in lists.items()}
+    return {name: with_weights(model, tensors) for name, (tensors, _) in side_by_side(options, jobs).items()}
 
 
 def with_weights(model: DiTConfig, tensors: dict[str, Tensor]) -> DiTEDM:
-    """A trained network, frozen."""
+    """Build a trained network, frozen."""
     network = DiT(model)
     network.load_state_dict(tensors)
     return DiTEDM(network).to(DEVICE).eval().requires_grad_(False)
 
 
 def generated(denoiser: DiTEDM, noise: Tensor) -> Tensor:
-    """Pictures in about [-1, 1], on the CPU."""
+    """Generate pictures in about [-1, 1], on the CPU."""
     return sample(EDM(), denoiser, noise.to(DEVICE), num_steps=STEPS).cpu()
 
 
 def attributed(
     results: Results,
-    chosen: argparse.Namespace,
+    options: argparse.Namespace,
     denoiser: DiTEDM,
     items: list[Item],
     images: Images,
     train: TrainConfig,
     scale: Scale,
 ) -> dict[str, list[np.ndarray]]:
-    """For each method the top-k lists of all items."""
+    """Return, for each method, the top-k lists of all items."""
     k = top_k(len(images), RankConfig().top_percent)
     stream = generator(SEED, "random")
     lists = {"random": [stream.permutation(len(images))[:k] for _ in items]}
-    banks = unlearned(results, chosen, denoiser, items, scale)
-    found = scored(results, denoiser, [each for bank in banks.values() for each in bank], images, scale)
+    banks = unlearned(results, options, denoiser, items, scale)
+    skews = scored(results, denoiser, [tensors for bank in banks.values() for tensors in bank], images, scale)
     for number, name in enumerate(banks):
-        columns = found[:, number * len(items) : (number + 1) * len(items)]
+        columns = skews[:, number * len(items) : (number + 1) * len(items)]
         lists[name] = [column.topk(k).indices.numpy() for column in columns.T]
     influence = by_das(results, denoiser, items, images, train, scale)
     lists["das"] = [column.topk(k).indices.numpy() for column in influence.T]
@@ -308,7 +312,7 @@ def in_worker(
     *,
     captures: bool = DEVICE.type == "cuda",
 ) -> Attributor:
-    """A method as the engine sets it up in a worker."""
+    """Set up a method as the engine does in a worker."""
     return method(
         MethodContext(
             settings=settings,
@@ -322,11 +326,11 @@ def in_worker(
 
 
 def unlearned(
-    results: Results, chosen: argparse.Namespace, denoiser: DiTEDM, items: list[Item], scale: Scale
+    results: Results, options: argparse.Namespace, denoiser: DiTEDM, items: list[Item], scale: Scale
 ) -> dict[str, list[dict[str, Tensor]]]:
-    """The changed tensors of all items, for both ways to unlearn."""
-    folder = chosen.out / "jobs"
-    save_file({name: each.cpu() for name, each in denoiser.network.state_dict().items()}, folder / "f1.safetensors")
+    """Return the changed tensors of all items, for both ways to unlearn."""
+    folder = options.out / "jobs"
+    save_file({name: value.cpu() for name, value in denoiser.network.state_dict().items()}, folder / "f1.safetensors")
     save_file({"items": torch.stack([item.z for item in items])}, folder / "items.safetensors")
     ways = {"mucs": "training", "mucs/sigma-schedule": "schedule"}
     shares = [range(len(items))[start :: scale.unlearn_jobs] for start in range(scale.unlearn_jobs)]
@@ -336,23 +340,23 @@ def unlearned(
         for number, share in enumerate(shares)
     }
     started = time.monotonic()
-    done = side_by_side(chosen, jobs)
+    results = side_by_side(options, jobs)
     results["unlearning side by side, s"] = time.monotonic() - started
     banks: dict[str, list[dict[str, Tensor]]] = {}
     for name in ways:
-        parts = [done[f"unlearn {name} {number}"] for number in range(len(shares))]
-        facts = {number: each for _, said in parts for number, each in said.items()}
-        tensors = {key: each for some, _ in parts for key, each in some.items()}
+        parts = [results[f"unlearn {name} {number}"] for number in range(len(shares))]
+        facts = {number: value for _, item_facts in parts for number, value in item_facts.items()}
+        tensors = {key: value for item_tensors, _ in parts for key, value in item_tensors.items()}
         results[f"unlearning, {name}"] = [facts[str(item.number)] for item in items]
         banks[name] = [
-            {key.split("/", 1)[1]: each for key, each in tensors.items() if key.startswith(f"{item.number}/")}
+            {key.split("/", 1)[1]: value for key, value in tensors.items() if key.startswith(f"{item.number}/")}
             for item in items
         ]
     return banks
 
 
 def unlearn_items(folder: Path, job: Facts, images: Images, scale: Scale) -> tuple[dict[str, Tensor], Facts]:
-    """(changed tensors as NUMBER/NAME, facts by number) of a share of the items, in the time there is."""
+    """Unlearn a share of the items in time and return (changed tensors as NUMBER/NAME, facts by number)."""
     denoiser = with_weights(scale.model, load_file(folder / "f1.safetensors"))
     pictures = load_file(folder / "items.safetensors")["items"]
     items = [Item(number=n, idx=n, condition={}, z=pictures[n].to(DEVICE)) for n in job["items"]]
@@ -372,15 +376,17 @@ def unlearn_items(folder: Path, job: Facts, images: Images, scale: Scale) -> tup
         ready = method(replace(config, fixed_updates=0, max_updates=limit))
         for item in items:
             state = ready.fit_item(item, bound, lambda *_: None)
-            tensors |= {f"{item.number}/{name}": each for name, each in state.tensors.items()}
+            tensors |= {f"{item.number}/{name}": tensor for name, tensor in state.tensors.items()}
             first, last = state.facts["item_loss"][0], state.facts["item_loss"][-1]
-            kept = {name: state.facts[name] for name in ("outcome", "updates", "null_loss")}
-            facts[str(item.number)] = {**kept, "limit": limit, "loss": [first, last]}
+            unlearned_facts = {name: state.facts[name] for name in ("outcome", "updates", "null_loss")}
+            facts[str(item.number)] = {**unlearned_facts, "limit": limit, "loss": [first, last]}
     return tensors, facts
 
 
 def scored(results: Results, denoiser: DiTEDM, bank: list[dict[str, Tensor]], images: Images, scale: Scale) -> Tensor:
-    """Skews[images, models] of all pictures, on as many noises as there is time for, and what bf16 does to them."""
+    """Return skews[images, models] of all pictures, on as many noises as there is time for; record
+    the effect of bf16.
+    """
     gpu = DEVICE.type == "cuda"
     flop, tried = flop_of_a_forward(denoiser, scale.model), images.batch(np.arange(min(32, len(images)))).to(DEVICE)
     precision = "bf16" if gpu else "fp32"
@@ -411,31 +417,31 @@ def scored(results: Results, denoiser: DiTEDM, bank: list[dict[str, Tensor]], im
         "seconds an item": took / len(bank),
     }
     if config.noises >= 10:
-        results["screening, told by held-out pictures"] = told_of_screening(torch.cat(tables), config)
+        results["screening, told by held-out pictures"] = predict_screening(torch.cat(tables), config)
     if gpu:
-        some = images.batch(np.arange(min(200, len(images)))).to(DEVICE)
+        batch = images.batch(np.arange(min(200, len(images)))).to(DEVICE)
         few = replace(config, noises=min(20, config.noises))
-        both = [each.skew(each.losses(some)) for each in (change(few), change(replace(few, precision="fp32")))]
-        results["bf16 beside fp32, trained model"] = agreement(*both)
+        pair = [method.skew(method.losses(batch)) for method in (change(few), change(replace(few, precision="fp32")))]
+        results["bf16 beside fp32, trained model"] = agreement(*pair)
     return torch.cat(pieces)
 
 
-def told_of_screening(table: Tensor, config: ScoreConfig) -> dict[str, float]:
-    """Share of the forwards that `mucs/screen` would make, and the recall it would tell."""
+def predict_screening(table: Tensor, config: ScoreConfig) -> dict[str, float]:
+    """Return the share of the forwards that `mucs/screen` would make, and the recall it would predict."""
     rounds = (0.1, 0.3)
     expected = held_out(table.numpy(), top_share=0.02, counts=noise_counts(config.noises, rounds), recall=0.98)
     return {"share of forwards": expected.share, "recall": expected.recall, "sample": len(table)}
 
 
-def agreement(found: Tensor, exact: Tensor) -> dict[str, float]:
-    """Of skews[images, models]: rank correlation and common top tenth, the least of the models."""
-    correlations = [float(spearmanr(a, b).statistic) for a, b in zip(found.T, exact.T, strict=True)]
-    k = len(found) // 10
-    tops = [[set(column.topk(k).indices.tolist()) for column in scores.T] for scores in (found, exact)]
+def agreement(computed: Tensor, exact: Tensor) -> dict[str, float]:
+    """Return the rank correlation and common top tenth of skews[images, models], the least of the models."""
+    correlations = [float(spearmanr(a, b).statistic) for a, b in zip(computed.T, exact.T, strict=True)]
+    k = len(computed) // 10
+    tops = [[set(column.topk(k).indices.tolist()) for column in scores.T] for scores in (computed, exact)]
     return {
         "rank correlation": min(correlations),
         "top tenth in common": min(len(a & b) / k for a, b in zip(*tops, strict=True)),
-        "largest difference": float((found - exact).abs().max()),
+        "largest difference": float((computed - exact).abs().max()),
         "largest skew": float(exact.abs().max()),
     }
 
@@ -443,7 +449,7 @@ def agreement(found: Tensor, exact: Tensor) -> dict[str, float]:
 def by_das(
     results: Results, denoiser: DiTEDM, items: list[Item], images: Images, train: TrainConfig, scale: Scale
 ) -> Tensor:
-    """Scores[images, items]."""
+    """Return scores[images, items]."""
 
     def method(noises: int, *, captures: bool) -> Attributor:
         settings = settings_of(scale.model, train=train, das=DASConfig(noises=noises, dim=scale.dim))
@@ -469,16 +475,16 @@ def by_das(
     for start in range(0, len(images), 500):
         rows.append(ready.features(images.batch(np.arange(start, min(start + 500, len(images)))).to(DEVICE)))
     results["features of DAS"] = {"noises": noises, "images/s": len(images) / (time.monotonic() - started)}
-    on_device = [{name: each.to(DEVICE) for name, each in row.items()} for row in rows]
+    on_device = [{name: tensor.to(DEVICE) for name, tensor in row.items()} for row in rows]
     prepared = ready.fit({}, iter(on_device))
     ready.load(prepared, [ready.fit_item(item, prepared, lambda *_: None).tensors for item in items])
     return torch.cat([ready.score(row).cpu() for row in on_device])
 
 
 def compare(results: Results, pictures: dict[str, Tensor]) -> None:
-    """SSIM of every picture with what it was, and the AUC of each method against random removal."""
-    unit = {name: (each.clamp(-1, 1) + 1) / 2 for name, each in pictures.items()}
-    similar = {name: ssim(each, unit["generated"]).numpy() for name, each in unit.items() if name != "generated"}
+    """Compute SSIM of every picture and its regeneration, and the AUC of each method against random removal."""
+    unit = {name: (batch.clamp(-1, 1) + 1) / 2 for name, batch in pictures.items()}
+    similar = {name: ssim(batch, unit["generated"]).numpy() for name, batch in unit.items() if name != "generated"}
     results["n"] = len(unit["generated"])
     for name, values in similar.items():
         results[f"SSIM, {name}"] = {
@@ -490,12 +496,12 @@ def compare(results: Results, pictures: dict[str, Tensor]) -> None:
 
 
 def as_bytes(pictures: Tensor) -> np.ndarray:
-    """8-bit pixels."""
+    """Convert to 8-bit pixels."""
     return (((pictures.clamp(-1, 1) + 1) / 2) * 255).round().to(torch.uint8).numpy()
 
 
 def parse() -> argparse.Namespace:
-    """The command line; the last option is for the processes that this one starts."""
+    """Parse the command line; the last option is for the processes that this one starts."""
     return options(__doc__, ("--job", Path))
 
 

@@ -39,7 +39,7 @@ Tensors = dict[str, torch.Tensor]
 
 
 def options(description: str | None, *more: tuple[str, type]) -> argparse.Namespace:
-    """The command line of a section; `more`: names and types of further options."""
+    """Parse the command line of a section; `more` gives names and types of further options."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for the result files")
     parser.add_argument("--data", type=Path, help="folder with cifar10/data_batch_1.webp and others")
@@ -50,10 +50,10 @@ def options(description: str | None, *more: tuple[str, type]) -> argparse.Namesp
 
 
 class Results:
-    """A section's numbers in OUT/NAME.json, which is written anew with each: what is measured survives a cut."""
+    """A section's numbers in OUT/NAME.json, which is rewritten with each number so that they survive a cut."""
 
     def __init__(self, out: Path, name: str) -> None:
-        """The file is OUT/NAME.part.json until `finish`."""
+        """Write to OUT/NAME.part.json until `finish`."""
         self.whole, self.part = out / f"{name}.json", out / f"{name}.part.json"
         self.values: dict[str, Any] = {"machine": machine(), "started": time.strftime("%Y-%m-%d %H:%M:%S")}
         self.started = time.monotonic()
@@ -65,12 +65,12 @@ class Results:
         print(f"{self.values['seconds']:>6} s  {key}: {json.dumps(value)}", flush=True)
 
     def finish(self) -> None:
-        """The section is whole."""
+        """Mark the section as complete."""
         self.part.rename(self.whole)
 
 
 def machine() -> dict[str, Any]:
-    """Card, driver and versions."""
+    """Return card, driver and versions."""
     facts = {"python": platform.python_version(), "torch": torch.__version__, "cpus": len(os.sched_getaffinity(0))}
     if DEVICE.type != "cuda":
         return {"card": "none", **facts}
@@ -88,7 +88,7 @@ def synchronize() -> None:
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """Of one call, from an idle GPU until the GPU has finished."""
+    """Time one call, from an idle GPU until the GPU has finished."""
     synchronize()
     started = time.perf_counter()
     work()
@@ -97,7 +97,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def seconds_a_call(work: Callable[[], object], budget_s: float) -> float:
-    """The mean over as many calls as fill the budget, at least one, after one that warms up."""
+    """Return the mean time of as many calls as fill the budget, at least one, after one that warms up."""
     work()
     first = seconds(work)
     calls = max(1, int(budget_s / max(first, 1e-6)))
@@ -110,7 +110,7 @@ def seconds_a_call(work: Callable[[], object], budget_s: float) -> float:
 
 
 def recipe_model(name: str) -> DiTConfig:
-    """The network of a packaged recipe."""
+    """Return the network of a packaged recipe."""
     values = tomllib.loads((RECIPES / f"{name}.toml").read_text())["model"]
     assert values.keys() <= {field.name for field in fields(DiTConfig)}
     return DiTConfig(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
@@ -123,19 +123,19 @@ TINY = DiTConfig(
 
 
 def random_denoiser(model: DiTConfig, device: torch.device = DEVICE) -> DiTEDM:
-    """F1 with random weights, drawn on the CPU so that every device has the same."""
+    """Build F1 with random weights, drawn on the CPU so that every device has the same."""
     name_torch_stream(SEED, "benchmark")
     return DiTEDM(filled(DiT(model))).eval().requires_grad_(False).to(device)
 
 
 def random_bank(denoiser: DiTEDM, items: int) -> list[Tensors]:
-    """F2s near F1."""
+    """Make F2s near F1."""
     name_torch_stream(SEED, "bank")
     return [nudged(denoiser.network) for _ in range(items)]
 
 
 def random_batch(model: DiTConfig, count: int, device: torch.device = DEVICE, name: str = "images") -> Batch:
-    """Pictures of noise, with random conditions."""
+    """Make pictures of noise, with random conditions."""
     stream, size = generator(SEED, name), model.image_size
     condition = {"condition": normal(stream, count, model.condition_dim).to(device)} if model.condition_dim else {}
     image = normal(stream, count, 3, size, size).mul(0.5).clamp(-1, 1).to(device)
@@ -143,20 +143,22 @@ def random_batch(model: DiTConfig, count: int, device: torch.device = DEVICE, na
 
 
 def noise_set(model: DiTConfig, count: int, device: torch.device = DEVICE) -> NoiseSet:
-    """The scoring noises of a run."""
+    """Draw the scoring noises of a run."""
     shape = (3, model.image_size, model.image_size)
     return NoiseSet.draw(SEED, "score/noise", scoring_sigmas(count, 0.7), shape).to(device)
 
 
 def settings_of(model: DiTConfig, *, train: TrainConfig | None = None, **method: object) -> Any:
-    """What methods read of a recipe: defaults, but for those given; `method` by the section of its card."""
+    """Return the settings that methods read, as defaults except those given; `method` is keyed by
+    the card's section.
+    """
     return SimpleNamespace(
         seed=SEED, model=model, train=train or TrainConfig(), score=ScoreConfig(), rank=RankConfig(), method=method
     )
 
 
 def flop_of_a_forward(denoiser: DiTEDM, model: DiTConfig) -> int:
-    """Floating-point operations of one plain forward of one image, as torch counts them."""
+    """Return the floating-point operations of one plain forward of one image, as torch counts them."""
     one = random_batch(model, 1)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         denoiser(one.z, torch.ones(1, device=DEVICE), one.condition)

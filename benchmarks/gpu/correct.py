@@ -51,10 +51,10 @@ ARRIVING = "fp32, captured, images arriving meanwhile"
 
 
 def main() -> None:
-    chosen = options(__doc__)
+    arguments = options(__doc__)
     torch.set_num_threads(1 if DEVICE.type == "cpu" else len(os.sched_getaffinity(0)))  # the reference need not be slow
-    results = Results(chosen.out, "correct")
-    model, scale = (TINY, 8) if chosen.tiny else (SMALL, 1)
+    results = Results(arguments.out, "correct")
+    model, scale = (TINY, 8) if arguments.tiny else (SMALL, 1)
     images, noises = random_batch(model, IMAGES // scale, CPU), noise_set(model, NOISES // scale, CPU)
     results["sizes"] = {"images": len(images), "noises": len(noises.level), "items": ITEMS}
     results["named noise equal"] = torch.equal(noise_set(model, NOISES // scale).unit.cpu(), noises.unit)
@@ -68,15 +68,15 @@ def main() -> None:
     results.finish()
 
 
-def difference(found: Tensor, exact: Tensor) -> float:
-    """Norm of the difference over the norm."""
-    found, exact = found.detach().cpu().double(), exact.detach().cpu().double()
-    return float((found - exact).norm() / exact.norm())
+def difference(computed: Tensor, exact: Tensor) -> float:
+    """Return the norm of the difference over the norm."""
+    computed, exact = computed.detach().cpu().double(), exact.detach().cpu().double()
+    return float((computed - exact).norm() / exact.norm())
 
 
 @contextmanager
 def matrices(precision: str) -> Iterator[None]:
-    """torch's precision of fp32 matrix products, or "engine": all as the engine trains and unlearns on a GPU."""
+    """Set torch's precision of fp32 matrix products, or "engine": all as the engine trains and unlearns on a GPU."""
     if precision == "engine":
         with as_in_training(DEVICE):
             yield
@@ -89,7 +89,7 @@ def matrices(precision: str) -> Iterator[None]:
 
 
 def train(model: DiTConfig, device: torch.device, updates: int, *, captured: bool = False) -> tuple[Tensor, DiTEDM]:
-    """(losses, EMA weights) after some updates."""
+    """Return (losses, EMA weights) after some updates."""
     config = TrainConfig(batch_size=32, learning_rate=1e-3, warmup_epochs=0, augment=0.0, flip=False)
     state = TrainState.fresh(random_denoiser(model, device).requires_grad_(True), config, captures=captured)
     losses = []
@@ -123,17 +123,17 @@ def compare_training(results: Results, model: DiTConfig, updates: int) -> None:
 
 
 def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Bit for bit."""
+    """Return True if tensors are equal bit for bit."""
     return all(torch.equal(one[name], other[name]) for name in one)
 
 
 def unlearned(model: DiTConfig, images: Batch, device: torch.device, number: int, updates: int) -> Unlearned:
-    """F2 of an item after some updates."""
-    item, there = random_batch(model, 1, device, f"item/{number}"), images[:32].to(device)
+    """Return F2 of an item after some updates."""
+    item, batch = random_batch(model, 1, device, f"item/{number}"), images[:32].to(device)
     return unlearn(
         random_denoiser(model, device),
         Item(number=number, idx=number, z=item.z[0], condition=one_by_one(item.condition, 1)[0]),  # pyright: ignore[reportOptionalSubscript]
-        lambda _: there,
+        lambda _: batch,
         bound=1e6,
         config=MUCSConfig(fixed_updates=updates, batch_size=32),
         learning_rate=1e-3,
@@ -145,30 +145,32 @@ def compare_unlearning(results: Results, model: DiTConfig, images: Batch, update
     exact = [unlearned(model, images, CPU, number, updates) for number in range(ITEMS)]
     for precision in ("highest", "engine"):
         with matrices(precision):
-            found, again = (unlearned(model, images, DEVICE, 0, updates) for _ in range(2))
+            computed, again = (unlearned(model, images, DEVICE, 0, updates) for _ in range(2))
             took = seconds(lambda: unlearned(model, images, DEVICE, 0, updates))
         results[f"unlearning, {precision}"] = {
-            "trace off by": difference(torch.tensor(found.item_loss), torch.tensor(exact[0].item_loss)),
-            "twice equal": same(found.tensors, again.tensors),
+            "trace off by": difference(torch.tensor(computed.item_loss), torch.tensor(exact[0].item_loss)),
+            "twice equal": same(computed.tensors, again.tensors),
             "updates/s": updates / took,
         }
-    return [each.tensors for each in exact]
+    return [state.tensors for state in exact]
 
 
 def skews(
-    model: DiTConfig, images: Batch, bank: list[dict[str, Tensor]], device: torch.device, count: int, **given: Any
+    model: DiTConfig, images: Batch, bank: list[dict[str, Tensor]], device: torch.device, count: int, **way: Any
 ) -> tuple[Tensor, Tensor]:
-    """(losses of every model, skews[images, items]), after a first call, so that captured forwards are replayed."""
-    settings = {name: given.pop(name) for name in ("precision", "compile") if name in given}
+    """Return (losses of every model, skews[images, items]), after a first call, so that captured
+    forwards are replayed.
+    """
+    settings = {name: way.pop(name) for name in ("precision", "compile") if name in way}
     config = ScoreConfig(noises=count, images_per_forward=4, **settings)
-    there = [{name: each.to(device) for name, each in tensors.items()} for tensors in bank]
-    arrives = given.pop("arrives", False)
-    models = ModelBank(random_denoiser(model, device), there, config, **given)
+    moved = [{name: tensor.to(device) for name, tensor in tensors.items()} for tensors in bank]
+    arrives = way.pop("arrives", False)
+    models = ModelBank(random_denoiser(model, device), moved, config, **way)
     noises = noise_set(model, count, device)
     models.losses(images[:8].to(device), noises)
     batch = arriving(len(images), images.__getitem__, device, rows_at_once=6) if arrives else images.to(device)
     table = models.losses(batch, noises).cpu()
-    return table, torch.stack([normalized_skew(table[0], each) for each in table[1:]], dim=1)
+    return table, torch.stack([normalized_skew(table[0], losses) for losses in table[1:]], dim=1)
 
 
 def compare_scores(
@@ -186,19 +188,19 @@ def compare_scores(
         "bf16, captured": {"precision": "bf16", "captures": True},
     }
     if DEVICE.type == "cpu":  # a compiler is not to be had everywhere
-        ways = {name: given for name, given in ways.items() if "compile" not in given}
+        ways = {name: way for name, way in ways.items() if "compile" not in way}
     tables = {}
-    for name, given in ways.items():
+    for name, way in ways.items():
         try:
-            tables[name], found = skews(model, images, bank, DEVICE, count, **given)
+            tables[name], computed = skews(model, images, bank, DEVICE, count, **way)
         except Exception as error:  # a way that fails is told, and the others go on
             results[f"scores, {name}"] = failure(error)
             continue
         results[f"scores, {name}"] = {
             "losses off by": difference(tables[name], exact_losses),
-            "skews off by": difference(found, exact),
-            "rank correlation": min(float(spearmanr(a, b).statistic) for a, b in zip(found.T, exact.T, strict=True)),
-            f"top {TOP} in common": common_top(found, exact),
+            "skews off by": difference(computed, exact),
+            "rank correlation": min(float(spearmanr(a, b).statistic) for a, b in zip(computed.T, exact.T, strict=True)),
+            f"top {TOP} in common": common_top(computed, exact),
         }
     if not {"fp32, captured", "bf16, captured", "fp32, one F2 at a time", ARRIVING} <= tables.keys():
         return
@@ -212,14 +214,14 @@ def compare_scores(
 
 
 def failure(error: Exception) -> dict[str, str]:
-    """What went wrong, in a line."""
+    """Describe an error in one line."""
     return {"failed": f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"}
 
 
-def common_top(found: Tensor, exact: Tensor) -> float:
-    """Share of the highest scores that both have, the least of the items."""
-    k = min(TOP, len(found) // 2)
-    tops = [[set(column.topk(k).indices.tolist()) for column in scores.T] for scores in (found, exact)]
+def common_top(computed: Tensor, exact: Tensor) -> float:
+    """Return the share of the highest scores that both have, the least of the items."""
+    k = min(TOP, len(computed) // 2)
+    tops = [[set(column.topk(k).indices.tolist()) for column in scores.T] for scores in (computed, exact)]
     return min(len(a & b) / k for a, b in zip(*tops, strict=True))
 
 
@@ -231,15 +233,15 @@ def compare_features(results: Results, model: DiTConfig, images: Batch) -> None:
             name = f"features of {method.card.label}{', captured' if captures else ''}"
             try:
                 ready = method(context(settings, model, DEVICE, captures=captures))
-                found = ready.features(images[:4].to(DEVICE))["feature"]
+                computed = ready.features(images[:4].to(DEVICE))["feature"]
             except Exception as error:
                 results[name] = failure(error)
                 continue
-            results[name] = {"off by": difference(found, exact)}
+            results[name] = {"off by": difference(computed, exact)}
 
 
 def context(settings: Any, model: DiTConfig, device: torch.device, *, captures: bool) -> MethodContext:
-    """What a method works with."""
+    """Build the context of a method."""
     denoiser = random_denoiser(model, device)
     return MethodContext(settings=settings, device=device, num_images=IMAGES, denoiser=denoiser, captures=captures)
 
@@ -260,22 +262,22 @@ def compare_generation(results: Results, model: DiTConfig) -> None:
 
 
 def scores_with_little_memory(model: DiTConfig, images: Batch, bank: list[dict[str, Tensor]]) -> dict[str, Any]:
-    """Forwards of all images at once, where the memory holds only a part of them."""
+    """Score with forwards of all images at once, where the memory holds only a part of them."""
     noises, config = noise_set(model, NOISES), ScoreConfig(noises=NOISES, images_per_forward=len(images))
     plenty, _ = skews(model, images, bank, DEVICE, NOISES)
     gc.collect()
     torch.cuda.empty_cache()
     total, used = torch.cuda.get_device_properties(0).total_memory, torch.cuda.memory_reserved()
     torch.cuda.set_per_process_memory_fraction((used + LITTLE_BYTES) / total)
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for name, captures in (("eager", False), ("captured", True)):
-        there = [{n: each.to(DEVICE) for n, each in tensors.items()} for tensors in bank]
-        models = ModelBank(random_denoiser(model), there, config, captures=captures)
+        moved = [{n: tensor.to(DEVICE) for n, tensor in tensors.items()} for tensors in bank]
+        models = ModelBank(random_denoiser(model), moved, config, captures=captures)
         tables = [models.losses(images.to(DEVICE), noises).cpu() for _ in range(3)]
-        asked = len(images) * NOISES
-        found[name] = {"pairs a forward": [asked, models.most_rows], "off by": difference(tables[-1], plenty)}
+        pairs = len(images) * NOISES
+        results[name] = {"pairs a forward": [pairs, models.most_rows], "off by": difference(tables[-1], plenty)}
     torch.cuda.set_per_process_memory_fraction(1.0)
-    return found
+    return results
 
 
 if __name__ == "__main__":

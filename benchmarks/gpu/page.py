@@ -27,26 +27,28 @@ Facts = dict[str, Any]
 
 
 def main() -> None:
-    chosen = options(__doc__)
-    found = {name: facts for name in SECTIONS if (facts := read(chosen.out, name)) is not None}
-    if not found:
-        raise SystemExit(f"no result files in {chosen.out}; run benchmarks/gpu/run.sh {chosen.out} first")
-    command = (chosen.out / "command.txt").read_text().strip() if (chosen.out / "command.txt").exists() else "run.sh"
-    lines = heading(next(iter(found.values())), command)
-    if "correct" in found:
-        lines += correctness(found["correct"])
-    if "throughput" in found:
-        lines += throughput(found["throughput"])
-    if "cifar10" in found:
-        lines += counterfactual(found["cifar10"], perceptual(chosen.out, chosen.data))
-    (chosen.out / "page.md").write_text("\n".join(lines) + "\n")
-    if (chosen.out / "pictures.npz").exists():
-        contact_sheet(chosen.out)
-    print(f"wrote {chosen.out / 'page.md'}")
+    arguments = options(__doc__)
+    sections = {name: facts for name in SECTIONS if (facts := read(arguments.out, name)) is not None}
+    if not sections:
+        raise SystemExit(f"no result files in {arguments.out}; run benchmarks/gpu/run.sh {arguments.out} first")
+    command = (
+        (arguments.out / "command.txt").read_text().strip() if (arguments.out / "command.txt").exists() else "run.sh"
+    )
+    lines = heading(next(iter(sections.values())), command)
+    if "correct" in sections:
+        lines += correctness(sections["correct"])
+    if "throughput" in sections:
+        lines += throughput(sections["throughput"])
+    if "cifar10" in sections:
+        lines += counterfactual(sections["cifar10"], perceptual(arguments.out, arguments.data))
+    (arguments.out / "page.md").write_text("\n".join(lines) + "\n")
+    if (arguments.out / "pictures.npz").exists():
+        contact_sheet(arguments.out)
+    print(f"wrote {arguments.out / 'page.md'}")
 
 
 def read(out: Path, name: str) -> Facts | None:
-    """A section's numbers, also of a section that was cut; None if there are none."""
+    """Read a section's numbers, even of a section that was cut; None if there are none."""
     for file in (out / f"{name}.json", out / f"{name}.part.json"):
         if file.exists():
             return json.loads(file.read_text()) | {"cut": file.name.endswith(".part.json")}
@@ -66,8 +68,8 @@ def heading(facts: Facts, command: str) -> list[str]:
 
 
 def title(text: str, facts: Facts) -> list[str]:
-    note = " It was cut by its time limit: what is missing was not measured." if facts["cut"] else ""
-    return ["", f"## {text}", "", f"This section took {facts['seconds']:.0f} s.{note}", ""]
+    cut_note = " It was cut by its time limit: what is missing was not measured." if facts["cut"] else ""
+    return ["", f"## {text}", "", f"This section took {facts['seconds']:.0f} s.{cut_note}", ""]
 
 
 def correctness(facts: Facts) -> list[str]:
@@ -88,9 +90,9 @@ def in_words(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "**no**"
     if isinstance(value, dict):
-        return "; ".join(f"{name} {in_words(each)}" for name, each in value.items())
+        return "; ".join(f"{name} {in_words(part)}" for name, part in value.items())
     if isinstance(value, list):
-        return " to ".join(in_words(each) for each in value)
+        return " to ".join(in_words(part) for part in value)
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
@@ -133,21 +135,21 @@ def of_size(name: str, facts: Facts) -> list[str]:
     if others:
         lines += [
             "",
-            "Minutes an item of the rest: " + ", ".join(f"{key} {each:g}" for key, each in others.items()) + ".",
+            "Minutes an item of the rest: " + ", ".join(f"{key} {value:g}" for key, value in others.items()) + ".",
         ]
     for precision in ("TF32", "fp32"):
         if speeds := facts.get(f"{name}, {precision}"):
-            lines += ["", "Measured: " + ", ".join(f"{key} {each:g}" for key, each in speeds.items()) + "."]
-    updates = {key: each for key, each in facts.items() if key.startswith(f"{name}, training updates/s")}
-    lines += [f"{key.removeprefix(f'{name}, ')}: {each:g}." for key, each in updates.items()]
+            lines += ["", "Measured: " + ", ".join(f"{key} {value:g}" for key, value in speeds.items()) + "."]
+    updates = {key: value for key, value in facts.items() if key.startswith(f"{name}, training updates/s")}
+    lines += [f"{key.removeprefix(f'{name}, ')}: {value:g}." for key, value in updates.items()]
     if paper := minutes.get("paper"):
-        told = ", ".join(f"{method} {each:g}" for method, each in paper.items())
-        lines += ["", f"The paper's minutes an item, on an H100: {told}."]
+        paper_minutes = ", ".join(f"{method} {value:g}" for method, value in paper.items())
+        lines += ["", f"The paper's minutes an item, on an H100: {paper_minutes}."]
     return lines
 
 
 def perceptual(out: Path, data: Path | None) -> dict[str, np.ndarray]:
-    """1 - LPIPS (VGG) of every picture with what it was, by method; empty where it cannot be computed."""
+    """Return 1 - LPIPS (VGG) of every picture and its regeneration, by method; empty where it cannot be computed."""
     weights = data / "weights_lpips" / "vgg16_features_fp16.safetensors" if data else None
     if weights is None or not weights.exists() or not (out / "pictures.npz").exists():
         return {}
@@ -158,11 +160,13 @@ def perceptual(out: Path, data: Path | None) -> dict[str, np.ndarray]:
     except ImportError as error:
         print(f"no LPIPS here: {error}", file=sys.stderr)
         return {}
-    pictures = {name: torch.from_numpy(each).float() / 255 for name, each in np.load(out / "pictures.npz").items()}
+    pictures = {
+        name: torch.from_numpy(picture_set).float() / 255 for name, picture_set in np.load(out / "pictures.npz").items()
+    }
     with torch.inference_mode():
         return {
-            name: similarity(each, pictures["generated"]).numpy()
-            for name, each in pictures.items()
+            name: similarity(picture_set, pictures["generated"]).numpy()
+            for name, picture_set in pictures.items()
             if name != "generated"
         }
 
@@ -190,7 +194,7 @@ def counterfactual(facts: Facts, lpips: dict[str, np.ndarray]) -> list[str]:
             f"| {name} | {removed:,} | {row['AUC']:.3f} | {row['p, paired']:.2g} | {row['mean']:.3f} | {by_lpips} |"
         )
     skipped = ("machine", "started", "seconds", "cut", "n", "weights", "training", "removed")
-    rest = {name: each for name, each in facts.items() if name not in skipped and not name.startswith("SSIM")}
+    rest = {name: value for name, value in facts.items() if name not in skipped and not name.startswith("SSIM")}
     lines += ["", "| measured on the way | |", "|---|---|"]
     for name, value in rest.items():
         items = name.startswith("unlearning, ") and isinstance(value, list)
@@ -199,16 +203,19 @@ def counterfactual(facts: Facts, lpips: dict[str, np.ndarray]) -> list[str]:
 
 
 def of_unlearning(items: list[Facts]) -> str:
-    """How the items ended."""
+    """Describe how the items ended."""
     ended = Counter(item["outcome"] for item in items)
-    said = ", ".join(f"{count} {outcome}" for outcome, count in ended.items())
+    outcomes = ", ".join(f"{count} {outcome}" for outcome, count in ended.items())
     updates, limits = [item["updates"] for item in items], [item["limit"] for item in items]
-    return f"{said}; updates {min(updates)} to {max(updates)} (at most {min(limits)} to {max(limits)})"
+    return f"{outcomes}; updates {min(updates)} to {max(updates)} (at most {min(limits)} to {max(limits)})"
 
 
 def contact_sheet(out: Path) -> None:
-    """A row for what was generated, and one after each retraining."""
-    rows = [np.concatenate(list(each.transpose(0, 2, 3, 1)), axis=1) for each in np.load(out / "pictures.npz").values()]
+    """Draw one row for the generated pictures, and one for each retraining."""
+    rows = [
+        np.concatenate(list(picture_set.transpose(0, 2, 3, 1)), axis=1)
+        for picture_set in np.load(out / "pictures.npz").values()
+    ]
     sheet = np.concatenate(rows, axis=0).repeat(ENLARGED, axis=0).repeat(ENLARGED, axis=1)
     Image.fromarray(sheet).save(out / "pictures.png", optimize=True)
 

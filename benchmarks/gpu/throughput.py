@@ -59,7 +59,7 @@ from mucs_ray.training.step import TrainState, UpdateDraws, WorkerContext, train
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """A data set of the paper, and the minutes an item that the paper reports for it on an H100 (its table 6)."""
+    """A data set of the paper, and the minutes per item that the paper reports for it on an H100 (its table 6)."""
 
     images: int
     paper: dict[str, float]
@@ -74,17 +74,17 @@ ITEMS_OF_A_RUN = 20
 MEASURED_ITEMS = 4
 IDLE_CALLS = 3
 PUBLISHED_IMAGES = 16
-"""In a forward of the published procedure, each at all noises."""
+"""The number of images in a forward of the published procedure, each at all noises."""
 
 
 def main() -> None:
-    chosen = options(__doc__)
+    arguments = options(__doc__)
     torch.set_num_threads(1)
-    results = Results(chosen.out, "throughput")
-    budget = 0.2 if chosen.tiny else 3.0
-    for name, size in {"cifar10": SIZES["cifar10"]}.items() if chosen.tiny else SIZES.items():
-        model = TINY if chosen.tiny else recipe_model(name)
-        measured = Measured(model, noises=4 if chosen.tiny else 100, budget=budget, tiny=chosen.tiny)
+    results = Results(arguments.out, "throughput")
+    budget = 0.2 if arguments.tiny else 3.0
+    for name, size in {"cifar10": SIZES["cifar10"]}.items() if arguments.tiny else SIZES.items():
+        model = TINY if arguments.tiny else recipe_model(name)
+        measured = Measured(model, noises=4 if arguments.tiny else 100, budget=budget, tiny=arguments.tiny)
         ceiling = measured.ceiling()
         results[f"{name}, ceiling TFLOP/s"] = {shape: rate / 1e12 for shape, rate in ceiling.items()}
         results[f"{name}, GFLOP a forward"] = measured.flop / 1e9
@@ -108,7 +108,9 @@ class Measured:
         self.flop = flop_of_a_forward(self.denoiser, model)
 
     def ceiling(self) -> dict[str, float]:
-        """FLOP/s of the fastest bf16 matrix product, and of each: a large one, and those of the network's layers."""
+        """Return FLOP/s of the fastest bf16 matrix product, and of each: a large one, and those of the network's
+        layers.
+        """
         rows, width = (self.model.grid**2 + self.model.registers) * self.num_noises, self.model.width
         side = 256 if self.tiny else 8192
         shapes = [(side, side, side), (rows, width, 4 * width), (rows, 4 * width, width), (rows, width, 3 * width)]
@@ -120,7 +122,7 @@ class Measured:
         return {"best": max(rates.values()), **rates}
 
     def scoring_rate(self, config: ScoreConfig, *, captures: bool) -> tuple[float, float | None]:
-        """Forwards a second through the bank, and the share of that time in which the GPU had no piece to work on.
+        """Return forwards per second through the bank, and the share of time in which the GPU had no piece to work on.
 
         A call has four pieces, which are decoded and copied as in the engine: those after the first meanwhile.
         """
@@ -142,7 +144,7 @@ class Measured:
         return len(stored) * self.num_noises * (1 + len(self.bank)) / took, idle_between_pieces(models, work)
 
     def published_rate(self) -> float:
-        """The same by the published procedure, eager and in bf16."""
+        """Return the rate of the published procedure, eager and in bf16."""
         network, images = self.denoiser.network, PUBLISHED_IMAGES
         first = {name: tensor.clone() for name, tensor in network.state_dict().items()}
         batch = random_batch(self.model, images)
@@ -186,12 +188,12 @@ def idle_between_pieces(models: ModelBank, work: Callable[[], object]) -> float 
 
 
 def scoring(results: Results, name: str, measured: Measured, ceiling: float, *, compiles: bool) -> dict[str, float]:
-    """Forwards a second, way by way."""
+    """Measure forwards per second, way by way."""
     precision = "bf16" if DEVICE.type == "cuda" else "fp32"
     probe = ScoreConfig(noises=measured.num_noises, images_per_forward="auto", precision=precision)
-    found = tune(measured.denoiser, random_batch(measured.model, 16), probe, share=0, captures=True)
-    images = found.images_per_forward
-    results[f"{name}, probe"] = {"images a forward": images, "forwards/s": 1 / found.seconds_a_forward}
+    tuning = tune(measured.denoiser, random_batch(measured.model, 16), probe, share=0, captures=True)
+    images = tuning.images_per_forward
+    results[f"{name}, probe"] = {"images a forward": images, "forwards/s": 1 / tuning.seconds_a_forward}
     rates: dict[str, float] = {}
     ways: dict[str, Callable[[], tuple[float, float | None]]] = {
         "published": lambda: (measured.published_rate(), None),
@@ -221,7 +223,7 @@ def scoring(results: Results, name: str, measured: Measured, ceiling: float, *, 
 def way(
     measured: Measured, images: int, precision: Any, how: str, *, captures: bool
 ) -> Callable[[], tuple[float, float | None]]:
-    """One way to score."""
+    """Return the measurement of one way to score."""
     config = ScoreConfig(
         noises=measured.num_noises,
         images_per_forward=images,
@@ -232,16 +234,18 @@ def way(
 
 
 def other_passes(results: Results, name: str, measured: Measured) -> dict[str, float]:
-    """Updates of unlearning and training a second, and features a second."""
+    """Measure updates of unlearning and training per second, and features per second."""
     speeds: dict[str, float] = {}
     model, batch_size = measured.model, 4 if measured.tiny else 100
-    some = random_batch(model, batch_size)
-    item = Item(number=0, idx=0, z=some.z[0], condition=one_by_one(some.condition, len(some.z))[0])
+    batch = random_batch(model, batch_size)
+    item = Item(number=0, idx=0, z=batch.z[0], condition=one_by_one(batch.condition, len(batch.z))[0])
     count = 2 if measured.tiny else 10
 
     def unlearning() -> object:
         config = MUCSConfig(fixed_updates=count, batch_size=batch_size)
-        return unlearn(measured.denoiser, item, lambda _: some, bound=1e6, config=config, learning_rate=1e-6, seed=SEED)
+        return unlearn(
+            measured.denoiser, item, lambda _: batch, bound=1e6, config=config, learning_rate=1e-6, seed=SEED
+        )
 
     def training() -> None:
         for _ in range(count):
@@ -257,7 +261,7 @@ def other_passes(results: Results, name: str, measured: Measured) -> dict[str, f
         for method in (DTRAK, DAS) if precision == "TF32" or measured.tiny else (DTRAK,):
             ready = method(features_context(settings, measured.denoiser))
             try:
-                took = seconds_a_call(lambda: ready.features(some[:2]), measured.budget / 2)  # noqa: B023
+                took = seconds_a_call(lambda: ready.features(batch[:2]), measured.budget / 2)  # noqa: B023
             except Exception as error:
                 results[f"{name}, features of {method.card.label}, {precision}"] = (
                     f"failed: {type(error).__name__}: {error}"
@@ -266,7 +270,7 @@ def other_passes(results: Results, name: str, measured: Measured) -> dict[str, f
             speeds[f"features of {method.card.label}/s, {precision}"] = 2 / took
             del ready
         torch.set_float32_matmul_precision("highest")
-        results[f"{name}, {precision}"] = {key: round(each, 2) for key, each in speeds.items() if precision in key}
+        results[f"{name}, {precision}"] = {key: round(speed, 2) for key, speed in speeds.items() if precision in key}
     batch = random_batch(model, 8 if measured.tiny else 128)
     config = TrainConfig(batch_size=len(batch), precision="bf16")
     draws = UpdateDraws(
@@ -288,22 +292,22 @@ def other_passes(results: Results, name: str, measured: Measured) -> dict[str, f
 
 
 def features_context(settings: Any, denoiser: DiTEDM) -> MethodContext:
-    """What a gradient method works with."""
+    """Build the context of a gradient method."""
     return MethodContext(settings=settings, device=DEVICE, num_images=1000, denoiser=denoiser, captures=True)
 
 
 def minutes(size: Size, noises: int, rates: dict[str, float], speeds: dict[str, float]) -> dict[str, float]:
-    """What an item would take, multiplied out; a run has 20 items, and F1 and the features are shared by them."""
+    """Extrapolate the minutes per item; a run has 20 items, which share F1 and the features."""
     per_item = size.images * noises * (1 + 1 / ITEMS_OF_A_RUN)
-    found = {f"MUCS scoring, {how}": per_item / rate / 60 for how, rate in rates.items()}
+    minutes_of = {f"MUCS scoring, {how}": per_item / rate / 60 for how, rate in rates.items()}
     for name, speed in speeds.items():
         what, precision = name.split(", ")
         if what.startswith("unlearning"):
-            found[f"MUCS unlearning, {precision}"] = EXPECTED_UPDATES / speed / 60
+            minutes_of[f"MUCS unlearning, {precision}"] = EXPECTED_UPDATES / speed / 60
         else:
             label = what.removeprefix("features of ").removesuffix("/s")
-            found[f"{label}, {precision}"] = (size.images / ITEMS_OF_A_RUN + 1) / speed / 60
-    return {name: round(each, 2) for name, each in found.items()}
+            minutes_of[f"{label}, {precision}"] = (size.images / ITEMS_OF_A_RUN + 1) / speed / 60
+    return {name: round(value, 2) for name, value in minutes_of.items()}
 
 
 if __name__ == "__main__":

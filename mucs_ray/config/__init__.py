@@ -1,1 +1,1 @@
-"""The recipe: every value that changes a number, checked."""
+"""The recipe, which holds every value that changes a number, and its checks."""

@@ -1,6 +1,6 @@
-"""How the work is spread: the recipe's section `engine`, and what is fixed.
+"""How the work is distributed: the recipe's section `engine`, and the values that are fixed.
 
-Apart from the other sections, so that Ray's helper processes need not import torch.
+This module stands apart from the other sections, so that Ray's helper processes need not import torch.
 """
 
 from dataclasses import dataclass
@@ -9,33 +9,38 @@ from typing import Annotated
 from annotated_types import Ge, Gt, Le
 
 LEAST_IMAGES = 8
-"""Of a batch, for one GPU, unless more workers are asked for: with fewer it would mostly wait for the others."""
+"""The smallest share of a batch for one GPU, unless more workers are asked for: with fewer images a GPU would mostly
+wait for the others.
+"""
 SUM_SHARDS = 16
-"""Shards of the training set whose sums are a part each: enough to share out, few enough to keep."""
+"""The shards of the training set whose sums are a part each: enough to share out, few enough to keep."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
-    """How the work is spread. No finished work becomes stale by it: scores do not depend on it, trained weights only
-    through rounding and, with dropout, through which worker drew what.
+    """How the work is distributed. A change makes no finished work stale: scores do not depend on these settings, and
+    trained weights only through rounding and, with dropout, through the worker that drew the random numbers.
     """
 
     train_workers: Annotated[int, Ge(0)] = 0
-    """Workers of Ray Train; 0 = one a GPU, or on a machine without GPUs one a CPU, at most 2."""
+    """The number of workers of Ray Train; 0 = one for each GPU or, without GPUs, one for each CPU, at most 2."""
     trainings: Annotated[int, Ge(0)] = 0
-    """Trainings side by side at most; 0 = as many as there is room for."""
+    """The largest number of trainings at the same time; 0 = as many as there is room for."""
     actors: tuple[Annotated[int, Ge(0)], Annotated[int, Ge(0)]] = (0, 0)
-    """Smallest and largest pool of scorers. 0 = all that the cluster has room for, now or once its autoscaler has
-    brought it; and no bound: nodes that join get scorers too."""
+    """The smallest and the largest number of scorers. 0 = as many as the cluster has room for, now or after its
+    autoscaler has grown it, and no upper bound: nodes that join later get scorers too.
+    """
     stages_per_pass: Annotated[int, Ge(0)] = 0
-    """Stages that share a pass over the training set at most; 0 = all that can. Fewer need less memory: the models of
-    all of them are in every scorer."""
+    """The largest number of stages that share a pass over the training set; 0 = all that can. Fewer need less memory,
+    because every scorer holds the models of all of them.
+    """
     max_failures: Annotated[int, Ge(0)] = 3
-    """Restarts of a training after a lost worker or a hang; a machine that is taken away does not count."""
+    """The number of restarts of a training after a lost worker or a hang; a preempted machine does not count."""
     gpu_share: Annotated[float, Gt(0), Le(1)] = 1.0
-    """GPU of one worker outside training, e.g. 0.5 for two workers on one GPU."""
+    """The share of a GPU for one worker outside training, e.g. 0.5 for two workers on one GPU."""
     cuda_graphs: bool = True
-    """Capture forwards whose shape comes again, so that a GPU need not wait for Python; changes no score."""
+    """Whether recurring forwards are captured, so that a GPU need not wait for Python; this changes no score."""
     timeout: Annotated[float, Ge(10)] = 900.0
-    """Seconds without a sign of life (a forward pass, or the end of a unit) after which a worker is ended, and what it
-    did tried again elsewhere."""
+    """The seconds without a sign of life (a forward pass, or the end of a unit) after which a worker is killed and its
+    work is tried again elsewhere.
+    """

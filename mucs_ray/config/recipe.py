@@ -32,35 +32,35 @@ Values = dict[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerateConfig:
-    """Which images are generated and how (spec 6)."""
+    """The number of generated images and how they are generated (spec 6)."""
 
     items: Annotated[int, Gt(0)] = 20
-    """Targets: generated images that are attributed."""
+    """The number of targets, which are the generated images that are attributed."""
     controls: Annotated[int, Ge(0)] = 20
-    """Generated images that are not attributed, to see collateral damage."""
+    """The number of generated images that are not attributed, to detect collateral damage."""
     steps: Annotated[int, Gt(0)] = 32
     guidance: float = 1.0
     items_per_forward: Annotated[int, Gt(0)] = 1
-    """Images in one forward. At 1, in fp32, an image is bitwise independent of the others."""
+    """The number of images in one forward. At 1, in fp32, an image is bitwise independent of the others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """One run from data to report."""
+    """All settings of one run, from the data to the report."""
 
     name: str
     data: str
-    """URL of the prepared data set."""
+    """The URL of the prepared data set."""
     seed: int = 1
     weights: str | None = None
-    """Weights to attribute with instead of training: a file saved by the official code, or ours."""
+    """A file of weights, saved by the official code or by mucs-ray, to be attributed with instead of training."""
     model: ModelSpec = field(default_factory=default_spec)
-    """Of the class that goes with its kind."""
+    """The model's settings, of the class that belongs to their kind."""
     train: TrainConfig = field(default_factory=TrainConfig)
     generate: GenerateConfig = field(default_factory=GenerateConfig)
     score: ScoreConfig = field(default_factory=ScoreConfig)
     method: dict[str, Any] = field(default_factory=lambda: method_settings({}, METHODS.values()))
-    """The settings that are a method's own, by the section of its card."""
+    """The settings that belong to methods, by the section of the method's card."""
     ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
     rank: RankConfig = field(default_factory=RankConfig)
     remove: RemoveConfig = field(default_factory=RemoveConfig)
@@ -69,22 +69,22 @@ class Recipe:
 
     @property
     def trains(self) -> bool:
-        """Whether the run trains its model; else it attributes with weights that are given."""
+        """Whether the run trains its model, or else attributes with given weights."""
         return self.weights is None and self.model.trains
 
     def to_dict(self) -> Values:
-        """Plain values, for recipe.json and fingerprints."""
+        """Return plain values, for recipe.json and fingerprints."""
         return {**asdict(self), "model": self.model.to_dict()}
 
 
 def recipe_names() -> list[str]:
-    """The recipes that come with the package."""
+    """Return the names of the recipes that come with the package."""
     folder = resources.files("mucs_ray.recipes")
     return sorted(file.name.removesuffix(".toml") for file in folder.iterdir() if file.name.endswith(".toml"))
 
 
 def read_recipe(name_or_file: str) -> Values:
-    """The raw values of a packaged recipe, or of a TOML file at any URL."""
+    """Read the raw values of a packaged recipe, or of a TOML file at any URL."""
     if name_or_file in recipe_names():
         text = resources.files("mucs_ray.recipes").joinpath(f"{name_or_file}.toml").read_text()
     elif name_or_file.endswith(".toml"):
@@ -101,7 +101,7 @@ def read_recipe(name_or_file: str) -> Values:
 
 
 def parse_setting(setting: str) -> tuple[list[str], Any]:
-    """ "a.b=1" as (["a", "b"], 1); the value is TOML, or else a plain string."""
+    """Parse "a.b=1" as (["a", "b"], 1); the value is TOML, or else a plain string."""
     path, equals, text = setting.partition("=")
     if not equals or not path:
         raise InputError(f"--set {setting!r}: expected section.key=value, e.g. --set score.noises=50")
@@ -113,7 +113,7 @@ def parse_setting(setting: str) -> tuple[list[str], Any]:
 
 
 def with_settings(values: Values, settings: Iterable[str]) -> Values:
-    """A copy of raw recipe values with `--set` settings applied."""
+    """Return a copy of raw recipe values with `--set` settings applied."""
     changed = deepcopy(values)
     for setting in settings:
         path, value = parse_setting(setting)
@@ -127,7 +127,10 @@ def with_settings(values: Values, settings: Iterable[str]) -> Values:
 
 
 def with_values(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
-    """A copy of a recipe with other values under dotted keys, e.g. {"score.keep": 1.0, "method.mucs.clamp": False}."""
+    """Return a copy of a recipe with other values under dotted keys.
+
+    An example is {"score.keep": 1.0, "method.mucs.clamp": False}.
+    """
     for key, value in values.items():
         section, _, name = key.rpartition(".")
         if section.startswith(METHOD):
@@ -139,25 +142,25 @@ def with_values(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
 
 
 def for_method(recipe: Recipe, card: MethodCard) -> Recipe:
-    """The recipe under which a method runs: with the values of its card, and defaults where it says nothing."""
+    """Return the recipe for a method, with the values of its card, and defaults where the recipe says nothing."""
     if card.section not in recipe.method and fields(card.config_class):
         recipe = replace(recipe, method={**recipe.method, card.section: card.config_class()})
     return with_values(recipe, card.settings)
 
 
 def from_card(values: Values, card: Card) -> Values:
-    """Raw values with what the recipe left open read off the data set's card."""
+    """Fill values that a recipe left open from the data set's card."""
     section = values.get("model", {})
     if not isinstance(section, Mapping):
-        return values  # `build` says what is wrong
+        return values  # `build` reports what is wrong
     spec_class = find(kind_of(section)).spec_class
     return {**values, "model": spec_class.opened(section, size=card.size, condition_dim=card.condition_dim)}
 
 
 def build(values: Values, methods: Collection[str] = ()) -> Recipe:
-    """A checked recipe. InputError, naming the key, for unknown keys, wrong types and values out of range.
+    """Build a checked recipe. InputError, naming the key, for unknown keys, wrong types and values out of range.
 
-    `methods`: names of methods that are not the package's, whose settings the recipe may have.
+    `methods` names further methods, from outside the package, whose settings the recipe may have.
     """
     refuse_old_sections(values)
     shared = {key: value for key, value in values.items() if key not in ("method", "model")}
@@ -169,7 +172,7 @@ def build(values: Values, methods: Collection[str] = ()) -> Recipe:
 
 
 def model_spec(values: object) -> ModelSpec:
-    """The values under [model], checked by the class of their kind. InputError, naming the key, if they are wrong."""
+    """Check the values under [model] by the class of their kind. InputError, naming the key, if they are wrong."""
     if not isinstance(values, Mapping):
         raise InputError(f"recipe key model: expected a section [model]; found {values!r}")
     spec_class = find(kind_of(values)).spec_class
@@ -179,11 +182,12 @@ def model_spec(values: object) -> ModelSpec:
 
 
 def check_fits(recipe: Recipe, card: Card) -> None:
-    """InputError if the model does not fit the data set, or more items are asked for than there are conditions."""
+    """Raise InputError if the model does not fit the data set, or there are fewer conditions than items to generate."""
     recipe.model.check_fits(size=card.size, condition_dim=card.condition_dim, data=recipe.data)
-    asked, there = recipe.generate.items + recipe.generate.controls, card.num_images("test")
-    if asked > there:
+    num_items, num_conditions = recipe.generate.items + recipe.generate.controls, card.num_images("test")
+    if num_items > num_conditions:
         raise InputError(
-            f"{asked} images to generate (items + controls) but the test split lends only {there} conditions"
+            f"{num_items} images to generate (items + controls), but the test split has only {num_conditions}"
+            " conditions"
         )
     recipe.model.check()

@@ -1,4 +1,4 @@
-"""Raw values of a recipe against the dataclasses that they fill: what is unknown, has moved, or has the wrong type."""
+"""Checks of a recipe's raw values against its dataclasses: unknown and moved keys, and wrong types."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
@@ -11,7 +11,7 @@ from mucs_ray.attribution.card import MethodCard
 from mucs_ray.errors import InputError
 
 METHOD = "method."
-"""Before the section of a method in dotted keys."""
+"""The prefix of a method's section in dotted keys."""
 MOVED = {
     "unlearn": "mucs",
     "screen": "mucs/screen",
@@ -28,21 +28,23 @@ BOUNDS = {"analytic": "zero-output"}
 
 
 def checked(section: type, values: object, *, prefix: str = "") -> Any:  # noqa: ANN401 - an instance of `section`
-    """InputError, naming the key, for wrong types and values out of range."""
+    """Fill a dataclass. InputError, naming the key, for wrong types and values out of range."""
     try:
         return TypeAdapter(section).validate_python(values)
     except ValidationError as error:
-        first, *others = error.errors()
+        first, *further = error.errors()
         where = ".".join(str(part) for part in first["loc"] if isinstance(part, str) and part.isidentifier())
         depth = 1 if prefix else 2  # a key of one section, or of the sections of a recipe
-        told = [each["msg"].lower() for each in (first, *others) if each["loc"][:depth] == first["loc"][:depth]]
+        messages = [
+            detail["msg"].lower() for detail in (first, *further) if detail["loc"][:depth] == first["loc"][:depth]
+        ]
         key = f"{prefix}{where}".removesuffix(".")
-        raise InputError(f"recipe key {key}: {', or '.join(told)}; found {first['input']!r}") from None
+        raise InputError(f"recipe key {key}: {', or '.join(messages)}; found {first['input']!r}") from None
 
 
 def refuse_unknown_keys(values: Mapping[str, Any], section: type, *, prefix: str = "") -> None:
-    """InputError with the nearest known key."""
-    known = [each.name for each in fields(section)]
+    """Raise InputError for an unknown key, with the nearest known one."""
+    known = [field.name for field in fields(section)]
     types = get_type_hints(section)
     for key, value in values.items():
         if key not in known:
@@ -52,26 +54,29 @@ def refuse_unknown_keys(values: Mapping[str, Any], section: type, *, prefix: str
 
 
 def unknown_key(key: str, known: Sequence[str], prefix: str) -> str:
-    """A line on a key that there is not, with the nearest one that there is."""
+    """Return a line on an unknown key, with the nearest known one."""
     near = get_close_matches(key, known, n=1)
     hint = f"did you mean {prefix}{near[0]}?" if near else f"known: {', '.join(sorted(known))}"
     return f"unknown recipe key {prefix}{key}; {hint}"
 
 
 def method_settings(values: object, cards: Iterable[MethodCard]) -> dict[str, Any]:
-    """The settings of each method that has any, by its section: raw values checked, defaults for the rest."""
+    """Return the settings of each method that has any, by its section.
+
+    Raw values are checked, and defaults fill the rest.
+    """
     if not isinstance(values, Mapping):
         raise InputError(f"recipe key method: expected sections such as [method.mucs]; found {values!r}")
     classes = config_classes(cards)
-    for section, given in values.items():
+    for section, raw in values.items():
         if section not in classes:
-            own = "the settings of a method of your own are known with --method MODULE:CLASS"
+            own = "the settings of your own method become known with --method MODULE:CLASS"
             raise InputError(f"{unknown_key(section, list(classes), METHOD)}; {own}")
-        if isinstance(given, Mapping):
-            if section == "mucs" and NULL_LOSS in given:
+        if isinstance(raw, Mapping):
+            if section == "mucs" and NULL_LOSS in raw:
                 renamed = f"recipe key {METHOD}mucs.{NULL_LOSS} is now {METHOD}mucs.{BOUND}"
                 raise InputError(f'{renamed}, and its value "analytic" is now "zero-output"')
-            refuse_unknown_keys(given, classes[section], prefix=f"{METHOD}{section}.")
+            refuse_unknown_keys(raw, classes[section], prefix=f"{METHOD}{section}.")
     return {
         section: checked(config_class, values.get(section, {}), prefix=f"{METHOD}{section}.")
         for section, config_class in classes.items()
@@ -79,18 +84,18 @@ def method_settings(values: object, cards: Iterable[MethodCard]) -> dict[str, An
 
 
 def config_classes(cards: Iterable[MethodCard]) -> dict[str, type[Any]]:
-    """The dataclass of each section. InputError if two methods would fill one section with different settings."""
+    """Return the dataclass of each section. InputError if two methods claim one section with different settings."""
     owners: dict[str, MethodCard] = {}
     for card in cards:
         owner = owners.setdefault(card.section, card)
         if owner.config_class is not card.config_class:
-            both = f"{owner.name} and {card.name}"
-            raise InputError(f"{both} both have settings of their own under [{METHOD}{card.section}]; rename one")
+            names = f"{owner.name} and {card.name}"
+            raise InputError(f"{names} both have settings of their own under [{METHOD}{card.section}]; rename one")
     return {section: card.config_class for section, card in owners.items() if fields(card.config_class)}
 
 
 def refuse_old_sections(values: Mapping[str, Any]) -> None:
-    """InputError, with the key of today, for sections from before methods had sections of their own."""
+    """Raise InputError, with the present key, for sections from before methods had sections of their own."""
     for old, new in MOVED.items():
         if old in values:
             inner = values[old] if isinstance(values[old], Mapping) else {}

@@ -1,6 +1,8 @@
-"""Captions as conditions: the open_clip ViT-L-14 (laion2b_s32b_b82k) text tower, from a file on this machine (spec 2).
+"""Captions as conditions: the open_clip ViT-L-14 (laion2b_s32b_b82k) text tower, from a local file (spec 2).
 
-Nothing is ever fetched. Axes: n captions, t tokens, d = 768.
+Nothing is ever downloaded.
+
+Axes: n captions, t tokens, d = 768.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,7 +29,7 @@ BATCH = 64
 
 
 def find_weights() -> str:
-    """The file that has the text tower (and the image tower); MachineError if there is none."""
+    """Return the file that holds the text tower (and the image tower); MachineError if there is none."""
     try:
         return weights.find_weights(CLIP_WEIGHTS)
     except MachineError as error:
@@ -35,7 +37,7 @@ def find_weights() -> str:
 
 
 def embed(captions: Sequence[str]) -> Float32[np.ndarray, "n d"]:
-    """One embedding a caption, of length 1; a caption beyond 77 tokens is cut."""
+    """Return one embedding of length 1 for each caption; a caption beyond 77 tokens is cut."""
     if not captions:
         return np.zeros((0, DIM), dtype=np.float32)
     tower = load_tower(find_weights())
@@ -49,7 +51,7 @@ def embed(captions: Sequence[str]) -> Float32[np.ndarray, "n d"]:
 
 
 def embed_each(groups: Sequence[Sequence[str]]) -> Iterator[Float32[np.ndarray, "captions d"]]:
-    """The embeddings of each image's captions."""
+    """Return the embeddings of each image's captions."""
     vectors = embed([caption for group in groups for caption in group])
     at = 0
     for group in groups:
@@ -59,10 +61,10 @@ def embed_each(groups: Sequence[Sequence[str]]) -> Iterator[Float32[np.ndarray, 
 
 @torch.inference_mode()
 def encode(tower: "TextTransformer", tokens: Int[Tensor, "n t"]) -> Float32[Tensor, "n d"]:
-    """Embeddings of token ids, as CLIP.encode_text(normalize=True) gives them.
+    """Return the embeddings of token ids, as CLIP.encode_text(normalize=True) gives them.
 
-    Attention is causal and the embedding is read at the end-of-text token, so what is padded after the longest
-    caption is not computed.
+    Attention is causal and the embedding is read at the end-of-text token, so the padding after the longest caption is
+    not computed.
     """
     ends = tokens.argmax(dim=1)
     length = int(ends.max()) + 1
@@ -75,7 +77,7 @@ def encode(tower: "TextTransformer", tokens: Int[Tensor, "n t"]) -> Float32[Tens
 
 @lru_cache(maxsize=1)
 def tokenizer():  # noqa: ANN201 (open_clip's type is not exported)
-    """ViT-L-14's tokenizer, which is part of open_clip."""
+    """Return ViT-L-14's tokenizer, which is part of open_clip."""
     from open_clip import get_tokenizer
 
     return get_tokenizer(CLIP_ARCHITECTURE)
@@ -83,20 +85,20 @@ def tokenizer():  # noqa: ANN201 (open_clip's type is not exported)
 
 @lru_cache(maxsize=1)
 def load_tower(path: str) -> "TextTransformer":
-    """The text tower with the weights of a file, once a process; on the GPU if there is one.
+    """Load the text tower with the weights of a file, once a process, on the GPU if there is one.
 
     InputError if the file is of another architecture or broken.
     """
     with torch.device("meta"):
         shapes = {name: tuple(value.shape) for name, value in new_tower().state_dict().items()}
-    found = read_weights(path, shapes, network=CLIP_WEIGHTS.network)
+    tensors = read_weights(path, shapes, network=CLIP_WEIGHTS.network)
     tower = new_tower()
-    tower.load_state_dict(found)
+    tower.load_state_dict(tensors)
     return tower.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def new_tower() -> "TextTransformer":
-    """The text tower of ViT-L-14 in fp32, weights random."""
+    """Build the text tower of ViT-L-14 in fp32 with random weights."""
     from open_clip import get_model_config
     from open_clip.transformer import TextTransformer
 

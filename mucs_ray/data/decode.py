@@ -16,13 +16,14 @@ MAX_PIXELS = 64_000_000
 
 
 class DecodeError(Exception):
-    """An image that is refused; the message is a short reason, without the file's name."""
+    """The refusal of an image; the message is a short reason without the file's name."""
 
 
 def decode(content: bytes, *, size: int | None, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "3 h w"]:
-    """An encoded image, its shorter side brought to `size` px (None = kept). DecodeError if it is refused.
+    """Decode an encoded image and bring its shorter side to `size` px (None = unchanged). DecodeError if it is refused.
 
-    The first frame of an animation; alpha over white; EXIF rotation is ignored, as torchvision does.
+    The first frame of an animation is used, and transparency becomes white; the EXIF rotation is ignored, as
+    torchvision does.
     """
     try:
         with warnings.catch_warnings():
@@ -41,14 +42,14 @@ def decode(content: bytes, *, size: int | None, max_pixels: int = MAX_PIXELS) ->
 
 
 def check_pixels(size: tuple[int, int], max_pixels: int, verb: str) -> None:
-    """DecodeError if width x height is over the cap."""
+    """Raise DecodeError if width x height is over the cap."""
     width, height = size
     if width * height > max_pixels:
         raise DecodeError(f"{verb} {width} x {height} px, more than {max_pixels} pixels")
 
 
 def flatten(picture: Image.Image) -> Image.Image:
-    """RGB; transparency over white."""
+    """Convert to RGB, with transparency over white."""
     if picture.mode.startswith("I;16"):
         high = np.asarray(picture) >> 8  # convert() would clip 16-bit grey to white
         return Image.fromarray(high.astype(np.uint8)).convert("RGB")
@@ -60,7 +61,9 @@ def flatten(picture: Image.Image) -> Image.Image:
 
 
 def to_array(picture: Image.Image, size: int | None, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "3 h w"]:
-    """An RGB picture, its shorter side brought to `size` px by PIL's bilinear filter, the long side kept (spec 2)."""
+    """Bring an RGB picture's shorter side to `size` px by PIL's bilinear filter; the long side is
+    not cropped (spec 2).
+    """
     if size is not None and min(picture.size) != size:
         shorter = min(picture.size)
         width, height = (size * side // shorter for side in picture.size)

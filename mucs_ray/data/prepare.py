@@ -1,4 +1,4 @@
-"""From a source to a prepared data set: shards first, rejects.parquet, and card.json last."""
+"""The way from a source to a prepared data set: shards first, then rejects.parquet, and card.json last."""
 
 import io
 from collections.abc import Callable, Iterator, Sequence
@@ -14,12 +14,12 @@ from mucs_ray.data.sources.registry import load_source
 from mucs_ray.data.table import Card, Dataset, Row, Shard, schema, to_parquet, to_table
 from mucs_ray.errors import InputError
 
-Execute = Callable[[Callable[[Task], "Receipt"], Sequence[Task]], Iterator["Receipt"]]
+Execute = Callable[[Callable[[Task], "WrittenShard"], Sequence[Task]], Iterator["WrittenShard"]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Receipt:
-    """What a written shard came to; `shard` is None if none of its images could be used."""
+class WrittenShard:
+    """A written shard and its rejected images; `shard` is None if none of its images could be used."""
 
     shard: Shard | None
     rejects: tuple[Reject, ...]
@@ -27,7 +27,7 @@ class Receipt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WriteShard:
-    """Writes one task's shard; small and picklable, so that it runs anywhere in a cluster."""
+    """A function that writes one task's shard; it is small and picklable, so that it runs anywhere in a cluster."""
 
     source: str
     out: str
@@ -35,20 +35,20 @@ class WriteShard:
     embedding: bool
     rows_per_unit: int
 
-    def __call__(self, task: Task) -> Receipt:
-        """Decode and publish."""
+    def __call__(self, task: Task) -> WrittenShard:
+        """Decode the task's images and publish the shard."""
         rows: list[Row] = []
         rejects: list[Reject] = []
-        for each in load_source(self.source).read(task):
-            (rows if isinstance(each, Row) else rejects).append(each)  # pyright: ignore[reportArgumentType]
+        for outcome in load_source(self.source).read(task):
+            (rows if isinstance(outcome, Row) else rejects).append(outcome)  # pyright: ignore[reportArgumentType]
         if not rows:
-            return Receipt(shard=None, rejects=tuple(rejects))
+            return WrittenShard(shard=None, rejects=tuple(rejects))
         path = f"{task.split}/part-{task.number:05d}.parquet"
         table = to_table(rows, schema(self.condition_dim, embedding=self.embedding))
         digest = storage.publish(storage.join(self.out, path), to_parquet(table, self.rows_per_unit))
         groups = tuple(min(self.rows_per_unit, len(rows) - at) for at in range(0, len(rows), self.rows_per_unit))
         shard = Shard(path=path, split=task.split, row_groups=groups, sha256=digest)
-        return Receipt(shard=shard, rejects=tuple(rejects))
+        return WrittenShard(shard=shard, rejects=tuple(rejects))
 
 
 def prepare(
@@ -60,10 +60,10 @@ def prepare(
     rows_per_unit: int | None = None,
     execute: Execute = map,
 ) -> Dataset:
-    """Write the data set and open it. The same request again does nothing; `execute` maps over large sources' tasks;
-    `rows_per_unit` None = as the source proposes.
+    """Write the data set and open it; the same request again does nothing.
 
-    InputError if something else is prepared at `out`, or no image can be used. Images that cannot be are listed in
+    `execute` maps over the tasks of large sources; `rows_per_unit` of None means what the source proposes. InputError
+    if something else is prepared at `out`, or no image can be used. Images that cannot be used are listed in
     rejects.parquet.
     """
     out = storage.absolute(out)
@@ -84,12 +84,12 @@ def prepare(
         rows_per_unit=rows_per_unit or listing.rows_per_unit,
     )
     run = execute if listing.distributed else map
-    receipts = list(run(write, listing.tasks))
-    rejects = sorted((each for receipt in receipts for each in receipt.rejects), key=lambda each: each.idx)
-    shards = [receipt.shard for receipt in receipts if receipt.shard is not None]
+    written = list(run(write, listing.tasks))
+    rejects = sorted((reject for part in written for reject in part.rejects), key=lambda reject: reject.idx)
+    shards = [part.shard for part in written if part.shard is not None]
     if not any(shard.split == "train" for shard in shards):
-        told = "; ".join(f"{each.where}: {each.reason}" for each in rejects[:3]) or "there are none"
-        raise InputError(f"no training image of {where or name} can be used ({told})")
+        reasons = "; ".join(f"{reject.where}: {reject.reason}" for reject in rejects[:3]) or "there are none"
+        raise InputError(f"no training image of {where or name} can be used ({reasons})")
     publish_rejects(out, rejects)
     storage.publish_json(storage.join(out, "card.json"), card(listing, shards, len(rejects), request).to_json())
     storage.remove(marker)
@@ -97,7 +97,7 @@ def prepare(
 
 
 def refuse_foreign_folder(out: str, marker: str, request: dict[str, str]) -> None:
-    """InputError if `out` holds anything but what an interrupted call of the same request left there."""
+    """Raise InputError if `out` holds anything but the files of an interrupted call of the same request."""
     if not any(True for _ in storage.names(out)):
         return
     if not storage.exists(marker) or storage.read_json(marker) != request:
@@ -105,19 +105,19 @@ def refuse_foreign_folder(out: str, marker: str, request: dict[str, str]) -> Non
 
 
 def opened_if_same(out: str, request: dict[str, str]) -> Dataset:
-    """The data set that is there, if it is what is asked for."""
+    """Open the existing data set if it is the requested one; InputError if it is another."""
     dataset = Dataset.open(out)
     if dataset.card.request != request:
-        there = dataset.card.request
+        existing = dataset.card.request
         raise InputError(
-            f"{out} already holds {there.get('name')} from {there.get('source') or 'the package'}"
-            f" at size {there.get('size') or 'default'}; choose another --out, or delete it first"
+            f"{out} already holds {existing.get('name')} from {existing.get('source') or 'the package'}"
+            f" at size {existing.get('size') or 'default'}; choose another --out, or delete it first"
         )
     return dataset
 
 
 def publish_rejects(out: str, rejects: Sequence[Reject]) -> None:
-    """idx, where, reason of every image that was left out; written even if there is none."""
+    """Publish idx, where and reason of every image that was left out; the file is written even if it is empty."""
     columns = pa.schema([("idx", pa.int64()), ("where", pa.string()), ("reason", pa.string())])
     values: list[dict[str, Any]] = [{"idx": r.idx, "where": r.where, "reason": r.reason} for r in rejects]
     buffer = io.BytesIO()
@@ -126,7 +126,7 @@ def publish_rejects(out: str, rejects: Sequence[Reject]) -> None:
 
 
 def card(listing: Listing, shards: Sequence[Shard], num_rejected: int, request: dict[str, str]) -> Card:
-    """The card, with the shards in order of idx (their numbers grow from five digits)."""
+    """Make the card, with the shards in order of idx (their numbers grow from five digits)."""
     in_order = sorted(shards, key=lambda shard: (shard.split == "test", len(shard.path), shard.path))
     return Card(
         name=listing.name,

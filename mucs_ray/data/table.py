@@ -1,9 +1,9 @@
 """The canonical form of a training set: Parquet shards and a card, at any fsspec URL.
 
-    <url>/card.json                   what the set is, its shards and their row groups, a fingerprint of the content
+    <url>/card.json                   the set's description, its shards and row groups, a fingerprint of the content
     <url>/train/part-00000.parquet    idx int64 | image binary, uint8 c*h*w | height, width int32 | label int32?
-    <url>/test/part-00000.parquet     | condition list<float32[d]>?, one a caption | text list<string>?
-    <url>/rejects.parquet             images that could not be read, and why
+    <url>/test/part-00000.parquet     | condition list<float32[d]>?, one for each caption | text list<string>?
+    <url>/rejects.parquet             images that could not be read, and the reasons
 
 `idx` is the number of an image for life. A *unit* is one row group: the grain of streaming, scoring and retrying.
 Axes: b images, c h w image (stored uint8 c-first, shorter side = card.size), d condition.
@@ -52,7 +52,7 @@ class Shard:
     path: str
     split: Split
     row_groups: tuple[int, ...]
-    """Rows of each row group."""
+    """The number of rows in each row group."""
     sha256: str
 
 
@@ -68,50 +68,50 @@ class Unit:
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """What a prepared data set is."""
+    """The description of a prepared data set."""
 
     name: str
     source: str
     licence: str
     size: int
-    """Shorter side of the stored images in pixels; everything is cropped to size x size on reading."""
+    """The shorter side of the stored images in pixels; everything is cropped to size x size on reading."""
     condition: Literal["none", "label", "embedding"]
     condition_dim: int
-    """Number of classes, or width of the embedding; 0 if none."""
+    """The number of classes, or the width of the embedding; 0 if there is no condition."""
     classes: tuple[str, ...] = ()
     shards: tuple[Shard, ...]
     num_rejected: int = 0
     schema_version: int = SCHEMA_VERSION
     request: dict[str, str] = field(default_factory=dict)
-    """What was asked of `data prepare`; the same request again does nothing."""
+    """The arguments of `data prepare`; the same request again does nothing."""
 
     @cached_property
     def fingerprint(self) -> str:
-        """Digest of the content: equal for equal shards, wherever they are."""
+        """A digest of the content, which is equal for equal shards, wherever they are."""
         digests = "".join(shard.sha256 for shard in self.shards)
         facts = f"{self.schema_version}/{self.size}/{self.condition}/{self.condition_dim}/{digests}"
         return sha256(facts.encode()).hexdigest()
 
     def num_images(self, split: Split) -> int:
-        """Images in a split."""
+        """Return the number of images in a split."""
         return sum(sum(shard.row_groups) for shard in self.shards if shard.split == split)
 
     def to_json(self) -> dict[str, object]:
-        """For card.json."""
+        """Return the content of card.json."""
         counts = {split: self.num_images(split) for split in ("train", "test")}
         return {**asdict(self), "counts": counts, "fingerprint": self.fingerprint}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """A prepared data set: its card, and where it is."""
+    """A prepared data set: its card and its place."""
 
     url: str
     card: Card
 
     @classmethod
     def open(cls, url: str) -> "Dataset":
-        """Read the card. InputError if there is none, or it is of another schema version."""
+        """Read the card. InputError if there is none, or it has another schema version."""
         url = storage.absolute(url)
         try:
             document = storage.read_json(storage.join(url, "card.json"))
@@ -123,8 +123,10 @@ class Dataset:
         except (ValueError, UnicodeDecodeError) as error:
             raise InputError(f"{url}/card.json is not readable JSON ({error}); prepare the data set again") from None
         if document.get("schema_version") != SCHEMA_VERSION:
-            found = document.get("schema_version")
-            raise InputError(f"{url}/card.json has schema version {found}, expected {SCHEMA_VERSION}; prepare it again")
+            version = document.get("schema_version")
+            raise InputError(
+                f"{url}/card.json has schema version {version}, expected {SCHEMA_VERSION}; prepare it again"
+            )
         facts = {key: value for key, value in document.items() if key not in ("counts", "fingerprint")}
         try:
             card = TypeAdapter(Card).validate_python(facts)
@@ -134,39 +136,43 @@ class Dataset:
         return cls(url=url, card=card)
 
     def units(self, split: Split) -> list[Unit]:
-        """All row groups of a split, in order of idx."""
-        found = []
+        """Return all row groups of a split, in order of idx."""
+        units = []
         for shard in self.card.shards:
             if shard.split != split:
                 continue
             stem = shard.path.removesuffix(".parquet").replace("/", "-")
             for number, rows in enumerate(shard.row_groups):
                 name = f"{stem}-{number:04d}"
-                found.append(Unit(name=name, url=storage.join(self.url, shard.path), row_group=number, rows=rows))
-        return found
+                units.append(Unit(name=name, url=storage.join(self.url, shard.path), row_group=number, rows=rows))
+        return units
 
     def stream(self, split: Split, columns: list[str] | None = None) -> Iterator[pa.Table]:
-        """The units of a split as Arrow tables, one in memory at a time."""
+        """Yield the units of a split as Arrow tables, one in memory at a time."""
         for unit in self.units(split):
             yield read_unit(unit, columns)
 
-    def find(self, wanted: set[int], split: Split) -> dict[int, Row]:
-        """The images with these idx, as stored but without conditions; only units that hold one are read whole."""
-        found: dict[int, Row] = {}
+    def find(self, ids: set[int], split: Split) -> dict[int, Row]:
+        """Return the images with these idx, as stored but without conditions.
+
+        Only units that hold one are read as a whole.
+        """
+        images: dict[int, Row] = {}
         for unit in self.units(split):
-            here = wanted.intersection(read_unit(unit, ["idx"])["idx"].to_pylist())
-            if not here:
+            matches = ids.intersection(read_unit(unit, ["idx"])["idx"].to_pylist())
+            if not matches:
                 continue
             table = read_unit(unit, ["idx", "image", "height", "width", "label", "text"])
-            table = table.filter(pa.array([idx in here for idx in table["idx"].to_pylist()]))
+            table = table.filter(pa.array([idx in matches for idx in table["idx"].to_pylist()]))
             columns = zip(table["idx"].to_pylist(), table["label"].to_pylist(), table["text"].to_pylist(), strict=True)
             for (idx, label, text), image in zip(columns, stored_images(table), strict=True):
-                found[idx] = Row(idx=idx, image=image, label=label, text=tuple(text or ()))
-        return found
+                images[idx] = Row(idx=idx, image=image, label=label, text=tuple(text or ()))
+        return images
 
     def batch(self, table: pa.Table, codec: "Codec | None" = None) -> "Batch":
-        """Arrow rows as tensors: centre crop, first caption (spec 2). `codec` makes z of the pictures; without one it
-        is their pixels in [-1, 1].
+        """Convert Arrow rows to tensors: centre crop, first caption (spec 2).
+
+        `codec` makes z of the pictures; without one, z is their pixels in [-1, 1].
         """
         import torch  # not with this module: a card is read, and a run looked at, without torch
 
@@ -183,7 +189,7 @@ class Dataset:
 
 
 def schema(condition_dim: int, *, embedding: bool) -> pa.Schema:
-    """The columns of a shard; `condition` only where it is an embedding (a label's one-hot is not stored)."""
+    """Return the columns of a shard; `condition` is there only for embeddings (a label's one-hot is not stored)."""
     fields = [("idx", pa.int64()), ("image", pa.binary()), ("height", pa.int32()), ("width", pa.int32())]
     fields += [("label", pa.int32()), ("text", pa.list_(pa.string()))]
     if embedding:
@@ -192,30 +198,30 @@ def schema(condition_dim: int, *, embedding: bool) -> pa.Schema:
 
 
 def to_table(rows: Iterable[Row], columns: pa.Schema) -> pa.Table:
-    """Rows as one Arrow table of that schema."""
-    kept = list(rows)
+    """Convert rows to one Arrow table with these columns."""
+    images = list(rows)
     data: dict[str, list[object]] = {
-        "idx": [row.idx for row in kept],
-        "image": [np.ascontiguousarray(row.image).tobytes() for row in kept],
-        "height": [row.image.shape[1] for row in kept],
-        "width": [row.image.shape[2] for row in kept],
-        "label": [row.label for row in kept],
-        "text": [list(row.text) for row in kept],
+        "idx": [row.idx for row in images],
+        "image": [np.ascontiguousarray(row.image).tobytes() for row in images],
+        "height": [row.image.shape[1] for row in images],
+        "width": [row.image.shape[2] for row in images],
+        "label": [row.label for row in images],
+        "text": [list(row.text) for row in images],
     }
     if "condition" in columns.names:
-        data["condition"] = [None if row.condition is None else row.condition.tolist() for row in kept]
+        data["condition"] = [None if row.condition is None else row.condition.tolist() for row in images]
     return pa.Table.from_pydict(data, schema=columns)
 
 
 def to_parquet(table: pa.Table, rows_per_unit: int) -> bytes:
-    """A shard's bytes. Images are stored raw: decoding PNG costs more than reading (benchmarks/storage.py)."""
+    """Encode a shard. Images are stored raw: decoding PNG costs more than reading (benchmarks/storage.py)."""
     buffer = io.BytesIO()
     pq.write_table(table, buffer, row_group_size=rows_per_unit, compression="zstd", use_dictionary=False)
     return buffer.getvalue()
 
 
 def open_parquet(file: IO[bytes]) -> pq.ParquetFile:
-    """A Parquet file by its own types alone: the Arrow schema that it may carry beside them is not looked at.
+    """Open a Parquet file by its own types alone and ignore the Arrow schema that it may carry beside them.
 
     That schema can declare a column to be of any registered extension type. Ray registers one whose values are
     unpickled on access, so that a foreign file could run code.
@@ -231,7 +237,7 @@ def open_parquet(file: IO[bytes]) -> pq.ParquetFile:
 
 
 def read_unit(unit: Unit, columns: list[str] | None = None) -> pa.Table:
-    """One row group. InputError, naming the file, if it is absent or corrupt."""
+    """Read one row group. InputError, naming the file, if it is absent or corrupt."""
     try:
         with storage.opened(unit.url) as file:
             return open_parquet(file).read_row_group(unit.row_group, columns=columns)
@@ -240,23 +246,25 @@ def read_unit(unit: Unit, columns: list[str] | None = None) -> pa.Table:
     except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: a remote file shorter than a footer
         plain = type(error) is OSError and error.errno in (None, EINVAL)  # EINVAL: sent to a place before the start
         if isinstance(error, OSError) and not plain:
-            raise  # of the file system, and it may pass; Arrow raises plain ones for what it cannot parse
+            raise  # the file system's, which may pass; Arrow raises plain ones for what it cannot parse
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"shard {unit.url} is corrupt ({reason}); prepare the data set again") from None
 
 
 def stored_images(table: pa.Table) -> Iterator[UInt8[np.ndarray, "c h w"]]:
-    """The images of a table, as stored. InputError, naming idx, if a size does not match its bytes."""
+    """Yield the images of a table, as stored. InputError, naming idx, if a size does not match its bytes."""
     columns = (table[name].to_pylist() for name in ("idx", "image", "height", "width"))
     for idx, image, height, width in zip(*columns, strict=True):
         if image is None or len(image) != 3 * height * width:
-            found = 0 if image is None else len(image)
-            raise InputError(f"image idx={idx} holds {found} bytes, expected 3 x {height} x {width}; prepare it again")
+            num_bytes = 0 if image is None else len(image)
+            raise InputError(
+                f"image idx={idx} holds {num_bytes} bytes, expected 3 x {height} x {width}; prepare it again"
+            )
         yield np.frombuffer(image, dtype=np.uint8).reshape(3, height, width)
 
 
 def center_crop(image: UInt8[np.ndarray, "c h w"], size: int) -> UInt8[np.ndarray, "c s s"]:
-    """The middle size x size pixels; InputError if the image is smaller."""
+    """Return the middle size x size pixels; InputError if the image is smaller."""
     _, height, width = image.shape
     if min(height, width) < size:
         raise InputError(f"an image of {height} x {width} px is smaller than the data set's size {size}")
@@ -265,7 +273,10 @@ def center_crop(image: UInt8[np.ndarray, "c h w"], size: int) -> UInt8[np.ndarra
 
 
 def conditions(table: pa.Table, card: Card) -> Float32[np.ndarray, "b d"] | None:
-    """The condition of each row: one-hot of its label, or the embedding of its first caption; None if there is none."""
+    """Return the condition of each row: the one-hot of its label, or the embedding of its first caption.
+
+    None if there is none.
+    """
     if card.condition == "none":
         return None
     if card.condition == "label":

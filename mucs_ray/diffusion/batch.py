@@ -20,33 +20,35 @@ class Batch:
     z: Float[Tensor, "b *shape"]
     """The images in the space of the model (mucs_ray.spaces)."""
     condition: Condition
-    """Empty if there is none."""
+    """The tensors of the condition by name; empty if there is none."""
     mask: Float[Tensor, "b *shape"] | None = None
-    """1 where z counts when a model unlearns, 0 where it is filled up; None where all of it counts."""
+    """1 where z counts when a model unlearns and 0 where it is padding; None where all of it counts."""
 
     def __len__(self) -> int:
-        """Number of images."""
+        """Return the number of images."""
         return len(self.idx)
 
     def __getitem__(self, rows: slice | Int64[Tensor, " r"]) -> "Batch":
-        """A cut of the batch, or some of its images."""
+        """Return a slice or a selection of the batch."""
         condition = mapped(self.condition, lambda tensor: tensor[rows])
         mask = None if self.mask is None else self.mask[rows]
         return Batch(idx=self.idx[rows], z=self.z[rows], condition=condition, mask=mask)
 
     def to(self, device: torch.device | str) -> "Batch":
-        """All but `idx` on another device; that stays on the CPU."""
+        """Move image and condition to another device; `idx` stays on the CPU."""
         mask = None if self.mask is None else self.mask.to(device)
         return Batch(idx=self.idx, z=self.z.to(device), condition=moved(self.condition, device), mask=mask)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Item:
-    """One generated image to explain; `idx` is the test image that lent its condition and names its noise (spec 6)."""
+    """One generated image to explain; `idx` is the test image that supplied its condition and names
+    its noise (spec 6).
+    """
 
     number: int
     idx: int
     condition: Condition
-    """Without an axis for the batch; empty if there is none."""
+    """The condition has no batch axis and is empty if there is none."""
     z: Float[Tensor, "*shape"]
-    """As the sampler left it, in the space of the model: of pixels, unclamped."""
+    """The sampler's output in the space of the model; in pixel space it is not clamped."""

@@ -1,7 +1,8 @@
-"""How much noise each step of a discrete diffusion adds: tables of beta by the names that scheduler_config.json uses.
+"""The noise that each step of a discrete diffusion adds: tables of beta by the names in scheduler_config.json.
 
-A model was trained with fp32 tables, and must be scored with the same numbers: they are made in fp32 here, in the order
-of operations of the trainers, and whoever computes with them does so in float64.
+A model was trained with fp32 tables and must be scored with the same numbers. They are computed here in fp32, in the
+trainers' order of operations; further computations with them are in float64.
+
 Axes: t steps, 0 the least noisy.
 """
 
@@ -21,13 +22,13 @@ MOST_BETA = 0.999
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Betas:
-    """Which table; the defaults are DDPM's."""
+    """The choice of a table; the defaults are DDPM's."""
 
     schedule: Schedule = "linear"
     steps: int = 1000
     first: float = 1e-4
     last: float = 0.02
-    """`first` and `last` are of linear, scaled_linear and sigmoid only."""
+    """The table's last beta; `first` and `last` are used by linear, scaled_linear and sigmoid only."""
     trained: tuple[float, ...] = ()
     """The table itself, when the schedule is "trained"."""
     zero_snr: bool = False
@@ -36,14 +37,14 @@ class Betas:
 
 @cache
 def betas(of: Betas) -> Float[Tensor, " t"]:
-    """The table; fp32."""
+    """Return the table in fp32."""
     table = _stretched(_unstretched(of)) if of.zero_snr else _unstretched(of)
     return table
 
 
 @cache
 def alpha_bar(of: Betas) -> Float[Tensor, " t"]:
-    """The share of the image's variance that is left: the cumulative product of 1 - beta; fp32."""
+    """Return the share of the image's variance that is left, the cumulative product of 1 - beta, in fp32."""
     return torch.cumprod(1 - betas(of), dim=0)
 
 
@@ -65,13 +66,13 @@ def _unstretched(of: Betas) -> Float[Tensor, " t"]:
 
 
 def _from_alpha_bar(left: Callable[[float], float], steps: int) -> Float[Tensor, " t"]:
-    """The betas under which `left(u)` of the image's variance is left at u in [0, 1], none above 0.999."""
+    """Return betas that leave `left(u)` of the image's variance at u in [0, 1], none above 0.999."""
     shares = [left((step + 1) / steps) / left(step / steps) for step in range(steps)]
     return torch.tensor([min(1 - share, MOST_BETA) for share in shares], dtype=torch.float32)
 
 
 def _laplace(u: float) -> float:
-    """The share left when the log of the signal-to-noise ratio is Laplace distributed."""
+    """Return the share that is left when the log of the signal-to-noise ratio is Laplace distributed."""
     from_the_middle = 0.5 - u
     log_snr = -0.5 * math.copysign(1, from_the_middle) * math.log(1 - 2 * abs(from_the_middle) + 1e-6)
     snr = math.exp(log_snr)

@@ -25,32 +25,32 @@ SIGMA_DATA = 0.5
 
 
 def c_skip(sigma: Tensor) -> Tensor:
-    """Share of the noisy image in the denoised one."""
+    """Return the share of the noisy image in the denoised one."""
     return SIGMA_DATA**2 / (sigma**2 + SIGMA_DATA**2)
 
 
 def c_out(sigma: Tensor) -> Tensor:
-    """Scale of the network's output."""
+    """Return the scale of the network's output."""
     return sigma * SIGMA_DATA / (sigma**2 + SIGMA_DATA**2).sqrt()
 
 
 def c_in(sigma: Tensor) -> Tensor:
-    """Brings the noisy image to unit variance."""
+    """Return the factor that brings the noisy image to unit variance."""
     return 1 / (sigma**2 + SIGMA_DATA**2).sqrt()
 
 
 def c_noise(sigma: Tensor) -> Tensor:
-    """What the network is told of the noise level."""
+    """Return what the network receives as the noise level."""
     return (sigma + 1e-6).log() / 4
 
 
 class EDM(Process):
-    """x_n = x + sigma eps, and F* = c_in (sigma x / sd - sd eps)."""
+    """The process of EDM: x_n = x + sigma eps, and F* = c_in (sigma x / sd - sd eps)."""
 
     second_moment = SIGMA_DATA**2
 
     def at(self, level: Float[Tensor, " n"]) -> Coefficients:
-        """p = sigma c_in / sd, q = -sd c_in: the loss of the raw output has no weight."""
+        """Return p = sigma c_in / sd and q = -sd c_in; the loss of the raw output has no weight."""
         one, scale = torch.ones_like(level), c_in(level)
         return Coefficients(
             time=c_noise(level),
@@ -63,38 +63,38 @@ class EDM(Process):
         )
 
     def training_levels(self, stream: np.random.Generator, num: int) -> Float[Tensor, " n"]:
-        """ln sigma ~ N(-1.2, 1.2^2)."""
+        """Draw ln sigma ~ N(-1.2, 1.2^2)."""
         return training_sigmas(stream, num)
 
     def scoring_levels(self, num: int, keep: float, stream: np.random.Generator | None = None) -> Float[Tensor, " n"]:
-        """On the rho-schedule (spec 7.3, 8)."""
+        """Return levels on the rho-schedule (spec 7.3, 8)."""
         return scoring_sigmas(num, keep) if stream is None else random_schedule_sigmas(stream, num, keep)
 
     def sampling_levels(self, steps: int) -> Float[Tensor, " m"]:
-        """The rho-schedule; float64."""
+        """Return the rho-schedule in float64."""
         return rho_schedule(steps)
 
     def noised(
         self, image: Float[Tensor, "b *shape"], noise: Float[Tensor, "b *shape"], level: Float[Tensor, " b"]
     ) -> Float[Tensor, "b *shape"]:
-        """x + sigma eps."""
+        """Return x + sigma eps."""
         return image + per_row(level, noise) * noise
 
     def target(
         self, image: Float[Tensor, "b *shape"], noise: Float[Tensor, "b *shape"], level: Float[Tensor, " b"]
     ) -> Float[Tensor, "b *shape"]:
-        """F* = (x - c_skip x_n) / c_out, written so that nothing cancels in it at a small sigma."""
+        """Return F* = (x - c_skip x_n) / c_out, written so that nothing cancels in it at a small sigma."""
         sigma = per_row(level, noise)
         return c_in(sigma) * (sigma / SIGMA_DATA * image - SIGMA_DATA * noise)
 
     def denoised(
         self, raw: Float[Tensor, "b *shape"], noisy: Float[Tensor, "b *shape"], level: Float[Tensor, " b"]
     ) -> Float[Tensor, "b *shape"]:
-        """c_skip x_n + c_out F."""
+        """Return c_skip x_n + c_out F."""
         return per_row(c_skip(level), noisy) * noisy + per_row(c_out(level), noisy) * raw
 
     def loss_weight(self, level: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """omega = (sigma^2 + sd^2) / (sigma sd)^2 = 1 / c_out^2."""
+        """Return omega = (sigma^2 + sd^2) / (sigma sd)^2 = 1 / c_out^2."""
         return (level**2 + SIGMA_DATA**2) / (level * SIGMA_DATA) ** 2
 
     def linear_bound(self, level: Float[Tensor, " n"], mean_square: float) -> Float[Tensor, " n"]:
@@ -108,12 +108,12 @@ class EDM(Process):
 
 
 def zero_network_loss(sigma: Float[Tensor, " n"], mean_square: float) -> Float[Tensor, " n"]:
-    """Expected loss when F = 0: (sigma^2 v + sd^4) / (sd^2 (sigma^2 + sd^2)), v = E[x^2] per pixel (spec 7.1)."""
+    """Return the expected loss when F = 0: (sigma^2 v + sd^4) / (sd^2 (sigma^2 + sd^2)), v = E[x^2] (spec 7.1)."""
     return (sigma**2 * mean_square + SIGMA_DATA**4) / (SIGMA_DATA**2 * (sigma**2 + SIGMA_DATA**2))
 
 
 def analytic_null_loss(mean_square: float, *, num_nodes: int = 201) -> float:
-    """zero_network_loss averaged over the training distribution of sigma, by the trapezoidal rule on ln sigma."""
+    """Average zero_network_loss over the training distribution of sigma, by the trapezoidal rule on ln sigma."""
     z = torch.linspace(-8, 8, num_nodes, dtype=torch.float64)
     density = torch.exp(-0.5 * z**2)
     losses = zero_network_loss(torch.exp(LOG_SIGMA_MEAN + LOG_SIGMA_STD * z), mean_square)

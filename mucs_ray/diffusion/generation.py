@@ -21,13 +21,13 @@ from mucs_ray.diffusion.process import Process
 from mucs_ray.diffusion.vp_continuous import ContinuousVP
 
 Levels = tuple[Float[Tensor, " m"], Float[Tensor, " m"]]
-"""Where each step is taken, and where it leads to."""
+"""The level of each step, and the level to which it leads."""
 Mixing = tuple[float, float]
-"""alpha and s."""
+"""The numbers alpha and s of a level."""
 
 
 def towards(levels: Float[Tensor, " m"], end: float) -> Levels:
-    """From each level to the next one of the list, and from the last to `end`, the process's level of no noise."""
+    """Pair each level with the next one of the list, and the last with `end`, the process's level of no noise."""
     return levels, torch.cat([levels[1:], levels.new_full((1,), end)])
 
 
@@ -41,7 +41,7 @@ def ddim(
     levels: Levels,
     clip: float | None = None,
 ) -> Iterator[Float[Tensor, "b *shape"]]:
-    """The state after each step; the first starts from unit noise as it is.
+    """Yield the state after each step; the first starts from unit noise as it is.
 
     `clip` limits D to +-clip, which a start at a very high noise needs; E is that of the unclipped D.
     """
@@ -64,13 +64,13 @@ def ancestral(
     step_noise: Callable[[int], Float[Tensor, "b *shape"]],
     clip: float | None = None,
 ) -> Iterator[Float[Tensor, "b *shape"]]:
-    """The state after each step; `step_noise` gives that of a step by its number, the first being 0."""
+    """Yield the state after each step; `step_noise` returns the noise of a step by its number, starting at 0."""
     x = unit_noise
     for step, (level, (alpha, s), (next_alpha, next_s)) in enumerate(_steps(process, levels)):
         denoised = _clipped(denoiser(x, _for_all(level, x), condition), clip)
-        kept = alpha / next_alpha
-        added = s**2 - (kept * next_s) ** 2
-        x = (kept * next_s**2 * x + next_alpha * added * denoised) / s**2
+        alpha_ratio = alpha / next_alpha
+        added = s**2 - (alpha_ratio * next_s) ** 2
+        x = (alpha_ratio * next_s**2 * x + next_alpha * added * denoised) / s**2
         if next_s:
             x = x + added**0.5 * next_s / s * step_noise(step)
         yield x
@@ -85,7 +85,9 @@ def euler(
     *,
     levels: Levels,
 ) -> Iterator[Float[Tensor, "b *shape"]]:
-    """The state after each step. The official loop leaves out the step to t = 0, and so some noise in its images."""
+    """Yield the state after each step. The official loop omits the step to t = 0 and leaves some
+    noise in its images.
+    """
     x = unit_noise * process.at(levels[0][:1].double()).s.item()
     for start, end in zip(levels[0].tolist(), levels[1].tolist(), strict=True):
         of_x, of_denoised = process.flow(start)
@@ -94,8 +96,8 @@ def euler(
 
 
 def _steps(process: Process, levels: Levels) -> Iterator[tuple[float, Mixing, Mixing]]:
-    here, there = (_mixings(process, side) for side in levels)
-    return zip(levels[0].tolist(), here, there, strict=True)
+    mixings, next_mixings = (_mixings(process, side) for side in levels)
+    return zip(levels[0].tolist(), mixings, next_mixings, strict=True)
 
 
 def _mixings(process: Process, levels: Float[Tensor, " m"]) -> list[Mixing]:

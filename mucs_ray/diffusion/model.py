@@ -15,14 +15,14 @@ from mucs_ray.diffusion.process import Coefficients, Process
 from mucs_ray.diffusion.rows import repeated
 
 Selector = Literal["mlp", "attention", "blocks", "all"]
-"""Which tensors: the blocks' MLP matrices; what makes their queries, keys and values; both, and the matrices after the
-attention; every parameter.
+"""A choice of tensors. mlp: the blocks' MLP matrices; attention: the matrices of queries, keys and values; blocks:
+both, and the matrices after the attention; all: every parameter.
 """
 
 
 @runtime_checkable
 class Denoiser(Protocol):
-    """Anything that predicts the clean image from the noisy one."""
+    """A function that predicts the clean image from the noisy one."""
 
     def __call__(
         self,
@@ -30,15 +30,15 @@ class Denoiser(Protocol):
         level: Float[Tensor, " b"],
         condition: Condition = NO_CONDITION,
     ) -> Float[Tensor, "b *shape"]:
-        """The clean image expected behind the noisy one."""
+        """Return the clean image expected behind the noisy one."""
         ...
 
 
 class GuidedDenoiser(Denoiser, Protocol):
-    """A denoiser that can be guided, as it knows what no condition looks like."""
+    """A denoiser that can be guided, because it knows its null condition."""
 
     def nothing(self, num: int) -> Condition:
-        """The null condition, for so many images; empty for an unconditional model."""
+        """Return the null condition for `num` images; it is empty for an unconditional model."""
         ...
 
 
@@ -47,17 +47,17 @@ class DiffusionModel(nn.Module, ABC):
 
     process: Process
     stem_parameters: ClassVar[tuple[str, ...]] = ()
-    """What the names of the stem's parameters begin with, for a model that has a stem."""
+    """The prefixes of the stem's parameter names, for a model that has a stem."""
 
     def __init__(self, network: nn.Module) -> None:
-        """`network` is lent, not copied."""
+        """Wrap `network`, which is not copied."""
         super().__init__()
         self.network = network
 
     @property
     @abstractmethod
     def shape(self) -> tuple[int, ...]:
-        """Of one image."""
+        """The shape of one image."""
 
     @abstractmethod
     def raw(
@@ -67,24 +67,25 @@ class DiffusionModel(nn.Module, ABC):
         condition: Condition,
         stem: Any = None,  # noqa: ANN401 - whatever the model's own stem makes
     ) -> Float[Tensor, "b *shape"]:
-        """The network's output in the precision of `noisy`; `stem` is what `stem` made of the same input, if that is
-        known already.
+        """Return the network's output in the precision of `noisy`.
+
+        `stem` is the output of `stem` for the same input, if it is already known.
         """
 
     @abstractmethod
     def nothing(self, num: int) -> Condition:
-        """The null condition, for so many images; empty for an unconditional model."""
+        """Return the null condition for `num` images; it is empty for an unconditional model."""
 
     @abstractmethod
     def names(self, which: Selector) -> list[str]:
-        """The network's parameters that a method asks for."""
+        """Return the names of the network's parameters that a method asks for."""
 
     def blocks(self) -> Sequence[nn.Module]:
-        """What is worth compiling: nearly all of the work, in few kinds of modules."""
+        """Return the modules worth compiling, which do nearly all of the work and are of few kinds."""
         return ()
 
     def stem(self, noisy: Float[Tensor, "b *shape"], level: Float[Tensor, " b"]) -> Tensor:
-        """What the network makes of its input before anything that is unlearned has a part in it."""
+        """Compute the part of the network that no unlearned parameter influences."""
         raise NotImplementedError
 
     def forward(
@@ -94,13 +95,13 @@ class DiffusionModel(nn.Module, ABC):
         condition: Condition = NO_CONDITION,
         stem: Tensor | None = None,
     ) -> Float[Tensor, "b *shape"]:
-        """The denoised image."""
+        """Return the denoised image."""
         raw = self.raw(noisy, self.process.at(level), condition, stem)
         return self.process.denoised(raw, noisy, level)
 
 
 def guided(denoiser: GuidedDenoiser, weight: float) -> Denoiser:
-    """Classifier-free guidance, w D(condition) + (1 - w) D(no condition); one call when w = 1 (spec 6)."""
+    """Apply classifier-free guidance, w D(condition) + (1 - w) D(no condition); w = 1 needs one call (spec 6)."""
     if weight == 1.0:
         return denoiser
 

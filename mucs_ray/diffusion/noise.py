@@ -17,13 +17,13 @@ from torch import Tensor
 
 
 def generator(seed: int, name: str) -> np.random.Generator:
-    """The random stream that belongs to `name` in the run with this `seed`."""
+    """Return the random stream that belongs to `name` in the run with this `seed`."""
     key = blake2b(f"{seed}/{name}".encode(), digest_size=16).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little")))
 
 
 def normal(stream: np.random.Generator, *shape: int) -> Float[Tensor, "..."]:
-    """Standard normal float32 on the CPU; move it, never redraw it, for another device."""
+    """Draw standard normal float32 on the CPU; for another device move the numbers, never redraw them."""
     return torch.from_numpy(stream.standard_normal(shape, dtype=np.float32))
 
 
@@ -37,18 +37,18 @@ class NoiseSet:
     """Pairs (level_j, eps_j), drawn once and shared by every image, before and after unlearning (spec 7.3)."""
 
     level: Float[Tensor, " n"]
-    """What it means is the process's: sigma for EDM."""
+    """The levels, whose meaning is the process's own: sigma for EDM."""
     unit: Float[Tensor, "n *shape"]
 
     @classmethod
     def draw(cls, seed: int, name: str, level: Float[Tensor, " n"], shape: Sequence[int]) -> "NoiseSet":
-        """One standard normal draw of image `shape` for each level, from the stream of `name`."""
+        """Draw standard normal noise of `shape` for each level, from the stream of `name`."""
         return cls(level=level, unit=normal(generator(seed, name), len(level), *shape))
 
     def __getitem__(self, at: slice | Int64[Tensor, " m"]) -> "NoiseSet":
-        """A cut of the set, or some of it."""
+        """Return a slice or a selection of the set."""
         return NoiseSet(level=self.level[at], unit=self.unit[at])
 
     def to(self, device: torch.device | str) -> "NoiseSet":
-        """The same numbers on another device."""
+        """Move the same numbers to another device."""
         return NoiseSet(level=self.level.to(device), unit=self.unit.to(device))

@@ -20,77 +20,78 @@ from mucs_ray.diffusion.noise import generator
 from mucs_ray.diffusion.rows import per_row
 
 NULL_LEVELS = 10_000
-"""Training levels over which the null loss is averaged."""
+"""The number of training levels over which the null loss is averaged."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Coefficients:
-    """The numbers of a process at some levels."""
+    """The coefficients of a process at some levels."""
 
     time: Float[Tensor, " n"]
-    """What the network is told of the level."""
+    """The time that the network receives for the level."""
     alpha: Float[Tensor, " n"]
     s: Float[Tensor, " n"]
     p: Float[Tensor, " n"]
     q: Float[Tensor, " n"]
     weight: Float[Tensor, " n"]
-    """Of (r - target)^2 in the loss."""
+    """The weight of (r - target)^2 in the loss."""
     c_in: Float[Tensor, " n"]
-    """What the network's input is scaled by."""
+    """The factor that scales the network's input."""
 
     @property
     def det(self) -> Float[Tensor, " n"]:
-        """alpha q - p s, which is 0 where the output says nothing of z."""
+        """The determinant alpha q - p s, which is 0 where the output says nothing about z."""
         return self.alpha * self.q - self.p * self.s
 
 
 class Process(ABC):
-    """The mathematics of noise levels; it has no state. Levels are numbers whose meaning is the process's own."""
+    """The mathematics of noise levels, without state. Levels are numbers whose meaning is the process's own."""
 
     second_moment: float = 1.0
     """The mean square of the elements of z, about: 1 for latents that are scaled to it."""
 
     @abstractmethod
     def at(self, level: Float[Tensor, " n"]) -> Coefficients:
-        """The coefficients at these levels."""
+        """Return the coefficients at these levels."""
 
     @abstractmethod
     def training_levels(self, stream: np.random.Generator, num: int) -> Float[Tensor, " n"]:
-        """Levels as training draws them; fp32."""
+        """Draw levels as training does, in fp32."""
 
     @abstractmethod
     def scoring_levels(self, num: int, keep: float, stream: np.random.Generator | None = None) -> Float[Tensor, " n"]:
-        """The `num` noisiest of num / keep levels of the sampler's schedule, or, with a stream, of as many random
-        positions on it; fp32, noisiest first.
+        """Return the `num` noisiest of num / keep levels, in fp32, noisiest first.
+
+        The levels are those of the sampler's schedule or, with a stream, random positions on it.
         """
 
     @abstractmethod
     def sampling_levels(self, steps: int) -> Float[Tensor, " m"]:
-        """The levels that a sampler goes through on its way to no noise, noisiest first."""
+        """Return the levels through which a sampler goes to no noise, noisiest first."""
 
     def noised(
         self, image: Float[Tensor, "b *shape"], noise: Float[Tensor, "b *shape"], level: Float[Tensor, " b"]
     ) -> Float[Tensor, "b *shape"]:
-        """x = alpha z + s eps."""
+        """Return x = alpha z + s eps."""
         at = self.at(level)
         return per_row(at.alpha, image) * image + per_row(at.s, noise) * noise
 
     def target(
         self, image: Float[Tensor, "b *shape"], noise: Float[Tensor, "b *shape"], level: Float[Tensor, " b"]
     ) -> Float[Tensor, "b *shape"]:
-        """p z + q eps: what the raw output is to be."""
+        """Return p z + q eps, the target of the raw output."""
         at = self.at(level)
         return per_row(at.p, noise) * image + per_row(at.q, noise) * noise
 
     def denoised(
         self, raw: Float[Tensor, "b *shape"], noisy: Float[Tensor, "b *shape"], level: Float[Tensor, " b"]
     ) -> Float[Tensor, "b *shape"]:
-        """D = (q x - s r) / det."""
+        """Return D = (q x - s r) / det."""
         at = self.at(level)
         return per_row(at.q / at.det, noisy) * noisy - per_row(at.s / at.det, noisy) * raw
 
     def loss_weight(self, level: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """weight det^2 / s^2, by which weight (r - target)^2 is a multiple of (D - z)^2."""
+        """Return weight det^2 / s^2, so that weight (r - target)^2 is this multiple of (D - z)^2."""
         at = self.at(level)
         return at.weight * (at.det / at.s) ** 2
 

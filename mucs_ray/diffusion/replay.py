@@ -15,25 +15,25 @@ from torch import Tensor
 
 Results = Mapping[str, Tensor]
 Pool = Any
-"""torch's handle of memory that several graphs compute in; they are never replayed at the same time."""
+"""torch's handle of memory in which several graphs compute; they are never replayed at the same time."""
 
 
 def graph_pool(device: torch.device) -> Pool:
-    """New memory for graphs; a CPU needs none."""
+    """Return new memory for graphs; None on a CPU, which needs none."""
     return torch.cuda.graph_pool_handle() if device.type == "cuda" else None
 
 
 def warn_not_captured(error: Exception) -> None:
-    """Say that work goes on without a graph: whatever a network does that cannot be captured, eager it can."""
+    """Warn that work goes on without a graph: a network that cannot be captured still runs eagerly."""
     reason = (str(error).splitlines() or [type(error).__name__])[0]
     warnings.warn(f"not captured as a CUDA graph, which only costs time: {reason}", stacklevel=3)
 
 
 class Replay:
-    """`compute()` as one launch. It may read tensors that stay where they are, and must not wait for the device."""
+    """One launch of `compute()`, which may read tensors that stay where they are and must not wait for the device."""
 
     def __init__(self, compute: Callable[[], Results], device: torch.device, *, pool: Pool = None) -> None:
-        """Run `compute` once to warm up, which compiles and allocates what it needs, and capture a second run.
+        """Run `compute` once to compile and allocate what it needs, and capture a second run.
 
         Raises torch.OutOfMemoryError if the device's memory is too small.
         """
@@ -54,7 +54,7 @@ class Replay:
             self.results = compute()
 
     def __call__(self) -> Results:
-        """The results, at the same addresses each time: the next call overwrites them."""
+        """Return the results, at the same addresses each time: the next call overwrites them."""
         if self.graph is not None:
             self.graph.replay()
             return self.results

@@ -1,6 +1,6 @@
 """Numbers that belong to the rows of a tensor of any shape.
 
-Axes: b rows, *shape what a row holds.
+Axes: b rows, *shape of what a row holds.
 """
 
 from jaxtyping import Float
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def per_row(values: Float[Tensor, " b"], like: Float[Tensor, "b *shape"]) -> Float[Tensor, "b *ones"]:
-    """`values` with as many axes as `like`, so that each meets its own row."""
+    """Reshape `values` to as many axes as `like` has, so that each value meets its own row."""
     return values.reshape(-1, *[1] * (like.ndim - 1))
 
 
@@ -19,10 +19,10 @@ def row_means(table: Float[Tensor, "b *shape"], mask: Float[Tensor, "b *shape"] 
 
 
 def repeated(table: Float[Tensor, "b *shape"], times: int) -> Float[Tensor, "r *shape"]:
-    """All rows, this many times over: r = times b."""
+    """Repeat all rows `times` times: r = times b."""
     return table.repeat(times, *[1] * (table.ndim - 1))
 
 
 def copies(row: Float[Tensor, "*shape"], times: int) -> Float[Tensor, "b *shape"]:
-    """One row as a batch of itself, without taking more memory."""
+    """Expand one row to a batch of copies, without taking more memory."""
     return row.expand(times, *row.shape)

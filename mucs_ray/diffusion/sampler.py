@@ -21,7 +21,7 @@ def sample(
     *,
     num_steps: int = 32,
 ) -> Float[Tensor, "b *shape"]:
-    """Unclamped images from unit noise: 2 num_steps - 1 network evaluations, fp32."""
+    """Sample unclamped images from unit noise with 2 num_steps - 1 network evaluations, in fp32."""
     levels = process.sampling_levels(num_steps).float().to(unit_noise.device)
     at = process.at(levels)
     sigmas = at.s / at.alpha

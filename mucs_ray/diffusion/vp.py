@@ -23,30 +23,32 @@ Prediction = Literal["epsilon", "v_prediction", "sample"]
 Spacing = Literal["linspace", "leading", "trailing", "rho"]
 DDPM = Betas()
 LEAST_DET = 1e-4
-"""Below it, an output says so little of the image that its level is not scored on (spec/models 2.3)."""
+"""A level with a smaller |det| is not scored, since the output says too little about the image (spec/models 2.3)."""
 NO_NOISE = -1
 
 
 @cache
 def mixing(of: Betas, dtype: torch.dtype, device: torch.device) -> Float[Tensor, "2 t_plus_1"]:
-    """alpha and s of each step, computed in float64; the last column, which -1 finds, is the clean image."""
+    """Return alpha and s of each step, computed in float64; the last column, which -1 finds, is the clean image."""
     left = torch.cat([alpha_bar(of).double(), torch.ones(1, dtype=torch.float64)])
     return torch.stack([left.sqrt(), (1 - left).sqrt()]).to(dtype).to(device)
 
 
 @dataclass(frozen=True, kw_only=True)
 class VP(Process):
-    """A table of steps, and what the network predicts."""
+    """A process on a table of steps, and the quantity that the network predicts."""
 
     betas: Betas = DDPM
     prediction: Prediction = "epsilon"
     spacing: Spacing = "linspace"
     """How a sampler picks its steps."""
     offset: int = 0
-    """By how much leading steps are shifted to the noisier side."""
+    """The number of steps by which leading steps are shifted to the noisier side."""
 
     def at(self, level: Float[Tensor, " n"]) -> Coefficients:
-        """det is alpha for epsilon, 1 for velocity, -s for the image, whose loss is weighted by alpha^2 / s^2."""
+        """Return the coefficients; det is alpha for epsilon, 1 for velocity, and -s for the image (weight alpha^2 /
+        s^2).
+        """
         alpha, s = mixing(self.betas, level.dtype, level.device)[:, level.long()]
         one, none = torch.ones_like(level), torch.zeros_like(level)
         match self.prediction:
@@ -59,23 +61,26 @@ class VP(Process):
         return Coefficients(time=level, alpha=alpha, s=s, p=p, q=q, weight=weight, c_in=one)
 
     def num_levels(self, least_det: float) -> int:
-        """How many steps, from the clean end, have a larger |det|: at the other end it may fall to 0."""
+        """Return the number of steps, from the clean end, with a larger |det|: at the other end it may fall to 0."""
         det = self.at(torch.arange(self.betas.steps, dtype=torch.float64)).det.abs()
         return int((det > least_det).sum())
 
     def training_levels(self, stream: np.random.Generator, num: int) -> Float[Tensor, " n"]:
-        """Every step is as likely as any other."""
+        """Draw steps that are all equally likely."""
         return torch.from_numpy(stream.integers(self.num_levels(0.0), size=num)).float()
 
     def scoring_levels(self, num: int, keep: float, stream: np.random.Generator | None = None) -> Float[Tensor, " n"]:
-        """The noisiest of an even grid, or of random steps; one of no use gives way to the next that is of use."""
+        """Return the noisiest steps of an even grid, or of random steps.
+
+        An unusable step is replaced by the next usable one.
+        """
         count = int(round(num / keep, 9))
         where = np.arange(count) / max(count - 1, 1) if stream is None else np.sort(stream.random(count))
         grid = torch.from_numpy(scoring_grid(self.betas.steps, where))[:num]
         return grid.clamp(max=self.num_levels(LEAST_DET) - 1).float()
 
     def sampling_levels(self, steps: int) -> Float[Tensor, " m"]:
-        """As `spacing` says; steps that are the same are one."""
+        """Return the steps according to `spacing`, without repetitions."""
         total, usable = self.betas.steps, self.num_levels(0.0)
         match self.spacing:
             case "linspace":
@@ -90,17 +95,17 @@ class VP(Process):
         return torch.unique_consecutive(levels)
 
     def nearest_to_rho(self, steps: int) -> np.ndarray:
-        """The steps whose sigma is nearest to the levels of EDM's schedule between the table's own ends."""
+        """Return the steps whose sigma is nearest to EDM's schedule between the table's own ends."""
         alpha, s = mixing(self.betas, torch.float64, torch.device("cpu"))[:, : self.betas.steps]
         sigma = (s / alpha)[alpha > LEAST_DET]
-        wanted = rho_schedule(steps, sigma_min=sigma[0].item(), sigma_max=sigma[-1].item())
-        return (sigma[None] - wanted[:, None]).abs().argmin(dim=1).numpy()
+        targets = rho_schedule(steps, sigma_min=sigma[0].item(), sigma_max=sigma[-1].item())
+        return (sigma[None] - targets[:, None]).abs().argmin(dim=1).numpy()
 
     def following(self, levels: Float[Tensor, " m"]) -> Float[Tensor, " m"]:
-        """The step that a sampler of that many steps goes to from each: T / m further, at last to no noise."""
+        """Return the step after each one in a sampler of that many steps: T / m further, at last to no noise."""
         return (levels - self.betas.steps // len(levels)).clamp(min=NO_NOISE)
 
 
 def scoring_grid(steps: int, where: np.ndarray) -> np.ndarray:
-    """The steps at these positions, 0 the noisiest and 1 the least noisy."""
+    """Return the steps at these positions, 0 the noisiest and 1 the least noisy."""
     return ((steps - 1) * (1 - where)).round()

@@ -1,1 +1,1 @@
-"""Networks that describe images (CLIP, DINO, LPIPS), and where their weights come from."""
+"""Networks that describe images (CLIP, DINO, SSCD, LPIPS), and the places where their weights are found."""

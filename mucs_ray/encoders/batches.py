@@ -1,4 +1,4 @@
-"""Pretrained networks over many images: in batches, in true fp32, without gradients."""
+"""Pretrained networks applied to many images: in batches, in true fp32, without gradients."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,12 +11,14 @@ from torch.backends import cudnn
 from mucs_ray.spaces.pictures import Pictures
 
 BATCH = 16
-"""Images a forward. A similarity is of one pair, so this bounds memory only: LPIPS (VGG) takes 120 MB a pair."""
+"""The number of images per forward. Each similarity concerns one pair, so this bounds memory only: LPIPS (VGG) takes
+120 MB a pair.
+"""
 
 
 @contextmanager
 def exact() -> Iterator[None]:
-    """Neither gradients, nor autocast, nor TF32 (which cuDNN has on unless told otherwise)."""
+    """Disable gradients, autocast, and TF32 (which cuDNN uses by default)."""
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     flags = cudnn.flags(
@@ -32,7 +34,10 @@ def exact() -> Iterator[None]:
 def in_batches(
     function: Callable[..., Float[Tensor, "n ..."]], *stacks: Pictures, device: torch.device
 ) -> Float[Tensor, "n ..."]:
-    """The function of batches of images (at least one image), computed on `device`, left where the images are."""
+    """Apply a function to batches of images (at least one image), on `device`.
+
+    The results are where the images are.
+    """
     first = stacks[0]
     with exact():
         parts = [

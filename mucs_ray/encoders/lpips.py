@@ -23,7 +23,7 @@ LPIPS_PX = 224
 
 
 def load_lpips(path: str, device: torch.device, *, trunk: Trunk) -> Callable[[Pictures, Pictures], Float[Tensor, " n"]]:
-    """1 - LPIPS of images in [0, 1], not below -1; InputError if the file is not of the trunk's convolutions."""
+    """Return 1 - LPIPS of images in [0, 1], at least -1; InputError if the file has not the trunk's convolutions."""
     distance = load_distance(path, device, trunk=trunk)
 
     def prepare(images: Pictures) -> Squares:
@@ -36,29 +36,31 @@ def load_lpips(path: str, device: torch.device, *, trunk: Trunk) -> Callable[[Pi
 
 
 def load_distance(path: str, device: torch.device, *, trunk: Trunk) -> nn.Module:
-    """The lpips package's own module: the distances, n 1 1 1, of images in [-1, 1] of any size."""
+    """Return the lpips package's own module, which gives distances, n 1 1 1, of images in [-1, 1] of any size."""
     import lpips
 
     with warnings.catch_warnings(), torch.device("meta"):
         warnings.simplefilter("ignore")  # lpips builds torchvision's networks the old way
         module = lpips.LPIPS(net=trunk, pnet_rand=True, pretrained=False, verbose=False)
-    wanted = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-    heads = {name: shape for name, shape in wanted.items() if re.match(r"lin\d", name)}
-    theirs = {name: convolution_name(name) for name in wanted if name.startswith("net.")}
-    convolutions = read_weights(path, {theirs[name]: wanted[name] for name in theirs}, network=WEIGHTS[trunk].network)
+    shapes = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    heads = {name: shape for name, shape in shapes.items() if re.match(r"lin\d", name)}
+    public_names = {name: convolution_name(name) for name in shapes if name.startswith("net.")}
+    convolutions = read_weights(
+        path, {public_names[name]: shapes[name] for name in public_names}, network=WEIGHTS[trunk].network
+    )
     tensors = read_weights(heads_file(trunk), heads, network="LPIPS v0.1")
-    tensors |= {name: convolutions[theirs[name]] for name in theirs}
-    module.load_state_dict(tensors, strict=False, assign=True)  # the rest are the heads again and constants
+    tensors |= {name: convolutions[public_names[name]] for name in public_names}
+    module.load_state_dict(tensors, strict=False, assign=True)  # the other tensors repeat the heads or are constants
     return module.eval().requires_grad_(False).to(device)
 
 
 def convolution_name(name: str) -> str:
-    """torchvision's name of lpips' net.slice2.5.weight: features.5.weight."""
+    """Return torchvision's name of a tensor, e.g. features.5.weight for lpips' net.slice2.5.weight."""
     return f"features.{name.split('.', 2)[2]}"
 
 
 def heads_file(trunk: str) -> str:
-    """The linear heads, v0.1, in the lpips package."""
+    """Return the path of the linear heads, v0.1, in the lpips package."""
     import lpips
 
     return str(Path(lpips.__file__).parent / "weights" / "v0.1" / f"{trunk}.pth")

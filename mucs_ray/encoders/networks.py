@@ -1,6 +1,6 @@
-"""Images to vectors: CLIP, DINOv2 and SSCD, from files on this machine (spec 9.3, 9.4, 11.1).
+"""Encoders of images as vectors: CLIP, DINOv2 and SSCD, from files on this machine (spec 9.3, 9.4, 11.1).
 
-Axes: n images, d embedding.
+Axes: n images, h w pixels, d embedding.
 """
 
 import warnings
@@ -27,7 +27,7 @@ DINO_ARCHITECTURE = "vit_base_patch14_dinov2"
 DINO_DIM = 768
 DINO_PX = 224
 DINO_GRID = 37
-"""Patches along a side of the 518 px images that DINOv2's position embeddings are of."""
+"""The number of patches along a side of the 518 px images for which DINOv2's position embeddings were made."""
 SSCD_DIM = 512
 SSCD_PX = 320
 
@@ -38,19 +38,22 @@ class Encoder:
 
     network: Callable[[Squares], Float[Tensor, "n d"]]
     prepare: Callable[[Pictures], Squares]
-    """Images in [0, 1] as the network expects them."""
+    """This brings images in [0, 1] to the form that the network expects."""
     dim: int
     device: torch.device
 
     def embed(self, images: Pictures) -> Float[Tensor, "n d"]:
-        """Vectors of length 1 (their inner product is the cosine) of images in [0, 1]; fp32, where the images are."""
+        """Embed images in [0, 1] as vectors of length 1, in fp32, on the images' device.
+
+        The inner product of two vectors is their cosine.
+        """
         if not len(images):
             return torch.zeros(0, self.dim, device=images.device)
         return in_batches(lambda part: normalize(self.network(self.prepare(part)), dim=1), images, device=self.device)
 
 
 def load_clip(path: str, device: torch.device) -> Encoder:
-    """The image tower of open_clip ViT-L-14 laion2b_s32b_b82k; InputError if the file is not that."""
+    """Load the image tower of open_clip ViT-L-14 laion2b_s32b_b82k; InputError if the file holds something else."""
     from open_clip import get_model_config
     from open_clip.transformer import VisionTransformer
 
@@ -61,51 +64,52 @@ def load_clip(path: str, device: torch.device) -> Encoder:
     with torch.device("meta"):
         network = VisionTransformer(output_dim=CLIP_DIM, heads=heads, mlp_ratio=4.0, **vision)
     shapes = {f"visual.{name}": tuple(value.shape) for name, value in network.state_dict().items()}
-    found = read_weights(path, shapes, network=CLIP_WEIGHTS.network)
-    fill(network, {name.removeprefix("visual."): value for name, value in found.items()}, device)
+    tensors = read_weights(path, shapes, network=CLIP_WEIGHTS.network)
+    fill(network, {name.removeprefix("visual."): value for name, value in tensors.items()}, device)
     return Encoder(network=network, prepare=prepare_clip, dim=CLIP_DIM, device=device)
 
 
 def prepare_clip(images: Pictures) -> Squares:
-    """8-bit, shorter side to 224 by Pillow's bicubic filter, the middle of it; mean = std = 0.5.
+    """Round to 8 bits, resize the shorter side to 224 by Pillow's bicubic filter, and crop the centre; mean = std =
+    0.5.
 
-    Rounded to 8 bits, not cut off: images that came from 8-bit files are these files again.
+    Values are rounded, not truncated: images that came from 8-bit files become these files again.
     """
     from torchvision.transforms import InterpolationMode
     from torchvision.transforms.functional import center_crop, resize, to_pil_image
 
-    def one(image: Tensor) -> Tensor:
+    def prepare_one(image: Tensor) -> Tensor:
         small = resize(to_pil_image(image), [CLIP_PX], InterpolationMode.BICUBIC)
         return torch.from_numpy(np.array(center_crop(small, [CLIP_PX])))
 
     pixels = (images * 255).round().clamp(0, 255).to(torch.uint8).cpu()
-    small = torch.stack([one(image) for image in pixels]).permute(0, 3, 1, 2)
+    small = torch.stack([prepare_one(image) for image in pixels]).permute(0, 3, 1, 2)
     return small.to(images.device, torch.float32) / 127.5 - 1
 
 
 def load_dino(path: str, device: torch.device) -> Encoder:
-    """DINOv2 ViT-B/14, embedding by its class token, from Meta's file or timm's; InputError if it is another."""
+    """Load DINOv2 ViT-B/14, which embeds by its class token, from Meta's or timm's file; InputError for another."""
     from timm import create_model
 
     with torch.device("meta"):
         network = create_model(DINO_ARCHITECTURE, pretrained=False, img_size=DINO_PX, num_classes=0)
     shapes = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     shapes["pos_embed"] = (1, 1 + DINO_GRID**2, DINO_DIM)
-    found = read_weights(path, shapes, network=DINO_WEIGHTS.network)
-    found["pos_embed"] = resample_positions(found["pos_embed"], DINO_PX // 14)
-    fill(network, found, device)
+    tensors = read_weights(path, shapes, network=DINO_WEIGHTS.network)
+    tensors["pos_embed"] = resample_positions(tensors["pos_embed"], DINO_PX // 14)
+    fill(network, tensors, device)
     return Encoder(network=network, prepare=prepare_dino, dim=DINO_DIM, device=device)
 
 
 def prepare_dino(images: Pictures) -> Squares:
-    """224 x 224, ImageNet's mean and standard deviation."""
+    """Resize to 224 x 224 and normalise with ImageNet's mean and standard deviation."""
     return standardized(square(images, DINO_PX))
 
 
 def resample_positions(positions: Float[Tensor, "1 tokens d"], side: int) -> Float[Tensor, "1 fewer d"]:
-    """Position embeddings for side x side patches, as torch hub's dinov2_vitb14 makes them.
+    """Resample position embeddings for side x side patches, as torch hub's dinov2_vitb14 does.
 
-    Its scale is (side + 0.1) / 37 and it does not antialias; timm does both differently, so its embeddings differ.
+    The scale is (side + 0.1) / 37, without antialiasing; timm does both differently, so its embeddings differ.
     """
     grid = positions[:, 1:].unflatten(1, (DINO_GRID, DINO_GRID)).permute(0, 3, 1, 2)
     scale = (side + 0.1) / DINO_GRID
@@ -114,43 +118,43 @@ def resample_positions(positions: Float[Tensor, "1 tokens d"], side: int) -> Flo
 
 
 def load_sscd(path: str, device: torch.device) -> Encoder:
-    """SSCD's ResNet-50 with 512 outputs; InputError if the file is broken or gives something else.
+    """Load SSCD's ResNet-50 with 512 outputs; InputError if the file is broken or gives something else.
 
-    A TorchScript file is code: it is run, with this process's rights. Use one from where SSCD publishes it, or one
-    that you trust as you would trust a program.
+    A TorchScript file is code: it runs with this process's rights. Use a file from where SSCD publishes it, or one that
+    you trust as you would trust a program.
     """
     try:
         with warnings.catch_warnings(), exact():
             warnings.simplefilter("ignore")  # TorchScript is deprecated, and there is no other official file
             network = torch.jit.load(path, map_location=device).eval()
-            found = network(torch.zeros(1, CHANNELS, SSCD_PX, SSCD_PX, device=device))
+            embedding = network(torch.zeros(1, CHANNELS, SSCD_PX, SSCD_PX, device=device))
     except (RuntimeError, ValueError, OSError, NotImplementedError, torch.jit.Error) as error:
         raise InputError(f"{path} is not {SSCD_WEIGHTS.network} or is broken ({first_line(error)})") from None
-    shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+    shape = tuple(embedding.shape) if isinstance(embedding, Tensor) else type(embedding).__name__
     if shape != (1, SSCD_DIM):
         raise InputError(
-            f"{path} is not {SSCD_WEIGHTS.network}: it gives {shape} for an image, expected (1, {SSCD_DIM})"
+            f"{path} is not {SSCD_WEIGHTS.network}: it returns {shape} for one image, expected (1, {SSCD_DIM})"
         )
     return Encoder(network=network, prepare=prepare_sscd, dim=SSCD_DIM, device=device)
 
 
 def prepare_sscd(images: Pictures) -> Squares:
-    """320 x 320, ImageNet's mean and standard deviation."""
+    """Resize to 320 x 320 and normalise with ImageNet's mean and standard deviation."""
     return standardized(square(images, SSCD_PX))
 
 
 def square(images: Pictures, px: int) -> Squares:
-    """px x px, bilinear and antialiased, as torchvision resizes tensors."""
+    """Resize to px x px, bilinear and antialiased, as torchvision resizes tensors."""
     return interpolate(images, size=(px, px), mode="bilinear", antialias=True)
 
 
 def standardized(images: Squares) -> Squares:
-    """ImageNet's mean 0 and standard deviation 1."""
+    """Normalise with ImageNet's mean and standard deviation."""
     mean, std = images.new_tensor(IMAGENET_MEAN), images.new_tensor(IMAGENET_STD)
     return (images - mean[:, None, None]) / std[:, None, None]
 
 
 def fill(network: nn.Module, tensors: dict[str, Tensor], device: torch.device) -> None:
-    """Give a network that was built without memory its weights, and put it to use."""
+    """Load the weights into a network that was built without memory, freeze it, and move it to the device."""
     network.load_state_dict(tensors, assign=True)
     network.eval().requires_grad_(False).to(device)

@@ -1,4 +1,4 @@
-"""Weights of pretrained networks: where a file of them is looked for, and how it is read. Nothing is ever fetched."""
+"""Weights of pretrained networks: where their files are looked for and how they are read. Nothing is downloaded."""
 
 import os
 import pickle
@@ -20,29 +20,31 @@ if TYPE_CHECKING:
 VARIABLE = "MUCS_RAY_WEIGHTS"
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 SHA256_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.pth$")
-"""torch hub's convention: vgg16-397923af.pth has a sha256 that begins with 397923af."""
+"""This follows torch hub's convention: the sha256 of vgg16-397923af.pth begins with 397923af."""
 BROKEN = (
     *(SafetensorError, pickle.UnpicklingError, struct.error, EOFError, OSError, RuntimeError),
     *(ValueError, LookupError, TypeError, AttributeError, AssertionError),
 )
-"""What reading a damaged file was seen to raise: torch.load interprets its bytes, and does not check them first."""
+"""The exceptions that reading a damaged file was seen to raise. torch.load interprets the bytes of a file and does not
+check them first.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weights:
-    """The files that hold one pretrained network; in each place the first that is there is taken."""
+    """The files that hold one pretrained network; in each place the first existing one is used."""
 
     network: str
-    """What it is called in messages."""
+    """The name of the network in messages."""
     names: tuple[str, ...]
-    """In the folder of weights, and among torch hub's checkpoints."""
+    """The names of the file in the folder of weights, and among torch hub's checkpoints."""
     url: str = ""
-    """Where the first of the names can be downloaded; else the repository has it."""
+    """The address of the first name's file; if it is empty, the file comes from the repository."""
     repository: str = ""
-    """Of the Hugging Face hub, looked for in its cache; none if empty."""
+    """The repository of the Hugging Face hub whose cache is searched; empty if there is none."""
     repository_files: tuple[str, ...] = ()
     variable: str = ""
-    """An environment variable that names the file itself and goes before everything else; none if empty."""
+    """The environment variable that names the file itself and takes precedence; empty if there is none."""
 
 
 CLIP_WEIGHTS = Weights(
@@ -85,22 +87,22 @@ SQUEEZENET_WEIGHTS = Weights(
 )
 
 
-def weights_folder(given: str | None) -> Path | None:
-    """The folder given, else the one MUCS_RAY_WEIGHTS names; MachineError if it is none."""
-    named = given or os.environ.get(VARIABLE)
+def weights_folder(path: str | None) -> Path | None:
+    """Return the given folder, or the one that MUCS_RAY_WEIGHTS names; MachineError if it does not exist."""
+    named = path or os.environ.get(VARIABLE)
     if not named:
         return None
     folder = Path(named).expanduser().absolute()
     if not folder.is_dir():
-        raise MachineError(f"{'--weights-dir' if given else VARIABLE} names {named}, which is no folder here")
+        raise MachineError(f"{'--weights-dir' if path else VARIABLE} names {named}, which is not a folder here")
     return folder
 
 
 def find_weights(weights: Weights, folder: str | None = None) -> str:
-    """Path of a network's file; MachineError, in a line that says how to get it, if there is none.
+    """Return the path of a network's file; MachineError, in a line that says how to get it, if there is none.
 
-    Looked for in this order: the file that the network's own variable names, the folder given (else MUCS_RAY_WEIGHTS),
-    torch hub's checkpoints, the Hugging Face cache.
+    The places are searched in this order: the file that the network's own variable names, the given folder (or that of
+    MUCS_RAY_WEIGHTS), torch hub's checkpoints, the Hugging Face cache.
     """
     from huggingface_hub import constants, try_to_load_from_cache
 
@@ -109,7 +111,7 @@ def find_weights(weights: Weights, folder: str | None = None) -> str:
         path = Path(named).expanduser().absolute()
         if not path.is_file():
             raise MachineError(
-                f"{weights.variable} names {named}, which is no file here; expected the weights of {weights.network}"
+                f"{weights.variable} names {named}, which is not a file here; expected the weights of {weights.network}"
                 f" ({', '.join(SUFFIXES)}); to get them, with internet: {how_to_get(weights)}"
             )
         return str(path)
@@ -122,62 +124,64 @@ def find_weights(weights: Weights, folder: str | None = None) -> str:
         if isinstance(cached, str):
             return cached
     raise MachineError(
-        f"the weights of {weights.network} are not here: expected {' or '.join(places(weights))};"
+        f"the weights of {weights.network} are not on this machine: expected {' or '.join(places(weights))};"
         f" to get them, with internet: {how_to_get(weights)}"
     )
 
 
 def places(weights: Weights) -> list[str]:
-    """Where a network's file may be, in words."""
+    """Describe the places where a network's file may be."""
     from huggingface_hub import constants
 
     names, hub = " / ".join(weights.names), checkpoints_folder()
-    found = [f"{names} in the folder that --weights-dir or {VARIABLE} names, or in {hub}"]
+    options = [f"{names} in the folder that --weights-dir or {VARIABLE} names, or in {hub}"]
     if weights.repository:
-        found.append(f"{weights.repository_files[0]} of {weights.repository} in the hub cache {constants.HF_HUB_CACHE}")
+        options.append(
+            f"{weights.repository_files[0]} of {weights.repository} in the hub cache {constants.HF_HUB_CACHE}"
+        )
     if weights.variable:
-        found.append(f"the file that {weights.variable} names ({', '.join(SUFFIXES)})")
-    return found
+        options.append(f"the file that {weights.variable} names ({', '.join(SUFFIXES)})")
+    return options
 
 
 def how_to_get(weights: Weights) -> str:
-    """A command that puts the file where it is found."""
+    """Return a command that puts the file where it is found."""
     if weights.repository:
         return f"hf download {weights.repository} {weights.repository_files[0]}"
     return f"curl -fL --create-dirs -o {checkpoints_folder() / weights.names[0]} {weights.url}"
 
 
 def checkpoints_folder() -> Path:
-    """Where torch hub, and so torchvision, keeps what it has downloaded."""
+    """Return the folder where torch hub, and so torchvision, keeps what it has downloaded."""
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     home = os.environ.get("TORCH_HOME") or f"{cache}/torch"  # torch.hub.get_dir(), without importing torch
     return Path(home).expanduser() / "hub/checkpoints"
 
 
 def fingerprint(path: str) -> str:
-    """Name and size: cheap, and another for another file."""
+    """Return the name and size of a file; this is cheap, and differs between the files in question."""
     return f"{Path(path).name}:{Path(path).stat().st_size}"
 
 
 def read_weights(path: str, shapes: Mapping[str, tuple[int, ...]], *, network: str) -> "dict[str, Tensor]":
-    """The tensors of these names, in fp32, from a file that may hold more; pickles are read without running code.
+    """Read the tensors with these names, in fp32, from a file that may hold more; no code of a pickle is run.
 
-    InputError if the file is broken, of another architecture, or not what its name's sha256 says.
+    InputError if the file is broken, of another architecture, or differs from the sha256 in its name.
     """
-    found = read_tensors(path, shapes)
+    tensors = read_tensors(path, shapes)
     for name, shape in shapes.items():
-        there = tuple(found[name].shape) if name in found else "absent"
-        if there != shape:
-            raise InputError(f"{path} is not {network}: {name} is {there}, expected {shape}")
-    return {name: value.float() for name, value in found.items()}
+        actual = tuple(tensors[name].shape) if name in tensors else "absent"
+        if actual != shape:
+            raise InputError(f"{path} is not {network}: {name} is {actual}, expected {shape}")
+    return {name: value.float() for name, value in tensors.items()}
 
 
 def read_tensors(path: str, names: Collection[str]) -> "dict[str, Tensor]":
-    """Those of the named tensors that a file holds; of a safetensors file the others are not read."""
-    import torch  # not with this module: that a file is there is known without torch
+    """Read those of the named tensors that a file holds; the others in a safetensors file are not read."""
+    import torch  # here, so that a file can be found without torch
 
     if not path.endswith(SUFFIXES):
-        raise InputError(f"{path}: weights are read from {', '.join(SUFFIXES)} files")
+        raise InputError(f"{path}: expected a file of weights ({', '.join(SUFFIXES)})")
     try:
         if path.endswith(".safetensors"):
             with safe_open(path, framework="pt") as file:
@@ -197,16 +201,16 @@ def read_tensors(path: str, names: Collection[str]) -> "dict[str, Tensor]":
 
 
 def check_sha256(path: str) -> None:
-    """InputError if the file's name has the beginning of a sha256 and the content has another."""
-    said = SHA256_IN_NAME.search(path)
-    if said is None:
+    """Raise InputError if the file's name holds the beginning of a sha256 that the content does not have."""
+    expected = SHA256_IN_NAME.search(path)
+    if expected is None:
         return
     with Path(path).open("rb") as file:
-        found = file_digest(file, "sha256").hexdigest()[: len(said[1])]
-    if found != said[1]:
-        raise InputError(f"{path} is cut short or not the original: its sha256 begins with {found}, not {said[1]}")
+        digest = file_digest(file, "sha256").hexdigest()[: len(expected[1])]
+    if digest != expected[1]:
+        raise InputError(f"{path} is cut short or not the original: its sha256 begins with {digest}, not {expected[1]}")
 
 
 def first_line(error: Exception) -> str:
-    """What an exception says, in one line."""
+    """Return the first line of an exception's message, or the name of its type."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,4 +1,4 @@
-"""The knobs of the counterfactual test; defaults are the paper's (spec 11)."""
+"""The settings of the counterfactual test; the defaults are the paper's (spec 11)."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -10,20 +10,24 @@ Mode = Literal["union", "per-item", "matched"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RemoveConfig:
-    """Which training images a retraining leaves out; the top-k themselves are `rank.top_percent`."""
+    """The training images that a retraining leaves out; `rank.top_percent` sets the size of the top-k lists."""
 
     mode: Mode = "union"
-    """union: the top-k of all items at once; per-item: one retraining an item, without its top-k; matched: the ranked
-    lists are drawn from in turn until the union has `size` images, so that every method removes as many."""
+    """union: one retraining leaves out the top-k of all items; per-item: each item has its own retraining, which leaves
+    out its own top-k; matched: images are taken from the ranked lists in turn until the union has `size` images, so
+    that equally many are removed for every method.
+    """
     size: Annotated[int, Ge(0)] = 0
-    """For "matched": images to remove; 0 = as many as the union of random lists of k has on average."""
+    """The number of images that "matched" removes; 0 = the mean size of a union of random lists of k."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluateConfig:
-    """How regenerated images are compared with the first ones (spec 11.1)."""
+    """How regenerated images are compared with the original ones (spec 11.1)."""
 
     metrics: tuple[str, ...] = ()
-    """Similarities by name; none named: ssim, sscd, lpips, clip, dino, mse, without those whose weights are absent."""
+    """The names of the similarities. None given: ssim, sscd, lpips, clip, dino and mse, except those whose weights are
+    absent.
+    """
     unrelated: Annotated[int, Ge(0)] = 10
-    """For the reference level each target is also compared with this many of the next ones."""
+    """The number of following targets with which each target is compared for the reference level."""

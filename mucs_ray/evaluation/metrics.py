@@ -1,6 +1,6 @@
-"""The similarity metrics there are, and which of them this machine can compute; without torch.
+"""The similarity metrics by name, and which of them this machine can compute; this module does not import torch.
 
-How they are computed: `mucs_ray.evaluation.similarity`.
+`mucs_ray.evaluation.similarity` computes them.
 """
 
 from collections.abc import Sequence
@@ -38,9 +38,9 @@ class Metric:
     name: str
     label: str
     in_paper: bool = False
-    """Counts in the mean of SSIM, SSCD, LPIPS and CLIP."""
+    """This is True for a metric that counts in the paper's mean of SSIM, SSCD, LPIPS and CLIP."""
     weights: Weights | None = None
-    """What it needs on the machine."""
+    """The weights that the metric needs on the machine."""
 
 
 METRICS: dict[str, Metric] = {
@@ -56,34 +56,37 @@ METRICS: dict[str, Metric] = {
         Metric(name="lpips-squeeze", label="1 - LPIPS (SqueezeNet)", weights=SQUEEZENET_WEIGHTS),
     )
 }
-"""By name, in the order of reports."""
+"""The metrics by name, in the order of the reports."""
 DEFAULT = ("ssim", "sscd", "lpips", "clip", "dino", "mse")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadyMetric:
-    """A metric that this machine has what it needs for; small and picklable, so that it can go to a worker."""
+    """A metric whose weights this machine has. It is small and picklable, so that it can go to a worker."""
 
     name: str
     path: str | None
-    """Its weights' file; none without weights."""
+    """The path of its file of weights; None for a metric without weights."""
     digest: str
-    """Changes when the file is replaced: its name and size; "" without weights."""
+    """The name and size of the file, which change when it is replaced; "" without weights."""
 
     def checked_path(self) -> str:
-        """Its weights' file, "" without weights. MachineError if it is not here, InputError if it has changed."""
+        """Return the path of its file of weights, "" without weights.
+
+        MachineError if the file is not on this machine, InputError if it has changed.
+        """
         if self.path is None:
             return ""
         if not Path(self.path).is_file():
             raise MachineError(f"{self.name}: its weights {self.path} are not on this machine")
-        if (found := fingerprint(self.path)) != self.digest:
-            raise InputError(f"{self.path} has changed: it was {self.digest}, it is {found} (name:bytes)")
+        if (digest := fingerprint(self.path)) != self.digest:
+            raise InputError(f"{self.path} has changed: it was {self.digest}, it is {digest} (name:bytes)")
         return self.path
 
     def load(self, device: "torch.device") -> "Similarity":
-        """The similarity of pairs of images, which may be anywhere and stay there, computed on `device`.
+        """Return the similarity of pairs of images, computed on `device`; the results are where the images are.
 
-        Reads the file: InputError if it is broken, of another architecture, or not the one that was looked up.
+        The file is read now. InputError if it is broken, of another architecture, or not the one that was looked up.
         """
         from mucs_ray.evaluation.similarity import load_similarity  # imports torch, which looking a metric up does not
 
@@ -91,13 +94,14 @@ class ReadyMetric:
 
 
 def ready_metrics(names: Sequence[str], weights_dir: str | None) -> tuple[list[ReadyMetric], dict[str, str]]:
-    """The metrics asked for; with no names the default ones whose weights are here, and by name a line on each other.
+    """Return the requested metrics and, by name, one line on each metric that is left out.
 
-    InputError for an unknown name, MachineError for weights that are not here: the line says where which file goes.
+    With no names these are the default metrics whose weights are on this machine. InputError for an unknown name;
+    MachineError, which says where to put which file, for the missing weights of a named metric.
     """
     unknown = [name for name in names if name not in METRICS]
     if unknown:
-        raise InputError(f"unknown metric {', '.join(unknown)}; there are {', '.join(METRICS)}")
+        raise InputError(f"unknown metric {', '.join(unknown)}; choose from {', '.join(METRICS)}")
     weights_folder(weights_dir)
     ready, left_out = [], {}
     for name in dict.fromkeys(names or DEFAULT):

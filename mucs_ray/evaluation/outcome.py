@@ -1,4 +1,4 @@
-"""What the counterfactual test measured, before any statistics.
+"""The measurements of the counterfactual test, before any statistics.
 
 Axes: m targets, c controls, k top images.
 """
@@ -13,30 +13,34 @@ from mucs_ray.evaluation.config import Mode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Outcome:
-    """One method in one seed. Similarities are higher for more similar images; distances come negated (spec 11.2)."""
+class MethodOutcome:
+    """The outcome of one method in one seed. Similarities are higher for more similar images; distances are negated
+    (spec 11.2).
+    """
 
     seed: int
     method: str
     mode: Mode = "union"
-    """How images were removed; in "per-item" each target has a retraining of its own."""
+    """How images were removed; in "per-item" mode each target has its own retraining."""
     num_images: int
-    """Training images there are."""
+    """The number of training images."""
     removed: int
-    """Training images left out in retraining: of the union, or, retraining for each item alone, on average."""
+    """The number of training images that the retraining left out; with a retraining for each item, the mean over the
+    items.
+    """
     top: Int64[np.ndarray, "m k"]
-    """idx of the top-k of each target, best first."""
+    """The idx of the top-k of each target, best first."""
     similarity: Mapping[str, Float[np.ndarray, " m"]]
-    """By metric: each target before against after retraining."""
+    """By metric, the similarity of each target before and after retraining."""
     controls: Mapping[str, Float[np.ndarray, " c"]]
-    """By metric: the same of generated images that were not attributed; empty arrays if there are none."""
+    """By metric, the same for generated images that were not attributed; empty arrays if there are none."""
     seconds_an_item: float
-    """Wall time of the attribution, spread over its items."""
+    """The wall time of the attribution divided by the number of its items."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Unrelated:
-    """The reference level of one seed: by metric, the similarities of different generated images (spec 11.2)."""
+    """The reference level of one seed: the similarities of different generated images, by metric (spec 11.2)."""
 
     seed: int
     similarity: Mapping[str, Float[np.ndarray, " pairs"]]

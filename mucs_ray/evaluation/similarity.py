@@ -27,15 +27,16 @@ SSIM_C2 = 0.03**2
 
 
 def mse(first: Pictures, second: Pictures) -> Float[Tensor, " n"]:
-    """Mean squared difference of pixels, negated: in [-1, 0]."""
+    """Return the mean squared difference of pixels, negated: in [-1, 0]."""
     return -row_means((first - second).square())
 
 
 def ssim(first: Pictures, second: Pictures) -> Float[Tensor, " n"]:
-    """Structural similarity in [-1, 1]: the mean over channels and over the pixels whose whole window is inside.
+    """Return the structural similarity in [-1, 1]: the mean over channels and all pixels whose whole window is inside.
 
-    To pad by reflection and crop the 5-pixel border afterwards, as the paper's code does, is the same. In fp64: a
-    variance is a difference of nearly equal numbers, and fp32 is up to 3e-4 off where both images are flat.
+    Padding by reflection and cropping the 5-pixel border afterwards, as the paper's code does, gives the same. It is
+    computed in fp64: a variance is a difference of nearly equal numbers, and fp32 is up to 3e-4 off where both images
+    are flat. InputError if the images are smaller than 12 x 12.
     """
     if min(first.shape[-2:]) < SSIM_LEAST_PX:
         height, width = first.shape[-2:]
@@ -50,7 +51,7 @@ def ssim(first: Pictures, second: Pictures) -> Float[Tensor, " n"]:
 
 
 def blurred(images: Pictures) -> Pictures:
-    """The Gaussian window's mean around each pixel at least 5 pixels from the border."""
+    """Return the Gaussian window's mean around each pixel at least 5 pixels from the border."""
     offsets = range(-(SSIM_WINDOW_PX // 2), SSIM_WINDOW_PX // 2 + 1)
     bell = [math.exp(-(offset**2) / (2 * SSIM_SIGMA**2)) for offset in offsets]
     for dim in (-2, -1):
@@ -61,7 +62,7 @@ def blurred(images: Pictures) -> Pictures:
 
 
 def cosine(load: Callable[[str, torch.device], Encoder], path: str, device: torch.device) -> Similarity:
-    """Cosine of the embeddings of an encoder's file."""
+    """Return the similarity that is the cosine of an encoder's embeddings; `load` reads the encoder's file."""
     encoder = load(path, device)
     return lambda first, second: (encoder.embed(first) * encoder.embed(second)).sum(dim=1)
 
@@ -76,11 +77,11 @@ LOADERS: dict[str, Callable[[str, torch.device], Similarity]] = {
     "lpips-alex": partial(load_lpips, trunk="alex"),
     "lpips-squeeze": partial(load_lpips, trunk="squeeze"),
 }
-"""From the weights' path ("" without) and a device, for images that are there."""
+"""By metric, a function from the path of its weights ("" without) and a device to the similarity of images there."""
 
 
 def load_similarity(name: str, path: str, device: torch.device) -> Similarity:
-    """The similarity of pairs of images, which may be anywhere and stay there, computed on `device`."""
+    """Return the similarity of pairs of images, computed on `device`; the images may be anywhere and stay there."""
     compare = LOADERS[name](path, device)
 
     def similarity(first: Pictures, second: Pictures) -> Float[Tensor, " n"]:

@@ -12,33 +12,33 @@ from mucs_ray.errors import InputError
 
 
 def union(ranked: Sequence[Int64[np.ndarray, " k"]]) -> frozenset[int]:
-    """Everything that is in any item's list."""
-    return frozenset(int(idx) for each in ranked for idx in each)
+    """Return every training image that is in any item's list."""
+    return frozenset(int(idx) for top in ranked for idx in top)
 
 
 def expected_union(num_images: int, k: int, num_items: int) -> int:
-    """How many different images m independent random lists of k have on average: N (1 - (1 - k/N)^m)."""
+    """Return the mean number of different images in m independent random lists of k: N (1 - (1 - k/N)^m)."""
     return round(num_images * (1 - (1 - k / num_images) ** num_items))
 
 
 def drawn_in_turn(ranked: Sequence[Int64[np.ndarray, " k"]], size: int) -> frozenset[int]:
-    """First every item's rank 1, then every item's rank 2, ..., until there are `size` different images.
+    """Take every item's rank 1, then every item's rank 2, and so on, until `size` different images are taken.
 
     A list of `size` places or more is always long enough. InputError if the lists are used up before.
     """
     removed: set[int] = set()
-    for place in range(max((len(each) for each in ranked), default=0)):
-        for each in ranked:
+    for place in range(max((len(top) for top in ranked), default=0)):
+        for top in ranked:
             if len(removed) == size:
                 return frozenset(removed)
-            if place < len(each):
-                removed.add(int(each[place]))
+            if place < len(top):
+                removed.add(int(top[place]))
     if len(removed) < size:
         raise InputError(f"remove.size is {size}, but there are only {len(removed)} training images to remove")
     return frozenset(removed)
 
 
 def unrelated_pairs(num_items: int, num_shifts: int) -> list[tuple[int, int]]:
-    """(i, i + shift) around the circle (spec 11.2, reference level), at most half way: then pairs come again."""
+    """Return (i, i + shift) around the circle (spec 11.2, reference level), at most half way: then pairs repeat."""
     shifts = range(1, min(num_shifts, num_items // 2) + 1)
     return [(number, (number + shift) % num_items) for shift in shifts for number in range(num_items)]

@@ -31,39 +31,44 @@ Weights = Mapping[str, Tensor]
 
 
 class Adapter(ABC):
-    """Makes everything that belongs to one model. It is made anew on each worker, from the spec alone."""
+    """A maker of everything that belongs to one model. Each worker makes its own, from the spec alone."""
 
     spec_class: ClassVar[type[ModelSpec]]
 
     def __init__(self, spec: Any) -> None:  # noqa: ANN401 - a `spec_class`
-        """`spec` is what the recipe says of the model."""
+        """Keep `spec`, the recipe's settings of the model."""
         self.spec = spec
 
     @abstractmethod
     def model(self, device: torch.device, weights: Weights | None = None) -> DiffusionModel:
-        """The model with these weights, frozen, in eval mode, in fp32: whoever computes chooses the precision.
+        """Return the model with these weights, frozen, in eval mode, in fp32; the caller chooses the precision.
 
-        Without weights: with the model's own, or, if it has none but those that training makes, with any. On the device
+        Without weights the model has its own or, if it has none but those of training, arbitrary ones. On the device
         "meta" only the names and shapes of its tensors count.
         """
 
     @abstractmethod
     def codec(self, device: torch.device) -> Codec:
-        """The way from pictures to the model's z and back, for a worker that reads or shows images."""
+        """Return the way from pictures to the model's z and back, for a worker that reads or shows images."""
 
     def trainer(self) -> TrainSpec | None:
-        """How the model is trained, where `spec.trains`; None: it is attributed to only, and never trained again."""
+        """Return how the model is trained, where `spec.trains`.
+
+        None for a model that is attributed but never trained.
+        """
         return None
 
     def untrained(self, seed: int, device: torch.device) -> DiffusionModel | None:
-        """F0 of the run with this seed, the same for pretraining and every retraining; None if the model cannot be
-        trained here.
+        """Return F0 of the run with this seed, the same for pretraining and every retraining.
+
+        None if this package cannot train the model.
         """
         return None
 
     @classmethod
     def read(cls, path: str, values: Mapping[str, Any]) -> tuple[ModelSpec, Weights]:
-        """The spec and the weights in a file that is not of ours, as `--weights` names it; `values` are those that the
-        recipe gives for [model]. InputError, in one line, if the file cannot be used.
+        """Read the spec and the weights in a file of another program, as `--weights` names it.
+
+        `values` are those of the recipe under [model]. InputError, in one line, if the file cannot be used.
         """
         raise InputError(f"{path}: weights for model.kind {cls.spec_class.kind} are files of ours only")

@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelCard:
-    """One kind of model."""
+    """The card of one kind of model."""
 
     kind: str
     spec_class: type[ModelSpec]
-    """The settings under [model] of a recipe."""
+    """The class of the settings under [model] of a recipe."""
     implementation: str
-    """MODULE:CLASS of the adapter."""
+    """The adapter as MODULE:CLASS."""
 
     def load(self) -> "type[Adapter]":
-        """The adapter's class, imported now, and with it torch."""
+        """Import the adapter's class, and with it torch."""
         module, _, name = self.implementation.partition(":")
         return getattr(import_module(module), name)
 
@@ -44,7 +44,7 @@ def default_spec() -> ModelSpec:
 
 
 def find(kind: str) -> ModelCard:
-    """A kind by its name, or MODULE:CLASS. InputError if there is none."""
+    """Return a kind by its name, or MODULE:CLASS. InputError if there is none."""
     if kind in KINDS:
         return KINDS[kind]
     if ":" in kind:
@@ -53,7 +53,7 @@ def find(kind: str) -> ModelCard:
 
 
 def kind_of(values: Mapping[str, Any]) -> str:
-    """The kind that raw values under [model] name. InputError if it is not a word."""
+    """Return the kind that raw values under [model] name. InputError if it is not a string."""
     kind = values.get("kind", DEFAULT_KIND)
     if not isinstance(kind, str):
         raise InputError(f"recipe key model.kind: expected one of {', '.join(KINDS)}, or MODULE:CLASS; found {kind!r}")
@@ -61,23 +61,24 @@ def kind_of(values: Mapping[str, Any]) -> str:
 
 
 def imported(name: str) -> ModelCard:
-    """The card of MODULE:CLASS, from the Python path or the current folder. InputError, in one line, unless it is a
-    class that can be used as an adapter.
+    """Return the card of MODULE:CLASS, from the Python path or the current folder.
+
+    InputError, in one line, unless it is a class that can be used as an adapter.
     """
     module, _, attribute = name.partition(":")
     if "" not in sys.path:
         sys.path.insert(0, "")
     try:
-        found = getattr(import_module(module), attribute)
-    except Exception as error:  # whatever somebody else's module raises
+        adapter_class = getattr(import_module(module), attribute)
+    except Exception as error:  # whatever a third party's module raises
         raise InputError(f"model.kind {name}: {type(error).__name__}: {error}") from None
-    from mucs_ray.models.adapter import Adapter  # it is loaded already if `found` is an adapter
+    from mucs_ray.models.adapter import Adapter  # it is loaded already if `adapter_class` is an adapter
 
-    if not (isinstance(found, type) and issubclass(found, Adapter)):
+    if not (isinstance(adapter_class, type) and issubclass(adapter_class, Adapter)):
         raise InputError(f"model.kind {name} is not a subclass of mucs_ray.models.adapter.Adapter")
-    if found.__abstractmethods__:
-        raise InputError(f"model.kind {name} lacks {', '.join(sorted(found.__abstractmethods__))}")
-    spec_class = getattr(found, "spec_class", None)
+    if adapter_class.__abstractmethods__:
+        raise InputError(f"model.kind {name} lacks {', '.join(sorted(adapter_class.__abstractmethods__))}")
+    spec_class = getattr(adapter_class, "spec_class", None)
     if not (isinstance(spec_class, type) and issubclass(spec_class, ModelSpec) and has_defaults(spec_class)):
         raise InputError(f"model.kind {name}: expected `spec_class`, a dataclass with defaults made from ModelSpec")
     if getattr(spec_class, "kind", None) != name:
@@ -86,12 +87,12 @@ def imported(name: str) -> ModelCard:
 
 
 def has_defaults(spec_class: type[ModelSpec]) -> bool:
-    """Whether it is a dataclass that can be made without values."""
+    """Return True for a dataclass that can be made without values."""
     if not is_dataclass(spec_class):
         return False
-    return all(not (each.default is MISSING and each.default_factory is MISSING) for each in fields(spec_class))
+    return all(not (field.default is MISSING and field.default_factory is MISSING) for field in fields(spec_class))
 
 
 def adapter(spec: ModelSpec) -> "Adapter":
-    """What builds this model, its codec, and how it is trained."""
+    """Return the adapter that builds this model and its codec, and knows how it is trained."""
     return find(spec.kind).load()(spec)

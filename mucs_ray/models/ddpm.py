@@ -23,18 +23,18 @@ ATTENTION = "to_q.weight", "to_k.weight", "to_v.weight"
 
 
 class DDPM(DiffusionModel):
-    """Of a condition it reads "condition", a vector with a 1 at the class, if it has classes."""
+    """A diffusers UNet as a denoiser. It reads "condition", a vector with a 1 at the class, if it has classes."""
 
     network: UNet2DModel
 
     def __init__(self, network: UNet2DModel, process: Process) -> None:
-        """`network` is lent, not copied."""
+        """Wrap `network`, which is not copied."""
         super().__init__(network)
         self.process = process
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one image."""
+        """The shape of one image."""
         config = self.network.config
         return config.in_channels, config.image_size, config.image_size
 
@@ -45,17 +45,17 @@ class DDPM(DiffusionModel):
         condition: Condition,
         stem: Any = None,  # noqa: ANN401 - there is no stem
     ) -> Float[Tensor, "b *shape"]:
-        """The network's output, less a variance that it may also predict, in the precision of `noisy`."""
+        """Return the network's output in the precision of `noisy`, without a variance that it may also predict."""
         answer = self.network(per_row(at.c_in, noisy) * noisy, at.time, condition.get("condition"))
         return answer[:, : noisy.shape[1]].to(noisy.dtype)
 
     def nothing(self, num: int) -> Condition:
-        """Of no class."""
+        """Return the condition of no class."""
         classes, device = self.network.config.num_classes, self.network.conv_in.weight.device
         return {"condition": torch.zeros(num, classes, device=device)} if classes else {}
 
     def names(self, which: UNetSelector) -> list[str]:
-        """The network's parameters that a method asks for."""
+        """Return the names of the network's parameters that a method asks for."""
         match which:
             case "mlp":
                 return ending(self.network, *CONVOLUTIONS)
@@ -69,10 +69,10 @@ class DDPM(DiffusionModel):
                 return [name for name, _ in self.network.named_parameters()]
 
     def blocks(self) -> Sequence[nn.Module]:
-        """The residual ones and the attention."""
+        """Return the residual blocks and the attention."""
         return [module for module in self.network.modules() if isinstance(module, Resnet | SelfAttention)]
 
 
 def untrained(config: UNet2DConfig, process: Process) -> DDPM:
-    """With the weights that training starts from, drawn from torch's global generator."""
+    """Build a model with the weights from which training starts, drawn from torch's global generator."""
     return DDPM(UNet2DModel(config), process)

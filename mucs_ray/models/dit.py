@@ -23,21 +23,21 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def zeroed(module: Module) -> Module:
-    """The module with all its parameters set to zero."""
+    """Return the module with all its parameters set to zero."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
 
 
 class PatchConv(nn.Conv2d):
-    """Convolution whose kernel equals its stride, as one matrix product (on a CPU up to 17 times faster)."""
+    """A convolution whose kernel equals its stride, as one matrix product (on a CPU up to 17 times faster)."""
 
     def __init__(self, cin: int, cout: int, rate: int) -> None:
-        """`rate` is kernel and stride."""
+        """Set kernel and stride to `rate`."""
         super().__init__(cin, cout, kernel_size=rate, stride=rate)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """The same as torch's own."""
+        """Compute the same as torch's own module."""
         rate = self.stride[0]
         patches = x if rate == 1 else pixel_unshuffle(x, rate)
         out = self.weight.flatten(1) @ patches.flatten(2)
@@ -45,30 +45,30 @@ class PatchConv(nn.Conv2d):
 
 
 class PatchConvTranspose(nn.ConvTranspose2d):
-    """Transposed convolution whose kernel equals its stride, as one matrix product."""
+    """A transposed convolution whose kernel equals its stride, as one matrix product."""
 
     def __init__(self, cin: int, cout: int, rate: int) -> None:
-        """`rate` is kernel and stride."""
+        """Set kernel and stride to `rate`."""
         super().__init__(cin, cout, kernel_size=rate, stride=rate)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """The same as torch's own."""
+        """Compute the same as torch's own module."""
         rate = self.stride[0]
         patches = (self.weight.flatten(1).t() @ x.flatten(2)).unflatten(2, x.shape[2:])
         return (patches if rate == 1 else pixel_shuffle(patches, rate)) + bias_of(self)
 
 
 def bias_of(conv: nn.Conv2d | nn.ConvTranspose2d) -> Float[Tensor, "c 1 1"]:
-    """The bias of a convolution, to be added to a feature map."""
+    """Return the bias of a convolution in a shape that can be added to a feature map."""
     assert conv.bias is not None
     return conv.bias[:, None, None]
 
 
 class ConvBlock(nn.Module):
-    """Pre-activation residual block whose first convolution and skip resample by r; `conv2` starts at zero."""
+    """A pre-activation residual block whose first convolution and skip resample by r; `conv2` starts at zero."""
 
     def __init__(self, cin: int, cout: int, *, rate: int, kernel_size: int, up: bool) -> None:
-        """`up` uses transposed convolutions."""
+        """Use transposed convolutions if `up`."""
         super().__init__()
         hidden = 2 * max(cin, cout)
         resample = PatchConvTranspose if up else PatchConv
@@ -81,41 +81,44 @@ class ConvBlock(nn.Module):
         self.act = nn.SiLU()
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:
-        """conv2(act(norm2(conv1(act(norm1(x)))))) + skip(x)."""
+        """Return conv2(act(norm2(conv1(act(norm1(x)))))) + skip(x)."""
         hidden = self.conv1(self.act(self.norm1(x)))
         return self.conv2(self.act(self.norm2(hidden))) + self.skip(x)
 
 
 class PatchEmbed(nn.Module):
-    """Non-overlapping patches as tokens, row-major."""
+    """A map from non-overlapping patches to tokens, row-major."""
 
     def __init__(self, channels: int, width: int, patch: int) -> None:
-        """`patch` is the side in pixels."""
+        """Set the side of a patch to `patch` pixels."""
         super().__init__()
         self.proj = PatchConv(channels, width, patch)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b t w2"]:
-        """Tokens."""
+        """Return the tokens."""
         return self.proj(x).flatten(2).transpose(1, 2)
 
 
 class Unpatch(nn.Module):
-    """Tokens back to a feature map."""
+    """A map from tokens back to a feature map."""
 
     def __init__(self, channels: int, width: int, patch: int) -> None:
-        """The inverse shape of PatchEmbed."""
+        """Set the inverse shape of PatchEmbed."""
         super().__init__()
         self.proj = PatchConvTranspose(width, channels, patch)
 
     def forward(self, tokens: Float[Tensor, "b t w"]) -> Float[Tensor, "b c h2 w2"]:
-        """Feature map of a square grid of tokens."""
+        """Return the feature map of a square grid of tokens."""
         batch, count, width = tokens.shape
         side = math.isqrt(count)
         return self.proj(tokens.transpose(1, 2).reshape(batch, width, side, side))
 
 
 def position_table(grid: int, width: int) -> Float[Tensor, "1 t w"]:
-    """Fixed 2-D sine-cosine table, row-major; the first half of the width encodes the column, the second the row."""
+    """Return the fixed 2-D sine-cosine table, row-major.
+
+    The first half of the width encodes the column, the second the row.
+    """
     quarter = width // 4
     omega = 10000.0 ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
     angle = torch.arange(grid, dtype=torch.float64)[:, None] * omega
@@ -129,38 +132,41 @@ class Positions(nn.Module):
     """Adds the position table and prepends learned register tokens, which have no position."""
 
     def __init__(self, grid: int, width: int, registers: int) -> None:
-        """Registers start at zero."""
+        """Start registers at zero."""
         super().__init__()
         self.extra = nn.Parameter(torch.zeros(registers, width))
         self.register_buffer("emb", position_table(grid, width))
 
     def forward(self, tokens: Float[Tensor, "b t w"]) -> Float[Tensor, "b t2 w"]:
-        """Registers first, then the image's tokens."""
+        """Return the registers, then the image's tokens."""
         registers = self.extra.expand(len(tokens), -1, -1)
         return torch.cat([registers, tokens + self.get_buffer("emb")], dim=1)
 
 
 class NoiseEmbed(nn.Module):
-    """c_noise as Fourier features with exponentially spaced frequencies, then an MLP."""
+    """An embedding of c_noise: Fourier features with exponentially spaced frequencies, then an MLP."""
 
     def __init__(self, channels: int) -> None:
-        """`channels` is the width of the condition vector inside the network."""
+        """Set `channels`, the width of the condition vector inside the network."""
         super().__init__()
         k = torch.arange(1, FREQUENCIES + 1, dtype=torch.float64)
         self.register_buffer("freq", (2 * math.pi * torch.expm1(k / FREQUENCIES) / math.expm1(1)).float())
         self.mlp = nn.Sequential(nn.Linear(2 * FREQUENCIES, channels), nn.SiLU(), nn.Linear(channels, channels))
 
     def forward(self, level: Float[Tensor, " b"]) -> Float[Tensor, "b k"]:
-        """Embedding of the noise level."""
+        """Return the embedding of the noise level."""
         angle = level[:, None] * self.get_buffer("freq")
         return self.mlp(torch.cat([angle.sin(), angle.cos()], dim=1))
 
 
 class ConditionEmbed(nn.Module):
-    """Condition vector through an MLP; a zero vector, or a dropped one in training, becomes the learned null vector."""
+    """An MLP over the condition vector.
+
+    A zero vector, or one that is dropped in training, becomes the learned null vector.
+    """
 
     def __init__(self, dim: int, channels: int, *, drop: float, dropout: float) -> None:
-        """`drop` is the probability of losing the condition in training."""
+        """Set `drop`, the probability of losing the condition in training."""
         super().__init__()
         self.drop = drop
         self.xdrop = nn.Parameter(torch.zeros(dim))
@@ -168,7 +174,7 @@ class ConditionEmbed(nn.Module):
         self.emb_mlp = nn.Sequential(hidden, nn.SiLU(), nn.Dropout(dropout), out)
 
     def forward(self, condition: Float[Tensor, "b d"]) -> Float[Tensor, "b k"]:
-        """Embedding of the condition."""
+        """Return the embedding of the condition."""
         absent = condition.square().sum(dim=1) < 1e-8
         if self.training:
             absent = absent | (torch.rand(len(condition), device=condition.device) < self.drop)
@@ -176,44 +182,44 @@ class ConditionEmbed(nn.Module):
 
 
 class AugmentEmbed(nn.Module):
-    """Tells the network whether the image was distorted (0 or 1)."""
+    """An embedding that tells the network whether the image was distorted (0 or 1)."""
 
     def __init__(self, channels: int) -> None:
-        """Two learned vectors."""
+        """Create two learned vectors."""
         super().__init__()
         self.emb = nn.Embedding(2, channels)
 
     def forward(self, augmented: Int[Tensor, " b"]) -> Float[Tensor, "b k"]:
-        """Embedding of the flag."""
+        """Return the embedding of the flag."""
         return self.emb(augmented)
 
 
 class Adapter(nn.Module):
-    """adaLN-zero: `parts` modulation vectors from the condition; starts at zero."""
+    """The adaLN-zero layer: `parts` modulation vectors from the condition; it starts at zero."""
 
     def __init__(self, channels: int, width: int, parts: int) -> None:
-        """Yields `parts` vectors of `width`."""
+        """Make `parts` vectors of `width`."""
         super().__init__()
         self.parts = parts
         self.adapter = nn.Sequential(nn.SiLU(), zeroed(nn.Linear(channels, parts * width)))
 
     def forward(self, condition: Float[Tensor, "b k"]) -> tuple[Float[Tensor, "b 1 w"], ...]:
-        """The modulation vectors, in order."""
+        """Return the modulation vectors, in order."""
         return self.adapter(condition)[:, None, :].chunk(self.parts, dim=2)
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention; no bias on qkv, no qk normalisation."""
+    """Multi-head self-attention without bias on qkv and without qk normalisation."""
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
-        """`dropout` acts on the attention weights and on the output, in training."""
+        """Apply `dropout` to the attention weights and to the output, in training."""
         super().__init__()
         self.heads, self.dropout = heads, dropout
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Float[Tensor, "b t w"]) -> Float[Tensor, "b t w"]:
-        """Attention over all tokens."""
+        """Attend over all tokens."""
         batch, count, width = x.shape
         query, key, value = self.qkv(x).view(batch, count, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         drop = self.dropout if self.training else 0.0
@@ -223,10 +229,10 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Transformer block with adaLN-zero in the order (gate, scale, shift) for attention, then for the MLP."""
+    """A transformer block with adaLN-zero in the order (gate, scale, shift), for attention and then for the MLP."""
 
     def __init__(self, config: DiTConfig) -> None:
-        """The MLP weights `mlp.0` and `mlp.3` are what unlearning changes."""
+        """Build the block; its MLP weights `mlp.0` and `mlp.3` are the ones that unlearning changes."""
         super().__init__()
         width = config.width
         self.norm1 = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
@@ -238,45 +244,45 @@ class Block(nn.Module):
         self.adapter = Adapter(config.condition_channels, width, 6)
 
     def forward(self, x: Float[Tensor, "b t w"], condition: Float[Tensor, "b k"]) -> Float[Tensor, "b t w"]:
-        """x + g1 Attn((1 + s1) LN(x) + b1), then the same around the MLP."""
+        """Return x + g1 Attn((1 + s1) LN(x) + b1), then the same around the MLP."""
         gate1, scale1, shift1, gate2, scale2, shift2 = self.adapter(condition)
         x = x + gate1 * self.attention((1 + scale1) * self.norm1(x) + shift1)
         return x + gate2 * self.mlp((1 + scale2) * self.norm2(x) + shift2)
 
 
 class FinalNorm(nn.Module):
-    """The last modulation: no linear layer."""
+    """The last modulation, which has no linear layer."""
 
     def __init__(self, config: DiTConfig) -> None:
-        """Two vectors: scale and shift."""
+        """Create two vectors: scale and shift."""
         super().__init__()
         self.norm = nn.LayerNorm(config.width, eps=1e-6, elementwise_affine=False)
         self.adapter = Adapter(config.condition_channels, config.width, 2)
 
     def forward(self, x: Float[Tensor, "b t w"], condition: Float[Tensor, "b k"]) -> Float[Tensor, "b t w"]:
-        """(1 + s) LN(x) + b."""
+        """Return (1 + s) LN(x) + b."""
         scale, shift = self.adapter(condition)
         return (1 + scale) * self.norm(x) + shift
 
 
 class PixelLinear(nn.Module):
-    """Bias-free linear map of the channels of each pixel; starts at zero."""
+    """A bias-free linear map of the channels of each pixel; it starts at zero."""
 
     def __init__(self, cin: int, cout: int) -> None:
-        """12 -> 3 in every published model."""
+        """Create the matrix, which is 12 -> 3 in every published model."""
         super().__init__()
         self.proj = zeroed(nn.Linear(cin, cout, bias=False))
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h w"]:
-        """Image."""
+        """Return the image."""
         return (self.proj.weight @ x.flatten(2)).unflatten(2, x.shape[2:])
 
 
 class DiT(nn.Module):
-    """The raw network F: (scaled noisy image, c_noise, condition, augmented) -> unit-variance output."""
+    """The raw network F: (scaled noisy image, c_noise, condition, augmented) -> output of unit variance."""
 
     def __init__(self, config: DiTConfig) -> None:
-        """Initialised from torch's global generator; seed it to name the weights."""
+        """Initialise the weights from torch's global generator; seed it to name the weights."""
         super().__init__()
         self.config = config
         (ch0, ch1), (r0, r1), kernel = config.channels, config.strides, config.kernel_size
@@ -305,13 +311,13 @@ class DiT(nn.Module):
         self.unpatchify = Unpatch(ch1, config.width, config.patch_size)
 
     def nothing(self, num: int) -> dict[str, Tensor]:
-        """The null condition, for so many images."""
+        """Return the null condition for `num` images."""
         width, device = self.config.condition_dim, self.a_embedder.emb.weight.device
         return {"condition": torch.zeros(num, width, device=device)} if width else {}
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one image."""
+        """The shape of one image."""
         return 3, self.config.image_size, self.config.image_size
 
     def forward(
@@ -322,8 +328,10 @@ class DiT(nn.Module):
         augmented: Int[Tensor, " b"] | None = None,
         tokens: Float[Tensor, "b t w"] | None = None,
     ) -> Float[Tensor, "b c h w"]:
-        """`condition` None or zero = the null condition; ignored by an unconditional network. `augmented` None = 0.
-        `tokens`: stem(x), if that is known already.
+        """Return the output of unit variance.
+
+        A `condition` of None or zero is the null condition; an unconditional network ignores it. An `augmented` of None
+        is 0. `tokens` is stem(x), if it is already known.
         """
         if augmented is None:
             augmented = torch.zeros(len(x), dtype=torch.long, device=x.device)
@@ -340,27 +348,36 @@ class DiT(nn.Module):
         return self.last(self.decoder(self.unpatchify(tokens)))
 
     def stem(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b t w"]:
-        """Image to tokens: what neither noise level, condition nor MUCS unlearning has a part in."""
+        """Map an image to tokens, on which noise level, condition and MUCS unlearning have no influence."""
         return self.pos_enc(self.x_embedder(self.encoder(x)))
 
 
 STEM = ("encoder.", "x_embedder.", "pos_enc.")
-"""What the names of the stem's tensors begin with."""
+"""The prefixes of the stem's tensor names."""
 
 
 def repeated_modules(network: nn.Module) -> list[nn.Module]:
-    """What is worth compiling: nearly all of the work, in few kinds of modules, so that each kind is compiled once."""
+    """Return the modules worth compiling, which do nearly all of the work.
+
+    They are of few kinds, and each kind is compiled once.
+    """
     return [module for module in network.modules() if isinstance(module, Block | ConvBlock)]
 
 
 def unlearned_names(network: nn.Module) -> list[str]:
-    """The tensors MUCS unlearning changes: MLP weight matrices of the blocks and of the condition (spec 3.3, bold)."""
+    """Return the names of the tensors that MUCS unlearning changes (spec 3.3, bold).
+
+    These are the MLP weight matrices of the blocks and of the condition.
+    """
     ends = (".mlp.0.weight", ".mlp.3.weight", ".emb_mlp.0.weight", ".emb_mlp.3.weight")
     starts = ("dit_backbone.", "y_embedder.")
     return [name for name, _ in network.named_parameters() if name.startswith(starts) and name.endswith(ends)]
 
 
 def attention_names(network: nn.Module, *layers: Literal["qkv", "proj"]) -> list[str]:
-    """The blocks' attention weight matrices of these layers; unlearned beside the MLPs in U-C4 (spec 8)."""
+    """Return the names of the blocks' attention weight matrices of these layers.
+
+    U-C4 unlearns them beside the MLPs (spec 8).
+    """
     ends = tuple(f".attention.{layer}.weight" for layer in layers)
     return [name for name, _ in network.named_parameters() if name.startswith("dit_backbone.") and name.endswith(ends)]

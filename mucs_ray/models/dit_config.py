@@ -1,4 +1,4 @@
-"""The shape of a DiT-EDM, apart from the network, so that a recipe is read without torch."""
+"""The shape of a DiT-EDM, separate from the network so that a recipe can be read without torch."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -13,7 +13,7 @@ PROBABILITIES = ("dropout", "condition_drop")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DiTConfig(ModelSpec):
-    """Shape of the network; the defaults are the paper's CIFAR-10 model."""
+    """The shape of the network; the defaults are the paper's CIFAR-10 model."""
 
     kind: ClassVar[str] = DEFAULT_KIND
     trains: ClassVar[bool] = True
@@ -30,28 +30,28 @@ class DiTConfig(ModelSpec):
     registers: int = 32
     condition_channels: int = 256
     condition_dim: int = 0
-    """Width of the condition vector; 0 = unconditional."""
+    """The width of the condition vector; 0 = unconditional."""
     condition_drop: float = 0.1
     dropout: float = 0.1
 
     @property
     def grid(self) -> int:
-        """Tokens along one side of the image."""
+        """The number of tokens along one side of the image."""
         return self.image_size // (self.strides[0] * self.strides[1] * self.patch_size)
 
     @classmethod
     def opened(cls, values: Mapping[str, Any], *, size: int, condition_dim: int) -> dict[str, Any]:
-        """With the image size and the width of the condition, where they are left open."""
+        """Fill image size and width of the condition where they are left open."""
         return {"image_size": size, "condition_dim": condition_dim, **values}
 
     def check(self) -> None:
-        """InputError if a size of the network makes no sense, or sizes do not divide."""
+        """Raise InputError if a size of the network makes no sense, or sizes do not divide."""
         sizes: dict[str, Any] = asdict(self)
         for key, value in sizes.items():
-            least = 0 if key in MAY_BE_ZERO else 1
+            minimum = 0 if key in MAY_BE_ZERO else 1
             numbers = value if isinstance(value, tuple) else (value,)
-            if min(numbers) < least:
-                raise InputError(f"model.{key} must be at least {least}, found {value}")
+            if min(numbers) < minimum:
+                raise InputError(f"model.{key} must be at least {minimum}, found {value}")
             if key in PROBABILITIES and max(numbers) > 1:
                 raise InputError(f"model.{key} must be at most 1, found {value}")
         if self.kernel_size % 2 == 0:
@@ -63,7 +63,7 @@ class DiTConfig(ModelSpec):
             raise InputError(f"model.width {self.width} must be a multiple of num_heads {self.num_heads} and of 4")
 
     def check_fits(self, *, size: int, condition_dim: int, data: str) -> None:
-        """InputError unless the images are of the network's size, and the condition of its width."""
+        """Raise InputError unless the images have the network's size, and the condition its width."""
         if self.image_size != size:
             raise InputError(
                 f"model.image_size is {self.image_size} but {data} holds {size} px images;"
@@ -81,5 +81,5 @@ class DiTConfig(ModelSpec):
         return self.condition_dim > 0
 
     def describe(self) -> str:
-        """One line for the report."""
+        """Return one line for the report."""
         return f"DiT-EDM, width {self.width}, depth {self.depth}, patch {self.patch_size}, {self.num_heads} heads"

@@ -27,7 +27,8 @@ from mucs_ray.spaces.pixels import PIXELS, Pixels
 class DiTEDM(DiffusionModel):
     """A raw network F(scaled noisy, c_noise, condition, augmented) as an EDM denoiser.
 
-    Of a condition it reads "condition", a vector, and "augmented", which is 1 where the image was distorted.
+    It reads two tensors of a condition: "condition", a vector, and "augmented", which is 1 where the image was
+    distorted.
     """
 
     process = EDM()
@@ -35,7 +36,7 @@ class DiTEDM(DiffusionModel):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one image."""
+        """The shape of one image."""
         shape: tuple[int, ...] = self.network.shape  # pyright: ignore[reportAssignmentType] - nn.Module's
         return shape
 
@@ -46,19 +47,19 @@ class DiTEDM(DiffusionModel):
         condition: Condition,
         stem: Any = None,  # noqa: ANN401 - tokens [b, t, w]
     ) -> Float[Tensor, "b *shape"]:
-        """F, in the precision of `noisy`."""
+        """Return F in the precision of `noisy`."""
         known = {} if stem is None else {"tokens": stem}
         scaled = per_row(at.c_in, noisy) * noisy
         vector, augmented = condition.get("condition"), condition.get("augmented")
         return self.network(scaled, at.time, vector, augmented, **known).to(noisy.dtype)
 
     def nothing(self, num: int) -> Condition:
-        """A zero vector, which the network replaces by one that it has learned."""
+        """Return zero vectors, which the network replaces by one that it has learned."""
         nothing: Callable[[int], Condition] = self.network.nothing  # pyright: ignore[reportAssignmentType] - nn.Module's
         return nothing(num)
 
     def names(self, which: Selector) -> list[str]:
-        """The network's parameters that a method asks for."""
+        """Return the names of the network's parameters that a method asks for."""
         match which:
             case "mlp":
                 return unlearned_names(self.network)
@@ -70,22 +71,22 @@ class DiTEDM(DiffusionModel):
                 return [name for name, _ in self.network.named_parameters()]
 
     def blocks(self) -> Sequence[nn.Module]:
-        """The transformer's blocks and the convolutional ones."""
+        """Return the transformer's blocks and the convolutional ones."""
         return repeated_modules(self.network)
 
     def stem(self, noisy: Float[Tensor, "b *shape"], level: Float[Tensor, " b"]) -> Float[Tensor, "b t w"]:
-        """The tokens."""
+        """Return the tokens."""
         stem: Callable[[Tensor], Tensor] = self.network.stem  # pyright: ignore[reportAssignmentType] - nn.Module's
         return stem(per_row(self.process.at(level).c_in, noisy) * noisy)
 
 
 class DiTAdapter(Adapter):
-    """Builds a DiT-EDM: from a recipe, or from a file of the authors' code."""
+    """The adapter of a DiT-EDM, which builds it from a recipe or from a file of the authors' code."""
 
     spec_class = DiTConfig
 
     def model(self, device: torch.device, weights: Weights | None = None) -> DiTEDM:
-        """With these weights, or else with any."""
+        """Build the model with these weights, or with arbitrary ones if there are none."""
         with torch.device("meta" if device.type == "meta" else "cpu"):
             model = DiTEDM(DiT(self.spec))
         if weights is not None:
@@ -93,22 +94,23 @@ class DiTAdapter(Adapter):
         return model.to(device).eval().requires_grad_(False)
 
     def codec(self, device: torch.device) -> Pixels:
-        """Pixels in [-1, 1]."""
+        """Return the codec of pixels in [-1, 1]."""
         return PIXELS
 
     def trainer(self) -> TrainSpec:
-        """With the distortions of pictures, of which the network is told."""
+        """Return the trainer that distorts pictures and tells the network so."""
         return TrainSpec(augment=distorted)
 
     def untrained(self, seed: int, device: torch.device) -> DiTEDM:
-        """With the weights that the name "train/init" stands for; its output is zero."""
+        """Build the model with the weights that "train/init" names; its output is zero."""
         name_torch_stream(seed, "train/init")
         return DiTEDM(DiT(self.spec)).to(device)
 
     @classmethod
     def read(cls, path: str, values: Mapping[str, Any]) -> tuple[DiTConfig, Weights]:
-        """The EMA weights in a checkpoint of the authors' code. The number of heads, which cannot be read off such a
-        file, is `num_heads` of the values, else width / 64.
+        """Read the EMA weights in a checkpoint of the authors' code.
+
+        The number of heads, which cannot be read off such a file, is `num_heads` of the values, else width / 64.
         """
         network, config = official.load(path, num_heads=values.get("num_heads"))
         return config, network.state_dict()

@@ -21,30 +21,33 @@ CONDITION = "y_embedder.emb.weight"
 
 
 class FixedPositions(nn.Module):
-    """Adds the position table, and no registers."""
+    """The position table without registers."""
 
     def __init__(self, grid: int, width: int) -> None:
-        """Nothing is learned."""
+        """Store the table; nothing is learned."""
         super().__init__()
         self.register_buffer("emb", position_table(grid, width))
 
     def forward(self, tokens: Float[Tensor, "b t w"]) -> Float[Tensor, "b t w"]:
-        """The image's tokens."""
+        """Return the image's tokens."""
         return tokens + self.get_buffer("emb")
 
 
 class LinearConditionEmbed(nn.Module):
-    """Condition vector through one matrix; a zero vector, or a dropped one in training, becomes a learned vector."""
+    """One matrix over the condition vector.
+
+    A zero vector, or one that is dropped in training, becomes a learned vector.
+    """
 
     def __init__(self, dim: int, channels: int, drop: float) -> None:
-        """`drop` is the probability of losing the condition in training."""
+        """Set `drop`, the probability of losing the condition in training."""
         super().__init__()
         self.drop = drop
         self.xdrop = nn.Parameter(torch.zeros(dim))
         self.emb = nn.Linear(dim, channels, bias=False)
 
     def forward(self, condition: Float[Tensor, "b d"]) -> Float[Tensor, "b k"]:
-        """Embedding of the condition."""
+        """Return the embedding of the condition."""
         absent = condition.square().sum(dim=1) < 1e-8
         if self.training:
             absent = absent | (torch.rand(len(condition), device=condition.device) < self.drop)
@@ -52,10 +55,10 @@ class LinearConditionEmbed(nn.Module):
 
 
 class DiTForVP(DiT):
-    """The raw network F, which is told 999 t."""
+    """The raw network F, whose time input is 999 t."""
 
     def __init__(self, config: DiTConfig) -> None:
-        """A config's registers are not asked for: there are none."""
+        """Build the network, which has no registers, whatever the config says."""
         config = replace(config, registers=0)
         super().__init__(config)
         self.pos_enc = FixedPositions(config.grid, config.width)
@@ -66,17 +69,17 @@ class DiTForVP(DiT):
 
 
 class DiTVP(DiTEDM):
-    """F predicts the noise."""
+    """The denoiser around F, which predicts the noise."""
 
     process: Process = ContinuousVP()
 
     def names(self, which: Selector) -> list[str]:
-        """The network's parameters that a method asks for."""
-        found = super().names(which)
+        """Return the names of the network's parameters that a method asks for."""
+        inherited = super().names(which)
         learns_conditions = which in ("mlp", "blocks") and CONDITION in dict(self.network.named_parameters())
-        return [*found, CONDITION] if learns_conditions else found
+        return [*inherited, CONDITION] if learns_conditions else inherited
 
 
 def untrained(config: DiTConfig) -> DiTVP:
-    """With the weights that training starts from, drawn from torch's global generator."""
+    """Build a model with the weights from which training starts, drawn from torch's global generator."""
     return DiTVP(DiTForVP(config))

@@ -1,7 +1,7 @@
-"""Weights saved by the official MUCS code, read into our DiT (names and shapes: spec 3.3).
+"""Weights saved by the official MUCS code, read into this package's DiT (names and shapes: spec 3.3).
 
-A training checkpoint carries a pickled OmegaConf object. It is never rebuilt: torch's weights-only reader puts an
-inert placeholder in its place, and refuses any other class or function that the file names.
+A training checkpoint carries a pickled OmegaConf object. It is never rebuilt: torch's weights-only reader puts an inert
+placeholder in its place and refuses any other class or function that the file names.
 """
 
 import math
@@ -25,7 +25,7 @@ TORCH_SUFFIXES = (".ckpt", ".pt", ".pth")
 WRAPPERS = ("_forward_module.", "module.")
 UNET_NAMES = ("enc.", "dec.", "map_label.", "map_augment.", "map_layer")
 INERT_MODULES = ("omegaconf", "typing", "collections", "numpy")
-"""What `conf` (OmegaConf) and `cost` (a NumPy number) may name; none of it is imported."""
+"""The modules that `conf` (OmegaConf) and `cost` (a NumPy number) may name; none of them is imported."""
 INERT_BUILTINS = ("bool", "dict", "float", "int", "list", "str", "tuple")
 
 SIZES = {
@@ -42,16 +42,16 @@ SIZES = {
     "condition_channels": ("a_embedder.emb.weight", 1),
     "condition_dim": ("y_embedder.xdrop", 0),
 }
-"""Which axis of which tensor says how large the network is."""
+"""The tensor and the axis that determine each size of the network."""
 
 State = dict[str, Tensor]
 
 
 def load(path: str, *, num_heads: int | None = None) -> tuple[DiT, DiTConfig]:
-    """The network in eval mode, fp32, on the CPU; of a training checkpoint, its EMA weights.
+    """Load the network in eval mode, fp32, on the CPU; from a training checkpoint, load its EMA weights.
 
     Every size is read off the tensors, except the number of heads: `num_heads`, else width / 64. `path` may be any
-    fsspec URL. A file that is absent, corrupt, unsafe or of another network is an InputError.
+    fsspec URL. A file that is absent, corrupt, unsafe or of another network raises InputError.
     """
     state = _unwrapped(_weights_of(_read(path), path), path)
     _refuse_other_backbones(state, path)
@@ -64,17 +64,17 @@ def load(path: str, *, num_heads: int | None = None) -> tuple[DiT, DiTConfig]:
 
 
 class Inert:
-    """Stands where the file has an object we do not need: it accepts anything and keeps nothing."""
+    """A placeholder for an object in the file that is not needed; it accepts anything and keeps nothing."""
 
     def __new__(cls, *_: object) -> "Inert":
-        """Whatever the file passes is dropped."""
+        """Drop whatever the file passes."""
         return super().__new__(cls)
 
     def __init__(self, *_: object) -> None:
-        """Whatever the file passes is dropped."""
+        """Drop whatever the file passes."""
 
     def __setstate__(self, state: object) -> None:
-        """Whatever the file passes is dropped."""
+        """Drop whatever the file passes."""
 
 
 def _read(path: str) -> object:
@@ -100,11 +100,11 @@ def _read(path: str) -> object:
 
 
 def _read_torch(file: IOBase, path: str) -> object:
-    readable = cast("IO[bytes]", file)  # what fsspec opens is one in all but name
+    readable = cast("IO[bytes]", file)  # a file of fsspec is one in all but name
     try:
         named = get_unsafe_globals_in_checkpoint(readable)
     except ValueError:
-        named = []  # torch's format before 1.6 has no list: there the reader itself refuses, placeholders or not
+        named = []  # torch's format before 1.6 has no list: its reader itself refuses, placeholders or not
     refused = [name for name in named if not _is_inert(name)]
     if refused:
         raise InputError(_unsafe(refused, path))
@@ -123,7 +123,7 @@ def _unsafe(names: list[str], path: str) -> str:
 
 
 def _weights_of(document: object, path: str) -> dict[str, Any]:
-    """The EMA weights, else the raw ones, of a training checkpoint; or the document if it is a state dict."""
+    """Return the EMA weights, else the raw ones, of a training checkpoint; or the document if it is a state dict."""
     if isinstance(document, dict):
         weights: Any = document
         if "ema" in document or "model" in document:
@@ -134,7 +134,7 @@ def _weights_of(document: object, path: str) -> dict[str, Any]:
 
 
 def _unwrapped(weights: dict[str, Any], path: str) -> State:
-    """Names without what Fabric and DataParallel put in front."""
+    """Remove the prefixes of Fabric and DataParallel from the names."""
     state: State = {}
     for name, tensor in weights.items():
         bare = re.sub(f"^({'|'.join(map(re.escape, WRAPPERS))})+", "", name)
@@ -142,26 +142,26 @@ def _unwrapped(weights: dict[str, Any], path: str) -> State:
             kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
             raise InputError(f"{path}: {name!r} is not a tensor of floating-point numbers ({kind})")
         if bare in state:
-            raise InputError(f"{path}: {bare!r} is there twice, with and without a prefix")
+            raise InputError(f"{path}: {bare!r} occurs twice, with and without a prefix")
         state[bare] = tensor
     return state
 
 
 def _refuse_other_backbones(state: State, path: str) -> None:
-    other = "DiT-VP" if "y_embedder.emb.weight" in state else None
-    other = "UNet" if any(name.startswith(UNET_NAMES) for name in state) else other
-    if other:
-        raise InputError(f"{path}: weights of another backbone ({other}); only DiT-EDM can be read")
+    backbone = "DiT-VP" if "y_embedder.emb.weight" in state else None
+    backbone = "UNet" if any(name.startswith(UNET_NAMES) for name in state) else backbone
+    if backbone:
+        raise InputError(f"{path}: weights of another backbone ({backbone}); only DiT-EDM can be read")
 
 
 def _config_of(state: State, num_heads: int | None, path: str) -> DiTConfig:
-    """Sizes read off tensors; for one that is absent or senseless, the paper's: the check of names will tell."""
+    """Read sizes off tensors; absent or senseless ones become the paper's, and the check of names reports them."""
     usual = DiTConfig()
 
-    def size(of: str, default: int, *, least: int = 1) -> int:
+    def size(of: str, default: int, *, minimum: int = 1) -> int:
         name, axis = SIZES[of]
         shape = state[name].shape if name in state else ()
-        return shape[axis] if axis < len(shape) and shape[axis] >= least else default
+        return shape[axis] if axis < len(shape) and shape[axis] >= minimum else default
 
     width, patch = size("width", usual.width), size("patch", usual.patch_size)
     width = usual.width if width % 4 else width  # the position table has four parts
@@ -180,7 +180,7 @@ def _config_of(state: State, num_heads: int | None, path: str) -> DiTConfig:
         depth=len(blocks) or usual.depth,
         num_heads=_heads(width, num_heads, path),
         mlp_ratio=max(size("inner", usual.mlp_ratio * width) // width, 1),
-        registers=size("registers", usual.registers, least=0),
+        registers=size("registers", usual.registers, minimum=0),
         condition_channels=size("condition_channels", usual.condition_channels),
         condition_dim=size("condition_dim", 1) if conditional else 0,
     )
@@ -209,9 +209,9 @@ def _check_names_and_shapes(state: State, expected: dict[str, Tensor], path: str
         "unexpected": [repr(name) for name in state if name not in expected],
         "of another shape": [] if guessed else wrong_shape,
     }
-    found = [f"{len(names)} {what} ({_few(names)})" for what, names in complaints.items() if names]
-    if found:
-        raise InputError(f"{path}: not the tensors of a DiT-EDM: {'; '.join(found)}")
+    problems = [f"{len(names)} {problem} ({_few(names)})" for problem, names in complaints.items() if names]
+    if problems:
+        raise InputError(f"{path}: not the tensors of a DiT-EDM: {'; '.join(problems)}")
 
 
 def _shape(tensor: Tensor) -> str:

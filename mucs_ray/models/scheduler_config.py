@@ -16,7 +16,7 @@ SPACINGS = ("linspace", "leading", "trailing")
 
 
 def process_of(document: Mapping[str, Any], path: str) -> VP:
-    """The VP process of a scheduler; the defaults of absent keys are those of the class that writes such files."""
+    """Return the VP process of a scheduler; absent keys have the defaults of the class that writes such files."""
     kind = str(document.get("_class_name", "DDPMScheduler"))
     if kind in DISTILLED:
         raise InputError(
@@ -60,7 +60,7 @@ def _betas_of(document: Mapping[str, Any], path: str) -> Betas:
 
 
 def document_of(process: VP) -> dict[str, Any]:
-    """As DDPMScheduler saves itself."""
+    """Return the document that DDPMScheduler would save."""
     betas = process.betas
     return {
         "_class_name": "DDPMScheduler",

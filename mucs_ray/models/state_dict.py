@@ -7,29 +7,29 @@ from torch import Tensor
 from mucs_ray.errors import InputError
 
 
-def check(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str, path: str) -> None:
-    """InputError unless the names and shapes are the same."""
+def check(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor], network_name: str, path: str) -> None:
+    """Raise InputError unless the names and shapes are the same."""
     shapes = [
-        f"{name} is {shape(found[name])}, not {shape(tensor)}"
+        f"{name} is {shape(actual[name])}, not {shape(tensor)}"
         for name, tensor in expected.items()
-        if name in found and found[name].shape != tensor.shape
+        if name in actual and actual[name].shape != tensor.shape
     ]
     complaints = {
-        "missing": [name for name in expected if name not in found],
-        "unexpected": [repr(name) for name in found if name not in expected],
+        "missing": [name for name in expected if name not in actual],
+        "unexpected": [repr(name) for name in actual if name not in expected],
         "of another shape": shapes,
     }
-    told = [f"{len(names)} {complaint} ({few(names)})" for complaint, names in complaints.items() if names]
-    if told:
-        raise InputError(f"{path}: not the tensors of {what}: {'; '.join(told)}")
+    problems = [f"{len(names)} {complaint} ({few(names)})" for complaint, names in complaints.items() if names]
+    if problems:
+        raise InputError(f"{path}: not the tensors of {network_name}: {'; '.join(problems)}")
 
 
 def shape(tensor: Tensor) -> str:
-    """Such as 3x8x8."""
+    """Write a shape such as 3x8x8."""
     return "x".join(map(str, tensor.shape)) or "a number"
 
 
 def few(names: Iterable[str], limit: int = 3) -> str:
-    """The first of them."""
+    """Join the first of the names."""
     names = list(names)
     return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")

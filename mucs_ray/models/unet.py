@@ -19,43 +19,43 @@ LONGEST_PERIOD = 10_000
 
 
 def xavier(layer: nn.Conv2d | nn.Linear, scale: float = 1.0) -> None:
-    """Uniform weights of variance 2 scale^2 / (fan in + fan out), and no bias."""
+    """Draw uniform weights of variance 2 scale^2 / (fan in + fan out), and set the bias to zero."""
     nn.init.xavier_uniform_(layer.weight, gain=scale)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
 
 
 def conv(cin: int, cout: int, kernel: int, scale: float = 1.0) -> nn.Conv2d:
-    """A convolution that keeps the size of its input."""
+    """Build a convolution that keeps the size of its input."""
     layer = nn.Conv2d(cin, cout, kernel, padding=kernel // 2)
     xavier(layer, scale)
     return layer
 
 
 def linear(cin: int, cout: int) -> nn.Linear:
-    """A linear layer that starts as the convolutions do."""
+    """Build a linear layer that starts as the convolutions do."""
     layer = nn.Linear(cin, cout)
     xavier(layer)
     return layer
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """Groups of four channels or more."""
+    """Build a normalisation in groups of at least four channels."""
     return nn.GroupNorm(min(32, channels // 4), channels, eps=1e-6)
 
 
 def resampled(x: Float[Tensor, "b c h w"], by: float) -> Float[Tensor, "b c h2 w2"]:
-    """The nearest pixel at twice the size, the mean of 2 x 2 pixels at half of it, or x itself."""
+    """Return the nearest pixel at twice the size, the mean of 2 x 2 pixels at half of it, or x itself."""
     if by == 1:
         return x
     return interpolate(x, scale_factor=by, mode="nearest") if by > 1 else avg_pool2d(x, 2)
 
 
 class Block(nn.Module):
-    """A residual block, resampled on its way in, with one head of self-attention after it if asked for."""
+    """A residual block, resampled at its input, optionally followed by one head of self-attention."""
 
     def __init__(self, cin: int, cout: int, embedding: int, drop: float, *, resample: float, attends: bool) -> None:
-        """`resample` is 2, 1 or 1/2."""
+        """Build the block; `resample` is 2, 1 or 1/2."""
         super().__init__()
         self.resample, self.drop = resample, drop
         self.norm0 = group_norm(cin)
@@ -72,7 +72,7 @@ class Block(nn.Module):
             self.proj = conv(cout, cout, 1, NEAR_ZERO)
 
     def forward(self, x: Float[Tensor, "b c h w"], embedding: Float[Tensor, "b e"]) -> Float[Tensor, "b c2 h2 w2"]:
-        """Both sums are scaled to keep their variance."""
+        """Apply the block; both sums are scaled to keep their variance."""
         hidden = self.conv0(resampled(silu(self.norm0(x)), self.resample))
         hidden = hidden + self.affine(embedding)[:, :, None, None]
         hidden = self.conv1(dropout(silu(self.norm1(hidden)), self.drop, self.training))
@@ -80,7 +80,9 @@ class Block(nn.Module):
         return (self.attention(x) + x) * math.sqrt(0.5) if self.attends else x
 
     def attention(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """Channel c's query, key and value are channels 3c, 3c + 1 and 3c + 2; the weights are made in fp32."""
+        """Attend; channel c's query, key and value are channels 3c, 3c + 1, 3c + 2, and weights are
+        computed in fp32.
+        """
         query, key, value = self.qkv(self.norm2(x)).unflatten(1, (-1, 3)).flatten(3).unbind(2)
         alike = torch.einsum("bct,bcs->bts", query.float(), (key / math.sqrt(key.shape[1])).float())
         weights = alike.softmax(dim=2).to(value.dtype)
@@ -88,15 +90,15 @@ class Block(nn.Module):
 
 
 class AugmentEmbed(nn.Module):
-    """Tells the network whether the image was distorted (0 or 1)."""
+    """An embedding that tells the network whether the image was distorted (0 or 1)."""
 
     def __init__(self, channels: int) -> None:
-        """Two learned vectors."""
+        """Create two learned vectors."""
         super().__init__()
         self.emb = nn.Embedding(2, channels)
 
     def forward(self, augmented: Int[Tensor, " b"]) -> Float[Tensor, "b e"]:
-        """Embedding of the flag."""
+        """Return the embedding of the flag."""
         return self.emb(augmented)
 
 
@@ -104,7 +106,7 @@ class UNet(nn.Module):
     """The raw network F: (scaled noisy image, c_noise, condition, augmented) -> an image of outputs."""
 
     def __init__(self, config: UNetConfig) -> None:
-        """Initialised from torch's global generator; seed it to name the weights."""
+        """Initialise the weights from torch's global generator; seed it to name the weights."""
         super().__init__()
         self.config = config
         width = config.channels * config.embedding_multiplier
@@ -113,23 +115,23 @@ class UNet(nn.Module):
         self.map_augment = AugmentEmbed(config.channels)
         self.map_layer0 = linear(config.channels, width)
         self.map_layer1 = linear(width, width)
-        self.enc, kept = encoder(config)
-        self.dec = decoder(config, kept)
+        self.enc, skip_channels = encoder(config)
+        self.dec = decoder(config, skip_channels)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one image."""
+        """The shape of one image."""
         return 3, self.config.image_size, self.config.image_size
 
     def nothing(self, num: int) -> dict[str, Tensor]:
-        """The null condition, for so many images."""
+        """Return the null condition for `num` images."""
         width, device = self.config.condition_dim, self.map_augment.emb.weight.device
         return {"condition": torch.zeros(num, width, device=device)} if width else {}
 
     def embedding(
         self, level: Float[Tensor, " b"], condition: Float[Tensor, "b d"] | None, augmented: Int[Tensor, " b"] | None
     ) -> Float[Tensor, "b e"]:
-        """Waves of the level, the condition and the flag, through two layers; of no condition the bias is left."""
+        """Embed the level's waves, the condition and the flag by two layers; a null condition leaves only its bias."""
         half = self.config.channels // 2
         position = torch.arange(half, dtype=torch.float32, device=level.device) / (half - 1)
         angle = level[:, None] * ((1 / LONGEST_PERIOD) ** position).to(level.dtype)
@@ -152,46 +154,50 @@ class UNet(nn.Module):
         condition: Float[Tensor, "b d"] | None = None,
         augmented: Int[Tensor, " b"] | None = None,
     ) -> Float[Tensor, "b c h w"]:
-        """`condition` None or zero = the null condition; ignored by an unconditional network. `augmented` None = 0."""
+        """Return an image of outputs.
+
+        A `condition` of None or zero is the null condition; an unconditional network ignores it. An `augmented` of None
+        is 0.
+        """
         embedding = self.embedding(level, condition, augmented)
-        kept: list[Tensor] = []
+        skips: list[Tensor] = []
         for part in self.enc.values():
             x = part(x, embedding) if isinstance(part, Block) else part(x)
-            kept.append(x)
+            skips.append(x)
         for name, part in self.dec.items():
             if name.endswith("_aux_norm"):
                 x = silu(part(x))
             elif isinstance(part, Block):
-                x = part(torch.cat([x, kept.pop()], dim=1) if "_block" in name else x, embedding)
+                x = part(torch.cat([x, skips.pop()], dim=1) if "_block" in name else x, embedding)
             else:
                 x = part(x)
         return x
 
 
 def encoder(config: UNetConfig) -> tuple[nn.ModuleDict, list[int]]:
-    """The parts in order, finest level first, and the channels of what each of them gives."""
+    """Return the parts in order, finest level first, and the number of output channels of each."""
     width = config.channels * config.embedding_multiplier
     side, cout = config.image_size, config.channels
     parts: dict[str, nn.Module] = {f"{side}x{side}_conv": conv(3, cout, 3)}
-    kept = [cout]
+    skip_channels = [cout]
     for level, multiplier in enumerate(config.multipliers):
         side = config.image_size >> level
         if level:
             parts[f"{side}x{side}_down"] = Block(cout, cout, width, config.dropout, resample=0.5, attends=False)
-            kept.append(cout)
+            skip_channels.append(cout)
         for block in range(config.blocks):
             cin, cout = cout, config.channels * multiplier
             attends = side in config.attention_at
             parts[f"{side}x{side}_block{block}"] = Block(cin, cout, width, config.dropout, resample=1, attends=attends)
-            kept.append(cout)
-    return nn.ModuleDict(parts), kept
+            skip_channels.append(cout)
+    return nn.ModuleDict(parts), skip_channels
 
 
-def decoder(config: UNetConfig, kept: list[int]) -> nn.ModuleDict:
-    """The parts in order, narrowest level first; of each level's blocks only the last attends."""
+def decoder(config: UNetConfig, skip_channels: list[int]) -> nn.ModuleDict:
+    """Return the parts in order, narrowest level first; of each level's blocks only the last attends."""
     width, drop = config.channels * config.embedding_multiplier, config.dropout
-    deepest, kept = len(config.multipliers) - 1, list(kept)
-    cout, parts = kept[-1], dict[str, nn.Module]()
+    deepest, skip_channels = len(config.multipliers) - 1, list(skip_channels)
+    cout, parts = skip_channels[-1], dict[str, nn.Module]()
     for level in reversed(range(len(config.multipliers))):
         side = config.image_size >> level
         name = f"{side}x{side}"
@@ -201,7 +207,7 @@ def decoder(config: UNetConfig, kept: list[int]) -> nn.ModuleDict:
         else:
             parts[f"{name}_up"] = Block(cout, cout, width, drop, resample=2, attends=False)
         for block in range(config.blocks + 1):
-            cin, cout = cout + kept.pop(), config.channels * config.multipliers[level]
+            cin, cout = cout + skip_channels.pop(), config.channels * config.multipliers[level]
             attends = block == config.blocks and side in config.attention_at
             parts[f"{name}_block{block}"] = Block(cin, cout, width, drop, resample=1, attends=attends)
     side = config.image_size

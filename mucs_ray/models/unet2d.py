@@ -20,14 +20,14 @@ class TimeEmbedding(nn.Module):
     """Waves of the time, made in fp32, through two layers."""
 
     def __init__(self, config: UNet2DConfig) -> None:
-        """As wide as four times the finest level."""
+        """Make the embedding four times as wide as the finest level."""
         super().__init__()
         self.width, self.cos_first, self.shift = config.channels[0], config.cos_first, config.frequency_shift
         self.linear_1 = nn.Linear(self.width, 4 * self.width)
         self.linear_2 = nn.Linear(4 * self.width, 4 * self.width)
 
     def forward(self, time: Float[Tensor, " b"]) -> Float[Tensor, "b e"]:
-        """Embedding of a time, which need not be whole."""
+        """Return the embedding of a time, which need not be an integer."""
         half = self.width // 2
         position = torch.arange(half, dtype=torch.float32, device=time.device) / (half - self.shift)
         angle = time.float()[:, None] * torch.exp(-math.log(LONGEST_PERIOD) * position)
@@ -39,7 +39,7 @@ class Resnet(nn.Module):
     """Residual block; the embedding is added between its convolutions."""
 
     def __init__(self, cin: int, cout: int, config: UNet2DConfig) -> None:
-        """`conv1` and `conv2` are what unlearning changes."""
+        """Build the block, of which unlearning changes `conv1` and `conv2`."""
         super().__init__()
         self.norm1 = nn.GroupNorm(config.groups, cin, eps=config.norm_eps)
         self.conv1 = nn.Conv2d(cin, cout, 3, padding=1)
@@ -50,7 +50,7 @@ class Resnet(nn.Module):
         self.conv_shortcut = nn.Identity() if cin == cout else nn.Conv2d(cin, cout, 1)
 
     def forward(self, x: Float[Tensor, "b c h w"], embedding: Float[Tensor, "b e"]) -> Float[Tensor, "b c2 h w"]:
-        """conv2(act(norm2(conv1(act(norm1(x))) + embedding))) + shortcut(x)."""
+        """Return conv2(act(norm2(conv1(act(norm1(x))) + embedding))) + shortcut(x)."""
         hidden = self.conv1(silu(self.norm1(x))) + self.time_emb_proj(silu(embedding))[:, :, None, None]
         return self.conv2(self.dropout(silu(self.norm2(hidden)))) + self.conv_shortcut(x)
 
@@ -59,7 +59,7 @@ class SelfAttention(nn.Module):
     """Residual attention over all positions."""
 
     def __init__(self, channels: int, config: UNet2DConfig) -> None:
-        """The list around `to_out` is in its saved name."""
+        """Build the matrices; `to_out` is in a list because of its saved name."""
         super().__init__()
         self.heads = channels // (config.head_width or channels)
         self.group_norm = nn.GroupNorm(config.groups, channels, eps=config.norm_eps)
@@ -67,7 +67,7 @@ class SelfAttention(nn.Module):
         self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """x + to_out(attention(group_norm(x)))."""
+        """Return x + to_out(attention(group_norm(x)))."""
         tokens = self.group_norm(x).flatten(2).transpose(1, 2)
         query, key, value = (
             layer(tokens).unflatten(2, (self.heads, -1)).transpose(1, 2) for layer in (self.to_q, self.to_k, self.to_v)
@@ -80,12 +80,12 @@ class Downsample(nn.Module):
     """A convolution of stride 2."""
 
     def __init__(self, channels: int, padding: int) -> None:
-        """`padding` is 0 or 1."""
+        """Build the convolution; `padding` is 0 or 1."""
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=padding)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
-        """Half the size."""
+        """Return half the size."""
         return self.conv(x if self.conv.padding != (0, 0) else pad(x, (0, 1, 0, 1)))
 
 
@@ -93,12 +93,12 @@ class Upsample(nn.Module):
     """The nearest pixel at twice the size, and a convolution."""
 
     def __init__(self, channels: int) -> None:
-        """The channels stay as they are."""
+        """Build the convolution, which keeps the number of channels."""
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
-        """Twice the size."""
+        """Return twice the size."""
         return self.conv(interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
@@ -106,13 +106,13 @@ class Level(nn.Module):
     """The blocks of one size of feature map, and the step to the next size if there is one."""
 
     def __init__(self, widths: list[tuple[int, int]], config: UNet2DConfig, *, attends: bool) -> None:
-        """`widths`: channels into and out of each block."""
+        """Build the blocks; `widths` are the channels into and out of each."""
         super().__init__()
         self.resnets = nn.ModuleList(Resnet(cin, cout, config) for cin, cout in widths)
         self.attentions = nn.ModuleList(SelfAttention(cout, config) for _, cout in widths if attends)
 
     def layer(self, index: int, x: Float[Tensor, "b c h w"], embedding: Float[Tensor, "b e"]) -> Tensor:
-        """One block, and its attention."""
+        """Apply one block and its attention."""
         x = self.resnets[index](x, embedding)
         return self.attentions[index](x) if index < len(self.attentions) else x
 
@@ -121,20 +121,20 @@ class Down(Level):
     """A level on the way down."""
 
     def __init__(self, cin: int, cout: int, config: UNet2DConfig, *, attends: bool, last: bool) -> None:
-        """The last level is not halved."""
+        """Build the level; the last one is not halved."""
         widths = [(cin, cout)] + [(cout, cout)] * (config.layers - 1)
         super().__init__(widths, config, attends=attends)
         steps = [] if last else [Downsample(cout, config.downsample_padding)]
         self.downsamplers = nn.ModuleList(steps)
 
-    def forward(self, x: Float[Tensor, "b c h w"], embedding: Float[Tensor, "b e"], kept: list[Tensor]) -> Tensor:
-        """Every output is also kept."""
+    def forward(self, x: Float[Tensor, "b c h w"], embedding: Float[Tensor, "b e"], skips: list[Tensor]) -> Tensor:
+        """Apply the level and append every output to `skips`."""
         for index in range(len(self.resnets)):
             x = self.layer(index, x, embedding)
-            kept.append(x)
+            skips.append(x)
         for step in self.downsamplers:
             x = step(x)
-            kept.append(x)
+            skips.append(x)
         return x
 
 
@@ -142,17 +142,17 @@ class Up(Level):
     """A level on the way up."""
 
     def __init__(
-        self, cin: int, cout: int, kept: list[int], config: UNet2DConfig, *, attends: bool, last: bool
+        self, cin: int, cout: int, skip_channels: list[int], config: UNet2DConfig, *, attends: bool, last: bool
     ) -> None:
-        """`kept`: channels of what its blocks take back, in order."""
-        widths = [((cout if index else cin) + back, cout) for index, back in enumerate(kept)]
+        """Build the level; `skip_channels` are the channels that its blocks take back, in order."""
+        widths = [((cout if index else cin) + back, cout) for index, back in enumerate(skip_channels)]
         super().__init__(widths, config, attends=attends)
         self.upsamplers = nn.ModuleList([] if last else [Upsample(cout)])
 
-    def forward(self, x: Float[Tensor, "b c h w"], embedding: Float[Tensor, "b e"], kept: list[Tensor]) -> Tensor:
-        """Each block sees x and what was kept last."""
+    def forward(self, x: Float[Tensor, "b c h w"], embedding: Float[Tensor, "b e"], skips: list[Tensor]) -> Tensor:
+        """Apply the level; each block sees x and the last remaining skip."""
         for index in range(len(self.resnets)):
-            x = self.layer(index, torch.cat([x, kept.pop()], dim=1), embedding)
+            x = self.layer(index, torch.cat([x, skips.pop()], dim=1), embedding)
         for step in self.upsamplers:
             x = step(x)
         return x
@@ -162,12 +162,12 @@ class Mid(Level):
     """Two blocks of the narrowest size, with attention between them."""
 
     def __init__(self, channels: int, config: UNet2DConfig) -> None:
-        """The second block has no attention."""
+        """Build the level, whose second block has no attention."""
         super().__init__([(channels, channels)] * 2, config, attends=False)
         self.attentions = nn.ModuleList([SelfAttention(channels, config)] if config.attention_mid else [])
 
     def forward(self, x: Float[Tensor, "b c h w"], embedding: Float[Tensor, "b e"]) -> Float[Tensor, "b c h w"]:
-        """The size stays as it is."""
+        """Apply the level, which keeps the size."""
         return self.resnets[1](self.layer(0, x, embedding), embedding)
 
 
@@ -175,7 +175,7 @@ class UNet2DModel(nn.Module):
     """The raw network: (noisy image, time, class) -> what it predicts."""
 
     def __init__(self, config: UNet2DConfig) -> None:
-        """Initialised from torch's global generator; seed it to name the weights. Not zero at initialisation."""
+        """Initialise the weights from torch's global generator; seed it to name the weights. They are not zero."""
         super().__init__()
         self.config = config
         widths = config.channels
@@ -183,14 +183,14 @@ class UNet2DModel(nn.Module):
         self.time_embedding = TimeEmbedding(config)
         if config.num_classes:
             self.class_embedding = nn.Embedding(config.num_classes, 4 * widths[0])
-        downs, ups, kept = list[Down](), list[Up](), [widths[0]]
+        downs, ups, skip_channels = list[Down](), list[Up](), [widths[0]]
         for level, (width, attends) in enumerate(zip(widths, config.attention_down, strict=True)):
             last = level == len(widths) - 1
             downs.append(Down(widths[max(level - 1, 0)], width, config, attends=attends, last=last))
-            kept += [width] * (config.layers + (not last))
+            skip_channels += [width] * (config.layers + (not last))
         for level in reversed(range(len(widths))):
             cin = widths[min(level + 1, len(widths) - 1)]
-            back = [kept.pop() for _ in range(config.layers + 1)]
+            back = [skip_channels.pop() for _ in range(config.layers + 1)]
             ups.append(Up(cin, widths[level], back, config, attends=config.attention_up[level], last=level == 0))
         self.down_blocks, self.mid_block, self.up_blocks = (
             nn.ModuleList(downs),
@@ -206,15 +206,15 @@ class UNet2DModel(nn.Module):
         time: Float[Tensor, " b"],
         condition: Float[Tensor, "b k"] | None = None,
     ) -> Float[Tensor, "b c2 h w"]:
-        """`condition` has a 1 at the class; None or zero = of no class; ignored by an unconditional network."""
+        """Apply the network. `condition` is 1 at the class; None or zero = no class; without classes it is ignored."""
         embedding = self.time_embedding(time)
         if self.config.num_classes and condition is not None:
             embedding = embedding + condition.to(embedding.dtype) @ self.class_embedding.weight
         x = self.conv_in(x)
-        kept = [x]
+        skips = [x]
         for level in self.down_blocks:
-            x = level(x, embedding, kept)
+            x = level(x, embedding, skips)
         x = self.mid_block(x, embedding)
         for level in self.up_blocks:
-            x = level(x, embedding, kept)
+            x = level(x, embedding, skips)
         return self.conv_out(silu(self.conv_norm_out(x)))

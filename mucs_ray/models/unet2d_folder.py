@@ -40,7 +40,7 @@ class Saved:
 
 
 def load(folder: str) -> Saved:
-    """The model of a folder; `folder` may be any fsspec URL. InputError if it is anything but a UNet2DModel's."""
+    """Load the model of a folder, at any fsspec URL. InputError if it holds anything but a UNet2DModel."""
     _check_index(folder)
     inside = next((name for name in ("unet_ema", "unet") if exists(join(folder, name, "config.json"))), "")
     where = join(folder, inside) if inside else folder
@@ -68,7 +68,7 @@ def save(folder: str, network: UNet2DModel, process: VP) -> None:
 
 
 def _check_index(folder: str) -> None:
-    """A pipeline of other parts than these two is another family."""
+    """Raise InputError for a pipeline with other parts than these two, which belongs to another family."""
     path = join(folder, "model_index.json")
     if not exists(path):
         return

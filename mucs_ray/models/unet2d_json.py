@@ -41,7 +41,7 @@ NUMBERS: dict[str, tuple[str, Any]] = {
 
 
 def config_of(document: Mapping[str, Any], path: str) -> UNet2DConfig:
-    """The shape that a config.json tells of."""
+    """Read the shape from a config.json."""
     for key, values in ONLY.items():
         if document.get(key, values[0]) not in values:
             expected = " or ".join(map(repr, values))
@@ -69,7 +69,7 @@ def config_of(document: Mapping[str, Any], path: str) -> UNet2DConfig:
 
 
 def document_of(config: UNet2DConfig) -> dict[str, Any]:
-    """The config.json of a shape."""
+    """Return the config.json of a shape."""
     numbers = {key: getattr(config, ours) for key, (ours, _) in NUMBERS.items()}
     return numbers | {
         "_class_name": "UNet2DModel",
@@ -82,29 +82,31 @@ def document_of(config: UNet2DConfig) -> dict[str, Any]:
 
 
 def _number(document: Mapping[str, Any], key: str, usual: Any, path: str) -> Any:  # noqa: ANN401 - of a JSON document
-    found = document.get(key, usual)
+    value = document.get(key, usual)
     may_be_absent = key in ("attention_head_dim", "num_class_embeds")
     positive = key not in ("dropout", "downsample_padding", "freq_shift", "add_attention", "flip_sin_to_cos")
-    is_number = isinstance(found, int | float) and (found > 0 or not positive)
-    _expect(is_number or (found is None and may_be_absent), path, key, "a number", found)
-    return found
+    is_number = isinstance(value, int | float) and (value > 0 or not positive)
+    _expect(is_number or (value is None and may_be_absent), path, key, "a number", value)
+    return value
 
 
 def _attention(document: Mapping[str, Any], way: str, levels: int, path: str) -> tuple[bool, ...]:
-    """Which levels attend, in the order of the list."""
+    """Tell which levels attend, in the order of the list."""
     plain, attends = _type(way, False), _type(way, True)
     usual = [plain] + [attends] * (levels - 1)
     key = f"{way.lower()}_block_types"
     types = document.get(key, usual if way == "Down" else usual[::-1])
-    known = isinstance(types, list) and len(types) == levels and all(each in (plain, attends) for each in types)
+    known = (
+        isinstance(types, list) and len(types) == levels and all(block_type in (plain, attends) for block_type in types)
+    )
     _expect(known, path, key, f"{plain} or {attends} for each of {levels} levels", types)
-    return tuple(each == attends for each in types)
+    return tuple(block_type == attends for block_type in types)
 
 
 def _type(way: str, attends: bool) -> str:
     return f"{'Attn' * attends}{way}Block2D"
 
 
-def _expect(holds: object, path: str, key: str, expected: str, found: object) -> None:
+def _expect(holds: object, path: str, key: str, expected: str, value: object) -> None:
     if not holds:
-        raise InputError(f"{path}: {key}: expected {expected}; found {found!r}")
+        raise InputError(f"{path}: {key}: expected {expected}; found {value!r}")

@@ -1,4 +1,4 @@
-"""The official UNet in pixels as a diffusion model: UNet-EDM and UNet-VP, which differ in process and width only.
+"""The official UNet in pixels as a diffusion model: UNet-EDM and UNet-VP, which differ only in process and width.
 
 Axes: b batch, *shape of an image.
 """
@@ -19,24 +19,25 @@ from mucs_ray.models.unet import Block, UNet
 from mucs_ray.models.unet_config import UNetConfig
 
 UNetSelector = Selector | Literal["weights"]
-"""What is called mlp is the blocks' convolutions here, the work on each position and its neighbours; "weights" is every
-tensor but the biases, which the released code unlearns.
+"""A choice of tensors. "mlp" stands for the blocks' convolutions, which work on each position and its neighbours;
+"weights" is every tensor except the biases, which the released code unlearns.
 """
 RESAMPLE_FILTER = "resample_filter"
-"""Constants that official files carry, and that nothing is read from."""
+"""The ending of constants that official files contain and that nothing reads."""
 
 
 class UNetEDM(DiffusionModel):
     """A raw network F(scaled noisy, c_noise, condition, augmented) as an EDM denoiser.
 
-    Of a condition it reads "condition", a vector, and "augmented", which is 1 where the image was distorted.
+    It reads two tensors of a condition: "condition", a vector, and "augmented", which is 1 where the image was
+    distorted.
     """
 
     process: Process = EDM()
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one image."""
+        """The shape of one image."""
         shape: tuple[int, ...] = self.network.shape  # pyright: ignore[reportAssignmentType] - nn.Module's
         return shape
 
@@ -47,17 +48,17 @@ class UNetEDM(DiffusionModel):
         condition: Condition,
         stem: Any = None,  # noqa: ANN401 - there is no stem
     ) -> Float[Tensor, "b *shape"]:
-        """F, in the precision of `noisy`."""
+        """Return F in the precision of `noisy`."""
         scaled = per_row(at.c_in, noisy) * noisy
         return self.network(scaled, at.time, condition.get("condition"), condition.get("augmented")).to(noisy.dtype)
 
     def nothing(self, num: int) -> Condition:
-        """A zero vector, of which the network keeps its bias."""
+        """Return zero vectors, which leave only the bias of the network's embedding."""
         nothing: Callable[[int], Condition] = self.network.nothing  # pyright: ignore[reportAssignmentType] - nn.Module's
         return nothing(num)
 
     def names(self, which: UNetSelector) -> list[str]:
-        """The network's parameters that a method asks for."""
+        """Return the names of the network's parameters that a method asks for."""
         convolutions = ending(self.network, "conv0.weight", "conv1.weight", "map_label.weight")
         match which:
             case "mlp":
@@ -72,26 +73,26 @@ class UNetEDM(DiffusionModel):
                 return [name for name, _ in self.network.named_parameters()]
 
     def blocks(self) -> Sequence[nn.Module]:
-        """The residual ones, with their attention."""
+        """Return the residual blocks, with their attention."""
         return [module for module in self.network.modules() if isinstance(module, Block)]
 
 
 class UNetVP(UNetEDM):
-    """The same on the continuous VP process: F predicts the noise."""
+    """The same network on the continuous VP process, where F predicts the noise."""
 
     process: Process = ContinuousVP()
 
 
 def ending(network: nn.Module, *ends: str) -> list[str]:
-    """The parameters whose names end so."""
+    """Return the names of the parameters that end so."""
     return [name for name, _ in network.named_parameters() if name.endswith(ends)]
 
 
 def without_filters(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """An official file's tensors, less the constants."""
+    """Return an official file's tensors without the constants."""
     return {name: tensor for name, tensor in state.items() if not name.endswith(RESAMPLE_FILTER)}
 
 
 def untrained(config: UNetConfig, process: Literal["edm", "vp"]) -> UNetEDM:
-    """With the weights that training starts from, drawn from torch's global generator."""
+    """Build a model with the weights from which training starts, drawn from torch's global generator."""
     return (UNetEDM if process == "edm" else UNetVP)(UNet(config))

@@ -1,4 +1,4 @@
-"""What a report shows, as plain numbers, strings and pictures; pictures are uint8 arrays [3, height, width]."""
+"""What a report shows, as plain numbers, strings and pictures. A picture is a uint8 array [3, height, width]."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -7,14 +7,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 Picture = NDArray[np.uint8]
-Outcome = Literal["reached", "bound hit", "fixed"]
+UnlearningOutcome = Literal["reached", "bound hit", "fixed"]
 NOTE_SEPARATOR = " · "
-"""Between the parts of a cell's note."""
+"""The separator between the parts of a cell's note."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class RankedImage:
-    """One training image at its place in the ranking; rank 1 has the highest score."""
+    """One training image and its place in the ranking; rank 1 has the highest score."""
 
     rank: int
     idx: int
@@ -33,7 +33,7 @@ class Unlearning:
     """
 
     steps: int
-    outcome: Outcome
+    outcome: UnlearningOutcome
     seconds: float
     null_loss: float
     target: float
@@ -43,7 +43,9 @@ class Unlearning:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Histogram:
-    """The scores of all training images; one more edge than counts. `top_k_score` is the k-th highest score."""
+    """The distribution of the scores of all training images. There is one more edge than there are counts, and
+    `top_k_score` is the k-th highest score.
+    """
 
     edges: tuple[float, ...]
     counts: tuple[int, ...]
@@ -52,7 +54,7 @@ class Histogram:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Answer:
-    """One method's answer for one generated image; `unlearning` is None for methods that do not unlearn."""
+    """One method's answer for one generated image. `unlearning` is None for a method that does not unlearn."""
 
     method: str
     ranked: tuple[RankedImage, ...]
@@ -62,7 +64,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ItemSection:
-    """One generated image and what each method says of it; most runs have one method."""
+    """One generated image and the answer of each method; most runs have one method."""
 
     number: int
     idx: int
@@ -76,42 +78,44 @@ class Cell:
     """One entry of a table."""
 
     text: str
-    """Marks of significance (* † ‡) behind a number hang outside its column."""
+    """A number may end in marks of significance (* † ‡), which hang outside its column."""
     strong: bool = False
-    """The best of its column."""
+    """This is True for the best value of a column, which is printed in bold."""
     note: str = ""
-    """Smaller, under the text: an interval, the paper's number; parts between NOTE_SEPARATOR have a line each."""
+    """Small print under the text, such as an interval or the paper's number. NOTE_SEPARATOR separates its lines."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """One table; the first column heads the rows, and every row has one cell a column."""
+    """One table. Its first column heads the rows, and every row has one cell for each column."""
 
     key: str
-    """For file names and links, e.g. "auc"."""
+    """The name of the table in file names and links, e.g. "auc"."""
     title: str
     note: str
-    """n, which direction is better, what the signs mean."""
+    """A note that gives n, the better direction, and the meaning of the marks."""
     columns: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Curve:
-    """A density: `x` ascending, `y` >= 0, same length."""
+    """A density: `x` is ascending, `y` is at least 0, and both have the same length."""
 
     label: str
-    """Decides the colour, which is the same in all figures."""
+    """The label decides the colour, which is the same in all figures."""
     x: tuple[float, ...]
     y: tuple[float, ...]
     mean: float
     reference: bool = False
-    """True for random removal, which the others are seen against."""
+    """This is True for random removal, with which the other curves are compared."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Density:
-    """Similarities of regenerated images by one metric: one curve a method. Further left = changed more."""
+    """The similarities of regenerated images by one metric, with one curve for each method. Further left means a larger
+    change.
+    """
 
     metric: str
     curves: tuple[Curve, ...]
@@ -119,7 +123,7 @@ class Density:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class GridCell:
-    """One regenerated image, and a few words on how similar it is to the reference, or which one it is."""
+    """One regenerated image with a short note: its similarity to the reference, or the number of the reference."""
 
     image: Picture
     note: str = ""
@@ -131,28 +135,28 @@ class GridRow:
 
     label: str
     note: str
-    """E.g. "459 of 1,715 removed"."""
+    """A note on the row, e.g. "459 of 1,715 removed"."""
     cells: tuple[GridCell, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Grid:
-    """Reference images and, a row a method, what became of them."""
+    """Reference images and, in one row for each method, their regenerations."""
 
     title: str
     rows: tuple[GridRow, ...]
-    """The first is the reference; a column is one generated image."""
+    """The first row is the reference, and each column belongs to one generated image."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Evaluation:
-    """The counterfactual test: one sentence, the tables, the distributions, the images."""
+    """The counterfactual test: one sentence, the tables, the distributions and the images."""
 
     headline: str
     remarks: tuple[str, ...]
-    """What a reader must know to judge: metrics left out, few seeds, hubs."""
+    """What a reader must know to judge the result, such as metrics that were left out, few seeds, or hubs."""
     tables: tuple[Table, ...]
-    """The first is the main one."""
+    """The first table is the main one."""
     densities: tuple[Density, ...]
     grids: tuple[Grid, ...]
 
@@ -170,17 +174,17 @@ class HubImage:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class HubRow:
-    """One method's most frequent training images, most lists first."""
+    """The most frequent training images of one method; the image in the most lists comes first."""
 
     method: str
     num_lists: int
-    """Of as many generated images."""
+    """The number of lists, which is the number of generated images."""
     images: tuple[HubImage, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class HubSection:
-    """Whether a method gives different images different training images."""
+    """The part of a report that shows whether a method gives different images different training images."""
 
     table: Table
     rows: tuple[HubRow, ...]
@@ -188,17 +192,19 @@ class HubSection:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Report:
-    """One page: `title` names the run, `subtitle` is one line on it, `facts` and `stages` are (name, value) rows."""
+    """One page. `title` names the run, `subtitle` describes it in one line, and `facts` and `stages` are (name, value)
+    rows.
+    """
 
     title: str
     subtitle: str
     methods: tuple[tuple[str, str], ...]
-    """(name, one line on it) of the methods whose answers are shown."""
+    """The methods whose answers are shown, each as (name, one-line description)."""
     top_k: int
     num_training_images: int
     facts: tuple[tuple[str, str], ...]
     stages: tuple[tuple[str, str], ...]
     items: tuple[ItemSection, ...]
-    """Empty in the report over several seeds, where each seed has a report of its own."""
+    """This is empty in a report over several seeds, because each seed has a report of its own."""
     evaluation: Evaluation | None = None
     hubs: HubSection | None = None

@@ -1,4 +1,7 @@
-"""The same numbers for other programs: CSV in long format, and LaTeX tables (JSON: `asdict` of the analysis)."""
+"""The numbers of the report for other programs, as CSV in long format and as LaTeX tables.
+
+The JSON form is `asdict` of the analysis.
+"""
 
 import csv
 import io
@@ -10,12 +13,12 @@ from mucs_ray.report.document import NOTE_SEPARATOR, Cell, Table
 
 COLUMNS = ("method", "metric", "statistic", "value", "low", "high", "n", "seeds", "removed")
 UNRELATED = "(unrelated images)"
-"""In the place of a method; no method can be called so."""
+"""This stands in place of a method's name; no method can have it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
-    """One number; low and high are a 95 % interval, n is of what the number was computed from."""
+    """One number. `low` and `high` bound a 95 % interval, and `n` counts the values behind the number."""
 
     metric: str = ""
     statistic: str
@@ -26,10 +29,10 @@ class Line:
 
 
 def to_csv(analysis: Analysis) -> str:
-    """One line a number, at full precision; numbers that are not defined are left out.
+    """Write one line for each number, at full precision; a number that is not defined is left out.
 
-    `low` and `high`: over seeds for an AUC, over items for a difference, over pairs for an overlap; shares are in
-    [0, 1], differences and overlaps in percent; `removed` is the mean over the seeds.
+    The interval from `low` to `high` is over seeds for an AUC, over items for a difference, and over pairs for an
+    overlap. Shares are in [0, 1]; differences and overlaps are in percent. `removed` is the mean over the seeds.
     """
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
@@ -47,8 +50,8 @@ def to_csv(analysis: Analysis) -> str:
 
 
 def _lines(analysis: Analysis, method: MethodAnalysis) -> Iterator[Line]:
-    for metric, found in method.metrics.items():
-        yield from _comparison(metric, found)
+    for metric, comparison in method.metrics.items():
+        yield from _comparison(metric, comparison)
     for metric, control in method.controls.items():
         yield Line(metric=metric, statistic="control_auc", value=control.auc, n=control.n)
         yield Line(metric=metric, statistic="control_p", value=control.p, n=control.n)
@@ -66,13 +69,13 @@ def _lines(analysis: Analysis, method: MethodAnalysis) -> Iterator[Line]:
             yield Line(statistic=f"overlap_with_{pair.b}", value=pair.percent, n=pair.n)
 
 
-def _comparison(metric: str, found: Comparison) -> Iterator[Line]:
-    low, high = found.auc_interval or (None, None)
-    yield Line(metric=metric, statistic="auc", value=found.auc, low=low, high=high, n=found.n)
-    yield _plus_minus(metric, "difference", found.difference, found.difference_half_width, found.n)
-    others = {"similarity": found.mean, "u": found.u, "p": found.p, "wilcoxon_p": found.wilcoxon_p}
-    for statistic, value in (others | {"hit_rate": found.hit_rate}).items():
-        yield Line(metric=metric, statistic=statistic, value=value, n=found.n)
+def _comparison(metric: str, comparison: Comparison) -> Iterator[Line]:
+    low, high = comparison.auc_interval or (None, None)
+    yield Line(metric=metric, statistic="auc", value=comparison.auc, low=low, high=high, n=comparison.n)
+    yield _plus_minus(metric, "difference", comparison.difference, comparison.difference_half_width, comparison.n)
+    values = {"similarity": comparison.mean, "u": comparison.u, "p": comparison.p, "wilcoxon_p": comparison.wilcoxon_p}
+    for statistic, value in (values | {"hit_rate": comparison.hit_rate}).items():
+        yield Line(metric=metric, statistic=statistic, value=value, n=comparison.n)
 
 
 def _plus_minus(metric: str, statistic: str, mean: float | None, half_width: float | None, n: int) -> Line:
@@ -111,7 +114,7 @@ _SIGNS = str.maketrans(
 
 
 def to_latex(tables: Sequence[Table]) -> str:
-    """One `table` environment each, to be read with \\input; the notes of a cell stand under its number."""
+    r"""Write one `table` environment for each table, to be read with \\input; a cell's notes stand under its number."""
     head = "% Written by mucs-ray; needs \\usepackage{booktabs}.\n"
     return head + "".join(f"\n{_environment(table)}" for table in tables)
 

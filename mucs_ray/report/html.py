@@ -1,4 +1,4 @@
-"""Renders a report as one self-contained HTML page without JavaScript."""
+"""The report as one self-contained HTML page without JavaScript."""
 
 import math
 import re
@@ -24,17 +24,17 @@ from mucs_ray.report.svg import score_histogram, unlearning_curve
 
 NBSP = "\u00a0"
 GRID_COLUMNS = 10
-"""Pictures side by side at most, where a page or a sheet of paper is wide enough."""
+"""The largest number of pictures side by side, where a page or a sheet of paper is wide enough."""
 NUMBER = re.compile(r"[\s(]*[<>≤≥≈~±+\-\u2212]*\s*\.?\d")
 HALF_PAGE_CHARACTERS = 74
-"""What fits into a table that has another one at its side, at the size of the style sheet."""
+"""The number of characters that fit into a table beside another one, at the type size of the style sheet."""
 BETWEEN_COLUMNS_CHARACTERS = 6
 GAPS = ("", "-", "–", "—", "n/a")
 MARKS = "*†‡"
 
 
 def render(report: Report) -> str:
-    """The whole page as one string; all texts of the report count as foreign and are escaped."""
+    """Render the whole page as one string; all texts of the report count as foreign and are escaped."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -89,14 +89,14 @@ def _histogram(item: ItemSection, answer: Answer, report: Report) -> str:
 
 
 def _outcome(unlearning: Unlearning) -> str:
-    """One sentence on how the unlearning ended."""
+    """Describe in one sentence how the unlearning ended."""
     after = f"{unlearning.steps:,} update{'' if unlearning.steps == 1 else 's'}, {_duration(unlearning.seconds)}"
     target = _percent(unlearning.target, unlearning.null_loss)
     if unlearning.outcome == "reached":
         return f"Reached {target} of the null loss after {after}."
     last = _percent(unlearning.item_loss[-1] if unlearning.item_loss else 0.0, unlearning.null_loss)
     if unlearning.outcome == "fixed":
-        return f"As many updates as the recipe says, {after}: {last} of the null loss."
+        return f"Unlearned for the recipe's number of updates, {after}: {last} of the null loss."
     return (
         f"Stopped by the bound after {after}, at {last} of the null loss instead of {target}. Read this ranking with"
         " care."
@@ -116,7 +116,7 @@ def _duration(seconds: float) -> str:
 
 
 def _score_writers(items: Iterable[ItemSection]) -> dict[str, Callable[[float], str]]:
-    """By method, how its scores are written: the scales of two methods may have nothing in common."""
+    """Return, by method, how its scores are written: the scales of two methods may have nothing in common."""
     highest: dict[str, list[float]] = {}
     for answer in (answer for item in items for answer in item.answers):
         of_method = highest.setdefault(answer.method, [])
@@ -126,7 +126,7 @@ def _score_writers(items: Iterable[ItemSection]) -> dict[str, Callable[[float], 
 
 
 def _score_writer(highest: Iterable[float]) -> Callable[[float], str]:
-    """Four significant digits for the highest score of the item with the smallest ones; 4 to 6 decimals near 1."""
+    """Choose the decimals: four digits for the highest score of the item with the smallest ones; 4 to 6 near 1."""
     magnitudes = [math.floor(math.log10(score)) for score in highest if score > 0] or [0]
     if min(magnitudes) < -5 or max(magnitudes) > 5:
         return lambda score: f"{score:.2e}".replace("-", "\u2212")
@@ -136,25 +136,25 @@ def _score_writer(highest: Iterable[float]) -> Callable[[float], str]:
 
 
 def _signed(number: str) -> str:
-    """A true minus sign, and none before a zero."""
+    """Write a true minus sign, and none before a zero."""
     return number.replace("-", "\u2212") if number.strip("-0.") else number.lstrip("-")
 
 
 def _columns(answer: Answer) -> int:
-    """Full rows where possible: eight small columns for 8 or 16 pictures, else six."""
+    """Choose full rows where possible: eight small columns for 8 or 16 pictures, else six."""
     return 8 if answer.ranked and len(answer.ranked) % 8 == 0 else 6
 
 
 def _bar_percent(score: float, answer: Answer) -> str:
-    """The length of the bar under a picture, relative to the highest score."""
+    """Return the length of the bar under a picture, in percent of the highest score."""
     highest = max(ranked.score for ranked in answer.ranked)
     return f"{100 * min(max(score / highest, 0.0), 1.0):.1f}" if highest > 0 else "0"
 
 
 def _bands(grid: Grid) -> Iterator[tuple[int, list[tuple[GridRow, list[GridCell | None]]]]]:
-    """The grid cut into bands of equally many columns: (number of the first image, rows).
+    """Cut the grid into bands of equally many columns and yield (number of the first image, rows) for each.
 
-    None fills the last band, and rows that are too short: an image never leaves its column.
+    None fills the last band, and rows that are too short, so that an image never leaves its column.
     """
     num_images = max((len(row.cells) for row in grid.rows), default=0)
     num_bands = math.ceil(num_images / GRID_COLUMNS)
@@ -165,13 +165,13 @@ def _bands(grid: Grid) -> Iterator[tuple[int, list[tuple[GridRow, list[GridCell 
 
 
 def _numeric_columns(table: Table) -> list[bool]:
-    """Which columns hold numbers, and perhaps gaps; the first one, which heads the rows, never does."""
+    """Tell which columns hold numbers, and perhaps gaps; the first one, which heads the rows, never does."""
     columns = [[row[at].text for row in table.rows if row[at].text not in GAPS] for at in range(len(table.columns))]
     return [at > 0 and bool(texts) and all(map(NUMBER.match, texts)) for at, texts in enumerate(columns)]
 
 
 def _is_wide(table: Table) -> bool:
-    """Whether a table needs the whole width of the page."""
+    """Return True if a table needs the whole width of the page."""
     rows = [[(cell.text, *cell.note.split(NOTE_SEPARATOR)) for cell in row] for row in table.rows]
     entries = [[head, *(text for row in rows for text in row[at])] for at, head in enumerate(table.columns)]
     longest = [max(map(len, column)) for column in entries]
@@ -179,6 +179,6 @@ def _is_wide(table: Table) -> bool:
 
 
 def _marks(text: str) -> tuple[str, str]:
-    """A number and the marks of significance behind it, which must not move it out of its column."""
+    """Separate a number from its marks of significance, which must not move it out of its column."""
     number = text.rstrip(MARKS)
     return number, text[len(number) :]

@@ -10,7 +10,7 @@ from mucs_ray.report.wording import NBSP, note, percent
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TrainingImage:
-    """What is shown of one."""
+    """What the report shows of a training image."""
 
     label: str
     text: str
@@ -18,31 +18,35 @@ class TrainingImage:
 
 
 def hub_section(
-    found: Mapping[str, Hubs], images: Mapping[int, TrainingImage], *, pictured: Collection[str] | None = None
+    hubs_of: Mapping[str, Hubs], images: Mapping[int, TrainingImage], *, pictured: Collection[str] | None = None
 ) -> HubSection | None:
-    """`found` by the method's label, of which the `pictured` (None = all) are shown with images; `images` by idx, all
-    that are `most_frequent` for those. None without several lists.
+    """Lay out the section on hubs; None if there are fewer than two lists for each method.
+
+    `hubs_of` is keyed by the method's label; the methods in `pictured` (None = all) are shown with images. `images` is
+    keyed by idx and holds every image that is `most_frequent` for those methods.
     """
-    found = {method: hubs for method, hubs in found.items() if hubs.num_lists > 1}
-    if not found:
+    hubs_of = {method: hubs for method, hubs in hubs_of.items() if hubs.num_lists > 1}
+    if not hubs_of:
         return None
-    shown = {method: hubs for method, hubs in found.items() if pictured is None or method in pictured}
-    return HubSection(table=_table(found), rows=tuple(_row(method, hubs, images) for method, hubs in shown.items()))
+    pictured_hubs = {method: hubs for method, hubs in hubs_of.items() if pictured is None or method in pictured}
+    return HubSection(
+        table=_table(hubs_of), rows=tuple(_row(method, hubs, images) for method, hubs in pictured_hubs.items())
+    )
 
 
 def _row(method: str, hubs: Hubs, images: Mapping[int, TrainingImage]) -> HubRow:
-    shown = [(frequent, images[frequent.idx]) for frequent in hubs.most_frequent]
+    frequent_images = [(frequent, images[frequent.idx]) for frequent in hubs.most_frequent]
     return HubRow(
         method=method,
         num_lists=hubs.num_lists,
         images=tuple(
-            HubImage(idx=frequent.idx, lists=frequent.lists, label=one.label, text=one.text, image=one.image)
-            for frequent, one in shown
+            HubImage(idx=frequent.idx, lists=frequent.lists, label=image.label, text=image.text, image=image.image)
+            for frequent, image in frequent_images
         ),
     )
 
 
-def _table(found: Mapping[str, Hubs]) -> Table:
+def _table(hubs_of: Mapping[str, Hubs]) -> Table:
     return Table(
         key="hubs",
         title="Do the same training images come up for every image?",
@@ -54,7 +58,7 @@ def _table(found: Mapping[str, Hubs]) -> Table:
             "images of one class may rightly share some."
         ),
         columns=("Method", "Lists", "Most lists", "Hubs", "Places of the top 1 %", "Different images"),
-        rows=tuple(_cells(method, hubs) for method, hubs in found.items()),
+        rows=tuple(_cells(method, hubs) for method, hubs in hubs_of.items()),
     )
 
 

@@ -1,4 +1,4 @@
-"""The pictures of a page: each different one is in the file once, however often it is shown."""
+"""The pictures of a page. Each different picture is in the file once, however often it is shown."""
 
 import base64
 import io
@@ -16,30 +16,30 @@ MAX_THUMBNAIL = 128
 
 @dataclass(frozen=True, slots=True)
 class Gallery:
-    """Collects the pictures that a page shows by name, for the sheet at its end that defines them."""
+    """The pictures that a page shows, each under its name, for the sheet at the end of the page that defines them."""
 
     _names: dict[tuple[tuple[int, ...], bytes], str] = field(default_factory=dict)
 
     def name(self, image: Picture) -> str:
-        """The id under which the sheet defines this picture; equal pictures have one id."""
+        """Return the id under which the sheet defines this picture; equal pictures have one id."""
         return self._names.setdefault((image.shape, image.tobytes()), f"picture-{len(self._names) + 1}")
 
     def sheet(self) -> Iterator[tuple[str, int, int, str]]:
-        """(id, width, height, data URI) of each picture named so far."""
+        """Yield (id, width, height, data URI) of each picture that was named so far."""
         for (shape, pixels), name in self._names.items():
             image = np.frombuffer(pixels, dtype=np.uint8).reshape(shape)
             yield name, shape[2], shape[1], png_data_uri(image)
 
 
 def png_data_uri(image: Picture) -> str:
-    """The picture at its own size as a lossless PNG data URI."""
+    """Return the picture at its own size as a lossless PNG data URI."""
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(np.moveaxis(image, 0, -1))).save(buffer, format="png", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def thumbnail(image: Picture) -> Picture:
-    """The picture itself, or for large pictures a copy small enough to be in the page as well."""
+    """Return the picture itself or, for a large picture, a copy small enough to be in the page as well."""
     if max(image.shape[1:]) <= MAX_THUMBNAIL:
         return image
     small = Image.fromarray(np.ascontiguousarray(np.moveaxis(image, 0, -1)))
@@ -48,5 +48,5 @@ def thumbnail(image: Picture) -> Picture:
 
 
 def sharpness(image: Picture) -> str:
-    """Small pictures keep their pixels when enlarged."""
+    """Return "sharp" for a small picture, which keeps its pixels when it is enlarged, and else "smooth"."""
     return "sharp" if max(image.shape[1:]) < PIXELATED_BELOW else "smooth"

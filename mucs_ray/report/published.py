@@ -1,4 +1,4 @@
-"""What the MUCS paper prints for its three data sets, to be shown beside one's own numbers (spec 16)."""
+"""The numbers that the MUCS paper prints for its three data sets, to be shown beside those of a run (spec 16)."""
 
 import tomllib
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ class Printed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ablation:
-    """One row of Table 2: AUC by metric, and by how many percent the mean changes."""
+    """One row of Table 2: the AUC by metric, and the change of the mean in percent."""
 
     auc: Mapping[str, float]
     change: float
@@ -28,28 +28,31 @@ class Ablation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Published:
-    """One data set, numbers as printed; by method (our names) and then by metric or "mean"."""
+    """The paper's numbers for one data set, as printed, by method (our names) and then by metric or "mean"."""
 
     recipe: str
     notes: Mapping[str, str]
-    """Where the paper contradicts itself, by method."""
+    """Notes on where the paper contradicts itself, by method."""
     auc: Mapping[str, Mapping[str, float]]
     significant: Mapping[str, tuple[str, ...]]
-    """The metrics with an asterisk."""
+    """The metrics that have an asterisk, by method."""
     ensembles: Mapping[str, Mapping[str, float]]
     difference: Mapping[str, Mapping[str, Printed]]
     minutes: Mapping[str, str]
-    """An item on one H100; a text, because "<0.1" is all there is of some."""
+    """The minutes that an item takes on one H100, as text, because the paper gives only "<0.1" for some methods."""
     within_overlap: Mapping[str, Printed]
     between_overlap: Mapping[frozenset[str], float]
-    """By the two methods; ArtBench10 only."""
+    """The overlap of two methods, keyed by the pair; only ArtBench10 has this table."""
     ablations: Mapping[str, Ablation]
-    """COCO only."""
+    """The ablations; only COCO has them."""
 
 
 @cache
 def published(recipe_name: str) -> Published | None:
-    """The paper's numbers of a recipe by its name (cifar10, artbench10, coco), or None; settings are not compared."""
+    """Return the paper's numbers for the recipe of this name (cifar10, artbench10, coco), or None.
+
+    The recipe's settings are not compared with the paper's.
+    """
     tables = tomllib.loads(resources.files("mucs_ray.report").joinpath("published.toml").read_text("utf-8"))
     values: Mapping[str, Any] | None = tables.get(recipe_name)
     if values is None:

@@ -1,4 +1,4 @@
-"""The tables beside the main ones: overlaps, cost, controls and levels (the paper's Tables 6, 7 and 8, and more)."""
+"""The tables beside the main ones: overlaps, cost, controls and levels (the paper's Tables 6, 7, 8, and more)."""
 
 from collections.abc import Mapping
 
@@ -21,7 +21,7 @@ from mucs_ray.report.wording import (
 
 
 def within(analysis: Analysis, names: Mapping[str, str], published: Published | None) -> Table | None:
-    """Table 7: one method's lists for different images."""
+    """Lay out Table 7: the overlap of one method's lists for different images."""
     several = any(method.within_overlap_same_seed is not None for method in analysis.methods)
     rows = []
     for method in analysis.methods:
@@ -59,7 +59,7 @@ def _no_between(analysis: Analysis) -> str:
 
 
 def between(analysis: Analysis, names: Mapping[str, str], published: Published | None) -> Table | None:
-    """Table 8, a triangle: two methods' lists for the same image."""
+    """Lay out Table 8, a triangle: the overlap of two methods' lists for the same image."""
     methods = [method.method for method in analysis.compared]
     if len(methods) < 2:
         return None
@@ -78,7 +78,7 @@ def between(analysis: Analysis, names: Mapping[str, str], published: Published |
         title="Do methods agree on the training images? (%)",
         note=note(
             f"The share of the top {analysis.top_k:,} that two methods have in common for the same image, mean over "
-            "the images. Neither direction is better; higher is more agreement. "
+            "the images. Neither direction is better; a higher share is more agreement. "
             f"{names[analysis.reference]} has {percent(min(with_random))} to {percent(max(with_random))} with them.",
             counted(analysis),
         ),
@@ -88,7 +88,7 @@ def between(analysis: Analysis, names: Mapping[str, str], published: Published |
 
 
 def cost(analysis: Analysis, names: Mapping[str, str], published: Published | None) -> Table:
-    """Table 6."""
+    """Lay out Table 6: the time that an answer takes."""
 
     def cell(method: MethodAnalysis) -> Cell:
         paper = published.minutes.get(method.method) if published else None
@@ -100,7 +100,7 @@ def cost(analysis: Analysis, names: Mapping[str, str], published: Published | No
         note=note(
             "Wall time of the attribution over its images, without the retraining that tests it. Lower is better.",
             counted(analysis),
-            "The paper's times are of one H100." if published else "",
+            "The paper's times were measured on one H100." if published else "",
         ),
         columns=("Method", "Time an image"),
         rows=tuple((Cell(text=names[method.method]), cell(method)) for method in analysis.methods),
@@ -108,14 +108,14 @@ def cost(analysis: Analysis, names: Mapping[str, str], published: Published | No
 
 
 def controls(analysis: Analysis, names: Mapping[str, str]) -> Table | None:
-    """The same statistic on images that were not attributed; None if there are none."""
+    """Lay out the AUC of images that were not attributed; None if there are none."""
     metrics = [metric for metric in analysis.metrics if any(metric in method.controls for method in analysis.compared)]
     if not metrics:
         return None
 
     def cell(method: MethodAnalysis, metric: str) -> Cell:
-        found = method.controls.get(metric)
-        return Cell(text=share(found.auc), note=probability(found.p)) if found else Cell(text="n/a")
+        control = method.controls.get(metric)
+        return Cell(text=share(control.auc), note=probability(control.p)) if control else Cell(text="n/a")
 
     num = max(control.n for method in analysis.compared for control in method.controls.values())
     return Table(
@@ -123,7 +123,7 @@ def controls(analysis: Analysis, names: Mapping[str, str]) -> Table | None:
         title="Did other images change too? (AUC of controls)",
         note=note(
             "AUC of generated images that were not attributed. Nearer to .500 is better: they changed as after random "
-            "removal; above, the method's images matter to other images too. p: two-sided Mann-Whitney test.",
+            "removal; above .500, the method's images matter to other images too. p: two-sided Mann-Whitney test.",
             counted(analysis, num, "controls"),
         ),
         columns=("Method", *map(metric_name, metrics)),
@@ -135,14 +135,14 @@ def controls(analysis: Analysis, names: Mapping[str, str]) -> Table | None:
 
 
 def levels(analysis: Analysis, names: Mapping[str, str]) -> Table | None:
-    """Mean similarities between the best there can be, 1, and that of unrelated images; None without the latter."""
+    """Lay out the mean similarities, which lie between 1 and that of unrelated images; None without the latter."""
     if not analysis.unrelated:
         return None
-    found = [analysis.unrelated.get(metric) for metric in analysis.metrics]
+    unrelated_levels = [analysis.unrelated.get(metric) for metric in analysis.metrics]
     pairs = max(level.n for level in analysis.unrelated.values())
     unrelated = (
         Cell(text="Unrelated images"),
-        *(Cell(text=signed(level.mean, 3) if level else "n/a") for level in found),
+        *(Cell(text=signed(level.mean, 3) if level else "n/a") for level in unrelated_levels),
     )
     rows = (
         (

@@ -11,12 +11,12 @@ WIDTH, HEIGHT = 400, 236
 LEFT, TOP, BOTTOM = 44, 36, 194
 LABEL_GAP, LABEL_WIDTH = 15, 122
 EMPTY_LOG_COUNT = math.log10(0.5)
-"""The foot of the log axis: below 1, so that a bar of one image can be seen."""
+"""The foot of the log axis, which is below 1 so that a bar of one image can be seen."""
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """Maps data ranges onto the plot area."""
+    """A map from data ranges to the plot area."""
 
     x_range: tuple[float, float]
     y_range: tuple[float, float]
@@ -26,20 +26,20 @@ class Frame:
     bottom: float = BOTTOM
 
     def x(self, value: float) -> float:
-        """The horizontal position of a value; the middle if the range is a single value."""
+        """Return the horizontal position of a value; the middle if the range is a single value."""
         low, high = self.x_range
         share = (value - low) / (high - low) if high > low else 0.5
         return round(self.left + share * (self.right - self.left), 2)
 
     def y(self, value: float) -> float:
-        """The vertical position of a value; larger values lie higher, which is a smaller y."""
+        """Return the vertical position of a value; larger values lie higher, which is a smaller y."""
         low, high = self.y_range
         share = (value - low) / (high - low) if high > low else 0.5
         return round(self.bottom - share * (self.bottom - self.top), 2)
 
 
 def unlearning_curve(unlearning: Unlearning, *, title: str) -> str:
-    """The loss of the generated image rising to the target line, with the training loss as the quieter line."""
+    """Draw the loss of the generated image rising to the target line, with the training loss as the quieter line."""
     item, train = unlearning.item_loss, unlearning.train_loss
     updates = max(len(item), len(train), 1)
     top = max(*item, *train, unlearning.target, 0.0) or 1.0
@@ -65,7 +65,7 @@ def unlearning_curve(unlearning: Unlearning, *, title: str) -> str:
 
 
 def score_histogram(histogram: Histogram, *, top_k: int, title: str) -> str:
-    """Counts on a log axis; everything right of the k-th score is coloured. Equal edges make one bar."""
+    """Draw the counts on a log axis; everything right of the k-th score is coloured. Equal edges make one bar."""
     edges, counts = histogram.edges, histogram.counts
     low, high = min(*edges, histogram.top_k_score), max(*edges, histogram.top_k_score)
     constant = high <= low
@@ -101,7 +101,7 @@ def score_histogram(histogram: Histogram, *, top_k: int, title: str) -> str:
 
 
 def _bar(frame: Frame, span: tuple[float, float], count: int, marker: float, scores: str) -> str:
-    """One bin, split where the k-th score cuts it."""
+    """Draw one bin, split where the k-th score cuts it."""
     x0, x1, y = frame.x(span[0]), frame.x(span[1]), frame.y(math.log10(count))
     x1 = max(x1 - 0.75, x0 + 0.75)
     rects = [
@@ -137,7 +137,7 @@ def _x_axis(frame: Frame, ticks: Sequence[tuple[float, str]], label: str) -> lis
 
 
 def round_ticks(low: float, high: float, about: int, *, whole: bool = False) -> list[tuple[float, str]]:
-    """Round numbers within [low, high], roughly `about` of them, with one number of decimals."""
+    """Return round numbers within [low, high], roughly `about` of them, with one number of decimals."""
     if high <= low:
         return [(low, f"{low:.4g}")]
     rough = (high - low) / about
@@ -160,7 +160,7 @@ def _count(value: int) -> str:
 
 
 def _spread(positions: Sequence[float]) -> list[float]:
-    """The positions, moved apart (inside the plot area) if two labels there would touch."""
+    """Move the positions apart, inside the plot area, if two labels at them would touch."""
     if len(positions) < 2 or abs(positions[0] - positions[1]) >= LABEL_GAP:
         return list(positions)
     middle = min(max(sum(positions) / 2, TOP + LABEL_GAP / 2), BOTTOM - LABEL_GAP / 2)
@@ -169,12 +169,12 @@ def _spread(positions: Sequence[float]) -> list[float]:
 
 
 def drawing(title: str, parts: Sequence[str], *, width: int = WIDTH, height: int = HEIGHT) -> str:
-    """One figure whose `title` is read aloud and shown on hovering."""
+    """Draw one figure whose `title` is read aloud and shown on hovering."""
     head = f'<svg class="plot" role="img" viewBox="0 0 {width} {height}" width="{width}" height="{height}">'
     return f"{head}{tag('title', title)}{''.join(parts)}</svg>"
 
 
 def tag(name: str, text: str = "", /, **attributes: object) -> str:
-    """One element; text and attribute values are escaped, `class_` is class and `_` in names is `-`."""
+    """Write one element. Text and attribute values are escaped, `class_` is class, and `_` in names becomes `-`."""
     pairs = "".join(f' {key.rstrip("_").replace("_", "-")}="{escape(str(value))}"' for key, value in attributes.items())
     return f"<{name}{pairs}>{escape(text)}</{name}>" if text else f"<{name}{pairs}/>"

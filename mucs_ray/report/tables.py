@@ -1,12 +1,12 @@
-"""The main tables of the counterfactual test, laid out as the paper's Tables 1 and 5; the others: side_tables.py."""
+"""The main tables of the counterfactual test, laid out as the paper's Tables 1 and 5; side_tables.py has the others."""
 
 from collections.abc import Mapping
 
 from mucs_ray.evaluation.analysis import PAPER_METRICS, Analysis, MethodAnalysis
 from mucs_ray.report import side_tables
+from mucs_ray.report.density import densities
 from mucs_ray.report.document import Cell, Table
 from mucs_ray.report.findings import headline, remarks
-from mucs_ray.report.kde import densities
 from mucs_ray.report.published import Printed, Published
 from mucs_ray.report.wording import (
     count,
@@ -30,12 +30,12 @@ __all__ = ["densities", "headline", "remarks", "tables"]
 def tables(
     analysis: Analysis, *, published: Published | None = None, method_labels: Mapping[str, str]
 ) -> tuple[Table, ...]:
-    """AUC first, then difference, overlaps, cost, controls and levels; a table that has nothing to say is left out.
+    """Lay out the tables: AUC, difference, overlaps, cost, controls and levels; a table without content is left out.
 
-    `published` are the paper's numbers, for runs of its own recipes.
+    `published` holds the paper's numbers, for runs of its own recipes.
     """
-    names = {found.method: label(found.method, method_labels) for found in analysis.methods}
-    found = (
+    names = {method.method: label(method.method, method_labels) for method in analysis.methods}
+    candidates = (
         _auc(analysis, names, published),
         _difference(analysis, names, published),
         side_tables.within(analysis, names, published),
@@ -44,11 +44,11 @@ def tables(
         side_tables.controls(analysis, names),
         side_tables.levels(analysis, names),
     )
-    return tuple(table for table in found if table is not None)
+    return tuple(table for table in candidates if table is not None)
 
 
 def _auc(analysis: Analysis, names: Mapping[str, str], published: Published | None) -> Table | None:
-    """A row a method, random first."""
+    """Lay out one row for each method, random first."""
     if not analysis.compared:
         return None
     means = [analysis.mean_label] if _has_mean(analysis) else []
@@ -71,14 +71,14 @@ def _auc(analysis: Analysis, names: Mapping[str, str], published: Published | No
 
 
 def _auc_cell(analysis: Analysis, method: MethodAnalysis, metric: str, published: Published | None) -> Cell:
-    found, best = method.metrics[metric], analysis.best.get(metric)
+    comparison, best = method.metrics[metric], analysis.best.get(metric)
     asterisk = "*" if best and best.significant and best.method == method.method else ""
     return Cell(
-        text=share(found.auc) + asterisk,
-        strong=found.auc == max(other.metrics[metric].auc for other in analysis.methods),
+        text=share(comparison.auc) + asterisk,
+        strong=comparison.auc == max(other.metrics[metric].auc for other in analysis.methods),
         note=small_print(
-            interval(found.auc_interval),
-            "" if found.p is None else probability(found.p),
+            interval(comparison.auc_interval),
+            "" if comparison.p is None else probability(comparison.p),
             _paper_auc(method.method, metric, published),
         ),
     )
@@ -123,7 +123,7 @@ def _auc_note(analysis: Analysis, names: Mapping[str, str], published: Published
 
 
 def _difference(analysis: Analysis, names: Mapping[str, str], published: Published | None) -> Table | None:
-    """Without random, which it is relative to, and without distances, for which it is not defined."""
+    """Leave out random, with which the others are compared, and distances, for which it is not defined."""
     metrics = [
         metric
         for metric in analysis.metrics

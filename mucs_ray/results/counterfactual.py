@@ -1,4 +1,4 @@
-"""From finished counterfactual tests, of one seed or several, to the numbers and the section of the report."""
+"""The numbers and the report's section on counterfactual tests that are finished, for one seed or several."""
 
 import io
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,7 +11,7 @@ from mucs_ray.attribution.registry import REFERENCE, find
 from mucs_ray.data.table import open_parquet
 from mucs_ray.evaluation.analysis import Analysis, analyse
 from mucs_ray.evaluation.hubs import Hubs, find_hubs
-from mucs_ray.evaluation.outcome import Outcome, Unrelated
+from mucs_ray.evaluation.outcome import MethodOutcome, Unrelated
 from mucs_ray.models.adapters import adapter
 from mucs_ray.pipeline.graph import UNRELATED, Pipeline
 from mucs_ray.report.document import Evaluation, Grid, GridCell, GridRow, HubSection
@@ -25,11 +25,11 @@ from mucs_ray.store.topk import top_lists
 
 SHOWN_UNDER_IMAGES = ("ssim", "lpips")
 MUCH_WORSE = 1.2
-"""Validation loss as a multiple of the best. On the emoji 59 of 60 retrainings were within 1.11, and one at 1.33."""
+"""A multiple of the best validation loss. On the emoji, 59 of 60 retrainings were within 1.11 and one was at 1.33."""
 
 
 def evaluated_methods(pipelines: Sequence[Pipeline]) -> list[str]:
-    """Methods whose counterfactual test is done in every one of these runs; empty without the reference."""
+    """Return the methods whose counterfactual test is done in every run; none if the reference is not among them."""
     done = [
         method
         for method in pipelines[0].available_methods()
@@ -39,20 +39,20 @@ def evaluated_methods(pipelines: Sequence[Pipeline]) -> list[str]:
 
 
 def is_done(stage: Stage) -> bool:
-    """Whether a stage's manifest stands."""
+    """Return True if a stage is done under its present settings."""
     return stage.state().status == "done"
 
 
-def outcomes(pipelines: Sequence[Pipeline], methods: Iterable[str]) -> list[Outcome]:
-    """What was measured, a seed and method each."""
+def outcomes(pipelines: Sequence[Pipeline], methods: Iterable[str]) -> list[MethodOutcome]:
+    """Return what was measured, one outcome for each method and seed."""
     return [outcome(pipeline, method) for method in methods for pipeline in pipelines]
 
 
-def outcome(pipeline: Pipeline, method: str) -> Outcome:
-    """One method in one seed."""
+def outcome(pipeline: Pipeline, method: str) -> MethodOutcome:
+    """Return what was measured for one method in one seed."""
     stage = pipeline.stage(f"evaluate/{method}")
     table = similarities(stage)
-    return Outcome(
+    return MethodOutcome(
         seed=pipeline.recipe.seed,
         method=method,
         num_images=pipeline.dataset.card.num_images("train"),
@@ -66,7 +66,7 @@ def outcome(pipeline: Pipeline, method: str) -> Outcome:
 
 
 def unrelated(pipelines: Sequence[Pipeline]) -> list[Unrelated]:
-    """The reference level of each seed."""
+    """Return the reference level of each seed in which it was measured."""
     return [
         Unrelated(
             seed=pipeline.recipe.seed,
@@ -78,26 +78,26 @@ def unrelated(pipelines: Sequence[Pipeline]) -> list[Unrelated]:
 
 
 def similarities(stage: Stage) -> pa.Table:
-    """item, other, role, metric, similarity."""
+    """Read a stage's table with the columns item, other, role, metric and similarity."""
     return open_parquet(io.BytesIO(stage.checked(stage.part("similarity", "parquet")))).read()
 
 
 def by_metric(table: pa.Table, role: str) -> dict[str, np.ndarray]:
-    """Similarities of items in this role, in order of the item."""
-    found: dict[str, list[float]] = {metric: [] for metric in table["metric"].unique().to_pylist()}
+    """Return, by metric, the similarities of the items in this role, in order of the item."""
+    values_of: dict[str, list[float]] = {metric: [] for metric in table["metric"].unique().to_pylist()}
     for row in table.to_pylist():
         if row["role"] == role:
-            found[row["metric"]].append(row["similarity"])
-    return {metric: np.asarray(values, dtype=np.float64) for metric, values in found.items()}
+            values_of[row["metric"]].append(row["similarity"])
+    return {metric: np.asarray(values, dtype=np.float64) for metric, values in values_of.items()}
 
 
 def attribution_seconds(pipeline: Pipeline, method: str) -> float:
-    """Wall time of all parts of an attribution."""
+    """Return the wall time of all parts of an attribution."""
     return sum(pipeline.stages[name].facts()["seconds"] for name in pipeline.stages_of(method))
 
 
 def analysis_of(pipelines: Sequence[Pipeline]) -> Analysis | None:
-    """All statistics; None if the counterfactual test is not done."""
+    """Compute all statistics; None if the counterfactual test is not done."""
     methods = evaluated_methods(pipelines)
     if not methods:
         return None
@@ -105,95 +105,101 @@ def analysis_of(pipelines: Sequence[Pipeline]) -> Analysis | None:
 
 
 def sentence(analysis: Analysis) -> str:
-    """The verdict in words."""
+    """Return the headline of the test in words."""
     return headline(analysis, method_labels=labels(analysis))
 
 
 def labels(analysis: Analysis) -> dict[str, str]:
-    """How the methods are called in tables."""
-    return {each.method: find(each.method).label for each in analysis.methods}
+    """Return the names of the methods in tables."""
+    return {analysed.method: find(analysed.method).label for analysed in analysis.methods}
 
 
 def paper_numbers(pipeline: Pipeline) -> Published | None:
-    """Of the paper, for the paper's data sets under the paper's protocol."""
+    """Return the paper's numbers; None unless data set and protocol are the paper's."""
     from_paper = pipeline.dataset.card.request.get("name") == pipeline.recipe.name
     return published(pipeline.recipe.name) if from_paper and pipeline.recipe.remove.mode == "union" else None
 
 
 def left_out(pipelines: Sequence[Pipeline]) -> list[str]:
-    """Sentences on the metrics that cannot be measured here, if there are any."""
+    """Return sentences on the metrics that cannot be measured here."""
     lines = dict(pipelines[0].similarities[1])
-    told = [f"Left out: {lines.pop('ssim')}."] if "ssim" in lines else []
+    sentences = [f"Left out: {lines.pop('ssim')}."] if "ssim" in lines else []
     if lines:
-        told.append(
+        sentences.append(
             f"Left out, because their weights are not on this machine: {', '.join(lines)}. `mucs-ray doctor` says which"
             " files are expected where."
         )
-    return told
+    return sentences
 
 
 def bad_retrainings(pipelines: Sequence[Pipeline], method_labels: Mapping[str, str]) -> list[str]:
-    """Sentences on retrainings that went much worse than the best one of their seed, if there are any."""
-    told = []
+    """Return sentences on retrainings that went much worse than the best one of their seed."""
+    sentences = []
     for pipeline in pipelines:
         losses = {method: validation_loss(pipeline, method) for method in method_labels}
         best = min(losses.values())
-        told += [
+        sentences += [
             f"Seed {pipeline.recipe.seed}, {method_labels[method]}: its retraining ended at a validation loss of"
-            f" {loss:.3f}, the best one of this seed at {best:.3f}. A model that is worse in all changes every image,"
+            f" {loss:.3f}, the best one of this seed at {best:.3f}. A model that is worse overall changes every image,"
             " whichever training images it lacks."
             for method, loss in losses.items()
             if loss > MUCH_WORSE * best
         ]
-    return told
+    return sentences
 
 
 def validation_loss(pipeline: Pipeline, method: str) -> float:
-    """The lowest of the retraining without a method's images; of a retraining for each item, that of the worst."""
+    """Return the lowest loss of the retraining without a method's images.
+
+    If each item has its own retraining, this is the loss of the worst of them.
+    """
     return max(pipeline.stages[name].facts()["best_loss"] for name in pipeline.retrained(method))
 
 
 def section(pipelines: Sequence[Pipeline], analysis: Analysis) -> Evaluation:
-    """The report's part on the counterfactual test."""
-    found = outcomes(pipelines, [each.method for each in analysis.methods])
+    """Lay out the report's section on the counterfactual test."""
+    measured = outcomes(pipelines, [analysed.method for analysed in analysis.methods])
     named = labels(analysis)
-    told = (*remarks(analysis, method_labels=named), *bad_retrainings(pipelines, named), *left_out(pipelines))
+    sentences = (*remarks(analysis, method_labels=named), *bad_retrainings(pipelines, named), *left_out(pipelines))
     return Evaluation(
         headline=sentence(analysis),
-        remarks=told,
+        remarks=sentences,
         tables=tables(analysis, published=paper_numbers(pipelines[0]), method_labels=named),
-        densities=densities(found, method_labels=named),
-        grids=tuple(grid(pipeline, [o for o in found if o.seed == pipeline.recipe.seed]) for pipeline in pipelines),
+        densities=densities(measured, method_labels=named),
+        grids=tuple(
+            grid(pipeline, [outcome for outcome in measured if outcome.seed == pipeline.recipe.seed])
+            for pipeline in pipelines
+        ),
     )
 
 
-def grid(pipeline: Pipeline, found: Sequence[Outcome]) -> Grid:
-    """The targets of one seed, and what each method's removal made of them."""
+def grid(pipeline: Pipeline, measured: Sequence[MethodOutcome]) -> Grid:
+    """Lay out the targets of one seed and, for each method, their regenerations."""
     numbers = range(pipeline.recipe.generate.items)
     before, codec = pipeline.stages["generate"], adapter(pipeline.recipe.model).codec(torch.device("cpu"))
     generated = tuple(GridCell(image=picture(before, n, codec), note=str(n)) for n in numbers)
     rows = [GridRow(label="Generated", note="", cells=generated)]
-    for each in found:
-        after = pipeline.stages[f"regenerate/{each.method}"]
-        cells = tuple(GridCell(image=picture(after, n, codec), note=note(each, n)) for n in numbers)
-        removed = f"without {each.removed:,} of {each.num_images:,}"
-        rows.append(GridRow(label=find(each.method).label, note=removed, cells=cells))
+    for outcome in measured:
+        after = pipeline.stages[f"regenerate/{outcome.method}"]
+        cells = tuple(GridCell(image=picture(after, n, codec), note=note(outcome, n)) for n in numbers)
+        removed = f"without {outcome.removed:,} of {outcome.num_images:,}"
+        rows.append(GridRow(label=find(outcome.method).label, note=removed, cells=cells))
     return Grid(title=f"Seed {pipeline.recipe.seed}", rows=tuple(rows))
 
 
 def picture(stage: Stage, number: int, codec: Codec) -> np.ndarray:
-    """A generated image as 8-bit pixels."""
+    """Return a generated image as 8-bit pixels."""
     return shown(load_item(stage, number), codec)
 
 
-def note(found: Outcome, number: int) -> str:
-    """The first of the similarities, for the place under a picture."""
-    metric = next((name for name in SHOWN_UNDER_IMAGES if name in found.similarity), None)
-    return "" if metric is None else f"{metric.upper()} {found.similarity[metric][number]:.2f}"
+def note(outcome: MethodOutcome, number: int) -> str:
+    """Return the first of the similarities, for the place under a picture."""
+    metric = next((name for name in SHOWN_UNDER_IMAGES if name in outcome.similarity), None)
+    return "" if metric is None else f"{metric.upper()} {outcome.similarity[metric][number]:.2f}"
 
 
 def found_hubs(pipelines: Sequence[Pipeline], methods: Iterable[str]) -> dict[str, Hubs]:
-    """By method: training images that are in more lists than chance explains, the items of all seeds pooled."""
+    """Return, by method, the training images that are in more lists than chance explains; all seeds are pooled."""
     num = pipelines[0].dataset.card.num_images("train")
     lists = {
         method: [top for pipeline in pipelines for top in top_lists(pipeline.stages[f"attribute/{method}"])]
@@ -203,12 +209,12 @@ def found_hubs(pipelines: Sequence[Pipeline], methods: Iterable[str]) -> dict[st
 
 
 def hubs(pipelines: Sequence[Pipeline], methods: Iterable[str]) -> HubSection | None:
-    """The report's part on them; None with a single item."""
+    """Lay out the report's section on hubs; None for a single item."""
     hubs = found_hubs(pipelines, methods)
     pictured = [find(method).label for method in without_variants(list(hubs))]
-    found = {find(method).label: each for method, each in hubs.items()}
+    hubs_of = {find(method).label: of_method for method, of_method in hubs.items()}
     dataset = pipelines[0].dataset
-    rows = dataset.find({one.idx for method in pictured for one in found[method].most_frequent}, "train")
+    rows = dataset.find({frequent.idx for method in pictured for frequent in hubs_of[method].most_frequent}, "train")
     classes = dataset.card.classes
     images = {
         idx: TrainingImage(
@@ -218,9 +224,9 @@ def hubs(pipelines: Sequence[Pipeline], methods: Iterable[str]) -> HubSection | 
         )
         for idx, row in rows.items()
     }
-    return hub_section(found, images, pictured=pictured)
+    return hub_section(hubs_of, images, pictured=pictured)
 
 
 def without_variants(methods: Sequence[str]) -> list[str]:
-    """For pictures, of which there would be too many: methods by themselves, unless variants are all there is."""
+    """Return the methods to show pictures of: those without their variants, unless only variants were run."""
     return [method for method in methods if "/" not in method] or list(methods)

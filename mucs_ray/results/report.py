@@ -1,4 +1,4 @@
-"""From a finished run's files to its report: report.html, and report/ with the numbers as JSON, CSV and LaTeX."""
+"""The report of a finished run: report.html, and report/ with the numbers as JSON, CSV and LaTeX."""
 
 import json
 import platform
@@ -27,11 +27,14 @@ from mucs_ray.store.run import Stage
 from mucs_ray.store.topk import read_topk
 
 SHOWN = 16
-"""Training images shown an item."""
+"""The number of training images shown for each item."""
 
 
 def write(pipeline: Pipeline) -> tuple[dict[str, str], dict[str, Any]]:
-    """Publish the report of a run whose attribution is done; the files' sha256, and that of report.html as a fact."""
+    """Publish the report of a run whose attribution is done.
+
+    Returns the sha256 of its files, and that of report.html as a fact.
+    """
     analysis = counterfactual.analysis_of([pipeline])
     report, numbers = document(pipeline, analysis), as_json(pipeline, analysis)
     return publish(pipeline.report(), pipeline.run_url, report, numbers, analysis)
@@ -40,7 +43,7 @@ def write(pipeline: Pipeline) -> tuple[dict[str, str], dict[str, Any]]:
 def publish(
     stage: Stage, run_url: str, report: Report, numbers: dict[str, Any], analysis: Analysis | None
 ) -> tuple[dict[str, str], dict[str, Any]]:
-    """report.html into the run directory itself, the rest into the stage's folder."""
+    """Publish report.html in the run directory itself, and the other files in the stage's folder."""
     files = {"report.json": json.dumps(numbers, indent=1)}
     if analysis is not None and report.evaluation is not None:
         files |= {"results.csv": to_csv(analysis), "tables.tex": to_latex(report.evaluation.tables)}
@@ -48,25 +51,25 @@ def publish(
     stage.retract()
     html = render(report).encode()
     storage.publish(storage.join(run_url, "report.html"), html)
-    for name in {"results.csv", "tables.tex"} - set(files):  # of a report that had an evaluation
+    for name in {"results.csv", "tables.tex"} - set(files):  # an earlier report had an evaluation
         storage.remove(stage.url(name))
     digests = {name: storage.publish(stage.url(name), text.encode()) for name, text in files.items()}
     return digests, {"sha256": sha256(html).hexdigest()}
 
 
 def shown_methods(pipeline: Pipeline) -> list[str]:
-    """Methods whose answers are shown: all that are done, but for random, unless it is all there is."""
-    done = [method for method in pipeline.available_methods() if is_done(pipeline.stages[f"attribute/{method}"])]
-    return [method for method in done if method != REFERENCE] or done
+    """Return the methods whose answers are shown: all that are done except random, unless only random is done."""
+    finished = [method for method in pipeline.available_methods() if is_done(pipeline.stages[f"attribute/{method}"])]
+    return [method for method in finished if method != REFERENCE] or finished
 
 
 def method_lines(pipeline: Pipeline) -> tuple[tuple[str, str], ...]:
-    """Name and one line of the methods shown."""
+    """Return the name and the one-line summary of each method that is shown."""
     return tuple((pipeline.known[method].label, pipeline.known[method].summary) for method in shown_methods(pipeline))
 
 
 def document(pipeline: Pipeline, analysis: Analysis | None) -> Report:
-    """Everything the report shows."""
+    """Collect everything that the report shows."""
     methods = shown_methods(pipeline)
     pictured = counterfactual.without_variants(methods)
     facts = pipeline.stages[f"attribute/{methods[0]}"].facts()
@@ -86,17 +89,17 @@ def document(pipeline: Pipeline, analysis: Analysis | None) -> Report:
 
 
 def item_sections(pipeline: Pipeline, methods: Sequence[str]) -> list[ItemSection]:
-    """One generated image each, with every method's answer."""
+    """Return one section for each generated image, with every method's answer."""
     tops = {method: read_topk(pipeline.stages[f"attribute/{method}"]) for method in methods}
     pictured = {int(row["idx"]) for top in tops.values() for rows in top.values() for row in rows[:SHOWN]}
     pictures = pipeline.dataset.find(pictured, "train")
     planned = pipeline.stages["generate"].facts()["items"]
-    lent = pipeline.dataset.find({each["idx"] for each in planned}, "test")
+    test_rows = pipeline.dataset.find({item["idx"] for item in planned}, "test")
     codec, sections = adapter(pipeline.recipe.model).codec(torch.device("cpu")), []
     for number in range(pipeline.recipe.generate.items):
         item = load_item(pipeline.stages["generate"], number)
         answers = [answer(pipeline, method, number, top[number], pictures) for method, top in tops.items()]
-        label = condition_name(pipeline, lent[planned[number]["idx"]])
+        label = condition_name(pipeline, test_rows[planned[number]["idx"]])
         sections.append(
             ItemSection(number=number, idx=item.idx, label=label, image=shown(item, codec), answers=tuple(answers))
         )
@@ -106,7 +109,7 @@ def item_sections(pipeline: Pipeline, methods: Sequence[str]) -> list[ItemSectio
 def answer(
     pipeline: Pipeline, method: str, number: int, rows: list[dict[str, str]], pictures: dict[int, Row]
 ) -> Answer:
-    """One method's top training images of an item, how it was unlearned, and all its scores."""
+    """Return one method's top training images of an item, the course of its unlearning, and all its scores."""
     histogram = pipeline.stages[f"attribute/{method}"].facts()["histograms"][number]
     ranked = [
         RankedImage(
@@ -131,18 +134,18 @@ def answer(
     )
 
 
-def condition_name(pipeline: Pipeline, lent: Row) -> str:
-    """What the item was generated from: a caption, a class, or nothing."""
+def condition_name(pipeline: Pipeline, test_row: Row) -> str:
+    """Return what the item was generated from: a caption, a class, or nothing."""
     card = pipeline.dataset.card
     if not pipeline.recipe.model.conditional:
         return "unconditional"
     if card.condition == "embedding":
-        return lent.text[0] if lent.text else ""
-    return card.classes[lent.label] if lent.label is not None and card.classes else ""
+        return test_row.text[0] if test_row.text else ""
+    return card.classes[test_row.label] if test_row.label is not None and card.classes else ""
 
 
 def unlearning(pipeline: Pipeline, method: str, number: int) -> Unlearning | None:
-    """The trace stored beside an item's tensors; None for methods that do not unlearn up to a bound."""
+    """Return the trace stored beside an item's tensors; None for methods that do not unlearn up to a bound."""
     for name in () if pipeline.known[method].is_ensemble else pipeline.stages_of(method):
         part, stage = pipeline.method_stages[name].method_stage, pipeline.stages[name]
         if part is None or part.hook != "fit_item":
@@ -162,7 +165,7 @@ def unlearning(pipeline: Pipeline, method: str, number: int) -> Unlearning | Non
 
 
 def run_facts(pipeline: Pipeline) -> Iterable[tuple[str, str]]:
-    """Name and value of what a reader needs to judge or repeat the run."""
+    """Yield the name and value of each fact that a reader needs to judge or repeat the run."""
     recipe, card = pipeline.recipe, pipeline.dataset.card
     trained = pipeline.stages["pretrain"].facts()
     counts = {split: f"{card.num_images(split):,} {split}" for split in ("train", "test")}
@@ -188,7 +191,7 @@ def run_facts(pipeline: Pipeline) -> Iterable[tuple[str, str]]:
 
 
 def mucs_facts(pipeline: Pipeline) -> Iterable[tuple[str, str]]:
-    """What was particular to MUCS."""
+    """Yield the facts that only MUCS has."""
     stages, score = pipeline.stages, pipeline.recipe.score
     measured = stages["attribute/mucs/score"].facts()
     yield "null loss", f"{stages['attribute/mucs/null'].facts()['null_loss']:.4f}"
@@ -203,33 +206,36 @@ def mucs_facts(pipeline: Pipeline) -> Iterable[tuple[str, str]]:
 
 
 def stage_times(pipeline: Pipeline) -> Iterable[tuple[str, str]]:
-    """Stage and wall time, in order, of all that is done."""
+    """Yield the name and wall time of each stage that is done, in order."""
     for name, seconds in seconds_by_stage(pipeline):
         yield name, f"{seconds:.1f} s"
 
 
 def seconds_by_stage(pipeline: Pipeline) -> Iterable[tuple[str, float]]:
-    """Of all stages that are done, in order."""
+    """Yield the name and seconds of each stage that is done, in order."""
     for name, stage in (pipeline.stages | pipeline.evaluated).items():
         if is_done(stage):
             yield name, stage.facts()["seconds"]
 
 
 def as_json(pipeline: Pipeline, analysis: Analysis | None) -> dict[str, Any]:
-    """The answer for programs: by method the top images of each item and where the files are; and all statistics."""
+    """Return the answer as JSON values, for other programs.
+
+    It holds, by method, the top images of each item and where the files are, and all statistics.
+    """
     methods = shown_methods(pipeline)
     return {
         "run": pipeline.run_url,
         "recipe": pipeline.recipe.name,
         "seed": pipeline.recipe.seed,
         "attributions": {method: attribution(pipeline, method) for method in methods},
-        "hubs": {name: asdict(each) for name, each in counterfactual.found_hubs([pipeline], methods).items()},
+        "hubs": {name: asdict(hubs) for name, hubs in counterfactual.found_hubs([pipeline], methods).items()},
         "evaluation": None if analysis is None else asdict(analysis),
     }
 
 
 def attribution(pipeline: Pipeline, method: str) -> dict[str, Any]:
-    """One method's answer."""
+    """Return one method's answer as JSON values."""
     stage = pipeline.stages[f"attribute/{method}"]
     items = [
         {"item": number, "idx": int(rows[0]["item_idx"]), "top": [[int(r["idx"]), float(r["score"])] for r in rows]}

@@ -1,1 +1,1 @@
-"""What z is: the spaces in which models work, and the way from pictures to z and back."""
+"""The spaces in which models work: functions between stored pictures and z, one file for each space."""

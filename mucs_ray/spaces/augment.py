@@ -24,7 +24,7 @@ SCALE_STD, ANISOTROPY_STD, TRANSLATION_STD = 0.2, 0.2, 0.125
 def augment(
     image: Float[Tensor, "b c h w"], stream: np.random.Generator, *, probability: float, flip: bool
 ) -> tuple[Float[Tensor, "b c h w"], Int64[Tensor, " b"]]:
-    """(images, 1 where distorted); every random number comes from `stream`, drawn for the whole batch."""
+    """Return (images, 1 where distorted). Every random number comes from `stream`, drawn for the whole batch."""
     flipped = torch.from_numpy(stream.random(len(image)) < 0.5)
     if flip:
         image = torch.where(flipped[:, None, None, None], image.flip(3), image)
@@ -38,42 +38,42 @@ def augment(
 def distorted(
     z: Float[Tensor, "b c h w"], stream: np.random.Generator, *, probability: float, flip: bool
 ) -> tuple[Float[Tensor, "b c h w"], Condition]:
-    """augment, with its flag under the name "augmented", by which a model reads it."""
+    """Apply `augment` and return its flag under the name "augmented", by which a model reads it."""
     images, flag = augment(z, stream, probability=probability, flip=flip)
     return images, {"augmented": flag}
 
 
 def distortions(stream: np.random.Generator, num: int, probability: float) -> tuple[Float[Tensor, "b 2 3"], Tensor]:
-    """Maps from output to input coordinates in [-1, 1], and which of them are not the identity."""
-    chosen = stream.random((4, num)) < probability
-    isotropic = np.where(chosen[0], 2.0 ** (SCALE_STD * stream.standard_normal(num)), 1.0)
-    angle = np.where(chosen[1], stream.uniform(-math.pi, math.pi, num), 0.0)
-    stretch = np.where(chosen[2], 2.0 ** (ANISOTROPY_STD * stream.standard_normal(num)), 1.0)
+    """Return maps from output to input coordinates in [-1, 1], and which of them are not the identity."""
+    applied = stream.random((4, num)) < probability
+    isotropic = np.where(applied[0], 2.0 ** (SCALE_STD * stream.standard_normal(num)), 1.0)
+    angle = np.where(applied[1], stream.uniform(-math.pi, math.pi, num), 0.0)
+    stretch = np.where(applied[2], 2.0 ** (ANISOTROPY_STD * stream.standard_normal(num)), 1.0)
     tilted = stream.random(num) < 0.5
     axis = np.where(tilted, stream.uniform(-math.pi, math.pi, num), 0.0)
     # a shift by a share of the width is twice that in coordinates that run from -1 to 1
-    shift = np.where(chosen[3], 2 * TRANSLATION_STD * stream.standard_normal((2, num)), 0.0)
+    shift = np.where(applied[3], 2 * TRANSLATION_STD * stream.standard_normal((2, num)), 0.0)
     linear = rotation(angle) @ rotation(axis) @ scaling(stretch, 1 / stretch) @ rotation(-axis)
     inverse = np.linalg.inv(linear * isotropic[:, None, None])
     offset = -inverse @ shift.T[:, :, None]
     matrix = torch.from_numpy(np.concatenate([inverse, offset], axis=2)).float()
-    return matrix, torch.from_numpy(chosen.any(axis=0))
+    return matrix, torch.from_numpy(applied.any(axis=0))
 
 
 def rotation(angle: np.ndarray) -> np.ndarray:
-    """[b, 2, 2], from x (right) towards y (down)."""
+    """Return rotations, [b, 2, 2], from x (right) towards y (down)."""
     cos, sin = np.cos(angle), np.sin(angle)
     return np.stack([np.stack([cos, -sin], axis=1), np.stack([sin, cos], axis=1)], axis=1)
 
 
 def scaling(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """[b, 2, 2], diagonal."""
+    """Return diagonal matrices, [b, 2, 2]."""
     zero = np.zeros_like(x)
     return np.stack([np.stack([x, zero], axis=1), np.stack([zero, y], axis=1)], axis=1)
 
 
 def warp(image: Float[Tensor, "b c h w"], matrix: Float[Tensor, "b 2 3"]) -> Float[Tensor, "b c h w"]:
-    """Reflecting borders; sampled at twice the resolution and averaged, against aliasing."""
+    """Warp images with reflecting borders, sampled at twice the resolution and averaged, against aliasing."""
     batch, channels, height, width = image.shape
     fine = interpolate(image, scale_factor=2, mode="bilinear", align_corners=False)
     grid = affine_grid(matrix.to(image.device), [batch, channels, 2 * height, 2 * width], align_corners=False)

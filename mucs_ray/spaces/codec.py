@@ -21,12 +21,12 @@ class Codec(ABC):
 
     @abstractmethod
     def encode(self, pictures: StoredPictures) -> Float[Tensor, "b *shape"]:
-        """z of pictures with 8-bit pixels."""
+        """Return z of pictures with 8-bit pixels."""
 
     @abstractmethod
     def decode(self, z: Float[Tensor, "b *shape"]) -> Pictures:
-        """Pictures in [0, 1], clamped."""
+        """Return pictures in [0, 1], clamped."""
 
     @abstractmethod
     def shown(self, z: Float[Tensor, "b *shape"]) -> Float[Tensor, "b *shape"]:
-        """z without what a picture cannot show, so that generated images compare with training images."""
+        """Return z without what a picture cannot show, so that generated images compare with training images."""

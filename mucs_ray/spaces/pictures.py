@@ -19,10 +19,10 @@ StoredPicture = UInt8[np.ndarray, "3 h w"]
 
 
 def are_pictures(tensor: Tensor) -> bool:
-    """Whether the tensor has the axes of pictures."""
+    """Return True if the tensor has the axes of pictures."""
     return tensor.ndim == 4 and tensor.shape[1] == CHANNELS
 
 
 def to_bytes(picture: Float[Tensor, "3 h w"]) -> StoredPicture:
-    """A picture in [0, 1] as 8-bit pixels (spec 2)."""
+    """Convert a picture in [0, 1] to 8-bit pixels (spec 2)."""
     return (picture * 255).round().to(torch.uint8).cpu().numpy()

@@ -1,4 +1,4 @@
-"""z is the picture itself, with pixels in [-1, 1] (spec 2)."""
+"""The pixel space, where z is the picture itself, with pixels in [-1, 1] (spec 2)."""
 
 from jaxtyping import Float, UInt8
 from torch import Tensor
@@ -7,20 +7,20 @@ from mucs_ray.spaces.codec import Codec
 
 
 class Pixels(Codec):
-    """Pixels from 0..255 to [-1, 1] and back, whatever the number of channels."""
+    """A codec between 0..255 and [-1, 1], for any number of channels."""
 
     encodes_each_alone = True
 
     def encode(self, pictures: UInt8[Tensor, "b *shape"]) -> Float[Tensor, "b *shape"]:
-        """0 becomes -1, and 255 becomes 1."""
+        """Map 0 to -1 and 255 to 1."""
         return pictures.float() / 127.5 - 1
 
     def decode(self, z: Float[Tensor, "b *shape"]) -> Float[Tensor, "b *shape"]:
-        """-1 becomes 0, and 1 becomes 1; what is beyond is cut off."""
+        """Map -1 to 0 and 1 to 1, and clamp values beyond them."""
         return (z * 0.5 + 0.5).clamp(0, 1)
 
     def shown(self, z: Float[Tensor, "b *shape"]) -> Float[Tensor, "b *shape"]:
-        """Cut off at -1 and 1."""
+        """Clamp to [-1, 1]."""
         return z.clamp(-1, 1)
 
 

@@ -1,13 +1,13 @@
-"""How the files of items are called."""
+"""The names of items' files."""
 
 from mucs_ray.store.run import Stage
 
 
 def item_name(number: int) -> str:
-    """How an item is called in file and folder names."""
+    """Return the name of an item in file and folder names."""
     return f"item-{number:04d}"
 
 
 def item_file(stage: Stage, number: int) -> str:
-    """Name of an item's part."""
+    """Return the name of an item's part."""
     return stage.part(item_name(number), "safetensors")

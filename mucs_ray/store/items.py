@@ -1,4 +1,4 @@
-"""Generated items as files: z, under the name "image", and its condition as safetensors, and a PNG to look at."""
+"""Generated items as files: the unclamped image and its condition as safetensors, and a PNG to look at."""
 
 import io
 from dataclasses import dataclass
@@ -19,29 +19,29 @@ Role = Literal["target", "control"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedItem:
-    """An item before it is generated: the test image that lends its condition, and what it is for."""
+    """An item before it is generated: its role, and the test image that supplies its condition."""
 
     number: int
     row: int
-    """In the test split."""
+    """The number of the row in the test split."""
     idx: int
     role: Role
 
 
 def shown(item: Item, codec: Codec) -> StoredPicture:
-    """An item as 8-bit pixels."""
+    """Return an item as 8-bit pixels."""
     return to_bytes(codec.decode(item.z[None])[0])
 
 
 def to_png(pixels: StoredPicture) -> bytes:
-    """A PNG file."""
+    """Encode pixels as a PNG file."""
     buffer = io.BytesIO()
     Image.fromarray(pixels.transpose(1, 2, 0)).save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
 
 
 def save_item(stage: Stage, item: Item, codec: Codec, facts: dict[str, Any]) -> str:
-    """Publish the PNG, then the tensors; returns the tensors' sha256."""
+    """Publish the PNG, then the tensors; return the tensors' sha256."""
     storage.publish(stage.url(stage.part(item_name(item.number), "png")), to_png(shown(item, codec)))
     tensors = {**item.condition, "image": item.z}
     facts = {**facts, "number": item.number, "idx": item.idx}
@@ -49,7 +49,7 @@ def save_item(stage: Stage, item: Item, codec: Codec, facts: dict[str, Any]) -> 
 
 
 def load_item(stage: Stage, number: int) -> Item:
-    """An item of a generated run."""
+    """Read an item that was generated."""
     tensors, facts = checkpoint.load(stage.url(item_file(stage, number)))
     z = tensors.pop("image")
     return Item(number=number, idx=facts["idx"], condition=tensors, z=z)

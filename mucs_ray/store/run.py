@@ -1,13 +1,13 @@
-"""The run directory: one folder a stage, immutable parts, and a manifest that is written last.
+"""The run directory: one folder for each stage, immutable parts, and a manifest that is written last.
 
     <run>/recipe.json
-    <run>/<stage>/plan.json       written first: what the stage reads, and the parts it will have
-    <run>/<stage>/<part>.<tag>.<suffix>   tag: the first 8 characters of the fingerprint, so that parts of other
-                                  settings, or of a late writer, are never taken for this one's
-    <run>/<stage>/failed.json     why it could not be finished, until it is
-    <run>/<stage>/manifest.json   written last: what was read, the files with digests, facts (times, counts)
+    <run>/<stage>/plan.json       written first: the values that the stage reads, and the parts it will have
+    <run>/<stage>/<part>.<tag>.<suffix>   tag: the first 8 characters of the fingerprint, which tells the parts from
+                                  those of other settings or of a late writer
+    <run>/<stage>/failed.json     the reason why the stage failed; removed once it is done
+    <run>/<stage>/manifest.json   written last: the values read, the files with digests, facts (times, counts)
 
-A stage is done when its manifest has the fingerprint it would have now; otherwise the reason is told.
+A stage is done when its manifest has the present fingerprint; otherwise `State.reason` says why it is not.
 """
 
 from collections.abc import Mapping
@@ -26,68 +26,70 @@ FAILED = "failed.json"
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """Where a stage stands, and why."""
+    """The state of a stage, with the reason."""
 
     status: Literal["done", "missing", "stale", "partial", "failed"]
     reason: str = ""
     parts_there: int = 0
     parts_planned: int = 0
     failed: Mapping[str, str] = field(default_factory=dict)
-    """By name the units of work that failed, each with its cause."""
+    """The units of work that failed, by name, each with its cause."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One stage of one run, under the settings and inputs it would be run with now."""
+    """One stage of one run, with its present settings and inputs."""
 
     run_url: str
     name: str
-    """Its folder, e.g. "attribute/mucs/score"."""
+    """The name of the stage and of its folder, e.g. "attribute/mucs/score"."""
     reads: Mapping[str, Any]
-    """The recipe values it depends on, by dotted key."""
+    """The recipe values on which the stage depends, by dotted key."""
     inputs: Mapping[str, str]
-    """Fingerprints of what it reads: the data set, earlier stages."""
+    """The fingerprints of its inputs: the data set and earlier stages."""
 
     @cached_property
     def fingerprint(self) -> str:
-        """Changes when, and only when, something changes that this stage's output depends on."""
+        """The digest of everything on which the stage's output depends, and of nothing else."""
         facts = {"layout": LAYOUT_VERSION, "name": self.name, "reads": self.reads, "inputs": self.inputs}
         return sha256(dumps(facts, sort_keys=True).encode()).hexdigest()
 
     @property
     def folder(self) -> str:
-        """URL of the stage's folder."""
+        """The URL of the stage's folder."""
         return storage.join(self.run_url, self.name)
 
     def part(self, key: str, suffix: str) -> str:
-        """File name of a part; `key` is made by us, never a user's text."""
+        """Return the file name of a part; `key` is made by this package, never taken from a user's text."""
         return f"{key}.{self.fingerprint[:8]}.{suffix}"
 
     def url(self, file: str) -> str:
-        """URL of a file of this stage."""
+        """Return the URL of a file of this stage."""
         return storage.join(self.folder, file)
 
     def manifest(self) -> dict[str, Any] | None:
-        """The manifest as it stands, of whatever settings; None if there is none."""
+        """Return the stored manifest, of whatever settings; None if there is none."""
         return read_json_or_none(self.url("manifest.json"))
 
     def state(self) -> State:
-        """done / stale (with the changed keys) / partial / missing."""
+        """Compare the folder with the present settings: done, stale (with the changed keys), failed, partial or
+        missing.
+        """
         manifest = self.manifest()
         if manifest and manifest["fingerprint"] == self.fingerprint:
-            gone = set(manifest["files"]) - set(storage.names(self.folder))
-            if not gone:
+            absent = set(manifest["files"]) - set(storage.names(self.folder))
+            if not absent:
                 return State(status="done")
         plan = read_json_or_none(self.url("plan.json"))
         if plan and plan["fingerprint"] == self.fingerprint:
-            here = set(storage.names(self.folder))
-            there = sum(name in here for name in plan["parts"])
+            existing = set(storage.names(self.folder))
+            num_existing = sum(name in existing for name in plan["parts"])
             planned, failure = len(plan["parts"]), read_json_or_none(self.url(FAILED)) or {}
             failed = failure.get("fingerprint") == self.fingerprint
             return State(
                 status="failed" if failed else "partial",
-                reason=f"{there} of {planned} parts" + (f"; {failure['error']}" if failed else ""),
-                parts_there=there,
+                reason=f"{num_existing} of {planned} parts" + (f"; {failure['error']}" if failed else ""),
+                parts_there=num_existing,
                 parts_planned=planned,
                 failed=failure.get("units", {}) if failed else {},
             )
@@ -96,39 +98,39 @@ class Stage:
         return State(status="missing", reason="not run yet")
 
     def difference(self, manifest: Mapping[str, Any]) -> str:
-        """Which settings or inputs differ from those of a manifest."""
-        told = [
+        """Name the settings or inputs that differ from those of a manifest."""
+        changes = [
             f"{key} {manifest['reads'].get(key)} -> {self.reads.get(key)}"
             for key in sorted({*manifest["reads"], *self.reads})
             if manifest["reads"].get(key) != jsonable(self.reads.get(key))
         ]
-        told += [
+        changes += [
             f"{key} changed"
             for key in sorted({*manifest["inputs"], *self.inputs})
             if manifest["inputs"].get(key) != self.inputs.get(key)
         ]
-        return ", ".join(told) or "made by another version"
+        return ", ".join(changes) or "made by another version"
 
     def begin(self, parts: list[str]) -> list[str]:
-        """Announce the parts; returns those that are not there yet."""
+        """Publish the plan with these parts and return the parts that do not exist yet."""
         document = {"fingerprint": self.fingerprint, "parts": parts, "reads": self.reads, "inputs": self.inputs}
         storage.publish_json(self.url("plan.json"), document)
-        here = set(storage.names(self.folder))
-        return [part for part in parts if part not in here]
+        existing = set(storage.names(self.folder))
+        return [part for part in parts if part not in existing]
 
     def retract(self) -> None:
-        """Before files without a tag are written over: delete a manifest that would vouch for the old ones."""
+        """Delete an outdated manifest before untagged files are overwritten, since it would vouch for the old ones."""
         manifest = self.manifest()
         if manifest and manifest["fingerprint"] != self.fingerprint:
             storage.remove(self.url("manifest.json"))
 
     def fail(self, error: str, units: Mapping[str, str]) -> None:
-        """Keep why the stage could not be finished, and which units of work failed with what cause."""
+        """Record why the stage failed, and the cause of failure of each unit of work."""
         document = {"fingerprint": self.fingerprint, "error": error, "units": dict(units)}
         storage.publish_json(self.url(FAILED), document)
 
     def finish(self, files: Mapping[str, str], facts: Mapping[str, Any]) -> None:
-        """Publish the manifest, then delete the parts of other settings. `files` maps file name to sha256."""
+        """Publish the manifest, then delete the parts of other settings. `files` maps file names to sha256 digests."""
         document = {
             "stage": self.name,
             "fingerprint": self.fingerprint,
@@ -147,16 +149,16 @@ class Stage:
                 storage.remove(self.url(name))
 
     def facts(self) -> dict[str, Any]:
-        """Facts of the finished stage."""
+        """Return the facts of the finished stage; InputError if it is not done."""
         manifest = self.manifest()
         if manifest is None or manifest["fingerprint"] != self.fingerprint:
             raise InputError(f"stage {self.name} of {self.run_url} is not done; run it first")
         return manifest["facts"]
 
     def checked(self, file: str, manifest: Mapping[str, Any] | None = None) -> bytes:
-        """Content of a file of the finished stage. InputError if it is absent or differs from the manifest.
+        """Read a file of the finished stage. InputError if it is absent or differs from the manifest.
 
-        Who reads many files gives the manifest, which is then read once.
+        A caller that reads many files passes the manifest, so that it is read only once.
         """
         manifest = manifest or self.manifest()
         again = f"delete it and {self.url('manifest.json')}, and run the command again"
@@ -172,17 +174,17 @@ class Stage:
 
 
 def is_tag(text: str) -> bool:
-    """True for what `Stage.part` puts into a file name, and not for a user's "holiday.pictures.zip"."""
+    """Return True for a tag of `Stage.part`, and False for part of a user's "holiday.pictures.zip"."""
     return len(text) == 8 and set(text) <= set("0123456789abcdef")
 
 
 def jsonable(value: Any) -> Any:  # noqa: ANN401 - any JSON value
-    """A value as it looks after a round trip through JSON (tuples become lists)."""
+    """Return a value as it is after a round trip through JSON (tuples become lists)."""
     return list(value) if isinstance(value, tuple) else value
 
 
 def read_json_or_none(url: str) -> dict[str, Any] | None:
-    """A JSON document; None if absent or torn by an interrupted writer of another tool."""
+    """Read a JSON document; None if it is absent or was torn by an interrupted writer of another tool."""
     try:
         return storage.read_json(url)
     except (FileNotFoundError, NotADirectoryError, ValueError):
@@ -190,13 +192,13 @@ def read_json_or_none(url: str) -> dict[str, Any] | None:
 
 
 def open_run(url: str) -> str:
-    """The absolute URL of a run directory that can be written. InputError if it cannot."""
+    """Return the absolute URL of a run directory after a test that it can be written; InputError if it cannot."""
     url = storage.absolute(url)
     try:
         storage.publish(storage.join(url, ".writable"), b"")
         storage.remove(storage.join(url, ".writable"))
     except (MachineError, storage.StoreError):
-        raise  # an object store's, one line already
+        raise  # from an object store, already one line
     except OSError as error:
         reason = error.strerror or str(error)
         raise InputError(f"run directory {url} cannot be written ({reason}); choose another with --run") from None

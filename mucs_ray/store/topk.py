@@ -1,4 +1,7 @@
-"""topk.csv, the answer of an attribution: item, item_idx, rank (1 = most influential), idx, score, label, text."""
+"""The file topk.csv, the result of an attribution.
+
+Its columns are item, item_idx, rank (1 = most influential), idx, score, label and text.
+"""
 
 import csv
 import io
@@ -14,14 +17,14 @@ COLUMNS = ("item", "item_idx", "rank", "idx", "score", "label", "text")
 
 
 def topk_bytes(rows: Iterable[tuple[object, ...]]) -> bytes:
-    """The file's content."""
+    """Return the file's content."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([COLUMNS, *rows])
     return text.getvalue().encode()
 
 
 def read_topk(stage: Stage) -> dict[int, list[dict[str, str]]]:
-    """The rows of a finished attribution by item, best first."""
+    """Read the rows of a finished attribution by item, best first."""
     rows: dict[int, list[dict[str, str]]] = {}
     for row in csv.DictReader(io.StringIO(stage.checked(TOPK_FILE).decode())):
         rows.setdefault(int(row["item"]), []).append(row)
@@ -29,6 +32,6 @@ def read_topk(stage: Stage) -> dict[int, list[dict[str, str]]]:
 
 
 def top_lists(stage: Stage) -> list[Int64[np.ndarray, " k"]]:
-    """idx of the top-k of each item, best first."""
-    found = read_topk(stage)
-    return [np.asarray([int(row["idx"]) for row in found[item]], dtype=np.int64) for item in sorted(found)]
+    """Return the idx of the top-k of each item, best first."""
+    rows_of = read_topk(stage)
+    return [np.asarray([int(row["idx"]) for row in rows_of[item]], dtype=np.int64) for item in sorted(rows_of)]

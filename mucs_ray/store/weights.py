@@ -1,6 +1,6 @@
-"""A training's files in its stage folder: the resumable state after each epoch, the best EMA weights, the last ones.
+"""The files of a training in its stage folder: the resumable state, and the best and the last EMA weights.
 
-state.<tag>.safetensors   live weights, EMA, optimiser moments, step: enough to go on bit for bit
+state.<tag>.safetensors   live weights, EMA, optimiser moments and step, to resume bit for bit
 best.<tag>.safetensors    EMA weights at the lowest validation loss (+ .json card)
 last.<tag>.safetensors    EMA weights at the end (+ .json card)
 """
@@ -25,7 +25,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def state_tensors(state: TrainState) -> dict[str, Tensor]:
-    """All tensors of a training state under flat names."""
+    """Return all tensors of a training state under flat names."""
     tensors = {f"live.{name}": tensor for name, tensor in state.live.network.state_dict().items()}
     tensors |= {f"ema.{name}": tensor for name, tensor in state.average.network.state_dict().items()}
     for name, parameter in state.live.network.named_parameters():
@@ -35,7 +35,7 @@ def state_tensors(state: TrainState) -> dict[str, Tensor]:
 
 
 def save_state(stage: Stage, state: TrainState, facts: dict[str, Any]) -> None:
-    """Publish the best weights first, so that whatever a crash leaves is consistent with the state that is resumed."""
+    """Publish the best weights before the state, so that a crash in between leaves them consistent with the state."""
     if state.best_step == state.step:
         save_average(stage, "best", state, facts)
     progress = {"step": state.step, "best_loss": state.best_loss, "best_step": state.best_step}
@@ -43,20 +43,20 @@ def save_state(stage: Stage, state: TrainState, facts: dict[str, Any]) -> None:
 
 
 def save_average(stage: Stage, kind: str, state: TrainState, facts: dict[str, Any]) -> str:
-    """Publish EMA weights as `best` or `last`; returns the sha256."""
+    """Publish the EMA weights as `best` or `last` and return the sha256."""
     url = stage.url(stage.part(kind, "safetensors"))
     facts = {**facts, "step": state.step, "kind": kind, "stage_fingerprint": stage.fingerprint}
     return checkpoint.save_with_card(url, state.average.network.state_dict(), facts)
 
 
 def load_state(stage: Stage, state: TrainState) -> bool:
-    """Continue where an interrupted training left off; False if there is nothing to continue from."""
+    """Restore the state of an interrupted training; return False if there is none."""
     url = stage.url(stage.part("state", "safetensors"))
     if not storage.exists(url):
         return False
     tensors, facts = checkpoint.load(url)
     if facts["best_step"] and not storage.exists(stage.url(stage.part("best", "safetensors"))):
-        return False  # the best weights are gone and cannot be had from the state: train again
+        return False  # the best weights are gone and are not in the state: train again
     for prefix, module in (("live.", state.live), ("ema.", state.average)):
         own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
         checkpoint.strict_load(module.network, own, source=url)
@@ -69,17 +69,17 @@ def load_state(stage: Stage, state: TrainState) -> bool:
 
 
 def model_facts(spec: ModelSpec) -> dict[str, Any]:
-    """What builds the network, for cards."""
+    """Return the settings that build the network, for cards."""
     return {"model": spec.to_dict()}
 
 
 def model_spec(facts: dict[str, Any], source: str) -> ModelSpec:
-    """What builds the network, out of a card."""
+    """Read the settings that build the network from a card."""
     if "model" not in facts:
-        raise InputError(f"{source} has no description of its network in its header; is it a file of ours?")
+        raise InputError(f"{source} has no description of its network in its header; was it written by mucs-ray?")
     spec_class = find(kind_of(facts["model"])).spec_class
     values = {key: value for key, value in facts["model"].items() if key != "kind"}
-    unknown = sorted(values.keys() - {each.name for each in fields(spec_class)})  # pydantic would drop them
+    unknown = sorted(values.keys() - {field.name for field in fields(spec_class)})  # pydantic would drop them
     if unknown:
         raise InputError(f"{source} describes a network of another version (model.{unknown[0]})")
     try:
@@ -90,10 +90,10 @@ def model_spec(facts: dict[str, Any], source: str) -> ModelSpec:
 
 
 def load_weights(path: str, values: Mapping[str, Any] | None = None) -> tuple[ModelSpec, Mapping[str, Tensor]]:
-    """The network in a file, as what builds it and its tensors. InputError, in one line, if there is none, it is
-    corrupt or of another architecture.
+    """Read the network in a file, as the settings that build it and its tensors.
 
-    `values`: what the recipe says under [model]; its kind reads a file that is not of ours.
+    InputError, in one line, if the file is absent, corrupt or of another architecture. `values` are those of the recipe
+    under [model]; their kind reads a file that was not written by mucs-ray.
     """
     if not storage.exists(path):
         raise InputError(f"no weights at {path}; give a .safetensors, .ckpt or .pt file with --weights")

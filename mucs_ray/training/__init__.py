@@ -1,1 +1,1 @@
-"""What one update of training does, and in which order images come."""
+"""One update of training, and the order in which images come."""

@@ -20,14 +20,18 @@ class CapturedLoss:
     def __init__(
         self, mean_loss: Callable[[Mapping[str, Tensor]], Float[Tensor, ""]], optimizer: torch.optim.Optimizer
     ) -> None:
-        """`mean_loss` takes tensors by name, of the same shapes each time; the optimizer's gradients stay allocated."""
+        """Prepare for capture. `mean_loss` takes tensors by name, of the same shapes each time.
+
+        The optimizer's gradients stay allocated.
+        """
         self.mean_loss, self.optimizer = mean_loss, optimizer
         self.inputs: dict[str, Tensor] = {}
         self.replay: Replay | None = None
 
     def capture(self, inputs: Mapping[str, Tensor]) -> bool:
-        """Capture at the first update; random numbers that this uses up must be drawn again. False, with a warning, if
-        the network does something that cannot be captured.
+        """Capture at the first update, which uses up random numbers that must be drawn again.
+
+        Returns False, with a warning, if the network does something that cannot be captured.
         """
         if self.replay is None:
             self.inputs = {name: tensor.clone() for name, tensor in inputs.items()}
@@ -38,7 +42,7 @@ class CapturedLoss:
         return self.replay is not None
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> Float[Tensor, ""]:
-        """The loss, of which the next call makes another; the gradients are where the optimizer looks for them."""
+        """Return the loss, which the next call overwrites; the gradients are where the optimizer looks for them."""
         assert self.replay is not None, "capture comes first"
         for name, fixed in self.inputs.items():
             fixed.copy_(inputs[name])

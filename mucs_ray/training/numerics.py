@@ -1,4 +1,4 @@
-"""How a GPU computes while it trains or unlearns: as published, and the same every time."""
+"""The numerics of a GPU in training and unlearning: as published, and the same every time."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,10 +12,11 @@ memory_options: Any = torch.utils.deterministic
 
 @contextmanager
 def as_in_training(device: torch.device) -> Iterator[None]:
-    """On a GPU multiply fp32 matrices in TF32 (spec 5), and add up in a fixed order, so that two trainings are equal.
+    """Multiply fp32 matrices in TF32 on a GPU (spec 5) and add in a fixed order, so that two trainings are equal.
 
-    cuBLAS needs CUBLAS_WORKSPACE_CONFIG=:4096:8 for it, before its first product. RuntimeError, naming the operation,
-    where a network uses one that torch has no such order for. A CPU computes as ever: in fp32, and the same each time.
+    cuBLAS needs CUBLAS_WORKSPACE_CONFIG=:4096:8 before its first product. RuntimeError, naming the operation, if a
+    network uses one that torch has no deterministic form of. A CPU is not affected: it computes in fp32, the same each
+    time.
     """
     if device.type != "cuda":
         yield
@@ -28,7 +29,7 @@ def as_in_training(device: torch.device) -> Iterator[None]:
     memory_options.fill_uninitialized_memory = False  # it only helps to debug
     try:
         yield
-    finally:  # the process may do another task next
+    finally:  # the process may run another task next
         torch.set_float32_matmul_precision(precision)
         torch.backends.cudnn.allow_tf32 = convolutions
         torch.use_deterministic_algorithms(fixed_order)

@@ -1,4 +1,4 @@
-"""Which images come when: a pure function of (seed, name, step), whatever the number of workers or restarts."""
+"""The order of images: a pure function of (seed, name, step), independent of the number of workers and restarts."""
 
 from functools import lru_cache
 
@@ -11,12 +11,14 @@ from mucs_ray.errors import InputError
 
 @lru_cache(maxsize=4)
 def permutation(seed: int, name: str, epoch: int, num_images: int) -> Int64[np.ndarray, " n"]:
-    """The order of all images in one pass over the data."""
+    """Return the order of all images in one pass over the data."""
     return generator(seed, f"{name}/order/epoch={epoch}").permutation(num_images)
 
 
 def batch_rows(seed: int, name: str, step: int, *, num_images: int, batch_size: int) -> Int64[np.ndarray, " b"]:
-    """Rows of update `step`: shuffled passes, each image at most once a pass, an incomplete last batch dropped."""
+    """Return the rows of update `step`: shuffled passes, each image at most once a pass, incomplete last batches
+    dropped.
+    """
     steps_per_pass = num_images // batch_size
     if steps_per_pass == 0:
         raise InputError(f"{num_images} training images are fewer than one batch of {batch_size}; lower the batch size")

@@ -37,17 +37,19 @@ class TrainingImages(Protocol):
     """Random access to a split; rows count from 0 without gaps."""
 
     def __len__(self) -> int:
-        """Number of images."""
+        """Return the number of images."""
         ...
 
     def batch(self, rows: Int64[np.ndarray, " b"], stream: np.random.Generator | None = None) -> Batch:
-        """With a stream: a random crop and caption of each image; without: the centre and the first caption."""
+        """Return these rows: with a stream, a random crop and caption of each; without, the centre
+        and first caption.
+        """
         ...
 
 
 @dataclass(slots=True, kw_only=True)
 class TrainState:
-    """What a checkpoint holds, and how far it is."""
+    """The content of a checkpoint, including its progress."""
 
     live: DiffusionModel
     average: DiffusionModel
@@ -56,11 +58,13 @@ class TrainState:
     best_loss: float = float("inf")
     best_step: int = 0
     captured: CapturedLoss | None = None
-    """Forward and backward pass as a CUDA graph, for a GPU whose worker averages with no others."""
+    """The forward and backward pass as a CUDA graph, for a GPU whose worker is the only one."""
 
     @classmethod
     def fresh(cls, denoiser: DiffusionModel, config: TrainConfig, *, captures: bool = False) -> "TrainState":
-        """Start of training, `denoiser` being trained in place; AdamW decays all parameters (spec 5)."""
+        """Return the start of a training of `denoiser`, which changes in place; AdamW decays all
+        parameters (spec 5).
+        """
         optimizer = torch.optim.AdamW(
             denoiser.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
@@ -75,7 +79,7 @@ class TrainState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Update:
-    """Told after each update; `validation` is there at the end of an epoch."""
+    """The report on one update; `validation` is set at the end of an epoch."""
 
     step: int
     loss: Float[Tensor, ""]
@@ -95,14 +99,14 @@ class WorkerContext:
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
-    """Staircase warm-up by whole epochs, from 0.5 % of the rate in even stairs, then constant (spec 5)."""
+    """Return the rate: a staircase by whole epochs from 0.5 % in even stairs, then constant (spec 5)."""
     epoch = step // config.updates_per_epoch
     factor = 0.005 + 0.995 * epoch / config.warmup_epochs if epoch < config.warmup_epochs else 1.0
     return factor * config.learning_rate
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
-    """bf16 autocast, or nothing."""
+    """Return bf16 autocast, or a context that does nothing."""
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
@@ -116,9 +120,10 @@ def training(
     worker: WorkerContext,
     augment: Augment = distorted,
 ) -> Iterator[Update]:
-    """Updates until the bound or early stopping; `state` is changed in place and is whole whenever this yields.
+    """Make updates until the bound or early stopping.
 
-    `augment` distorts images on their way into an update; the default is for pixels.
+    `state` is changed in place and is consistent whenever this yields. `augment` distorts images on their way into an
+    update; the default is for pixels.
     """
     draws = draws_ahead if next(state.live.parameters()).device.type == "cuda" else draws_when_needed
     upcoming = draws(state.live.process, images, config, seed=seed, first=state.step, augment=augment)
@@ -134,13 +139,13 @@ def training(
 
 
 def out_of_patience(state: TrainState, config: TrainConfig) -> bool:
-    """True after `patience` epochs without a new best."""
+    """Return True after `patience` epochs without a new best."""
     return config.patience > 0 and state.step - state.best_step >= config.patience * config.updates_per_epoch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateDraws:
-    """The images of one update, distorted, and what is drawn for them: of the whole batch, on the CPU."""
+    """The distorted images of one update and the random numbers drawn for them, for the whole batch, on the CPU."""
 
     z: Float[Tensor, "b *shape"]
     noise: Float[Tensor, "b *shape"]
@@ -148,7 +153,7 @@ class UpdateDraws:
     condition: Condition
 
     def tensors(self) -> dict[str, Tensor]:
-        """By name; the condition's among them."""
+        """Return all tensors by name, with the condition's among them."""
         return {"z": self.z, "noise": self.noise, "level": self.level, **self.condition}
 
 
@@ -161,7 +166,7 @@ def draw_update(
     step: int,
     augment: Augment = distorted,
 ) -> UpdateDraws:
-    """A pure function of seed and step."""
+    """Draw one update; this is a pure function of seed and step."""
     stream = generator(seed, f"train/step={step}")
     rows = batch_rows(seed, "train", step, num_images=len(images), batch_size=config.batch_size)
     batch = images.batch(rows, stream)
@@ -179,7 +184,7 @@ def draws_when_needed(
     first: int,
     augment: Augment = distorted,
 ) -> Iterator[UpdateDraws]:
-    """The draws of one update after the other, made when they are asked for."""
+    """Yield the draws of one update after the other, each made when it is asked for."""
     for step in range(first, config.updates):
         yield draw_update(process, images, config, seed=seed, step=step, augment=augment)
 
@@ -193,24 +198,24 @@ def draws_ahead(
     first: int,
     augment: Augment = distorted,
 ) -> Iterator[UpdateDraws]:
-    """The same draws, each made by a thread while a GPU works on the update before."""
+    """Yield the same draws, each made by a thread while a GPU works on the previous update."""
     draw = partial(draw_update, process, images, config, seed=seed, augment=augment)
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="draws") as thread:
         ahead = thread.submit(draw, step=first)
         for step in range(first, config.updates):
-            drawn = ahead.result()
+            update_draws = ahead.result()
             if step + 1 < config.updates:
                 ahead = thread.submit(draw, step=step + 1)
-            yield drawn
+            yield update_draws
 
 
 def train_update(
     state: TrainState, draws: UpdateDraws, config: TrainConfig, *, seed: int, worker: WorkerContext
 ) -> Float[Tensor, ""]:
-    """One update; returns this worker's mean loss."""
+    """Make one update and return this worker's mean loss."""
     step, device = state.step, next(state.live.parameters()).device
     mine = slice(worker.rank, None, worker.size)
-    inputs = {name: each[mine].to(device, non_blocking=True) for name, each in draws.tensors().items()}
+    inputs = {name: tensor[mine].to(device, non_blocking=True) for name, tensor in draws.tensors().items()}
     for settings in state.optimizer.param_groups:
         settings["lr"] = learning_rate(config, step)
     state.live.train()
@@ -232,7 +237,7 @@ def train_update(
 def mean_loss(
     process: Process, denoiser: nn.Module, inputs: Mapping[str, Tensor], precision: Precision
 ) -> Float[Tensor, ""]:
-    """Of a worker's share of a batch; `inputs` as `UpdateDraws.tensors` names them."""
+    """Return the mean loss of a worker's share of a batch; `inputs` has the names of `UpdateDraws.tensors`."""
     image = inputs["z"]
     with autocast(precision, image.device):
         losses = denoising_loss(process, denoiser, image, inputs["noise"], inputs["level"], of_loss_inputs(inputs))
@@ -243,7 +248,7 @@ def mean_loss(
 def validation_loss(
     denoiser: DiffusionModel, test: TrainingImages, config: TrainConfig, *, seed: int, worker: WorkerContext
 ) -> float:
-    """Mean loss over the test split, each image with its own named noise level and noise."""
+    """Return the mean loss over the test split, each image with its own named noise level and noise."""
     device = next(denoiser.parameters()).device
     total = torch.zeros(2, dtype=torch.float64)
     for start in range(worker.rank * VALIDATION_BATCH, len(test), worker.size * VALIDATION_BATCH):
@@ -251,9 +256,9 @@ def validation_loss(
         streams = [generator(seed, f"validate/idx={idx}") for idx in batch.idx.tolist()]
         level = torch.cat([denoiser.process.training_levels(stream, 1) for stream in streams]).to(device)
         noise = torch.stack([normal(stream, *batch.z.shape[1:]) for stream in streams]).to(device)
-        on_device = batch.to(device)
+        moved = batch.to(device)
         with autocast(config.precision, device):
-            losses = denoising_loss(denoiser.process, denoiser, on_device.z, noise, level, on_device.condition)
+            losses = denoising_loss(denoiser.process, denoiser, moved.z, noise, level, moved.condition)
         total += torch.tensor([losses.double().sum().item(), len(batch)], dtype=torch.float64)
     summed, count = worker.mean(total).tolist()
     return summed / count

@@ -156,7 +156,7 @@ def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_similarity_metrics(recipe: str, tmp_path: Path, bare: None):
     """One that is asked for by name must be there; before anything is trained."""
     command = ("evaluate", "--recipe", recipe, "--run", str(tmp_path / "run"))
-    assert "unknown metric fid; there are ssim" in refused(*command, "--set", 'evaluate.metrics=["fid"]')
+    assert "unknown metric fid; choose from ssim" in refused(*command, "--set", 'evaluate.metrics=["fid"]')
     line = refused(*command, "--set", 'evaluate.metrics=["mse", "sscd"]', code=3)
     assert "sscd_disc_mixup.torchscript.pt" in line and "--weights-dir" in line
     assert "SSIM needs images of 12 px" in refused(*command, "--set", 'evaluate.metrics=["ssim"]')

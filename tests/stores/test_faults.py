@@ -107,7 +107,7 @@ def check_line(work: Callable[[], object], *parts: str) -> None:
     assert "\n" not in said and all(part in said for part in parts), said
     barred = "PermissionError: " in said or "NoCredentialsError: " in said
     assert type(error.value) is (MachineError if barred else StoreError)
-    hint = "check your credentials for this store" if barred else "give the command again later"
+    hint = "check your credentials for this store" if barred else "run the command again later"
     assert said.endswith(hint)
 
 
@@ -158,7 +158,7 @@ def test_a_store_that_is_not_there(folder: str, settings: Callable[..., None]):
 
 
 def test_a_bucket_that_is_not_there(proxy: Proxy):
-    with pytest.raises(InputError, match=r"s3://none/a.bin cannot be written: .*bucket.*; is there such a bucket\?$"):
+    with pytest.raises(InputError, match=r"s3://none/a.bin cannot be written: .*bucket.*; does the bucket exist\?$"):
         storage.publish("s3://none/a.bin", CONTENT)
     with pytest.raises(FileNotFoundError):
         storage.read_bytes("s3://none/a.bin")
@@ -178,6 +178,6 @@ def command(*arguments: str) -> tuple[int, list[str]]:
 
 def test_at_the_command_line_it_is_one_line_too(proxy: Proxy):
     code, lines = command("data", "prepare", "emoji", "--out", "s3://none/emoji")
-    assert code == 2 and len(lines) == 1 and "is there such a bucket?" in lines[0]
+    assert code == 2 and len(lines) == 1 and "does the bucket exist?" in lines[0]
     code, lines = command("status", "--run", "s3://none/run")
     assert code == 2 and len(lines) == 1 and "s3://none/run" in lines[0]

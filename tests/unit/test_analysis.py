@@ -11,7 +11,7 @@ import pytest
 
 from mucs_ray.evaluation import statistics
 from mucs_ray.evaluation.analysis import Analysis, Best, Between, Control, Level, Overlap, analyse
-from mucs_ray.evaluation.outcome import Outcome, Unrelated
+from mucs_ray.evaluation.outcome import MethodOutcome, Unrelated
 
 NO_CONTROLS = np.empty(0)
 
@@ -24,11 +24,11 @@ def outcome(
     controls: Sequence[float] = (),
     top: Sequence[Sequence[int]] | None = None,
     **facts: Any,
-) -> Outcome:
+) -> MethodOutcome:
     """By default the items' lists are (0, 1), (10, 11), ...: no overlap."""
     lists = [[10 * item, 10 * item + 1] for item in range(len(similarity))] if top is None else top
     values: dict[str, Any] = {"num_images": 1000, "removed": 40, "seconds_an_item": 1.0} | facts
-    return Outcome(
+    return MethodOutcome(
         seed=seed,
         method=method,
         top=np.asarray(lists, dtype=np.int64),
@@ -38,7 +38,7 @@ def outcome(
     )
 
 
-def with_metrics(base: Outcome, similarity: Mapping[str, Sequence[float]]) -> Outcome:
+def with_metrics(base: MethodOutcome, similarity: Mapping[str, Sequence[float]]) -> MethodOutcome:
     return replace(
         base,
         similarity={metric: np.asarray(values) for metric, values in similarity.items()},
@@ -46,7 +46,7 @@ def with_metrics(base: Outcome, similarity: Mapping[str, Sequence[float]]) -> Ou
     )
 
 
-def two_seeds() -> list[Outcome]:
+def two_seeds() -> list[MethodOutcome]:
     """The mucs items of seed 2 are all below, those of seed 1 are mixed; given out of order."""
     return [
         outcome("mucs", 0.1, 0.2, 0.3, seed=2, removed=30, seconds_an_item=3.0),
@@ -286,7 +286,7 @@ def test_an_analysis_is_json():
         ([outcome("mucs", 0.1, math.nan)], "mucs, seed 1: a similarity by ssim is not finite"),
     ],
 )
-def test_what_cannot_be_compared_is_named(changed: list[Outcome], message: str):
+def test_what_cannot_be_compared_is_named(changed: list[MethodOutcome], message: str):
     with pytest.raises(ValueError, match=message):
         analyse([outcome("random", 0.5, 0.6), *changed], [])
 

@@ -281,7 +281,7 @@ FITTING = card(8, "label", 3, test=3)
     [
         ({"model": {"image_size": 16}}, "model.image_size is 16 but x holds 8 px images; set model.image_size=8"),
         ({"model": {"condition_dim": 5}}, "model.condition_dim is 5 but x has conditions of width 3"),
-        ({"generate": {"items": 3}}, "4 images to generate (items + controls) but the test split lends only 3"),
+        ({"generate": {"items": 3}}, "4 images to generate (items + controls), but the test split has only 3"),
         ({"model": {"patch_size": 3}}, "model.image_size 8 is not a multiple of strides x patch_size = 3"),
         ({"model": {"strides": [2, 8]}}, "not a multiple of strides x patch_size = 64"),
         ({"model": {"num_heads": 3}}, "model.width 16 must be a multiple of num_heads 3 and of 4"),

@@ -298,8 +298,8 @@ def test_sscd_is_the_network_in_the_file(tmp_path: Path):
 def test_files_that_are_not_sscd(tmp_path: Path):
     """Another descriptor, two outputs, a network for other images, weights without code, half a file, no zip at all."""
     files = {
-        "large.pt": r"gives \(1, 1024\) for an image, expected \(1, 512\)",
-        "pair.pt": "gives tuple for an image, expected",
+        "large.pt": r"returns \(1, 1024\) for one image, expected \(1, 512\)",
+        "pair.pt": "returns tuple for one image, expected",
         "gray.pt": "or is broken",
         "weights.pt": "or is broken",
         "half.pt": "or is broken",

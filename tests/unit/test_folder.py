@@ -159,7 +159,7 @@ def test_missing_weights_say_how_to_do_without(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     images(tmp_path / "set", "a.png")
     jsonl(tmp_path / "set" / "metadata.jsonl", {"file_name": "a.png", "text": "a"})
-    with pytest.raises(MachineError, match=r"MUCS_RAY_CLIP_WEIGHTS.*label column.*images alone need none") as told:
+    with pytest.raises(MachineError, match=r"MUCS_RAY_CLIP_WEIGHTS.*label column.*only images need none") as told:
         folder.plan(str(tmp_path / "set"), None)
     assert "\n" not in str(told.value)
 

@@ -26,7 +26,7 @@ def random_lists(num_images: int, k: int, num_lists: int, *, seed: int) -> list[
 
 def test_hubs_by_hand():
     """Of 200 images: 7 in all four lists, 50 in two and higher up than 30 in two; 2 images are the top 1 %."""
-    found = find_hubs(lists([7, 30, 1], [50, 7, 30], [50, 7, 2], [7, 3, 4]), num_images=200, shown=4)
+    found = find_hubs(lists([7, 30, 1], [50, 7, 30], [50, 7, 2], [7, 3, 4]), num_images=200, num_frequent=4)
     assert found.most_frequent == (
         Frequent(idx=7, lists=4), Frequent(idx=50, lists=2), Frequent(idx=30, lists=2), Frequent(idx=3, lists=1),
     )  # fmt: skip

@@ -558,7 +558,7 @@ def test_entries_that_are_no_weights(tmp_path: Path):
 def test_a_name_with_and_without_prefix(tmp_path: Path):
     state = weights(NARROW)
     state["module.last.proj.weight"] = state["last.proj.weight"].clone()
-    assert "'last.proj.weight' is there twice" in message(save(tmp_path / "weights.pt", state))
+    assert "'last.proj.weight' occurs twice" in message(save(tmp_path / "weights.pt", state))
 
 
 def test_absent_and_unreadable_files(tmp_path: Path):

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from mucs_ray.data.prepare import Receipt, prepare
+from mucs_ray.data.prepare import WrittenShard, prepare
 from mucs_ray.data.sources import Task
 from mucs_ray.data.table import Dataset
 from mucs_ray.errors import InputError
@@ -95,7 +95,7 @@ def test_if_no_image_can_be_used_nothing_is_prepared(tmp_path: Path) -> None:
 def test_large_sources_go_through_execute_in_any_order(tmp_path: Path, where: str) -> None:
     asked: list[Task] = []
 
-    def backwards(write: Callable[[Task], Receipt], tasks: Sequence[Task]) -> Iterator[Receipt]:
+    def backwards(write: Callable[[Task], WrittenShard], tasks: Sequence[Task]) -> Iterator[WrittenShard]:
         asked.extend(tasks)
         return map(write, reversed(tasks))
 

@@ -141,7 +141,7 @@ def test_captions_and_similarity_take_the_same_clip(bare_machine: Path, monkeypa
 def test_a_clip_variable_that_names_no_file_only_costs_that_metric(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MUCS_RAY_CLIP_WEIGHTS", "/nowhere/clip.pt")
     _, left_out = ready_metrics([], None)
-    assert left_out["clip"].startswith("clip: MUCS_RAY_CLIP_WEIGHTS names /nowhere/clip.pt, which is no file here")
+    assert left_out["clip"].startswith("clip: MUCS_RAY_CLIP_WEIGHTS names /nowhere/clip.pt, which is not a file here")
 
 
 @pytest.mark.parametrize("weights", ALL, ids=lambda weights: weights.network)
@@ -247,5 +247,5 @@ def test_files_that_are_gone_or_of_another_kind(tmp_path: Path):
     for name in ("gone.pth", "gone.safetensors"):
         with pytest.raises(MachineError, match=f"{name} are gone"):
             read_weights(str(tmp_path / name), SHAPES, network="Net")
-    with pytest.raises(InputError, match=r"are read from \.safetensors, \.bin, \.pt, \.pth files"):
+    with pytest.raises(InputError, match=r"expected a file of weights \(\.safetensors, \.bin, \.pt, \.pth\)"):
         read_weights(str(tmp_path / "weights.npz"), SHAPES, network="Net")

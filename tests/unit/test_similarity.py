@@ -266,7 +266,7 @@ def test_a_metric_asked_for_must_have_its_weights():
 
 
 def test_an_unknown_metric_is_told_with_the_known_ones():
-    with pytest.raises(InputError, match="unknown metric fid; there are ssim, sscd, lpips, clip"):
+    with pytest.raises(InputError, match="unknown metric fid; choose from ssim, sscd, lpips, clip"):
         ready_metrics(["ssim", "fid"], None)
 
 

@@ -189,13 +189,13 @@ def test_overlaps_agree_with_sets(top: np.ndarray):
 
 
 def test_lists_that_are_not_lists_of_different_images():
-    with pytest.raises(ValueError, match="twice in the list of one item"):
+    with pytest.raises(ValueError, match="the list of one item contains an image twice"):
         within_overlap(np.asarray([[1, 1], [2, 3]]))
     with pytest.raises(ValueError, match=r"shapes \(2, 3\) and \(2, 2\)"):
         between_overlap(np.asarray([[1, 2, 3], [4, 5, 6]]), np.asarray([[1, 2], [3, 4]]))
     with pytest.raises(ValueError, match=r"top: .* found shape \(2, 0\)"):
         within_overlap(np.empty((2, 0), dtype=np.int64))
-    with pytest.raises(ValueError, match="lists of idx of training images expected"):
+    with pytest.raises(ValueError, match="expected lists of idx of training images"):
         within_overlap(np.asarray([[1, -1], [2, 3]]))
 
 
@@ -277,7 +277,7 @@ def test_nothing_to_compare_with(statistic):
 def test_mann_whitney_names_what_is_wrong():
     with pytest.raises(ValueError, match="other: item 0 is nan"):
         mann_whitney(numbers(0.5), numbers(math.nan))
-    with pytest.raises(ValueError, match="similarity: a list of numbers expected"):
+    with pytest.raises(ValueError, match="similarity: expected a list of numbers"):
         mann_whitney(numbers(), numbers(0.5))
 
 

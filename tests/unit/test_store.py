@@ -559,7 +559,7 @@ def test_corrupt_weights_are_an_input_error_in_one_line(network: DiT, tmp_path: 
             "facts are not JSON": content.replace(b'"mucs_ray":"{', b'"mucs_ray":"[', 1),
         }[damage]
     )
-    with pytest.raises(InputError, match="not a whole safetensors file") as error:
+    with pytest.raises(InputError, match="not a complete safetensors file") as error:
         load_weights(str(path))
     assert str(path) in one_line(error)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mucs_ray.evaluation.analysis import PAPER_METRICS, Analysis, analyse
-from mucs_ray.evaluation.outcome import Outcome, Unrelated
+from mucs_ray.evaluation.outcome import MethodOutcome, Unrelated
 from mucs_ray.report.document import Cell, Table
 from mucs_ray.report.export import to_csv, to_latex
 from mucs_ray.report.published import published
@@ -23,11 +23,11 @@ NUM_ITEMS = 16
 REMOVED = {"random": 531, "mucs": 459, "dino": 440, "abu": 180}
 
 
-def outcome(method: str, seed: int, similarity: dict[str, np.ndarray], *, controls: bool = True) -> Outcome:
+def outcome(method: str, seed: int, similarity: dict[str, np.ndarray], *, controls: bool = True) -> MethodOutcome:
     """Lists of 34 of 1,715 images; those of abu are nearly the same for all items."""
     rng = np.random.default_rng([seed, len(method)])
     of = 60 if method == "abu" else 1715
-    return Outcome(
+    return MethodOutcome(
         seed=seed,
         method=method,
         num_images=1715,
@@ -45,7 +45,7 @@ def lowered(
     seeds: Sequence[int] = (1,),
     metrics: Sequence[str] = ("ssim", "clip"),
     controls: bool = True,
-) -> list[Outcome]:
+) -> list[MethodOutcome]:
     """Random removal leaves similarities of 0.4 to 0.9; each method lowers all of them by a number."""
     found = []
     for seed in seeds:

@@ -1,9 +1,9 @@
-"""Where images come from: one file a source.
+"""The sources of images, one file for each.
 
 A source is a module (or any object) with two functions:
     plan(where, size) -> Listing     reads only what is needed to list the images; InputError/MachineError in one line
     read(task) -> Iterator[Row | Reject]   decodes the images of one task, anywhere in the cluster
-A third party adds one through the entry point group `mucs_ray.sources`.
+A third party adds a source through the entry point group `mucs_ray.sources`.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from mucs_ray.data.table import Row, Split
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reject:
-    """An image that could not be used, and why; its idx stays unused."""
+    """An image that could not be used, with the reason; its idx stays unused."""
 
     idx: int
     where: str
@@ -24,7 +24,7 @@ class Reject:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """The work of writing one shard: which images, by a small picklable description that `read` understands."""
+    """The images of one shard, as a small picklable payload that the source's `read` understands."""
 
     split: Split
     number: int
@@ -33,7 +33,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listing:
-    """What a source holds, before anything is decoded."""
+    """The content of a source, before anything is decoded."""
 
     name: str
     licence: str
@@ -43,13 +43,13 @@ class Listing:
     classes: tuple[str, ...] = ()
     tasks: tuple[Task, ...]
     rows_per_unit: int = 256
-    """Images in a row group: seconds of scoring on the device that the set is meant for."""
+    """The number of images in a row group: seconds of scoring on the device that the set is meant for."""
     distributed: bool = False
-    """Large enough to be decoded through Ray Data; else in this process."""
+    """Whether the images are decoded through Ray Data, because there are many, or else in this process."""
 
 
 class Source(Protocol):
-    """See the module's docstring."""
+    """A source, as described in the module's docstring."""
 
     def plan(self, where: str | None, size: int | None) -> Listing:
         """List the images at `where`; `size` is the shorter side in pixels (None = the source's own default)."""

@@ -18,9 +18,9 @@ SPLITS = ("train", "test")
 
 
 def plan(where: str | None, size: int | None) -> Listing:
-    """The images that the CSV lists and the folder holds; class ids by first appearance in the CSV."""
+    """List the images that are in the CSV and in the folder; class ids follow the first appearance in the CSV."""
     root, table = find(where)
-    there: dict[str, set[str]] = {}
+    names_in: dict[str, set[str]] = {}
     classes: dict[str, int] = {}
     images: dict[str, list[tuple[str, int]]] = {split: [] for split in SPLITS}
     for line, (name, label, split) in rows(table):
@@ -31,9 +31,9 @@ def plan(where: str | None, size: int | None) -> Listing:
             raise InputError(f"{table}, line {line}: split {split!r}, expected train or test")
         number = classes.setdefault(label, len(classes))
         folder = f"{split}/{label}"
-        if folder not in there:
-            there[folder] = set(storage.names(storage.join(root, folder)))
-        if name in there[folder]:
+        if folder not in names_in:
+            names_in[folder] = set(storage.names(storage.join(root, folder)))
+        if name in names_in[folder]:
             images[split].append((f"{folder}/{name}", number))
     if not images["train"]:
         raise InputError(f"{root} holds none of the training images of {table}; expected train/<label>/<file name>")
@@ -51,7 +51,7 @@ def plan(where: str | None, size: int | None) -> Listing:
 
 
 def read(task: Task) -> Iterator[Row | Reject]:
-    """Decode the images of one shard; text is the style."""
+    """Decode the images of one shard; the text is the style."""
     first_idx, entries, (root, classes, side) = task.payload
     for idx, (path, label) in enumerate(entries, start=first_idx):
         try:
@@ -63,7 +63,7 @@ def read(task: Task) -> Iterator[Row | Reject]:
 
 
 def find(where: str | None) -> tuple[str, str]:
-    """The folder, and the CSV in it."""
+    """Return the folder and the CSV in it."""
     expected = "a folder with ArtBench-10.csv and train/<label>/<file name>, test/<label>/<file name>"
     if where is None:
         raise InputError(f"artbench10 needs --source, {expected}")
@@ -75,7 +75,7 @@ def find(where: str | None) -> tuple[str, str]:
 
 
 def rows(table: str) -> Iterator[tuple[int, tuple[str, str, str]]]:
-    """Line number; name, label and split of every row after the header."""
+    """Yield line number, and name, label and split, of every row after the header."""
     lines = csv.reader(io.StringIO(storage.read_bytes(table).decode("utf-8-sig", "replace"), newline=""))
     try:
         next(lines, None)

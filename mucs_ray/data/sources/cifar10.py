@@ -1,7 +1,7 @@
 """CIFAR-10 as its authors publish it, in the binary or the pickled layout: 32 px, class = label, text = class name.
 
-Some of the batches are enough; idx counts the images of those that are there. The pickled files are read without
-running anything they name: of all that pickle can call, only stand-ins for an array of bytes exist.
+Some of the batches are enough; idx counts the images of those that exist. The pickled files are read without running
+anything they name: of all that pickle can call, only stand-ins for an array of bytes exist.
 """
 
 import io
@@ -27,13 +27,18 @@ NUM_CLASSES = 10
 TRAIN_BATCHES = tuple(f"data_batch_{number}" for number in range(1, 6))
 TEST_BATCH = "test_batch"
 LAYOUTS = (("cifar-10-batches-bin", ".bin", "batches.meta.txt"), ("cifar-10-batches-py", "", "batches.meta"))
-"""Of each: the folder that the archive unpacks to, how the names of its batches end, the file of class names."""
+"""For each layout: the folder that the archive unpacks to, the ending of its batches' names, and the file of class
+names.
+"""
 
 
 def plan(where: str | None, size: int | None) -> Listing:
-    """The batches in the folder `where`, or in the archive's folder inside it. InputError says what is expected."""
+    """List the batches in the folder `where`, or in the archive's folder inside it.
+
+    InputError, which says what is expected, if there are none.
+    """
     if size not in (None, SIZE):
-        raise InputError(f"cifar10 is {SIZE} px; it is not to be had at {size} px")
+        raise InputError(f"cifar10 has {SIZE} px; it is not available at {size} px")
     batches, meta = find(where)
     classes = class_names(meta)
     train = [(url, row) for name, url in batches.items() if name != TEST_BATCH for row in range(PER_BATCH)]
@@ -50,7 +55,7 @@ def plan(where: str | None, size: int | None) -> Listing:
 
 
 def read(task: Task) -> Iterator[Row | Reject]:
-    """The images of one shard; each batch it draws on is read once."""
+    """Read the images of one shard; each batch that it needs is read once."""
     idx, entries, classes = task.payload
     for url, group in groupby(entries, key=lambda entry: entry[0]):
         labels, images = load(url)
@@ -61,7 +66,7 @@ def read(task: Task) -> Iterator[Row | Reject]:
 
 
 def find(where: str | None) -> tuple[dict[str, str], str]:
-    """URLs of the batches by name, train first, and of the file of class names."""
+    """Return the URLs of the batches by name, train first, and of the file of class names."""
     expected = " or ".join(
         f"{TRAIN_BATCHES[0]}{ending} .. {TRAIN_BATCHES[-1]}{ending} (at least one), {TEST_BATCH}{ending} and {meta}"
         for _, ending, meta in LAYOUTS
@@ -71,16 +76,16 @@ def find(where: str | None) -> tuple[dict[str, str], str]:
     where = storage.absolute(where)
     for folder, ending, meta in LAYOUTS:
         for root in (where, storage.join(where, folder)):
-            there = set(storage.names(root))
-            names = [name for name in (*TRAIN_BATCHES, TEST_BATCH) if name + ending in there]
-            if meta in there and any(name in TRAIN_BATCHES for name in names):
+            files = set(storage.names(root))
+            names = [name for name in (*TRAIN_BATCHES, TEST_BATCH) if name + ending in files]
+            if meta in files and any(name in TRAIN_BATCHES for name in names):
                 return {name: storage.join(root, name + ending) for name in names}, storage.join(root, meta)
     folders = " or ".join(folder for folder, _, _ in LAYOUTS)
     raise InputError(f"no CIFAR-10 in {where} or in its folder {folders}; expected {expected}")
 
 
 def class_names(meta: str) -> tuple[str, ...]:
-    """The ten names in the file `meta`."""
+    """Read the ten names in the file `meta`."""
     content = read_file(meta)
     if meta.endswith(".txt"):
         names = content.decode("utf-8", "replace").split()
@@ -92,7 +97,7 @@ def class_names(meta: str) -> tuple[str, ...]:
 
 
 def load(url: str) -> tuple[UInt8[np.ndarray, " b"], UInt8[np.ndarray, "b 3 32 32"]]:
-    """Labels and images of one batch."""
+    """Read labels and images of one batch."""
     content = read_file(url)
     if url.endswith(".bin"):
         expected = PER_BATCH * (1 + PIXEL_BYTES)
@@ -102,12 +107,12 @@ def load(url: str) -> tuple[UInt8[np.ndarray, " b"], UInt8[np.ndarray, "b 3 32 3
         labels, pixels = records[:, 0], records[:, 1:]
     else:
         record = unpickle(content, url)
-        given, data = field(record, "labels", list, url), field(record, "data", Array, url).content
-        if len(data) != PER_BATCH * PIXEL_BYTES or len(given) != PER_BATCH:
-            told = f"{len(data):,} bytes of pixels and {len(given):,} labels"
-            raise InputError(f"{url} has {told}, expected {PER_BATCH * PIXEL_BYTES:,} and {PER_BATCH:,}")
-        whole = (isinstance(label, int) and 0 <= label <= 255 for label in given)
-        labels = np.array(given if all(whole) else [NUM_CLASSES], dtype=np.uint8)
+        values, data = field(record, "labels", list, url), field(record, "data", Array, url).content
+        if len(data) != PER_BATCH * PIXEL_BYTES or len(values) != PER_BATCH:
+            sizes = f"{len(data):,} bytes of pixels and {len(values):,} labels"
+            raise InputError(f"{url} has {sizes}, expected {PER_BATCH * PIXEL_BYTES:,} and {PER_BATCH:,}")
+        whole = (isinstance(label, int) and 0 <= label <= 255 for label in values)
+        labels = np.array(values if all(whole) else [NUM_CLASSES], dtype=np.uint8)
         pixels = np.frombuffer(data, dtype=np.uint8)
     if labels.max() >= NUM_CLASSES:
         raise InputError(f"{url} has labels other than 0 .. {NUM_CLASSES - 1}; unpack CIFAR-10 again")
@@ -115,7 +120,7 @@ def load(url: str) -> tuple[UInt8[np.ndarray, " b"], UInt8[np.ndarray, "b 3 32 3
 
 
 def read_file(url: str) -> bytes:
-    """The whole file; InputError in one line."""
+    """Read the whole file; InputError in one line if that fails."""
     try:
         return storage.read_bytes(url)
     except OSError as error:
@@ -123,7 +128,7 @@ def read_file(url: str) -> bytes:
 
 
 class Array:
-    """Stands in for numpy.ndarray while unpickling: keeps the bytes of an array of uint8 and does nothing else."""
+    """A stand-in for numpy.ndarray in unpickling; it keeps the bytes of an array of uint8 and does nothing else."""
 
     content: bytes = b""
 
@@ -136,23 +141,23 @@ class Array:
 
 
 class DType:
-    """Stands in for numpy.dtype: keeps its code, such as "u1"."""
+    """A stand-in for numpy.dtype, which keeps its code, such as "u1"."""
 
     def __init__(self, code: str | bytes, *_: object) -> None:
         """Keep the code."""
         self.code = code
 
     def __setstate__(self, state: object) -> None:
-        """Byte order and the like mean nothing for single bytes."""
+        """Ignore the byte order and the like, which mean nothing for single bytes."""
 
 
 def reconstruct(*_: object) -> Array:
-    """Stands in for numpy's function of that name; __setstate__ brings the content."""
+    """Stand in for numpy's function of this name; __setstate__ brings the content."""
     return Array()
 
 
 def encode(characters: str, encoding: str) -> bytes:
-    """Stands in for _codecs.encode, as which Python 3 writes bytes in protocol 2."""
+    """Stand in for _codecs.encode, by which Python 3 writes bytes in protocol 2."""
     if text(encoding) != "latin1":
         raise pickle.UnpicklingError(f"text in {encoding!r}")
     return characters.encode("latin1")
@@ -168,34 +173,34 @@ STAND_INS: dict[str, Callable[..., object]] = {
 
 
 class Unpickler(pickle.Unpickler):
-    """Knows no callable but the stand-ins, and imports nothing."""
+    """An unpickler that knows no callable but the stand-ins, and imports nothing."""
 
     def find_class(self, module_name: str, global_name: str, /) -> object:
-        """The stand-in of that name; refused if there is none."""
+        """Return the stand-in of this name; refuse a name that has none."""
         name = f"{module_name}.{global_name}"
         if name not in STAND_INS:
             raise pickle.UnpicklingError(f"it asks for {name}, which no CIFAR-10 file needs")
         return STAND_INS[name]
 
     def persistent_load(self, pid: object, /) -> NoReturn:
-        """Refused."""
+        """Refuse every persistent id."""
         raise pickle.UnpicklingError("it refers to something outside itself")
 
 
 def unpickle(content: bytes, url: str) -> dict[str, Any]:
-    """The mapping in a pickled file, its keys as str. InputError, in one line, for anything else."""
+    """Return the mapping in a pickled file, its keys as str. InputError, in one line, for anything else."""
     try:
-        found = Unpickler(io.BytesIO(content), encoding="bytes").load()
+        mapping = Unpickler(io.BytesIO(content), encoding="bytes").load()
     except Exception as error:  # a broken pickle can raise nearly anything
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise InputError(f"{url} is refused: {reason}") from None
-    if not isinstance(found, dict):
-        raise InputError(f"{url} is not a pickled CIFAR-10 file (it holds a {type(found).__name__})")
-    return {text(key): value for key, value in found.items()}
+    if not isinstance(mapping, dict):
+        raise InputError(f"{url} is not a pickled CIFAR-10 file (it holds a {type(mapping).__name__})")
+    return {text(key): value for key, value in mapping.items()}
 
 
 def field(record: dict[str, Any], name: str, kind: type[K], url: str) -> K:
-    """One value of a pickled file, of that type."""
+    """Return one value of a pickled file; InputError if it is not of type `kind`."""
     value = record.get(name)
     if not isinstance(value, kind):
         raise InputError(f"{url} is not a pickled CIFAR-10 file (its {name!r} is absent or of another type)")
@@ -203,5 +208,5 @@ def field(record: dict[str, Any], name: str, kind: type[K], url: str) -> K:
 
 
 def text(value: object) -> str:
-    """Python 2's str comes as bytes."""
+    """Decode a str of Python 2, which arrives as bytes."""
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)

@@ -25,7 +25,7 @@ LICENCE = "COCO 2017: annotations CC BY 4.0; each image under the Flickr licence
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """What is used of an image's entry in the JSON."""
+    """The part of an image's entry in the JSON that is used."""
 
     id: int
     file_name: str
@@ -33,7 +33,7 @@ class Image:
 
 @dataclass(frozen=True, slots=True)
 class Annotation:
-    """What is used of a caption's entry."""
+    """The part of a caption's entry that is used."""
 
     image_id: int
     caption: str
@@ -41,7 +41,7 @@ class Annotation:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """What is used of a captions file."""
+    """The part of a captions file that is used."""
 
     images: list[Image]
     annotations: list[Annotation]
@@ -86,28 +86,28 @@ def read(task: Task) -> Iterator[Row | Reject]:
 
 
 def captioned(root: str, split: Split) -> list[tuple[str, tuple[str, ...]]]:
-    """(file name, captions in order of annotation) of the images that are there, by ascending id."""
+    """Return (file name, captions in order of annotation) of the existing images, by ascending id."""
     folder = FOLDERS[split]
     url = storage.join(root, "annotations", f"captions_{folder}.json")
     document = load(url)
-    there = set(storage.names(storage.join(root, folder)))
+    existing = set(storage.names(storage.join(root, folder)))
     captions: dict[int, list[str]] = {}
     for annotation in document.annotations:
         captions.setdefault(annotation.image_id, []).append(annotation.caption)
-    found = []
+    images = []
     for id, name in sorted({image.id: image.file_name for image in document.images}.items()):
         if name in ("", "..") or PurePosixPath(name).name != name or PureWindowsPath(name).name != name:
             raise InputError(f"{url}: image {id} has file_name {name!r}, expected a plain name inside {folder}/")
-        if name in there:
-            found.append((name, tuple(captions.get(id, ()))))
-    if not found:
+        if name in existing:
+            images.append((name, tuple(captions.get(id, ()))))
+    if not images:
         listed = len(document.images)
         raise InputError(f"none of the {listed} images of {url} is in {storage.join(root, folder)}; unpack them there")
-    return found
+    return images
 
 
 def load(url: str) -> Document:
-    """The captions file; InputError, naming it, if it is absent or not what COCO publishes."""
+    """Read the captions file; InputError, naming it, if it is absent or not what COCO publishes."""
     try:
         return TypeAdapter(Document).validate_json(storage.read_bytes(url))
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):

@@ -1,4 +1,4 @@
-"""What sources share: cutting a list of images into shards, and holding out a fixed tenth."""
+"""Functions that sources share: cutting a list of images into shards, and holding out a fixed tenth."""
 
 from collections.abc import Sequence
 from hashlib import blake2b
@@ -10,13 +10,13 @@ from mucs_ray.data.table import Split
 T = TypeVar("T")
 PER_SHARD = 4096
 TEST_SHARE = 10
-"""One image in so many is held out, where a source has no test split of its own."""
+"""One image in this many is held out, where a source has no test split of its own."""
 
 
 def tasks_of(
     train: Sequence[T], test: Sequence[T], *, per_shard: int = PER_SHARD, extra: object = None
 ) -> tuple[Task, ...]:
-    """Tasks of at most `per_shard` images: train first, then test; idx runs on from one to the next.
+    """Make tasks of at most `per_shard` images: train first, then test; idx continues from one to the next.
 
     Each payload is (idx of its first image, its images, extra).
     """
@@ -27,7 +27,7 @@ def tasks_of(
 
 
 def cut(images: Sequence[T], *, split: Split, first_idx: int, per_shard: int, extra: object) -> list[Task]:
-    """The tasks of one split, numbered from 0."""
+    """Make the tasks of one split, numbered from 0."""
     return [
         Task(split=split, number=number, payload=(first_idx + at, tuple(images[at : at + per_shard]), extra))
         for number, at in enumerate(range(0, len(images), per_shard))
@@ -35,6 +35,6 @@ def cut(images: Sequence[T], *, split: Split, first_idx: int, per_shard: int, ex
 
 
 def held_out(name: str) -> bool:
-    """True for a fixed tenth of all names, the same on every machine and for life."""
+    """Return True for a fixed tenth of all names, the same on every machine and for life."""
     digest = blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest()
     return int.from_bytes(digest, "little") % TEST_SHARE == 0

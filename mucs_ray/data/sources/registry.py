@@ -13,15 +13,15 @@ GROUP = "mucs_ray.sources"
 
 
 def load_source(name: str) -> Source:
-    """A source by its name. InputError if there is none; MachineError if an installed one cannot be imported."""
+    """Return a source by its name. InputError if there is none; MachineError if an installed one cannot be imported."""
     if name in SOURCES:
         return cast(Source, import_module(f"mucs_ray.data.sources.{name}"))
     installed = {entry.name: entry for entry in entry_points(group=GROUP)}
     if name not in installed:
-        known = sorted({*SOURCES, *installed})
-        close = get_close_matches(name, known, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        raise InputError(f"no data source named {name!r}{hint} (known: {', '.join(known)})")
+        names = sorted({*SOURCES, *installed})
+        matches = get_close_matches(name, names, n=1)
+        hint = f"; did you mean {matches[0]}?" if matches else ""
+        raise InputError(f"no data source named {name!r}{hint} (known: {', '.join(names)})")
     try:
         return cast(Source, installed[name].load())
     except (ImportError, AttributeError) as error:
