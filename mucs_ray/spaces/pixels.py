@@ -9,7 +9,7 @@ from torch import Tensor
 
 def encode(pixels: UInt8[Tensor, "*shape"]) -> Float32[Tensor, "*shape"]:
     """Stored 0 becomes -1 and stored 255 becomes 1."""
-    return pixels.float() / 127.5 - 1
+    return pixels.float().div_(127.5).sub_(1)
 
 
 def decode(z: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
