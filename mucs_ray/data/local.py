@@ -1,22 +1,22 @@
 """Random access to one split, for training and unlearning: a memory-mapped copy on this node, made once.
 
-All processes of a node share its pages, so memory does not grow with the number of processes or of images.
-Axes: b images, c h w image, d condition.
+The copy is one Arrow file: the rows of all units, as the table has them but uncompressed. All processes of a node share
+its pages, so memory does not grow with the number of processes or of images.
 """
 
 import os
-import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
-import torch
 from jaxtyping import Int64
 
-from mucs_ray.data.table import Dataset, Split, center_crop, stored_images
+from mucs_ray.data.batch import as_batch, columns_read
+from mucs_ray.data.table import Dataset, Split, StoredImages
 from mucs_ray.diffusion.batch import Batch
 from mucs_ray.spaces.codec import Codec
 from mucs_ray.spaces.pixels import PIXELS
@@ -40,26 +40,23 @@ class LocalImages:
         removed: frozenset[int] = frozenset(),
         on_unit: Callable[[], None] = lambda: None,
     ) -> None:
-        """Copies the split to this node if it is not there yet, with a sign of life for each unit; `codec` makes z of
-        its pictures.
+        """Copy the split to this node if no whole copy is there, and call `on_unit` for each unit that is copied.
+
+        `codec` makes z of the pictures.
         """
         self.card, self.codec = dataset.card, codec
-        folder = cache_folder() / dataset.card.fingerprint[:32] / split
-        if not folder.exists():
-            copy_split(dataset, split, folder, on_unit)
-        self.pixels = np.memmap(folder / "pixels", dtype=np.uint8, mode="r")
-        self.offsets = np.load(folder / "offsets.npy", mmap_mode="r")
-        self.sizes = np.load(folder / "sizes.npy", mmap_mode="r")
-        self.idx = np.load(folder / "idx.npy")
-        self.labels = np.load(folder / "labels.npy", mmap_mode="r")
-        self.embeddings = np.memmap(folder / "embeddings", dtype=np.float32, mode="r") if self.has_embeddings else None
-        self.captions = np.load(folder / "captions.npy", mmap_mode="r")
-        self.kept = np.flatnonzero(~np.isin(self.idx, list(removed)))
-
-    @property
-    def has_embeddings(self) -> bool:
-        """True if conditions are stored, not derived from labels."""
-        return self.card.condition == "embedding"
+        path = cache_folder() / dataset.card.fingerprint[:32] / f"{split}.arrow"
+        try:
+            chunks = read_copy(path, dataset, split)
+        except (FileNotFoundError, pa.ArrowInvalid):  # the latter if it is torn, or of another version
+            write_copy(path, dataset, split, on_unit)
+            chunks = read_copy(path, dataset, split)
+        self.images = [StoredImages(chunk) for chunk in chunks]
+        self.others = [chunk.select(columns_read(self.card)) for chunk in chunks]
+        self.starts = np.cumsum([0, *(len(chunk) for chunk in chunks)])
+        """The row of the split that each chunk begins with."""
+        idx = np.concatenate([images.idx for images in self.images])
+        self.kept = np.flatnonzero(~np.isin(idx, list(removed)))
 
     def __len__(self) -> int:
         """Images that are left after removal."""
@@ -67,77 +64,44 @@ class LocalImages:
 
     def batch(self, rows: Int64[np.ndarray, " b"], stream: np.random.Generator | None = None) -> Batch:
         """With a stream: a random crop and caption of each image; without: the centre and the first caption."""
-        at = self.kept[rows]
-        spots = None if stream is None else stream.random((3, len(at)))
-        spot_of = [None] * len(at) if spots is None else list(spots[:2].T)
-        images = np.stack([self.crop(row, spot) for row, spot in zip(at.tolist(), spot_of, strict=True)])
-        return Batch(
-            idx=torch.from_numpy(self.idx[at]),
-            z=self.codec.encode(torch.from_numpy(images)),
-            condition=self.conditions(at, None if spots is None else spots[2]),
-        )
-
-    def crop(self, row: int, spot: np.ndarray | None) -> np.ndarray:
-        """The stored image cut to the square; `spot` in [0, 1)^2 chooses where, None is the centre."""
-        height, width = self.sizes[row]
-        start = self.offsets[row]
-        image = self.pixels[start : start + 3 * height * width].reshape(3, height, width)
-        if spot is None or height == width:
-            return center_crop(image, self.card.size)
-        top, left = (int(u * (side - self.card.size + 1)) for u, side in zip(spot, (height, width), strict=True))
-        return image[:, top : top + self.card.size, left : left + self.card.size]
-
-    def conditions(self, at: Int64[np.ndarray, " b"], spot: np.ndarray | None) -> dict[str, torch.Tensor]:
-        """One-hot labels, or the embedding of the caption that `spot` in [0, 1) chooses (None = the first)."""
-        if self.card.condition == "none":
-            return {}
-        if self.embeddings is None:
-            labels = torch.from_numpy(self.labels[at].astype(np.int64))
-            return {"condition": torch.nn.functional.one_hot(labels, self.card.condition_dim).float()}
-        first, count = self.captions[at].T
-        row = first if spot is None else first + (spot * count).astype(np.int64)
-        table = self.embeddings.reshape(-1, self.card.condition_dim)
-        return {"condition": torch.from_numpy(np.array(table[row]))}
+        of_split = self.kept[rows]
+        chunks = np.searchsorted(self.starts, of_split, side="right") - 1
+        places = list(zip(chunks.tolist(), (of_split - self.starts[chunks]).tolist(), strict=True))
+        images = [self.images[chunk][row] for chunk, row in places]
+        others = pa.Table.from_batches([self.others[chunk].slice(row, 1) for chunk, row in places])
+        return as_batch(images, others, self.card, self.codec, stream)
 
 
-def copy_split(dataset: Dataset, split: Split, folder: Path, on_unit: Callable[[], None]) -> None:
-    """Stream the split into flat files beside `folder`, then publish them by one rename; a race is harmless."""
-    aside = folder.with_name(f".{split}.{uuid4().hex}")
-    aside.mkdir(parents=True)
-    try:
-        fill(dataset, split, aside, on_unit)
-        aside.rename(folder)
-    except BaseException as error:
-        shutil.rmtree(aside, ignore_errors=True)
-        if not (isinstance(error, OSError) and folder.exists()):  # else another process was first
-            raise
+def read_copy(path: Path, dataset: Dataset, split: Split) -> list[pa.RecordBatch]:
+    """The memory-mapped units of a copy. FileNotFoundError if it is absent, ArrowInvalid if it is not a whole one."""
+    file = pa.ipc.open_file(pa.memory_map(str(path)))
+    if not file.schema.equals(dataset.card.columns, check_metadata=True):
+        raise pa.ArrowInvalid(f"{path} has other columns than the data set")
+    chunks = [file.get_batch(number) for number in range(file.num_record_batches)]
+    if sum(len(chunk) for chunk in chunks) != dataset.card.num_images(split):
+        raise pa.ArrowInvalid(f"{path} has another number of images than the data set")
+    return chunks
 
 
-def fill(dataset: Dataset, split: Split, aside: Path, on_unit: Callable[[], None]) -> None:
-    """The flat files of a split."""
-    facts: dict[str, list[np.ndarray]] = {"idx": [], "sizes": [], "labels": [], "counts": []}
-    with (aside / "pixels").open("wb") as stored, (aside / "embeddings").open("wb") as embeddings:
-        for table in dataset.stream(split):
+def write_copy(path: Path, dataset: Dataset, split: Split, on_unit: Callable[[], None]) -> None:
+    """Stream the split into one Arrow file. Processes that do so at the same time publish the same rows."""
+    columns = dataset.card.columns
+    with published(path) as file, pa.ipc.new_file(file, columns) as writer:
+        for table in dataset.stream(split, columns.names):
             on_unit()
-            for image in stored_images(table):
-                stored.write(image.tobytes())
-            facts["idx"].append(table["idx"].to_numpy())
-            facts["sizes"].append(np.stack([table["height"].to_numpy(), table["width"].to_numpy()], axis=1))
-            facts["labels"].append(table["label"].fill_null(-1).to_numpy())
-            facts["counts"].append(write_embeddings(table, embeddings))
-    joined = {name: np.concatenate(parts) for name, parts in facts.items()}
-    lengths = 3 * joined["sizes"].astype(np.int64).prod(axis=1)
-    first_caption = np.cumsum(joined["counts"]) - joined["counts"]
-    np.save(aside / "idx.npy", joined["idx"].astype(np.int64))
-    np.save(aside / "sizes.npy", joined["sizes"].astype(np.int64))
-    np.save(aside / "labels.npy", joined["labels"])
-    np.save(aside / "offsets.npy", np.cumsum(lengths) - lengths)
-    np.save(aside / "captions.npy", np.stack([first_caption, joined["counts"]], axis=1).astype(np.int64))
+            writer.write_table(table.cast(columns))
 
 
-def write_embeddings(table: pa.Table, file: BinaryIO) -> Int64[np.ndarray, " b"]:
-    """Append every caption's embedding; returns how many each image has."""
-    captions = table["condition"].to_pylist() if "condition" in table.column_names else [[]] * len(table)
-    for image in captions:
-        file.write(np.asarray(image, dtype=np.float32).tobytes())
-    return np.asarray([len(image) for image in captions], dtype=np.int64)
+@contextmanager
+def published(path: Path) -> Iterator[IO[bytes]]:
+    """A file that is written aside and takes its name, in place of what had it, once it is whole and on the disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
+    try:
+        with aside.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)

@@ -92,6 +92,11 @@ class Card:
         facts = f"{self.schema_version}/{self.size}/{self.condition}/{self.condition_dim}/{digests}"
         return sha256(facts.encode()).hexdigest()
 
+    @cached_property
+    def columns(self) -> pa.Schema:
+        """The columns of every shard."""
+        return schema(self.condition_dim, embedding=self.condition == "embedding")
+
     def num_images(self, split: Split) -> int:
         """Return the number of images in a split."""
         return sum(sum(shard.row_groups) for shard in self.shards if shard.split == split)
@@ -174,18 +179,10 @@ class Dataset:
 
         `codec` makes z of the pictures; without one, z is their pixels in [-1, 1].
         """
-        import torch  # not with this module: a card is read, and a run looked at, without torch
-
-        from mucs_ray.diffusion.batch import Batch
+        from mucs_ray.data.batch import as_batch  # it imports torch, without which a card is read and a run looked at
         from mucs_ray.spaces.pixels import PIXELS
 
-        images = np.stack([center_crop(image, self.card.size) for image in stored_images(table)])
-        condition = conditions(table, self.card)
-        return Batch(
-            idx=torch.from_numpy(table["idx"].to_numpy().astype(np.int64)),
-            z=(codec or PIXELS).encode(torch.from_numpy(images)),
-            condition={} if condition is None else {"condition": torch.from_numpy(condition)},
-        )
+        return as_batch(stored_images(table), table, self.card, codec or PIXELS)
 
 
 def schema(condition_dim: int, *, embedding: bool) -> pa.Schema:
@@ -251,37 +248,29 @@ def read_unit(unit: Unit, columns: list[str] | None = None) -> pa.Table:
         raise InputError(f"shard {unit.url} is corrupt ({reason}); prepare the data set again") from None
 
 
+class StoredImages:
+    """The images of one record batch by row, as views of its memory."""
+
+    def __init__(self, chunk: pa.RecordBatch) -> None:
+        """The chunk needs the columns idx, image, height and width."""
+        column = chunk["image"]
+        _, offsets, content = column.buffers()
+        self.offsets = np.frombuffer(offsets, dtype=np.int32)[column.offset : column.offset + len(column) + 1]
+        self.content = np.frombuffer(content or b"", dtype=np.uint8)
+        self.idx, self.heights, self.widths = (chunk[name].to_numpy() for name in ("idx", "height", "width"))
+
+    def __getitem__(self, row: int) -> UInt8[np.ndarray, "c h w"]:
+        """The image as stored. InputError, naming idx, if its size does not match its bytes."""
+        content = self.content[self.offsets[row] : self.offsets[row + 1]]
+        height, width = int(self.heights[row]), int(self.widths[row])
+        if len(content) != 3 * height * width:
+            found, expected = f"{len(content)} bytes", f"3 x {height} x {width}"
+            raise InputError(f"image idx={self.idx[row]} holds {found}, expected {expected}; prepare it again")
+        return content.reshape(3, height, width)
+
+
 def stored_images(table: pa.Table) -> Iterator[UInt8[np.ndarray, "c h w"]]:
     """Yield the images of a table, as stored. InputError, naming idx, if a size does not match its bytes."""
-    columns = (table[name].to_pylist() for name in ("idx", "image", "height", "width"))
-    for idx, image, height, width in zip(*columns, strict=True):
-        if image is None or len(image) != 3 * height * width:
-            num_bytes = 0 if image is None else len(image)
-            raise InputError(
-                f"image idx={idx} holds {num_bytes} bytes, expected 3 x {height} x {width}; prepare it again"
-            )
-        yield np.frombuffer(image, dtype=np.uint8).reshape(3, height, width)
-
-
-def center_crop(image: UInt8[np.ndarray, "c h w"], size: int) -> UInt8[np.ndarray, "c s s"]:
-    """Return the middle size x size pixels; InputError if the image is smaller."""
-    _, height, width = image.shape
-    if min(height, width) < size:
-        raise InputError(f"an image of {height} x {width} px is smaller than the data set's size {size}")
-    top, left = (height - size) // 2, (width - size) // 2
-    return image[:, top : top + size, left : left + size]
-
-
-def conditions(table: pa.Table, card: Card) -> Float32[np.ndarray, "b d"] | None:
-    """Return the condition of each row: the one-hot of its label, or the embedding of its first caption.
-
-    None if there is none.
-    """
-    if card.condition == "none":
-        return None
-    if card.condition == "label":
-        one_hot = np.zeros((len(table), card.condition_dim), dtype=np.float32)
-        one_hot[np.arange(len(table)), table["label"].to_numpy()] = 1
-        return one_hot
-    first = [captions[0] for captions in table["condition"].to_pylist()]
-    return np.asarray(first, dtype=np.float32)
+    for chunk in table.to_batches():
+        images = StoredImages(chunk)
+        yield from (images[row] for row in range(len(chunk)))

@@ -13,7 +13,7 @@ class Pixels(Codec):
 
     def encode(self, pictures: UInt8[Tensor, "b *shape"]) -> Float[Tensor, "b *shape"]:
         """Map 0 to -1 and 255 to 1."""
-        return pictures.float() / 127.5 - 1
+        return pictures.float().div_(127.5).sub_(1)  # in place on the copy that `float` makes
 
     def decode(self, z: Float[Tensor, "b *shape"]) -> Float[Tensor, "b *shape"]:
         """Map -1 to 0 and 1 to 1, and clamp values beyond them."""

@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mucs_ray import storage
+from mucs_ray.data.batch import crop
 from mucs_ray.data.table import (
     Card,
     Dataset,
     Row,
     Shard,
-    center_crop,
     read_unit,
     schema,
     stored_images,
@@ -111,7 +111,7 @@ def test_equal_content_has_one_fingerprint(tmp_path: Path) -> None:
 
 def test_an_image_smaller_than_the_set_is_refused() -> None:
     with pytest.raises(InputError, match="smaller"):
-        center_crop(np.zeros((3, 4, 9), dtype=np.uint8), 5)
+        crop(np.zeros((3, 4, 9), dtype=np.uint8), 5)
 
 
 def test_bytes_that_do_not_match_the_size_are_refused() -> None:
@@ -119,6 +119,19 @@ def test_bytes_that_do_not_match_the_size_are_refused() -> None:
     broken = table.set_column(2, "height", pa.array([5], pa.int32()))
     with pytest.raises(InputError, match="idx=7"):
         list(stored_images(broken))
+
+
+def test_a_row_without_its_label_or_caption_is_named(tmp_path: Path) -> None:
+    image, caption = np.zeros((3, 2, 2), dtype=np.uint8), np.ones((1, 3), dtype=np.float32)
+    labels = saved(tmp_path / "a", [Row(idx=4, image=image, label=0), Row(idx=7, image=image)],
+                   condition="label", dim=3, size=2)  # fmt: skip
+    with pytest.raises(InputError, match="idx=7 has no label"):
+        labels.batch(next(labels.stream("train")))
+    for absent in (None, caption[:0]):
+        made = [Row(idx=4, image=image, condition=caption), Row(idx=7, image=image, condition=absent)]
+        captions = saved(tmp_path / "b", made, condition="embedding", dim=3, size=2)
+        with pytest.raises(InputError, match="idx=7 has no caption"):
+            captions.batch(next(captions.stream("train")))
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"rubbish" * 50, b"\xff" * 64])

@@ -1,0 +1,96 @@
+"""Rows of a data set's table as a model sees them: the only place where stored images and conditions become tensors.
+
+Axes: b images, c h w image (s x s once it is cropped), d condition.
+"""
+
+from collections.abc import Iterable
+from itertools import repeat
+
+import numpy as np
+import pyarrow as pa
+import torch
+from jaxtyping import Bool, Float32, Float64, UInt8
+from pyarrow.compute import call_function
+
+from mucs_ray.data.table import Card
+from mucs_ray.diffusion.batch import Batch
+from mucs_ray.errors import InputError
+from mucs_ray.spaces.codec import Codec
+
+
+def as_batch(
+    images: Iterable[UInt8[np.ndarray, "c h w"]],
+    table: pa.Table,
+    card: Card,
+    codec: Codec,
+    stream: np.random.Generator | None = None,
+) -> Batch:
+    """Convert stored images, and a table with their idx and what conditions are made from (`columns_read`), to tensors.
+
+    `codec` makes z of the cropped pictures.
+    With a stream, each image has a random crop and a random one of its captions; without, the centre and the first.
+    InputError if a row lacks what the card promises.
+    """
+    places = None if stream is None else stream.random((3, len(table)))
+    crops = repeat(None, len(table)) if places is None else places[:2].T
+    cropped = np.stack([crop(image, card.size, place) for image, place in zip(images, crops, strict=True)])
+    condition = conditions(table, card, None if places is None else places[2])
+    return Batch(
+        idx=torch.from_numpy(table["idx"].to_numpy().astype(np.int64)),
+        z=codec.encode(torch.from_numpy(cropped)),
+        condition={} if condition is None else {"condition": torch.from_numpy(condition)},
+    )
+
+
+def columns_read(card: Card) -> list[str]:
+    """The columns that a batch is made from, besides the images."""
+    condition = {"none": [], "label": ["label"], "embedding": ["condition"]}
+    return ["idx", *condition[card.condition]]
+
+
+def crop(
+    image: UInt8[np.ndarray, "c h w"], size: int, place: Float64[np.ndarray, " 2"] | None = None
+) -> UInt8[np.ndarray, "c s s"]:
+    """A square of size x size pixels: the middle one, or where `place` says, which is in [0, 1) down and to the right.
+
+    InputError if the image is smaller.
+    """
+    _, height, width = image.shape
+    if min(height, width) < size:
+        raise InputError(f"an image of {height} x {width} px is smaller than the data set's size {size}")
+    if place is None:
+        top, left = (height - size) // 2, (width - size) // 2
+    else:
+        top, left = int(place[0] * (height - size + 1)), int(place[1] * (width - size + 1))
+    return image[:, top : top + size, left : left + size]
+
+
+def conditions(
+    table: pa.Table, card: Card, choice: Float64[np.ndarray, " b"] | None = None
+) -> Float32[np.ndarray, "b d"] | None:
+    """The condition of each row: the one-hot vector of its label, or the embedding of a caption; None if there is none.
+
+    The caption is the first, or the one that `choice` in [0, 1) names. InputError, naming idx, if a row has none.
+    """
+    if card.condition == "none":
+        return None
+    if card.condition == "label":
+        refuse_rows(table, table["label"].is_null().to_numpy(), "has no label")
+        one_hot = np.zeros((len(table), card.condition_dim), dtype=np.float32)
+        one_hot[np.arange(len(table)), table["label"].to_numpy()] = 1
+        return one_hot
+    counts = call_function("list_value_length", [table["condition"]]).fill_null(0).to_numpy()
+    refuse_rows(table, counts == 0, "has no caption embedding")
+    rows = np.cumsum(counts) - counts
+    if choice is not None:
+        rows += (choice * counts).astype(rows.dtype)
+    captions = call_function("list_flatten", [table["condition"]]).take(pa.array(rows))
+    embeddings = call_function("list_flatten", [captions]).to_numpy().reshape(len(rows), card.condition_dim)
+    return np.array(embeddings)  # torch wants no view, which is read-only
+
+
+def refuse_rows(table: pa.Table, wrong: Bool[np.ndarray, " b"], what: str) -> None:
+    """InputError that names the first row of those that are wrong."""
+    if wrong.any():
+        idx = table["idx"].to_numpy()[wrong][0]
+        raise InputError(f"image idx={idx} {what}, which card.json promises; prepare the data set again")
