@@ -118,7 +118,7 @@ def recipe_model(name: str) -> DiTConfig:
 
 TINY = DiTConfig(
     image_size=16, patch_size=4, width=32, depth=2, num_heads=2, registers=1, condition_channels=32, condition_dim=10,
-    kernel_size=3, dropout=0.0,
+    kernel_size=3, dropout=0.0, condition_drop=0.0,
 )  # fmt: skip
 
 

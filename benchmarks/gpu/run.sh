@@ -26,7 +26,7 @@ mkdir -p "$out"
 export PYTHONPATH="$here/../..${PYTHONPATH:+:$PYTHONPATH}" OMP_NUM_THREADS=1 PYTHONUNBUFFERED=1
 export CUBLAS_WORKSPACE_CONFIG=:4096:8  # what torch's deterministic algorithms ask for
 python=${PYTHON:-python3}
-declare -A limit=([correct]=70 [throughput]=170 [cifar10]=300)
+declare -A limit=([correct]=80 [throughput]=160 [cifar10]=300)
 echo "benchmarks/gpu/run.sh $given" > "$out/command.txt"
 
 for section in ${only//,/ }; do

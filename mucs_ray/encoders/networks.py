@@ -1,6 +1,6 @@
 """Encoders of images as vectors: CLIP, DINOv2 and SSCD, from files on this machine (spec 9.3, 9.4, 11.1).
 
-Axes: n images, h w pixels, d embedding.
+Axes: n images, d embedding.
 """
 
 import warnings

@@ -40,11 +40,11 @@ def test_its_own_weights_take_the_place_of_a_training(pipeline: Pipeline):
 
 def test_what_streams_is_in_the_space_of_the_model(pipeline: Pipeline):
     """Pictures of the table become waves, and the bound of MUCS is the linear one of their mean square."""
-    dataset, task = pipeline.dataset, pipeline.tasks["attribute/mucs/null"]
-    assert task.part is not None
+    dataset, spec = pipeline.dataset, pipeline.method_stages["attribute/mucs/null"]
+    assert spec.method_stage is not None
     job = AttributeJob(
-        dataset=dataset, recipe=task.recipe, attributor=task.load(), part=task.part,
-        stage=pipeline.stages[task.name], generated=pipeline.stages["generate"], features=None, encoder=None,
+        dataset=dataset, recipe=spec.recipe, attributor=spec.load(), method_stage=spec.method_stage,
+        stage=pipeline.stages[spec.name], generated=pipeline.stages["generate"], features=None, encoder=None,
     )  # fmt: skip
     batches = list(stream_rows(job, CPU))
     assert {tuple(batch.z.shape[1:]) for batch in batches} == {(3, 8)}

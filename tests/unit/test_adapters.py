@@ -101,7 +101,7 @@ def test_a_model_that_cannot_be_trained_is_only_attributed_to(dataset: Dataset, 
     assert pipeline.stages["pretrain"].inputs == {}
     assert not any(name.startswith("retrain") for name in pipeline.stages)
     with pytest.raises(InputError, match=r"model\.kind waves:Waves cannot be trained here; use attribute"):
-        pipeline.goal("retrain")
+        pipeline.target_stages("retrain")
 
 
 def test_its_recipe_comes_back_from_a_run_directory(dataset: Dataset, tmp_path: Path):

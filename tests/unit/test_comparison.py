@@ -30,9 +30,9 @@ def test_a_retraining_far_above_the_best_of_its_seed_is_named():
     ]
     assert bad_retrainings(runs, LABELS) == [
         "Seed 2, DAS: its retraining ended at a validation loss of 0.523, the best one of this seed at 0.392. A model "
-        "that is worse in all changes every image, whichever training images it lacks.",
+        "that is worse overall changes every image, whichever training images it lacks.",
         "Seed 3, Random: its retraining ended at a validation loss of 0.500, the best one of this seed at 0.390. A "
-        "model that is worse in all changes every image, whichever training images it lacks.",
+        "model that is worse overall changes every image, whichever training images it lacks.",
     ]
 
 

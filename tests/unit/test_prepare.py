@@ -51,7 +51,7 @@ def test_rejects_are_counted_and_listed(tmp_path: Path, where: str) -> None:
     assert all(each["reason"] for each in rejects)
     assert card.request == {"name": "artbench10", "source": where, "size": "4", "rows_per_unit": ""}
     batch = dataset.batch(next(dataset.stream("train")))
-    assert batch.image.shape == (3, 3, 4, 4) and batch.condition["condition"].shape == (3, 2)
+    assert batch.z.shape == (3, 3, 4, 4) and batch.condition["condition"].shape == (3, 2)
 
 
 def stamps(folder: Path) -> dict[str, int]:

@@ -271,10 +271,10 @@ def test_an_unknown_metric_is_told_with_the_known_ones():
 
 
 def test_a_folder_of_weights_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    with pytest.raises(MachineError, match=r"--weights-dir names .*nowhere, which is no folder"):
+    with pytest.raises(MachineError, match=r"--weights-dir names .*nowhere, which is not a folder"):
         ready_metrics([], str(tmp_path / "nowhere"))
     monkeypatch.setenv("MUCS_RAY_WEIGHTS", str(tmp_path / "nowhere"))
-    with pytest.raises(MachineError, match=r"MUCS_RAY_WEIGHTS names .*nowhere, which is no folder"):
+    with pytest.raises(MachineError, match=r"MUCS_RAY_WEIGHTS names .*nowhere, which is not a folder"):
         ready_metrics([], None)
 
 
