@@ -99,11 +99,14 @@ class Stage:
 
     def difference(self, manifest: Mapping[str, Any]) -> str:
         """Name the settings or inputs that differ from those of a manifest."""
+        before, now = manifest["reads"], {key: jsonable(value) for key, value in self.reads.items()}
+        moved, sections = moved_settings(before, now)
         changes = [
-            f"{key} {manifest['reads'].get(key)} -> {self.reads.get(key)}"
-            for key in sorted({*manifest["reads"], *self.reads})
-            if manifest["reads"].get(key) != jsonable(self.reads.get(key))
+            f"{key} {before.get(key)} -> {self.reads.get(key)}"
+            for key in sorted({*before, *now} - moved)
+            if before.get(key) != now.get(key)
         ]
+        changes += [f"settings of {old} are now those of {new}" for old, new in sections]
         changes += [
             f"{key} changed"
             for key in sorted({*manifest["inputs"], *self.inputs})
@@ -176,6 +179,22 @@ class Stage:
 def is_tag(text: str) -> bool:
     """Return True for a tag of `Stage.part`, and False for part of a user's "holiday.pictures.zip"."""
     return len(text) == 8 and set(text) <= set("0123456789abcdef")
+
+
+def moved_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[set[str], list[tuple[str, str]]]:
+    """Find settings that another version of mucs-ray has under another section, with the same value.
+
+    Returns their keys of before and of now, and the pairs of sections.
+    """
+    lost, new = before.keys() - now.keys(), now.keys() - before.keys()
+    pairs = [
+        (old, key)
+        for old in lost
+        for key in new
+        if old.rpartition(".")[2] == key.rpartition(".")[2] and before[old] == now[key]
+    ]
+    sections = {(old.rpartition(".")[0], key.rpartition(".")[0]) for old, key in pairs}
+    return {key for pair in pairs for key in pair}, sorted(sections)
 
 
 def jsonable(value: Any) -> Any:  # noqa: ANN401 - any JSON value

@@ -139,6 +139,20 @@ def test_a_setting_that_is_new_or_gone_is_named(folder: str):
     assert told(other_name) == ("stale", "model.channels [4, 4] -> None")
 
 
+def test_settings_that_only_moved_to_another_section_are_told_as_such(folder: str):
+    """Only what has another value as well is named with it."""
+    place = {"run_url": folder, "name": "attribute/mucs/unlearn", "inputs": {}}
+    old = Stage(reads={"unlearn.tolerance": 0.05, "unlearn.sigmas": "training"}, **place)
+    finished(old, "a")
+    new = Stage(reads={"method.mucs.tolerance": 0.05, "method.mucs.sigmas": "schedule"}, **place)
+    status, reason = told(new)
+    assert status == "stale"
+    assert reason == (
+        "method.mucs.sigmas None -> schedule, unlearn.sigmas training -> None,"
+        " settings of unlearn are now those of method.mucs"
+    )
+
+
 def test_a_stage_begun_anew_is_partial_and_its_old_results_still_there(folder: str):
     """Until the new settings have finished, going back to the old ones costs nothing."""
     old = finished(stage(folder), "a")
