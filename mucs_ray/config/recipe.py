@@ -182,12 +182,20 @@ def model_spec(values: object) -> ModelSpec:
 
 
 def check_fits(recipe: Recipe, card: Card) -> None:
-    """Raise InputError if the model does not fit the data set, or there are fewer conditions than items to generate."""
+    """Raise InputError if the model does not fit the data set, or there are fewer conditions than items to generate, or
+    fewer training images than a batch takes.
+    """
     recipe.model.check_fits(size=card.size, condition_dim=card.condition_dim, data=recipe.data)
     num_items, num_conditions = recipe.generate.items + recipe.generate.controls, card.num_images("test")
     if num_items > num_conditions:
         raise InputError(
             f"{num_items} images to generate (items + controls), but the test split has only {num_conditions}"
             " conditions"
+        )
+    num_images = card.num_images("train")
+    if recipe.weights is None and recipe.model.trains and num_images < recipe.train.batch_size:
+        raise InputError(
+            f"{num_images} training images are fewer than one batch of {recipe.train.batch_size};"
+            " set train.batch_size lower, or give weights that were trained elsewhere"
         )
     recipe.model.check()

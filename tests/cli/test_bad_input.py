@@ -77,6 +77,7 @@ def test_wrong_shape(recipe: str, tmp_path: Path):
         ("generate.items=5000", "conditions"),
         ("model.width=18", "width"),
         ("train.batch_size=0", "batch_size"),
+        ("train.batch_size=64", "60 training images are fewer than one batch of 64"),
     ],
 )
 def test_settings(recipe: str, tmp_path: Path, setting: str, told: str):

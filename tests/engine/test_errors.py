@@ -16,7 +16,7 @@ from mucs_ray.pipeline.graph import Pipeline
 from mucs_ray.run import driver
 from mucs_ray.store import checkpoint
 from mucs_ray.store.items import item_file
-from tiny import tiny_toml
+from tiny import rows, tiny_toml, write_dataset
 from tiny_run import open_tiny, work
 
 
@@ -102,8 +102,14 @@ def test_a_corrupt_shard_is_one_line_and_exit_code_2(
     assert "Traceback" not in result.stderr and (run / "generate/manifest.json").exists()
 
 
-def test_too_small_a_training_set(data: Dataset, tmp_path: Path, cluster: Cluster):
-    """Told at once, not retried as a lost worker would be."""
-    pipeline = open_tiny(data, tmp_path, train={"batch_size": 64})
-    with pytest.raises(InputError, match="60 training images are fewer than one batch of 64"):
+@pytest.mark.slow
+def test_an_error_of_ours_in_a_training_is_told_at_once(tmp_path: Path, cluster: Cluster):
+    """It is not retried as a lost worker would be."""
+    own = write_dataset(
+        str(tmp_path / "data"), rows(61, first_idx=0, seed=3), rows(12, first_idx=61, seed=4)
+    )  # no copy yet
+    pipeline = open_tiny(own, tmp_path / "run")
+    shard = Path(own.url, "train/part-00000.parquet")
+    shard.write_bytes(shard.read_bytes()[:100])
+    with pytest.raises(InputError, match=r"part-00000\.parquet is corrupt"):
         work(pipeline, "pretrain", cluster)
