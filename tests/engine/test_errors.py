@@ -105,9 +105,7 @@ def test_a_corrupt_shard_is_one_line_and_exit_code_2(
 @pytest.mark.slow
 def test_an_error_of_ours_in_a_training_is_told_at_once(tmp_path: Path, cluster: Cluster):
     """It is not retried as a lost worker would be."""
-    own = write_dataset(
-        str(tmp_path / "data"), rows(61, first_idx=0, seed=3), rows(12, first_idx=61, seed=4)
-    )  # no copy yet
+    own = write_dataset(str(tmp_path / "data"), rows(61, first_idx=0, seed=3), rows(12, first_idx=61, seed=4))
     pipeline = open_tiny(own, tmp_path / "run")
     shard = Path(own.url, "train/part-00000.parquet")
     shard.write_bytes(shard.read_bytes()[:100])
