@@ -56,7 +56,7 @@ def scores(model: Subject, bank: list[Tensors], batch: Batch, score: ScoreConfig
 
 def unlearned(model: Subject, options: argparse.Namespace, seed: int) -> list[Tensors]:
     """Return F2 of each item, unlearned as in the recipe with the draws of a seed."""
-    images, config = LocalImages(model.dataset, "train"), model.recipe.unlearn
+    images, config = LocalImages(model.dataset, "train"), model.recipe.method["mucs"]
     (null,) = parts(options.run, "attribute/mucs/null", "prepared")
     rate = model.recipe.train.learning_rate / config.learning_rate_divisor
     bank = []
