@@ -6,7 +6,6 @@ placeholder in its place and refuses any other class or function that the file n
 
 import math
 import re
-from collections.abc import Iterable
 from io import IOBase
 from pathlib import PurePath
 from typing import IO, Any, cast
@@ -18,6 +17,7 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from mucs_ray.errors import InputError, MucsError
 from mucs_ray.models.dit import DiT, DiTConfig
+from mucs_ray.models.state_dict import few, shape
 from mucs_ray.storage import StoreError, filesystem, read_bytes
 
 HEAD_WIDTH = 64
@@ -119,7 +119,7 @@ def _is_inert(name: str) -> bool:
 
 
 def _unsafe(names: list[str], path: str) -> str:
-    return f"{path}: refused, because the file asks to run or build {_few(sorted(names))}; nothing of it was run"
+    return f"{path}: refused, because the file asks to run or build {few(sorted(names))}; nothing of it was run"
 
 
 def _weights_of(document: object, path: str) -> dict[str, Any]:
@@ -200,7 +200,7 @@ def _check_names_and_shapes(state: State, expected: dict[str, Tensor], path: str
     missing = [name for name in expected if name not in state]
     guessed = any(name in missing for name, _ in SIZES.values())
     wrong_shape = [
-        f"{name} is {_shape(state[name])}, not {_shape(tensor)}"
+        f"{name} is {shape(state[name])}, not {shape(tensor)}"
         for name, tensor in expected.items()
         if name in state and state[name].shape != tensor.shape
     ]
@@ -209,15 +209,6 @@ def _check_names_and_shapes(state: State, expected: dict[str, Tensor], path: str
         "unexpected": [repr(name) for name in state if name not in expected],
         "of another shape": [] if guessed else wrong_shape,
     }
-    problems = [f"{len(names)} {problem} ({_few(names)})" for problem, names in complaints.items() if names]
+    problems = [f"{len(names)} {problem} ({few(names)})" for problem, names in complaints.items() if names]
     if problems:
         raise InputError(f"{path}: not the tensors of a DiT-EDM: {'; '.join(problems)}")
-
-
-def _shape(tensor: Tensor) -> str:
-    return "x".join(map(str, tensor.shape)) or "a number"
-
-
-def _few(names: Iterable[str], limit: int = 3) -> str:
-    names = list(names)
-    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, dropout, interpolate, silu
 
+from mucs_ray.models.dit import AugmentEmbed
 from mucs_ray.models.unet_config import UNetConfig
 
 NEAR_ZERO = 1e-5
@@ -87,19 +88,6 @@ class Block(nn.Module):
         alike = torch.einsum("bct,bcs->bts", query.float(), (key / math.sqrt(key.shape[1])).float())
         weights = alike.softmax(dim=2).to(value.dtype)
         return self.proj(torch.einsum("bts,bcs->bct", weights, value).unflatten(2, x.shape[2:]))
-
-
-class AugmentEmbed(nn.Module):
-    """An embedding that tells the network whether the image was distorted (0 or 1)."""
-
-    def __init__(self, channels: int) -> None:
-        """Create two learned vectors."""
-        super().__init__()
-        self.emb = nn.Embedding(2, channels)
-
-    def forward(self, augmented: Int[Tensor, " b"]) -> Float[Tensor, "b e"]:
-        """Return the embedding of the flag."""
-        return self.emb(augmented)
 
 
 class UNet(nn.Module):
