@@ -20,11 +20,15 @@ from mucs_ray.cli.options import (
     DatasetOption,
     DemoRunOption,
     ForOption,
+    ImageOption,
     ItemsOption,
     JsonOption,
+    LabelOption,
     MethodOption,
     Options,
     PriceOption,
+    PromptOption,
+    QueriesOption,
     RecipeOption,
     RunOption,
     SeedOption,
@@ -36,8 +40,10 @@ from mucs_ray.cli.options import (
     WorkersOption,
 )
 from mucs_ray.cli.terminal import Terminal, print_left_out, show_answer, show_estimate, show_plan, terminal
+from mucs_ray.errors import InputError
 
 if TYPE_CHECKING:
+    from mucs_ray.data.queries import Query
     from mucs_ray.pipeline.graph import Pipeline
 
 app = typer.Typer(
@@ -58,6 +64,7 @@ def open_pipeline(speaking: Terminal, options: Options, *, seeds: Sequence[int] 
     given = {"generate.items": options.items, "seed": options.seed}
     told = [f"{key}={value}" for key, value in given.items() if value is not None]
     methods = method_names(options.methods)
+    queries = named_queries(options)
     recipe, data = resolve(
         dataset=options.dataset,
         recipe=options.recipe,
@@ -65,6 +72,7 @@ def open_pipeline(speaking: Terminal, options: Options, *, seeds: Sequence[int] 
         settings=[*told, *options.settings],
         methods=methods,
         console=speaking.console,
+        run=options.run if queries else None,
     )
     url = options.run or f"runs/{recipe.name}"
     check_owner(url, several=seeds is not None)
@@ -79,9 +87,22 @@ def open_pipeline(speaking: Terminal, options: Options, *, seeds: Sequence[int] 
             weights_dir=options.weights_dir,
             address=options.address,
             verbose=options.verbose,
+            queries=queries,
         )
         for each, where in runs
     ]
+
+
+def named_queries(options: Options) -> "tuple[Query, ...]":
+    """Return the pictures to explain that --image and --queries name, if they do."""
+    from mucs_ray.data.queries import find_queries
+
+    given = (*options.images, options.queries, options.label, options.prompt)
+    if not any(value is not None for value in given):
+        return ()
+    if options.items is not None:
+        raise InputError("--items counts generated images, and --image or --queries name pictures; give one of them")
+    return find_queries(options.images, options.queries, label=options.label, prompt=options.prompt)
 
 
 def work(command: str, speaking: Terminal, pipeline: "Pipeline") -> None:
@@ -171,6 +192,10 @@ def stage_command(name: str, summary: str) -> None:
         seed: SeedOption = None,
         settings: SetOption = None,
         method: MethodOption = None,
+        image: ImageOption = None,
+        queries: QueriesOption = None,
+        label: LabelOption = None,
+        prompt: PromptOption = None,
         weights_dir: WeightsDirOption = None,
         address: AddressOption = None,
         as_json: JsonOption = False,
@@ -186,6 +211,10 @@ def stage_command(name: str, summary: str) -> None:
                 seed=seed,
                 settings=settings or (),
                 methods=method,
+                images=image or (),
+                queries=queries,
+                label=label,
+                prompt=prompt,
                 weights_dir=weights_dir,
                 address=address,
                 verbose=verbose,

@@ -21,6 +21,15 @@ CheckDatasetOption = Annotated[
 WeightsOption = Annotated[str | None, typer.Option("--weights", help="Attribute with these weights; do not train.")]
 ItemsOption = Annotated[int | None, typer.Option("--items", help="Generated images to attribute.")]
 SeedOption = Annotated[int | None, typer.Option("--seed", help="Names every random number of the run.")]
+ImageOption = Annotated[
+    list[str] | None,
+    typer.Option("--image", help="Explain this picture: a file, .safetensors or .npy of z, or idx:N. Once or more."),
+]
+QueriesOption = Annotated[
+    str | None, typer.Option("--queries", help="Explain the pictures of this folder; metadata.jsonl has their prompts.")
+]
+LabelOption = Annotated[str | None, typer.Option("--label", help="The class of --image, by name or number.")]
+PromptOption = Annotated[str | None, typer.Option("--prompt", help="The caption of --image.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="A recipe value, e.g. --set score.noises=50.")]
 MethodOption = Annotated[
     list[str] | None, typer.Option("--method", help="Once or more, or a,b; see `mucs-ray methods` [default: mucs].")
@@ -58,6 +67,10 @@ class Options:
     seed: int | None = None
     settings: Sequence[str] = ()
     methods: Sequence[str] | None = None
+    images: Sequence[str] = ()
+    queries: str | None = None
+    label: str | None = None
+    prompt: str | None = None
     weights_dir: str | None = None
     address: str | None = None
     verbose: bool = False

@@ -103,9 +103,16 @@ def show_answer(console: Console, document: dict[str, Any], analysis: "Analysis 
     attributions = document.get("attributions", {})
     for method in without_variants(list(attributions)):
         found = attributions[method]
-        table = Table("item", "test idx", f"most influential training images by {method}: idx (score) name", box=None)
+        of_user = any("query" in item for item in found["items"])
+        table = Table(
+            "item",
+            "picture" if of_user else "test idx",
+            f"most influential training images by {method}: idx (score) name",
+            box=None,
+        )
         for item in found["items"]:
-            table.add_row(str(item["item"]), str(item["idx"]), escape(top_places(item)))
+            called = item.get("query", str(item["idx"]))
+            table.add_row(str(item["item"]), escape(called), escape(top_places(item)))
         console.print(table)
         for name in ("scores", "topk"):
             console.print(f"{name:<7} {found[name]}", highlight=False, soft_wrap=True)

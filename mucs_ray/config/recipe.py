@@ -181,13 +181,13 @@ def model_spec(values: object) -> ModelSpec:
     return checked(spec_class, own, prefix="model.")
 
 
-def check_fits(recipe: Recipe, card: Card) -> None:
+def check_fits(recipe: Recipe, card: Card, *, generates: bool = True) -> None:
     """Raise InputError if the model does not fit the data set, or there are fewer conditions than items to generate, or
     fewer training images than a batch takes.
     """
     recipe.model.check_fits(size=card.size, condition_dim=card.condition_dim, data=recipe.data)
     num_items, num_conditions = recipe.generate.items + recipe.generate.controls, card.num_images("test")
-    if num_items > num_conditions:
+    if generates and num_items > num_conditions:
         raise InputError(
             f"{num_items} images to generate (items + controls), but the test split has only {num_conditions}"
             " conditions"

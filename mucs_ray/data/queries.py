@@ -253,6 +253,17 @@ def check_condition(query: Query, card: Card) -> int | None:
     raise InputError(f"{query.name}: there is no class {query.label!r}; {hint}")
 
 
+def query_folder(queries: Sequence[Query]) -> str:
+    """Return the folder of these queries' attribution in the run directory: the same for the same queries."""
+    reads = json.dumps([query.reads() for query in queries], sort_keys=True)
+    return f"queries/{sha256(reads.encode()).hexdigest()[:12]}"
+
+
 def to_json(queries: Sequence[Query]) -> list[dict[str, Any]]:
     """Return the queries for recipe.json."""
     return [{**asdict(query), "settings": dict(query.settings)} for query in queries]
+
+
+def from_json(documents: Sequence[Mapping[str, Any]]) -> tuple[Query, ...]:
+    """Return the queries of recipe.json."""
+    return tuple(Query(**document) for document in documents)

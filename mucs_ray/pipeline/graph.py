@@ -7,7 +7,7 @@ A stage's name is its folder in the run directory.
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
 from typing import Any, NamedTuple
@@ -19,6 +19,7 @@ from mucs_ray.attribution.card import MethodCard
 from mucs_ray.attribution.registry import LEARNED, REFERENCE, installed
 from mucs_ray.config.recipe import Recipe, build, check_fits
 from mucs_ray.config.values import with_new_sections
+from mucs_ray.data.queries import Query, check_condition, from_json, query_folder, to_json
 from mucs_ray.data.table import Dataset
 from mucs_ray.errors import InputError, MucsError
 from mucs_ray.evaluation.metrics import SSIM_LEAST_PX, ReadyMetric, ready_metrics
@@ -61,6 +62,10 @@ class Pipeline:
     verbose: bool = False
     weights_digest: str | None = None
     """sha256 of the recipe's `weights`, if it has any."""
+    queries: tuple[Query, ...] = ()
+    """Pictures of the user's that are explained instead of generated ones, in the order of their idx."""
+    model_url: str = ""
+    """With queries: the run directory with the model, and with all that does not depend on the queries."""
     learned: Mapping[str, float] = field(default_factory=dict)
     """Weights of ensemble/learned, if recipe.json has any: the run they are from may have been moved since."""
 
@@ -72,10 +77,21 @@ class Pipeline:
         run_url: str,
         *,
         weights_dir: str | None = None,
+        queries: tuple[Query, ...] = (),
         **how: Any,  # noqa: ANN401
     ) -> "Pipeline":
-        """Check that model, data and counts fit and that the run directory can be written. InputError if not."""
-        check_fits(recipe, dataset.card)
+        """Check that model, data and counts fit and that the run directory can be written. InputError if not.
+
+        The attribution of `queries` is a run of its own, in a folder of the run directory that has the model.
+        """
+        model_url = ""
+        if queries:
+            for query in queries:
+                check_condition(query, dataset.card)
+            recipe = replace(recipe, generate=replace(recipe.generate, items=len(queries), controls=0))
+            model_url = open_run(run_url)
+            run_url = storage.join(model_url, query_folder(queries))
+        check_fits(recipe, dataset.card, generates=not queries)
         digest = sha256(storage.read_bytes(recipe.weights)).hexdigest() if recipe.weights else None
         run_url = open_run(run_url)
         if weights_dir is None:  # as in the command before, or a report would lose what was measured with them
@@ -84,13 +100,22 @@ class Pipeline:
         else:
             weights_dir = storage.absolute(weights_dir)
         return cls(
-            recipe=recipe, dataset=dataset, run_url=run_url, weights_dir=weights_dir, weights_digest=digest, **how
+            recipe=recipe,
+            dataset=dataset,
+            run_url=run_url,
+            weights_dir=weights_dir,
+            weights_digest=digest,
+            queries=queries,
+            model_url=model_url,
+            **how,
         )
 
     def describe(self) -> dict[str, Any]:
         """The content of recipe.json: enough to see where the run stands from any folder, without the weights' file."""
         more = {"weights_sha256": self.weights_digest, "methods": self.methods, "weights_dir": self.weights_dir}
         learned = dict(self.known[LEARNED].weights)
+        if self.queries:
+            more |= {"queries": to_json(self.queries), "model_url": self.model_url}
         return {**self.recipe.to_dict(), "data": self.dataset.url, **more, **({"learned": learned} if learned else {})}
 
     @cached_property
@@ -161,11 +186,16 @@ class Pipeline:
         """Every stage but the report as it would be run now, in order, by its name."""
         stages: dict[str, Stage] = {}
         extra = {"data": self.dataset.card.fingerprint}
+        of_queries = {"generate", TARGETS}
 
         def stage(name: str, reads: Mapping[str, Any], *inputs: str) -> None:
             known = {each: one.fingerprint for each, one in stages.items()} | extra
             picked = {each: known[each] for each in inputs}
-            stages[name] = Stage(run_url=self.run_url, name=name, reads=reads, inputs=picked)
+            if of_queries.intersection(inputs):
+                of_queries.add(name)
+            shared = self.queries and name not in of_queries
+            url = self.model_url if shared else self.run_url
+            stages[name] = Stage(run_url=url, name=name, reads=reads, inputs=picked)
 
         recipe = self.recipe
         chosen = ("train.checkpoint",) if recipe.trains else ()
@@ -175,10 +205,14 @@ class Pipeline:
         else:
             stage("pretrain", trained, "data")
         generated = recipe_slice(recipe, "generate", "seed", *chosen)
-        stage("generate", generated, "data", "pretrain")
+        if self.queries:
+            generated = {"queries": [query.reads() for query in self.queries]} | recipe_slice(recipe, "model")
+            stage("generate", generated, "data")
+        else:
+            stage("generate", generated, "data", "pretrain")
         # the controls are generated beside the targets, but no attribution depends on them
         targets = {name: value for name, value in generated.items() if name != "generate.controls"}
-        stage(TARGETS, targets, "data", "pretrain")
+        stage(TARGETS, targets, *stages["generate"].inputs)
         for spec in self.method_stages.values():
             stage(spec.name, spec.reads, *spec.inputs)
         stages.pop(TARGETS)
@@ -247,6 +281,11 @@ class Pipeline:
         if command not in ("pretrain", "generate"):
             for name in self.needed:
                 check_method(self.known[name], self.dataset.card, self.weights_dir)
+        if command in ("retrain", "regenerate", "evaluate") and self.queries:
+            raise InputError(
+                f"{command} generates the pictures again, which needs pictures that this run made; leave --image and"
+                " --queries out, or use attribute"
+            )
         if command in ("retrain", "regenerate", "evaluate") and not self.recipe.model.trains:
             raise InputError(
                 f"{command} trains the model again without some images, and model.kind {self.recipe.model.kind} cannot"
@@ -325,6 +364,7 @@ def reopen(run_url: str, *, console: Console) -> Pipeline:
         )
     digest, weights_dir = values.pop("weights_sha256", None), values.pop("weights_dir", None)
     methods, learned = tuple(values.pop("methods", ("mucs",))), values.pop("learned", {})
+    queries, model_url = from_json(values.pop("queries", [])), values.pop("model_url", "")
     recipe, dataset = build(with_new_sections(values), methods), Dataset.open(values["data"])
     return Pipeline(
         recipe=recipe,
@@ -335,4 +375,6 @@ def reopen(run_url: str, *, console: Console) -> Pipeline:
         weights_dir=weights_dir,
         weights_digest=digest,
         learned=learned,
+        queries=queries,
+        model_url=model_url,
     )

@@ -18,7 +18,7 @@ from mucs_ray.pipeline.graph import Pipeline
 from mucs_ray.report.document import Answer, Histogram, ItemSection, RankedImage, Report, Unlearning
 from mucs_ray.report.export import to_csv, to_latex
 from mucs_ray.report.html import render
-from mucs_ray.results import counterfactual
+from mucs_ray.results import counterfactual, queries
 from mucs_ray.results.counterfactual import is_done
 from mucs_ray.store import checkpoint
 from mucs_ray.store.item_names import item_file
@@ -73,10 +73,10 @@ def document(pipeline: Pipeline, analysis: Analysis | None) -> Report:
     methods = shown_methods(pipeline)
     pictured = counterfactual.without_variants(methods)
     facts = pipeline.stages[f"attribute/{methods[0]}"].facts()
-    sections = item_sections(pipeline, pictured)
+    sections, kind = item_sections(pipeline, pictured), "pictures" if pipeline.queries else "generated images"
     return Report(
         title=f"{pipeline.recipe.name}, seed {pipeline.recipe.seed}",
-        subtitle=f"{len(sections)} generated images attributed to {facts['num_images']:,} training images",
+        subtitle=f"{len(sections)} {kind} attributed to {facts['num_images']:,} training images",
         methods=method_lines(pipeline),
         top_k=facts["k"],
         num_training_images=facts["num_images"],
@@ -93,17 +93,31 @@ def item_sections(pipeline: Pipeline, methods: Sequence[str]) -> list[ItemSectio
     tops = {method: read_topk(pipeline.stages[f"attribute/{method}"]) for method in methods}
     pictured = {int(row["idx"]) for top in tops.values() for rows in top.values() for row in rows[:SHOWN]}
     pictures = pipeline.dataset.find(pictured, "train")
-    planned = pipeline.stages["generate"].facts()["items"]
-    test_rows = pipeline.dataset.find({item["idx"] for item in planned}, "test")
-    codec, sections = adapter(pipeline.recipe.model).codec(torch.device("cpu")), []
+    told, codec = queries.described(pipeline), adapter(pipeline.recipe.model).codec(torch.device("cpu"))
+    labels = [query.condition for query in told] if told else generated_labels(pipeline)
+    sections = []
     for number in range(pipeline.recipe.generate.items):
         item = load_item(pipeline.stages["generate"], number)
-        answers = [answer(pipeline, method, number, top[number], pictures) for method, top in tops.items()]
-        label = condition_name(pipeline, test_rows[planned[number]["idx"]])
+        answers = tuple(answer(pipeline, method, number, top[number], pictures) for method, top in tops.items())
         sections.append(
-            ItemSection(number=number, idx=item.idx, label=label, image=shown(item, codec), answers=tuple(answers))
+            ItemSection(
+                number=number,
+                idx=item.idx,
+                label=labels[number],
+                image=shown(item, codec),
+                answers=answers,
+                name=told[number].name if told else "",
+                remarks=tuple(queries.remarks(told[number], answers, pipeline)) if told else (),
+            )
         )
     return sections
+
+
+def generated_labels(pipeline: Pipeline) -> list[str]:
+    """Return what each generated image was made from."""
+    planned = pipeline.stages["generate"].facts()["items"]
+    test_rows = pipeline.dataset.find({item["idx"] for item in planned}, "test")
+    return [condition_name(pipeline, test_rows[item["idx"]]) for item in planned]
 
 
 def answer(
@@ -238,10 +252,12 @@ def as_json(pipeline: Pipeline, analysis: Analysis | None) -> dict[str, Any]:
 def attribution(pipeline: Pipeline, method: str) -> dict[str, Any]:
     """Return one method's answer as JSON values."""
     stage = pipeline.stages[f"attribute/{method}"]
+    told = queries.described(pipeline)
     items = [
         {
             "item": number,
             "idx": int(rows[0]["item_idx"]),
+            **({"query": told[number].name} if told else {}),
             "top": [[int(row["idx"]), float(row["score"])] for row in rows],
             "names": [row.get("name", "") for row in rows],
         }

@@ -7,13 +7,17 @@ from rich.console import Console
 from mucs_ray import storage
 from mucs_ray.attribution.registry import find, known, listed
 from mucs_ray.config.recipe import Recipe, Values, build, from_card, read_recipe, recipe_names, with_settings
+from mucs_ray.config.values import with_new_sections
 from mucs_ray.data.prepare import prepare
 from mucs_ray.data.sources.registry import load_source
 from mucs_ray.data.table import Dataset
 from mucs_ray.errors import InputError
+from mucs_ray.store.run import read_json_or_none
 
 EMBEDDED = "emoji"
 """The data set that needs no source: prepared on first use."""
+NOT_OF_RECIPE = ("weights_sha256", "weights_dir", "methods", "learned")
+"""What recipe.json has beside the recipe (`Pipeline.describe`)."""
 
 
 def resolve(
@@ -24,14 +28,17 @@ def resolve(
     settings: list[str],
     methods: Sequence[str] = (),
     console: Console,
+    run: str | None = None,
 ) -> tuple[Recipe, Dataset]:
     """The recipe with everything applied, and the data set it runs on. InputError in one line for anything wrong.
 
-    `methods`: those that are asked for, whose settings the recipe may have.
+    `methods`: those that are asked for, whose settings the recipe may have. `run`: a run directory whose model is
+    wanted; it has its own recipe, unless another is named.
     """
-    if dataset is None and recipe is None:
+    known = recipe_of_run(run, dataset) if run is not None and recipe is None and weights is None else None
+    if known is None and dataset is None and recipe is None:
         raise InputError("which data set? give --dataset NAME_OR_URL (or --recipe); `mucs-ray demo` needs neither")
-    values = raw_recipe(dataset, recipe)
+    values = raw_recipe(dataset, recipe) if known is None else known
     values = with_settings(values, settings)
     if weights is not None:
         values["weights"] = storage.absolute(weights)
@@ -45,6 +52,21 @@ def resolve(
         spec, _ = load_weights(chosen.weights, values.get("model", {}))
         chosen = build({**values, "model": spec.to_dict()}, methods)
     return chosen, opened
+
+
+def recipe_of_run(run: str, dataset: str | None) -> Values | None:
+    """The recipe that a run directory was made with; None if nothing was run there.
+
+    InputError if it was made with another data set than the named one.
+    """
+    values = read_json_or_none(storage.join(storage.absolute(run), "recipe.json"))
+    if values is None:
+        return None
+    if dataset is not None and storage.absolute(data_url(dataset)) != storage.absolute(values["data"]):
+        raise InputError(f"{run} was made with the data set {values['data']}; name that one, or another --run")
+    for key in NOT_OF_RECIPE:
+        values.pop(key, None)
+    return with_new_sections(values)
 
 
 def method_names(asked: Sequence[str] | None) -> tuple[str, ...]:
