@@ -53,8 +53,8 @@ def test_the_results_are_those_of_local_files_bit_for_bit(on_s3: Pipeline, on_di
         "attribute/mucs",
     ):
         there, here = on_s3.stage(name), on_disk.stage(name)
-        files = here.manifest()["files"]
-        assert there.manifest()["files"] == files
+        files = here.manifest().files
+        assert there.manifest().files == files
         assert {file: there.checked(file) for file in files} == {file: here.checked(file) for file in files}
     assert "scores.parquet" in files
 
