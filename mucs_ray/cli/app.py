@@ -151,7 +151,7 @@ def demo(
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Everything on the embedded emoji, in minutes on a laptop: train, generate, attribute, and test the answer."""
+    """Run everything on the embedded emoji, in minutes on a laptop: train, generate, attribute, and test the answer."""
     with terminal(as_json=as_json) as output:
         options = Options(
             dataset="emoji",
@@ -222,7 +222,7 @@ def run_everything(
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """The whole protocol, for any methods and seeds: train, attribute, retrain, regenerate, evaluate, report."""
+    """Run the whole protocol, for any methods and seeds: train, attribute, retrain, regenerate, evaluate, report."""
     with terminal(as_json=as_json) as output:
         options = Options(
             dataset=dataset,
@@ -259,9 +259,9 @@ def plan(
     price: PriceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """What `attribute` or `run` would do now: stages, forwards, FLOP, bytes, and time and money as measured.
+    """Show what `attribute` or `run` would do now: stages, forwards, FLOP, bytes, time and money.
 
-    For a few seconds on this machine, or in the run itself, once it has streamed for a minute.
+    The speed is measured on this machine in a few seconds, or by the run itself, once it has streamed for a minute.
     """
     with terminal(as_json=as_json) as output:
         options = Options(
@@ -287,7 +287,7 @@ def plan(
 
 @app.command()
 def status(run: Annotated[str, typer.Option("--run", help="Run directory.")], as_json: JsonOption = False) -> None:
-    """Where a run stands, or the runs of several seeds, read off its directory; needs no Ray."""
+    """Show where a run stands, or the runs of several seeds, from its directory alone and without Ray."""
     with terminal(as_json=as_json) as output:
         from mucs_ray.pipeline.graph import reopen
         from mucs_ray.run.seeds import is_experiment, reopen_seeds
@@ -331,7 +331,7 @@ def doctor(
 
 @app.command()
 def methods(as_json: JsonOption = False) -> None:
-    """The attribution methods, each with its variants, and the ensembles."""
+    """List the attribution methods, each with its variants, and the ensembles."""
     with terminal(as_json=as_json) as output:
         from mucs_ray.attribution.registry import listed
 

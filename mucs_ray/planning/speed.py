@@ -15,8 +15,9 @@ from mucs_ray.engine.pace import PACE
 from mucs_ray.models.adapters import adapter
 from mucs_ray.pipeline.graph import Pipeline
 from mucs_ray.store.events import read_events
-from mucs_ray.store.facts import StreamingFacts, read_facts, typed
+from mucs_ray.store.facts import StreamingFacts, read_facts
 from mucs_ray.store.run import State
+from mucs_ray.store.typed import typed
 from mucs_ray.training.config import Precision
 from mucs_ray.training.step import autocast
 

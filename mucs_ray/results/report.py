@@ -33,12 +33,12 @@ from mucs_ray.store.facts import (
     TrainingFacts,
     UnlearningTrace,
     read_facts,
-    typed,
 )
 from mucs_ray.store.item_names import item_file
 from mucs_ray.store.items import load_item, shown
 from mucs_ray.store.run import Stage
 from mucs_ray.store.topk import read_topk
+from mucs_ray.store.typed import typed
 
 SHOWN = 16
 """The number of training images shown for each item."""

@@ -38,13 +38,13 @@ def resolve(
     if "data" not in values:
         raise InputError('the recipe names no data set; give --dataset, or data = "URL" in the recipe')
     opened = open_dataset(str(values["data"]), console)
-    chosen = build(from_card(values, opened.card), methods)
-    if chosen.weights is not None:
+    built = build(from_card(values, opened.card), methods)
+    if built.weights is not None:
         from mucs_ray.store.weights import load_weights
 
-        spec, _ = load_weights(chosen.weights, values.get("model", {}))
-        chosen = build({**values, "model": spec.to_dict()}, methods)
-    return chosen, opened
+        spec, _ = load_weights(built.weights, values.get("model", {}))
+        built = build({**values, "model": spec.to_dict()}, methods)
+    return built, opened
 
 
 def method_names(asked: Sequence[str] | None) -> tuple[str, ...]:

@@ -3,16 +3,13 @@
 A stage that writes such facts writes `asdict` of one of these classes, or has its keys among its own.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
-
-from pydantic import TypeAdapter, ValidationError
+from typing import TypeVar
 
 from mucs_ray.attribution.unlearn import Outcome
-from mucs_ray.errors import InputError
 from mucs_ray.store.items import PlannedItem
 from mucs_ray.store.run import Stage
+from mucs_ray.store.typed import typed
 
 Facts = TypeVar("Facts")
 
@@ -123,16 +120,3 @@ class UnlearningTrace:
 def read_facts(stage: Stage, kind: type[Facts]) -> Facts:
     """Return the facts of a finished stage that `kind` has as fields. InputError if it is not done, or lacks one."""
     return typed(stage.facts(), kind, stage.url("manifest.json"))
-
-
-def typed(values: Mapping[str, Any], kind: type[Facts], source: str) -> Facts:
-    """Return a dataclass made of a JSON object; keys that are no fields are left out.
-
-    InputError, naming `source`, if a value is absent or has a wrong type.
-    """
-    try:
-        return TypeAdapter(kind).validate_python(values)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        key = ".".join(str(part) for part in problem["loc"])
-        raise InputError(f"{source}: {key}: {problem['msg']}; delete the file and run the command again") from None

@@ -92,12 +92,12 @@ def attribute_job(pipeline: Pipeline, spec: StageSpec) -> AttributeJob:
 def input_refs(pipeline: Pipeline, spec: StageSpec, load: Load = load_arrays.remote) -> Refs:
     """Put the results of earlier stages that a stage reads into the object store."""
     assert spec.method_stage is not None
-    once = earlier_stages(pipeline, spec, "accumulate", "fit", "fit_screen")[-1:]
+    fitted = earlier_stages(pipeline, spec, "accumulate", "fit", "fit_screen")[-1:]
     items = earlier_stages(pipeline, spec, "fit_item")
     uses_model, pretraining = spec.method_stage.uses_model, pipeline.stages["pretrain"]
     return Refs(
         weights=weights_ref(pretraining, pipeline.recipe, load=load) if uses_model else None,
-        fitted=fitting.load_fitted(once[0], tensor_files(once[0])) if once else None,
+        fitted=fitting.load_fitted(fitted[0], tensor_files(fitted[0])) if fitted else None,
         item_states=tuple(load_items(items[0], pipeline.recipe.generate.items, load)) if items else (),
     )
 

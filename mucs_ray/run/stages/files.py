@@ -23,22 +23,22 @@ def digests(stage: Stage, names: list[str], new: Mapping[str, str] | None = None
 
     InputError if a part has disappeared.
     """
-    known = new or {}
+    published = new or {}
     try:
-        return {name: known.get(name) or sha256(storage.read_bytes(stage.url(name))).hexdigest() for name in names}
+        return {name: published.get(name) or sha256(storage.read_bytes(stage.url(name))).hexdigest() for name in names}
     except FileNotFoundError as error:
         raise InputError(f"{error.filename or error} vanished while the stage ran; run the command again") from None
 
 
 def load_once() -> Load:
     """Return a function that puts each file into the object store only once, for all stages that ask for it."""
-    known: dict[str, ObjectRef] = {}
+    loaded: dict[str, ObjectRef] = {}
 
     def load(stage: Stage, file: str) -> ObjectRef:
         url = stage.url(file)
-        if url not in known:
-            known[url] = load_arrays.remote(stage, file)
-        return known[url]
+        if url not in loaded:
+            loaded[url] = load_arrays.remote(stage, file)
+        return loaded[url]
 
     return load
 

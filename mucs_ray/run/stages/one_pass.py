@@ -73,14 +73,14 @@ def begin_stage(ref: StageRef, units: Sequence[Unit], load: Load, *, cluster: Cl
 @contextmanager
 def failures_counted(stages: Sequence[StreamedStage], cluster: Cluster) -> Iterator[None]:
     """Watch a pass, which an error of Ray may end early, and count the units that have no part after it as failed."""
-    known = [stage.coordinator.failures_since(0)[1] for stage in stages]
+    failures_before = [stage.coordinator.failures_since(0)[1] for stage in stages]
     cause = "it has no part, and no worker reported why"
     try:
         with watching([(stage.coordinator, stage.bar) for stage in stages], cluster.engine.timeout):
             yield
     except ray.exceptions.RayError as error:
         cause = last_line(error)
-    for stage, num_failures in zip(stages, known, strict=True):
+    for stage, num_failures in zip(stages, failures_before, strict=True):
         stage.count_failures(cause, num_failures)
 
 

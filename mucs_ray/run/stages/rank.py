@@ -44,15 +44,15 @@ def rank(pipeline: Pipeline, spec: StageSpec) -> Output:
     stage.retract()
     low, high = np.full(num_items, np.inf), np.full(num_items, -np.inf)
     with TemporaryDirectory() as folder:
-        whole = Path(folder) / "scores.parquet"
-        with pq.ParquetWriter(whole, score_schema(num_items), compression="zstd") as writer:
+        scores_file = Path(folder) / "scores.parquet"
+        with pq.ParquetWriter(scores_file, score_schema(num_items), compression="zstd") as writer:
             for table in score_tables(pipeline, spec):
                 writer.write_table(table)
                 idx, scores = table["idx"].to_numpy(), score_matrix(table)
                 low, high = np.minimum(low, scores.min(axis=0)), np.maximum(high, scores.max(axis=0))
                 rankings = [ranking.add(idx, scores[:, number]) for number, ranking in enumerate(rankings)]
-        scores_digest = storage.publish_file(stage.url("scores.parquet"), whole)
-        histograms = score_histograms(row_groups(pq.ParquetFile(whole)), low, high)
+        scores_digest = storage.publish_file(stage.url("scores.parquet"), scores_file)
+        histograms = score_histograms(row_groups(pq.ParquetFile(scores_file)), low, high)
     items = read_facts(pipeline.stages["generate"], GenerationFacts).items
     described = labels_and_texts(pipeline.dataset, {int(idx) for ranking in rankings for idx in ranking.idx})
     files = {
@@ -126,12 +126,12 @@ def scored_by_idx(generated: Stage, dataset: Dataset, spec: StageSpec) -> Iterat
 
 def ensemble_table(members: Mapping[str, Stage], weights: Mapping[str, float], num_items: int, seed: int) -> pa.Table:
     """Return the weighted sums of the members' ranks (spec 10); `members` are their finished attributions by name."""
-    whole = {member: all_scores(stored_scores(stage)) for member, stage in members.items()}
-    idx = next(iter(whole.values()))[0]
-    assert all(np.array_equal(idx, other) for other, _ in whole.values())
+    scores_of = {member: all_scores(stored_scores(stage)) for member, stage in members.items()}
+    idx = next(iter(scores_of.values()))[0]
+    assert all(np.array_equal(idx, other) for other, _ in scores_of.values())
     columns = [
         ensemble_scores(
-            {member: scores[:, number] for member, (_, scores) in whole.items()},
+            {member: scores[:, number] for member, (_, scores) in scores_of.items()},
             weights,
             idx,
             seed=seed,
