@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from mucs_ray.store.run import State
 
 
+SHOWN = 4
+"""The number of places that the terminal shows of each item."""
+
+
 class Terminal:
     """The output of one command: text for people on stdout (on stderr with --json), results for programs on stdout.
 
@@ -96,10 +100,9 @@ def show_answer(console: Console, document: dict[str, Any], analysis: "Analysis 
     attributions = document.get("attributions", {})
     for method in without_variants(list(attributions)):
         attribution = attributions[method]
-        table = Table("item", "test idx", f"most influential training images by {method}: idx (score)", box=None)
+        table = Table("item", "test idx", f"most influential training images by {method}: idx (score) name", box=None)
         for item in attribution["items"]:
-            first = "  ".join(f"{idx} ({score:.3f})" for idx, score in item["top"][:4])
-            table.add_row(str(item["item"]), str(item["idx"]), first)
+            table.add_row(str(item["item"]), str(item["idx"]), escape(top_places(item)))
         console.print(table)
         for name in ("scores", "topk"):
             console.print(f"{name:<7} {attribution[name]}", highlight=False, soft_wrap=True)
@@ -107,6 +110,15 @@ def show_answer(console: Console, document: dict[str, Any], analysis: "Analysis 
         console.print(auc_table(analysis))
         console.print(sentence(analysis), highlight=False, soft_wrap=True)
     console.print(f"{'report':<7} {document['report']}", highlight=False, soft_wrap=True)
+
+
+def top_places(item: Mapping[str, Any]) -> str:
+    """Return the first places of an item: idx and score side by side, or one line for each if the images have names."""
+    places = [
+        f"{idx} ({score:.3f}) {name}".rstrip()
+        for (idx, score), name in zip(item["top"][:SHOWN], item["names"], strict=False)
+    ]
+    return ("\n" if any(item["names"][:SHOWN]) else "  ").join(places)
 
 
 def auc_table(analysis: "Analysis") -> Table:

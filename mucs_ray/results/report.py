@@ -142,6 +142,7 @@ def ranked_images(rows: Sequence[Mapping[str, str]], pictures: Mapping[int, Row]
             score=float(row["score"]),
             label=row["label"],
             text=row["text"],
+            name=row.get("name", ""),  # topk.csv of earlier versions has none
             image=pictures[int(row["idx"])].image,
         )
 
@@ -258,7 +259,12 @@ def as_json(pipeline: Pipeline, analysis: Analysis | None) -> dict[str, Any]:
 def attribution(stage: Stage) -> dict[str, Any]:
     """Return a finished attribution as JSON values."""
     items = [
-        {"item": number, "idx": int(rows[0]["item_idx"]), "top": [[int(r["idx"]), float(r["score"])] for r in rows]}
+        {
+            "item": number,
+            "idx": int(rows[0]["item_idx"]),
+            "top": [[int(row["idx"]), float(row["score"])] for row in rows],
+            "names": [row.get("name", "") for row in rows],
+        }
         for number, rows in read_topk(stage).items()
     ]
     return {"scores": stage.url("scores.parquet"), "topk": stage.url("topk.csv"), "items": items}

@@ -17,6 +17,7 @@ from mucs_ray.attribution.config import Measure
 from mucs_ray.attribution.ensemble import ensemble_scores
 from mucs_ray.attribution.loss_change import select_measure
 from mucs_ray.attribution.ranking import Ranking, mutual_ranks, top_k
+from mucs_ray.data.show import descriptions
 from mucs_ray.data.table import Dataset, Unit, open_parquet
 from mucs_ray.diffusion.batch import Batch
 from mucs_ray.pipeline.graph import Pipeline
@@ -54,7 +55,7 @@ def rank(pipeline: Pipeline, spec: StageSpec) -> Output:
         scores_digest = storage.publish_file(stage.url("scores.parquet"), scores_file)
         histograms = score_histograms(row_groups(pq.ParquetFile(scores_file)), low, high)
     items = read_facts(pipeline.stages["generate"], GenerationFacts).items
-    described = labels_and_texts(pipeline.dataset, {int(idx) for ranking in rankings for idx in ranking.idx})
+    described = descriptions(pipeline.dataset, {int(idx) for ranking in rankings for idx in ranking.idx})
     files = {
         "scores.parquet": scores_digest,
         TOPK_FILE: storage.publish(stage.url(TOPK_FILE), topk_bytes(topk_rows(rankings, items, described))),
@@ -179,21 +180,9 @@ def score_matrix(table: pa.Table) -> np.ndarray:
 
 
 def topk_rows(
-    rankings: Sequence[Ranking], items: Sequence[PlannedItem], described: Mapping[int, tuple[str, str]]
+    rankings: Sequence[Ranking], items: Sequence[PlannedItem], described: Mapping[int, tuple[str, ...]]
 ) -> Iterator[tuple[object, ...]]:
-    """Yield the rows of topk.csv; `described` has the label and the text of each ranked image by idx."""
+    """Yield the rows of topk.csv; `described` has the last columns of each ranked image by idx."""
     for number, ranking in enumerate(rankings):
         for place, (idx, score) in enumerate(zip(ranking.idx.tolist(), ranking.score.tolist(), strict=True), start=1):
             yield number, items[number].idx, place, idx, f"{score:.6f}", *described[idx]
-
-
-def labels_and_texts(dataset: Dataset, wanted: set[int]) -> dict[int, tuple[str, str]]:
-    """Return the label and the first text of training images, by idx."""
-    classes = dataset.card.classes
-    labels = {}
-    for table in dataset.stream("train", ["idx", "label", "text"]):
-        for row in table.to_pylist():
-            if row["idx"] in wanted:
-                label = classes[row["label"]] if classes and row["label"] is not None else ""
-                labels[row["idx"]] = (label, (row["text"] or [""])[0])
-    return labels
