@@ -61,12 +61,6 @@ def denoiser_of(pipeline: Pipeline):
     return build_denoiser(pipeline.recipe.model, to_arrays(tensors), CPU)
 
 
-def test_pretraining(finished: Pipeline, tmp_path: Path):
-    stage = finished.stages["pretrain"]
-    state = train_plainly(job_of(finished, tmp_path))
-    assert_equal(dict(state.average.network.state_dict()), tensors_of(stage, stage.part("last", "safetensors")))
-
-
 def test_retraining_with_nothing_removed_is_pretraining(finished: Pipeline, tmp_path: Path):
     again = train_plainly(job_of(finished, tmp_path / "a", removed=frozenset()))
     without = train_plainly(job_of(finished, tmp_path / "b", removed=frozenset({3, 4})))
