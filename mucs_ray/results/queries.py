@@ -1,11 +1,10 @@
 """What is said of the user's pictures beside the answer (spec/models.md 3)."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
 
 from mucs_ray.pipeline.graph import Pipeline
 from mucs_ray.report.document import Answer
+from mucs_ray.store.facts import QueriesFacts, QueryFacts, read_facts
 
 UNLIKELY = 0.9
 """A loss relative to the null loss beyond which the model finds an image unlikely."""
@@ -13,37 +12,9 @@ ROUNDING = 2 / 255 / 12**0.5
 """The root mean square of what rounding to 8 bits changes, in units of [-1, 1]."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QueryFacts:
-    """What was seen when a query was read: the facts of its stage."""
-
-    name: str
-    condition: str
-    """Its class or caption; "" if none was named."""
-    origin: str
-    """picture, tensor, train image or test image."""
-    original: tuple[int, int] | None = None
-    """Width and height of its file, if the picture was resized or cropped."""
-    codec_rms: float = 0.0
-    """What encoding and decoding change, as a root mean square in steps of 8-bit pixels."""
-    settings: dict[str, Any] = field(default_factory=dict)
-
-
-def described(pipeline: Pipeline) -> list[QueryFacts]:
-    """Return what is known of each query, in order; an empty list if the run explains generated images."""
-    if not pipeline.queries:
-        return []
-    return [
-        QueryFacts(
-            name=facts["name"],
-            condition=facts["condition"],
-            origin=facts["from"],
-            original=tuple(facts["original"]) if "original" in facts else None,
-            codec_rms=facts.get("codec_rms", 0.0),
-            settings=facts["settings"],
-        )
-        for facts in pipeline.stages["generate"].facts()["queries"]
-    ]
+def read(pipeline: Pipeline) -> list[QueryFacts]:
+    """Return what was seen of each query when it was read; an empty list if the run explains generated images."""
+    return read_facts(pipeline.stages["generate"], QueriesFacts).queries if pipeline.queries else []
 
 
 def remarks(query: QueryFacts, answers: Sequence[Answer], pipeline: Pipeline) -> Iterator[str]:

@@ -16,6 +16,7 @@ from mucs_ray.models.adapters import adapter
 from mucs_ray.pipeline.graph import Pipeline
 from mucs_ray.run.stages.files import Output
 from mucs_ray.spaces.codec import Codec
+from mucs_ray.store.facts import GenerationFacts, QueriesFacts, QueryFacts
 from mucs_ray.store.item_names import item_file
 from mucs_ray.store.items import PlannedItem, save_item
 
@@ -27,12 +28,12 @@ def read(pipeline: Pipeline) -> Output:
     stage.begin([item_file(stage, number) for number in range(len(pipeline.queries))])
     files, facts, planned = {}, [], []
     for number, query in enumerate(pipeline.queries):
-        z, condition, told = as_row(query, dataset, codec) if query.is_row else as_file(query, pipeline, codec)
+        z, condition, seen = as_row(query, dataset, codec) if query.is_row else as_file(query, pipeline, codec)
         item = Item(number=number, idx=query.idx, condition=condition, z=z)
-        planned.append(asdict(PlannedItem(number=number, row=-1, idx=query.idx, role="target")))
-        facts.append({"name": query.name, "settings": dict(query.settings), **told})
+        planned.append(PlannedItem(number=number, row=-1, idx=query.idx, role="target"))
+        facts.append(QueryFacts(name=query.name, settings=dict(query.settings), **seen))
         files[item_file(stage, number)] = save_item(stage, item, codec, {"role": "target"})
-    return files, {"items": planned, "queries": facts}
+    return files, asdict(GenerationFacts(items=planned)) | asdict(QueriesFacts(queries=facts))
 
 
 Read = tuple[torch.Tensor, Condition, dict[str, Any]]
@@ -48,7 +49,7 @@ def as_row(query: Query, dataset: Dataset, codec: Codec) -> Read:
                 table = read_unit(unit).slice(numbers.index(query.idx), 1)
                 batch: Batch = dataset.batch(table, codec)
                 (condition,) = one_by_one(batch.condition, 1)
-                return batch.z[0], condition, {"condition": row_condition(table, dataset), "from": f"{split} image"}
+                return batch.z[0], condition, {"condition": row_condition(table, dataset), "origin": f"{split} image"}
     raise InputError(f"{query.name}: the data set has no image of this number")
 
 
@@ -62,7 +63,7 @@ def as_file(query: Query, pipeline: Pipeline, codec: Codec) -> Read:
     """Return a picture, or z itself, from a file. InputError if it cannot be read or does not fit the model."""
     card = pipeline.dataset.card
     like = codec.encode(torch.zeros(1, 3, card.size, card.size, dtype=torch.uint8))[0]
-    facts: dict[str, Any] = {"condition": query.label or query.prompt or "", "from": "tensor"}
+    facts: dict[str, Any] = {"condition": query.label or query.prompt or "", "origin": "tensor"}
     if query.is_tensor:
         z = torch.from_numpy(read_tensor(query))
         if z.shape != like.shape:
@@ -72,7 +73,7 @@ def as_file(query: Query, pipeline: Pipeline, codec: Codec) -> Read:
         pixels = torch.from_numpy(picture.pixels)
         z = codec.encode(pixels[None])[0]
         error = (codec.decode(z[None])[0] * 255 - pixels).square().mean().sqrt().item()
-        facts |= {"from": "picture", "codec_rms": round(error, 3)}
+        facts |= {"origin": "picture", "codec_rms": round(error, 3)}
         if picture.was_resized:
             facts["original"] = list(picture.original)
     return z, condition_of(query, pipeline), facts
