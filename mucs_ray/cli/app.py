@@ -5,7 +5,7 @@ Exit codes: 0 done, 1 failed (the run directory is consistent, run again), 2 bad
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -25,7 +25,6 @@ from mucs_ray.cli.options import (
     JsonOption,
     LabelOption,
     MethodOption,
-    Options,
     PriceOption,
     PromptOption,
     QueriesOption,
@@ -40,10 +39,9 @@ from mucs_ray.cli.options import (
     WorkersOption,
 )
 from mucs_ray.cli.terminal import Terminal, print_left_out, show_answer, show_estimate, show_plan, terminal
-from mucs_ray.errors import InputError
+from mucs_ray.run.request import Request
 
 if TYPE_CHECKING:
-    from mucs_ray.data.queries import Query
     from mucs_ray.pipeline.graph import Pipeline
     from mucs_ray.store.run import State
 
@@ -56,53 +54,11 @@ app = typer.Typer(
 app.add_typer(data_app, name="data")
 
 
-def open_pipeline(output: Terminal, options: Options, *, seeds: Sequence[int] | None = None) -> "list[Pipeline]":
+def open_pipeline(output: Terminal, options: Request, *, seeds: Sequence[int] | None = None) -> "list[Pipeline]":
     """Open the run that a command's options describe, or one run for each of several seeds."""
-    from mucs_ray.pipeline.graph import Pipeline
-    from mucs_ray.run.resolve import method_names, resolve
-    from mucs_ray.run.seeds import check_owner, folder
+    from mucs_ray.run.request import open_runs
 
-    settings = {"generate.items": options.items, "seed": options.seed}
-    given = [f"{key}={value}" for key, value in settings.items() if value is not None]
-    methods, queries = method_names(options.methods), named_queries(options)
-    recipe, data = resolve(
-        dataset=options.dataset,
-        recipe=options.recipe,
-        weights=options.weights,
-        settings=[*given, *options.settings],
-        methods=methods,
-        console=output.console,
-        run=options.run if queries else None,
-    )
-    url = options.run or f"runs/{recipe.name}"
-    check_owner(url, several=seeds is not None)
-    runs = [(recipe, url)] if seeds is None else [(replace(recipe, seed=n), f"{url}/{folder(n)}") for n in seeds]
-    return [
-        Pipeline.open(
-            recipe_of_run,
-            data,
-            run_url,
-            console=output.console,
-            methods=methods,
-            weights_dir=options.weights_dir,
-            address=options.address,
-            verbose=options.verbose,
-            queries=queries,
-        )
-        for recipe_of_run, run_url in runs
-    ]
-
-
-def named_queries(options: Options) -> "tuple[Query, ...]":
-    """Return the pictures to explain that --image and --queries name, if they do."""
-    from mucs_ray.data.queries import find_queries
-
-    given = (*options.images, options.queries, options.label, options.prompt)
-    if not any(value is not None for value in given):
-        return ()
-    if options.items is not None:
-        raise InputError("--items counts generated images, and --image or --queries name pictures; give one of them")
-    return find_queries(options.images, options.queries, label=options.label, prompt=options.prompt)
+    return open_runs(options, output.console, seeds=seeds)
 
 
 def print_plan(output: Terminal, pipeline: "Pipeline", plan: "Mapping[str, State]") -> None:
@@ -135,7 +91,7 @@ def work(command: str, output: Terminal, pipeline: "Pipeline") -> None:
     output.result(document)
 
 
-def work_on_seeds(output: Terminal, options: Options, seeds: Sequence[int]) -> None:
+def work_on_seeds(output: Terminal, options: Request, seeds: Sequence[int]) -> None:
     """Run the counterfactual test over several seeds, and print the result."""
     from mucs_ray.run.experiment import Experiment
 
@@ -173,7 +129,7 @@ def demo(
 ) -> None:
     """Run everything on the embedded emoji, in minutes on a laptop: train, generate, attribute, and test the answer."""
     with terminal(as_json=as_json) as output:
-        options = Options(
+        options = Request(
             dataset="emoji",
             run=run or "runs/demo",
             seed=seed,
@@ -207,7 +163,7 @@ def stage_command(name: str, summary: str) -> None:
         verbose: VerboseOption = False,
     ) -> None:
         with terminal(as_json=as_json) as output:
-            options = Options(
+            options = Request(
                 dataset=dataset,
                 recipe=recipe,
                 run=run,
@@ -252,7 +208,7 @@ def run_everything(
 ) -> None:
     """Run the whole protocol, for any methods and seeds: train, attribute, retrain, regenerate, evaluate, report."""
     with terminal(as_json=as_json) as output:
-        options = Options(
+        options = Request(
             dataset=dataset,
             recipe=recipe,
             run=run,
@@ -292,7 +248,7 @@ def plan(
     The speed is measured on this machine in a few seconds, or by the run itself, once it has streamed for a minute.
     """
     with terminal(as_json=as_json) as output:
-        options = Options(
+        options = Request(
             dataset=dataset,
             recipe=recipe,
             run=run,

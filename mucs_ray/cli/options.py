@@ -1,7 +1,5 @@
 """The options of the commands: one type for each with its help, and the values of those that open a run."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import typer
@@ -53,24 +51,3 @@ PriceOption = Annotated[
 AddressOption = Annotated[str | None, typer.Option("--address", help="A Ray cluster [default: RAY_ADDRESS, or local].")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, everything else on stderr.")]
 VerboseOption = Annotated[bool, typer.Option("--verbose", help="Show Ray's own output too.")]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """The values of the options that commands which open a run have in common."""
-
-    dataset: str | None = None
-    recipe: str | None = None
-    run: str | None = None
-    weights: str | None = None
-    items: int | None = None
-    seed: int | None = None
-    settings: Sequence[str] = ()
-    methods: Sequence[str] | None = None
-    images: Sequence[str] = ()
-    queries: str | None = None
-    label: str | None = None
-    prompt: str | None = None
-    weights_dir: str | None = None
-    address: str | None = None
-    verbose: bool = False
