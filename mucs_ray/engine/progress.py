@@ -6,6 +6,7 @@ A terminal gets one live line with rate and time left; a log gets a line every 3
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 from rich.console import Console
@@ -86,6 +87,11 @@ class Bar:
             self.console.print(self.line(), highlight=False, soft_wrap=True)
 
 
+def shows_widgets(console: Console) -> bool:
+    """Return whether this is a notebook in which rich can show a bar, which takes ipywidgets."""
+    return console.is_jupyter and find_spec("ipywidgets") is not None
+
+
 @contextmanager
 def bar(console: Console, stage: str, total: float, unit: str, events: EventLog | None = None) -> Iterator[Bar]:
     """Show progress while the block runs, under the stage's name, e.g. "mucs unlearn"."""
@@ -99,7 +105,7 @@ def bars(
 ) -> Iterator[list[Bar]]:
     """Show the progress of stages that run together, a line each."""
     shown = [Bar(console, stage, total, unit, events) for stage in stages]
-    if not console.is_terminal:
+    if not (console.is_terminal or shows_widgets(console)):
         yield shown
         for each in shown:
             if each.done > each.first:

@@ -35,8 +35,13 @@ class Request:
     verbose: bool = False
 
 
-def open_runs(request: Request, console: "Console", *, seeds: Sequence[int] | None = None) -> "list[Pipeline]":
-    """Open the run that is asked for, or one run for each of several seeds. InputError, in one line, for bad input."""
+def open_runs(
+    request: Request, console: "Console", *, seeds: Sequence[int] | None = None, continues: bool = False
+) -> "list[Pipeline]":
+    """Open the run that is asked for, or one run for each of several seeds. InputError, in one line, for bad input.
+
+    `continues` says that the run directory's own recipe and data set are wanted, as queries always do.
+    """
     from mucs_ray.pipeline.graph import Pipeline
     from mucs_ray.run.resolve import method_names, resolve
     from mucs_ray.run.seeds import check_owner, folder
@@ -51,7 +56,7 @@ def open_runs(request: Request, console: "Console", *, seeds: Sequence[int] | No
         settings=[*given, *request.settings],
         methods=methods,
         console=console,
-        run=request.run if queries else None,
+        run=request.run if queries or continues else None,
     )
     url = request.run or f"runs/{recipe.name}"
     check_owner(url, several=seeds is not None)
