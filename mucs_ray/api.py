@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from mucs_ray.results.answer import Answer
 
     Picture = str | PathLike[str] | Image.Image | np.ndarray | Tensor
-    """A picture to explain: a file or idx:N; a PIL picture, or uint8 [h, w, 3]; or z, as floats of the model's shape."""
+    """A picture to explain: a file or idx:N; a PIL picture or uint8 [h, w, 3]; z, as floats of the model's shape."""
     Method = str | type[Attributor]
 
 PICTURES = "queries/pictures"
