@@ -49,6 +49,8 @@ class Query:
     prompt: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     """What else is known of its making: seed, steps, guidance, ..., as told."""
+    generated: str = ""
+    """The URL of the tensors of the same picture, if the run generated it itself."""
 
     @property
     def is_row(self) -> bool:
@@ -62,7 +64,8 @@ class Query:
 
     def reads(self) -> dict[str, Any]:
         """Return what an attribution of it depends on."""
-        return {"digest": self.digest, "label": self.label, "prompt": self.prompt}
+        own = {"generated": self.idx} if self.generated else {}
+        return {"digest": self.digest, "label": self.label, "prompt": self.prompt, **own}
 
 
 def find_queries(
@@ -83,7 +86,9 @@ def find_queries(
     known: dict[int, str] = {}
     for query in queries:
         if query.idx in known:
-            raise InputError(f"{query.name} and {known[query.idx]} are the same picture; name it once")
+            raise InputError(
+                f"{query.name} and {known[query.idx]} are the same picture, or have the same number; name one of them"
+            )
         known[query.idx] = query.name
     return tuple(sorted(queries, key=lambda query: query.idx))
 

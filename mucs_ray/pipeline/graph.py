@@ -23,6 +23,7 @@ from mucs_ray.data.queries import Query, check_condition, query_folder
 from mucs_ray.data.table import Dataset
 from mucs_ray.errors import InputError, MucsError
 from mucs_ray.evaluation.metrics import SSIM_LEAST_PX, ReadyMetric, ready_metrics
+from mucs_ray.pipeline.generated_queries import recognized
 from mucs_ray.pipeline.method_stages import (
     GENERATED,
     TARGETS,
@@ -92,6 +93,7 @@ class Pipeline:
                 check_condition(query, dataset.card)
             recipe = replace(recipe, generate=replace(recipe.generate, items=len(queries), controls=0))
             model_url = open_run(run_url)
+            queries = recognized(queries, model_url)
             run_url = storage.join(model_url, query_folder(queries))
         check_fits(recipe, dataset.card, generates=not queries)
         digest = sha256(storage.read_bytes(recipe.weights)).hexdigest() if recipe.weights else None

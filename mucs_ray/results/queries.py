@@ -29,7 +29,9 @@ def remarks(query: QueryFacts, answers: Sequence[Answer], pipeline: Pipeline) ->
             )
         else:
             yield f"Its loss is {relative:.2f} of the null loss."
-    if not query.condition and pipeline.recipe.model.conditional:
+    if query.origin == "generated image":
+        yield "This run generated it: it is explained from its unclamped numbers, and with its own condition."
+    elif not query.condition and pipeline.recipe.model.conditional:
         yield "No class or caption was named, so it is explained as an image without a condition."
     if query.original is not None:
         width, height = query.original

@@ -58,7 +58,7 @@ class QueryFacts:
     condition: str
     """Its class or caption; "" if none was named."""
     origin: str
-    """picture, tensor, train image or test image."""
+    """picture, tensor, train image, test image or generated image."""
     original: list[int] | None = None
     """The width and height of its file, if the picture was resized or cropped."""
     codec_rms: float = 0.0

@@ -16,6 +16,7 @@ from mucs_ray.models.adapters import adapter
 from mucs_ray.pipeline.graph import Pipeline
 from mucs_ray.run.stages.files import Output
 from mucs_ray.spaces.codec import Codec
+from mucs_ray.store import checkpoint
 from mucs_ray.store.facts import GenerationFacts, QueriesFacts, QueryFacts
 from mucs_ray.store.item_names import item_file
 from mucs_ray.store.items import PlannedItem, save_item
@@ -28,7 +29,12 @@ def read(pipeline: Pipeline) -> Output:
     stage.begin([item_file(stage, number) for number in range(len(pipeline.queries))])
     files, facts, planned = {}, [], []
     for number, query in enumerate(pipeline.queries):
-        z, condition, seen = as_row(query, dataset, codec) if query.is_row else as_file(query, pipeline, codec)
+        if query.generated:
+            z, condition, seen = as_generated(query, pipeline)
+        elif query.is_row:
+            z, condition, seen = as_row(query, dataset, codec)
+        else:
+            z, condition, seen = as_file(query, pipeline, codec)
         item = Item(number=number, idx=query.idx, condition=condition, z=z)
         planned.append(PlannedItem(number=number, row=-1, idx=query.idx, role="target"))
         facts.append(QueryFacts(name=query.name, settings=dict(query.settings), **seen))
@@ -38,6 +44,18 @@ def read(pipeline: Pipeline) -> Output:
 
 Read = tuple[torch.Tensor, Condition, dict[str, Any]]
 """z, the condition, and what the report says of the query."""
+
+
+def as_generated(query: Query, pipeline: Pipeline) -> Read:
+    """Return an image that the run generated itself, unclamped. InputError if it was generated anew meanwhile."""
+    try:
+        tensors, _ = checkpoint.load(query.generated)
+    except FileNotFoundError:
+        raise InputError(f"--image {query.name}: {query.generated} is not there any more; name it again") from None
+    z = tensors.pop("image")
+    named = query.label is not None or query.prompt is not None
+    facts = {"condition": query.label or query.prompt or "", "origin": "generated image"}
+    return z, condition_of(query, pipeline) if named else tensors, facts
 
 
 def as_row(query: Query, dataset: Dataset, codec: Codec) -> Read:
