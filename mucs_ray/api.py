@@ -135,7 +135,7 @@ class Run:
 
     def _open(self, request: Request) -> "Pipeline":
         """Open the pipeline of a request; a run that is there knows its recipe and its data set."""
-        (pipeline,) = open_runs(request, self._console, continues=request.dataset is None and request.recipe is None)
+        (pipeline,) = open_runs(request, self._console, continues=request.recipe is None)
         return pipeline
 
     @property

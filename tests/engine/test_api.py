@@ -15,7 +15,8 @@ from PIL import Image
 from users import Undefined
 
 import mucs_ray
-from mucs_ray import Answer
+from mucs_ray import Answer, storage
+from mucs_ray.api import encoded
 from mucs_ray.engine import trainings
 from mucs_ray.engine.session import Cluster
 from mucs_ray.pipeline.graph import Pipeline
@@ -43,9 +44,12 @@ def folder(finished: Pipeline, copied: Callable[[], Path], tmp_path_factory: pyt
     (folder / "runs").mkdir()
     shutil.move(copied(), folder / "runs" / "mine")
     shutil.copytree(finished.dataset.url, folder / "data" / "mine")
+    storage.publish_json(str(folder / "runs" / "mine" / "recipe.json"), finished.describe())
     (folder / "mine.toml").write_text(tiny_toml("data/mine"))
     stage = finished.stages["generate"]
-    shutil.copy(stage.url(stage.part("item-0000", "png")), folder / "out.png")
+    pixels = np.array(Image.open(stage.url(stage.part("item-0000", "png"))))
+    pixels[0, 0] ^= 1  # else the run would know its own image again
+    Image.fromarray(pixels).save(folder / "out.png")
     return folder
 
 
@@ -59,7 +63,7 @@ def test_an_answer_is_that_of_the_run_directory(run: mucs_ray.Run, finished: Pip
     answer = run.attribute()
     assert isinstance(answer, Answer) and answer.methods == ["mucs"] and answer.queries == ["0", "1"]
     scores, idx, _ = answer.scores()
-    stored = np.concatenate([score_matrix(table) for table in stored_scores(finished, "mucs")])
+    stored = np.concatenate([score_matrix(table) for table in stored_scores(finished.stages["attribute/mucs"])])
     assert np.array_equal(scores, stored.T) and idx.tolist() == list(range(60))
     assert answer.to_quanda().scores.shape == answer.to_dattri().scores.shape == (2, 60)
     rows = read_topk(finished.stages["attribute/mucs"])
@@ -73,21 +77,22 @@ def test_an_answer_is_that_of_the_run_directory(run: mucs_ray.Run, finished: Pip
     assert answer.image(1).size == (8, 8) and answer.evaluation is None
     answer.to_csv(tmp_path / "top.csv")
     answer.to_parquet(tmp_path / "scores.parquet")
-    assert len(list(csv.DictReader((tmp_path / "top.csv").open()))) == 12
+    assert len(list(csv.DictReader((tmp_path / "top.csv").open()))) == 20
     assert pq.read_table(tmp_path / "scores.parquet").column_names == ["idx", "score_0", "score_1"]
     assert {row["status"] for row in run.status().to_pylist()} == {"done"}
 
 
 def test_pictures_are_given_as_objects(run: mucs_ray.Run, finished: Pipeline):
-    pixels = np.asarray(Image.open("out.png"))
-    z = load_item(finished.stages["generate"], 0).z
-    answers = [run.attribute(image, methods="pixel") for image in (Image.open("out.png"), pixels, "out.png", z)]
-    first, second, third, exact = (answer.scores().scores for answer in answers)
-    assert np.array_equal(first, second) and np.array_equal(first, third)
-    assert not np.array_equal(first, exact) and np.abs(first - exact).max() < 0.1
-    assert np.array_equal(np.asarray(answers[1].image(0)), pixels)
-    html = answers[2]._repr_html_()
-    assert html.count("<img") == 7 and "out.png" in html  # 10 % of 60 training images, and the picture
+    picture, z = Image.open("out.png"), load_item(finished.stages["generate"], 0).z
+    assert encoded(picture) == encoded(np.asarray(picture)) and encoded(z) == encoded(z.numpy().astype(np.float64))
+    answer = run.attribute([picture, z], methods="pixel")
+    files = [query.endswith("png") for query in answer.queries]
+    assert sorted(files) == [False, True]
+    assert np.array_equal(np.asarray(answer.image(files.index(True))), np.asarray(picture))
+    first, second = answer.scores().scores
+    assert not np.array_equal(first, second) and np.abs(first - second).max() < 0.1
+    html = answer._repr_html_()
+    assert html.count("<img") == 2 * (1 + 8) and answer.queries[0][-24:] in html
 
 
 def test_classes_are_methods(run: mucs_ray.Run):
