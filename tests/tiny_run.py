@@ -50,13 +50,13 @@ def work(pipeline: Pipeline, target: str, cluster: Cluster) -> list[str]:
 
 
 def train_plainly(job: TrainJob, notes: dict[str, Any] | None = None) -> TrainState:
-    """Train in this process; `notes` takes what a worker would post."""
+    """Train in this process; `notes` receives what a worker would post."""
     posted: dict[str, Any] = {} if notes is None else notes
     return run_training(job, WorkerContext(), torch.device("cpu"), posted.__setitem__)
 
 
 def train_all_plainly(runs: Sequence[TrainRun], *_: object, **__: object) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Stand in for `engine.ray_train.train_all` with one training after the other in this process."""
+    """Stand in for `engine.trainings.train_all` with one training after the other in this process."""
     for number, run in enumerate(runs):
         notes: dict[str, Any] = {}
         train_plainly(run.job, notes)

@@ -9,7 +9,7 @@ import torch
 
 from mucs_ray.data.local import LocalImages
 from mucs_ray.data.table import Dataset
-from mucs_ray.engine import generation, ray_train
+from mucs_ray.engine import generation, trainings
 from mucs_ray.engine.ray_train import TrainJob
 from mucs_ray.engine.session import Cluster
 from mucs_ray.errors import InputError
@@ -29,7 +29,8 @@ MSE = {"evaluate": {"metrics": ["mse"]}}
 
 @pytest.fixture(scope="module")
 def evaluated(data: Dataset, copied: Callable[[], Path], cluster: Cluster) -> Pipeline:
-    pipeline = open_tiny(data, copied(), **MSE)
+    one_group = {"engine": {"train_workers": 1, "actors": [1, 1], "trainings": 1}}  # trains one after the other
+    pipeline = open_tiny(data, copied(), **MSE, **one_group)
     work(pipeline, "evaluate", cluster)
     return pipeline
 
@@ -73,10 +74,15 @@ def matched(evaluated: Pipeline, data: Dataset, size: int) -> Pipeline:
     return open_tiny(data, Path(evaluated.run_url), remove={"mode": "matched", "size": size}, **MSE)
 
 
+def removal(pipeline: Pipeline, name: str) -> frozenset[int]:
+    """Return the images that a retraining leaves out."""
+    return removed_images(name, pipeline.stages, pipeline.recipe, pipeline.dataset.card.num_images("train"))
+
+
 def test_matched_removal_takes_as_many_for_every_method(evaluated: Pipeline, data: Dataset):
     for size, expected in ((0, expected_union(60, 10, 2)), (33, 33)):
         pipeline = matched(evaluated, data, size)
-        removed = {method: removed_images(pipeline, f"retrain/{method}") for method in ("random", "mucs")}
+        removed = {method: removal(pipeline, f"retrain/{method}") for method in ("random", "mucs")}
         assert [len(each) for each in removed.values()] == [expected, expected]
         assert removed["random"] != removed["mucs"]
     tops = top_lists(evaluated.stages["attribute/mucs"])
@@ -87,7 +93,7 @@ def test_each_item_by_itself(
     data: Dataset, copied: Callable[[], Path], tmp_path: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ):
     """A training an item, without its own list only; controls are not generated again. Ray Train is tested above."""
-    monkeypatch.setattr(ray_train, "train_all", train_all_plainly)
+    monkeypatch.setattr(trainings, "train_all", train_all_plainly)
     pipeline = open_tiny(data, copied(), methods=("random",), remove={"mode": "per-item"}, **MSE)
     work(pipeline, "evaluate", cluster)
     lists = top_lists(pipeline.stages["attribute/random"])
@@ -111,4 +117,4 @@ def test_each_item_by_itself(
 def test_too_few_images_left(evaluated: Pipeline, data: Dataset):
     message = r"retrain/mucs would remove 55 of 60 training images, and a batch takes 8; lower rank\.top_percent"
     with pytest.raises(InputError, match=message):
-        removed_images(matched(evaluated, data, 55), "retrain/mucs")
+        removal(matched(evaluated, data, 55), "retrain/mucs")

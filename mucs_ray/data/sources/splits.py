@@ -47,7 +47,7 @@ def split_of(name: str) -> Named | None:
 
 def split_of_file(name: str) -> Named | None:
     """Return the split that the name of a file says, e.g. of train-00000-of-00001-0123abc.parquet."""
-    said = [WORDS[word] for word in words_of(name) if word in WORDS]
+    said: list[Named] = [WORDS[word] for word in words_of(name) if word in WORDS]
     return said[0] if said else None
 
 

@@ -1,48 +1,51 @@
-"""Pretraining and retraining: Ray Train runs, several at once where the cluster has room."""
+"""The stages that train a network through Ray Train, several of them at once where the cluster has room."""
 
 import csv
 import io
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 
 from mucs_ray import storage
-from mucs_ray.engine import ray_train
+from mucs_ray.engine import trainings as ray_trainings
 from mucs_ray.engine.progress import bar
+from mucs_ray.engine.ray_train import TrainJob, TrainRun, workers_for
 from mucs_ray.engine.session import Cluster
 from mucs_ray.pipeline.graph import StageRef
 from mucs_ray.run.stages.files import Output, digests
 from mucs_ray.run.stages.remove import removed_images
+from mucs_ray.store.facts import RemovalFacts, TrainingFacts, read_facts
 from mucs_ray.store.weights import model_facts
 
 
 def train(refs: Sequence[StageRef], cluster: Cluster) -> Iterator[tuple[StageRef, Output]]:
-    """Train all of these, and yield the output of each as soon as it is done."""
+    """Run these trainings, and yield the output of each as soon as it is done."""
     runs = [prepare_training(ref, cluster, trainings=len(refs)) for ref in refs]
     first, updates = refs[0].pipeline, sum(ref.pipeline.recipe.train.updates for ref in refs)
     with bar(first.console, refs[0].phase, updates, "updates", first.events) as progress:
-        for number, facts in ray_train.train_all(runs, cluster, bar=progress):
+        for number, facts in ray_trainings.train_all(runs, cluster, bar=progress):
             ref, run = refs[number], runs[number]
             facts = {**facts, "workers": run.num_workers, **model_facts(run.job.model)}
             if ref.phase == "retrain":
-                facts |= {"removed": len(run.job.removed)}
+                facts |= asdict(RemovalFacts(removed=len(run.job.removed)))
             yield ref, (digests(run.job.stage, training_files(ref)), facts)
             if ref.phase == "retrain":  # the manifest stands: nothing resumes from the state any more
                 storage.remove(run.job.stage.url(run.job.stage.part("state", "safetensors")))
 
 
-def prepare_training(ref: StageRef, cluster: Cluster, *, trainings: int) -> ray_train.TrainRun:
-    """What a training needs; the images that it leaves out are written down first."""
+def prepare_training(ref: StageRef, cluster: Cluster, *, trainings: int) -> TrainRun:
+    """Return what a training needs, after publishing the list of images that it leaves out."""
     pipeline, name = ref
     recipe, stage = pipeline.recipe, pipeline.stages[name]
     removed: frozenset[int] = frozenset()
     num_workers = recipe.engine.train_workers
     if ref.phase == "retrain":
-        removed = removed_images(pipeline, name)
+        removed = removed_images(name, pipeline.stages, recipe, pipeline.dataset.card.num_images("train"))
         # the same cut of batches over workers as in pretraining, so that nothing differs but the images
-        num_workers = num_workers or pipeline.stages["pretrain"].facts()["workers"]
+        num_workers = num_workers or read_facts(pipeline.stages["pretrain"], TrainingFacts).workers
     stage.begin(training_files(ref))
     if ref.phase == "retrain":
         storage.publish(stage.url(stage.part("removed", "csv")), removed_csv(removed))
-    job = ray_train.TrainJob(
+    job = TrainJob(
         dataset=pipeline.dataset,
         stage=stage,
         model=recipe.model,
@@ -51,19 +54,19 @@ def prepare_training(ref: StageRef, cluster: Cluster, *, trainings: int) -> ray_
         removed=removed,
         captures=recipe.engine.cuda_graphs,
     )
-    workers = ray_train.workers_for(recipe.train, num_workers, cluster, trainings=trainings)
-    return ray_train.TrainRun(job=job, num_workers=workers)
+    workers = workers_for(recipe.train, num_workers, cluster, trainings=trainings)
+    return TrainRun(job=job, num_workers=workers)
 
 
 def training_files(ref: StageRef) -> list[str]:
-    """The files of a finished training."""
+    """Return the names of the files of a finished training."""
     stage = ref.pipeline.stages[ref.name]
     weights = [stage.part(kind, "safetensors") for kind in ("best", "last")]
     return [*weights, stage.part("removed", "csv")] if ref.phase == "retrain" else weights
 
 
 def removed_csv(removed: frozenset[int]) -> bytes:
-    """A table with one idx a line."""
+    """Return a CSV table with one idx a line, in ascending order."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([["idx"], *([idx] for idx in sorted(removed))])
     return text.getvalue().encode()
