@@ -58,7 +58,7 @@ def refused(values: dict[str, Any], *, among: str = "") -> str:
 
 
 def test_there_is_a_recipe_for_each_data_set():
-    assert recipe_names() == sorted(CARDS)
+    assert set(CARDS) <= set(recipe_names())
 
 
 @pytest.mark.parametrize("name", CARDS)
