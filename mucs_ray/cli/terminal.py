@@ -108,6 +108,8 @@ def show_answer(console: Console, document: dict[str, Any], analysis: "Analysis 
         console.print(table)
         for name in ("scores", "topk"):
             console.print(f"{name:<7} {attribution[name]}", highlight=False, soft_wrap=True)
+    for warning in document.get("warnings", ()):
+        console.print(f"[yellow]warning:[/] {escape(warning)}", highlight=False, soft_wrap=True)
     if analysis is not None:
         console.print(auc_table(analysis))
         console.print(sentence(analysis), highlight=False, soft_wrap=True)

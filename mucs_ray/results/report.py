@@ -21,6 +21,7 @@ from mucs_ray.report.export import to_csv, to_latex
 from mucs_ray.report.html import render
 from mucs_ray.results import counterfactual, queries
 from mucs_ray.results.counterfactual import is_done
+from mucs_ray.results.warnings import nothing_unlearned
 from mucs_ray.store import checkpoint
 from mucs_ray.store.facts import (
     DoneFacts,
@@ -225,6 +226,9 @@ def run_facts(pipeline: Pipeline) -> Iterator[tuple[str, str]]:
         yield "screening", screen.expectation(pipeline.stages["attribute/mucs/screen/bounds"].facts())
     versions = {**read_facts(pipeline.stages["generate"], DoneFacts).versions, "python": platform.python_version()}
     yield "versions", ", ".join(f"{name} {value}" for name, value in versions.items())
+    done = {name: attribution(pipeline.stages[f"attribute/{name}"]) for name in shown_methods(pipeline)}
+    for warning in nothing_unlearned(done, pipeline.known):
+        yield "warning", warning
     yield "fingerprint", pipeline.report().fingerprint[:16]
 
 
@@ -262,13 +266,13 @@ def as_json(pipeline: Pipeline, analysis: Analysis | None) -> dict[str, Any]:
     It holds, by method, the top images of each item and where the files are, and all statistics.
     """
     methods = shown_methods(pipeline)
+    attributions = {method: attribution(pipeline.stages[f"attribute/{method}"], pipeline.queries) for method in methods}
     return {
         "run": pipeline.run_url,
         "recipe": pipeline.recipe.name,
         "seed": pipeline.recipe.seed,
-        "attributions": {
-            method: attribution(pipeline.stages[f"attribute/{method}"], pipeline.queries) for method in methods
-        },
+        "attributions": attributions,
+        "warnings": list(nothing_unlearned(attributions, pipeline.known)),
         "hubs": {name: asdict(hubs) for name, hubs in counterfactual.hubs_by_method([pipeline], methods).items()},
         "evaluation": None if analysis is None else asdict(analysis),
     }
