@@ -2,19 +2,17 @@
 
     python benchmarks/demo_weights.py --updates 12000 --out mucs_ray/recipes/emoji.safetensors
 
-It is the recipe `emoji` but for the number of updates, in one process. The same command goes on from the last epoch. The file
-holds the EMA weights with the lowest validation loss in bf16, and a card: recipe, updates, loss, licence of the images.
+It is the recipe `emoji` but for the number of updates, in one process. The same command goes on from the last epoch. The
+file holds the EMA weights at the end in bf16, and a card: recipe, updates, loss, licence of the images.
 """
 
 import argparse
-import json
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from rich.console import Console
-from safetensors.torch import save
 
 from mucs_ray.engine.ray_train import TrainJob, run_training
 from mucs_ray.run.resolve import resolve
@@ -46,24 +44,17 @@ def main() -> None:
     cpu = torch.device("cpu")
     with as_in_training(cpu):
         state = run_training(job, WorkerContext(), cpu, post)
-    tensors, facts = checkpoint.load(stage.url(stage.part("best", "safetensors")))
+    tensors, facts = checkpoint.load(stage.url(stage.part("last", "safetensors")))
     card = {
-        "model": recipe.model.to_dict(),
+        **facts,
         "recipe": recipe.name,
-        "seed": recipe.seed,
-        "updates": state.best_step,
-        "validation_loss": state.best_loss,
+        "updates": state.step,
         "trained_on": f"{dataset.card.num_images('train')} images of {dataset.card.source}",
         "licence_of_the_images": dataset.card.licence,
     }
-    content = save(
-        {name: tensor.bfloat16() for name, tensor in tensors.items()}, metadata={"facts": json.dumps(facts | card)}
-    )
-    options.out.write_bytes(content)
-    options.out.with_suffix(".json").write_text(json.dumps(card, indent=1) + "\n")
-    print(
-        f"{options.out}: {len(content):,} bytes, validation loss {state.best_loss:.4f} after {state.best_step} updates"
-    )
+    half = {name: tensor.bfloat16() for name, tensor in tensors.items()}
+    checkpoint.save_with_card(str(options.out.absolute()), half, card)
+    print(f"{options.out}: {options.out.stat().st_size:,} bytes after {state.step} updates")
 
 
 if __name__ == "__main__":
