@@ -35,6 +35,8 @@ class Bar:
         self.title = stage.removeprefix("attribute/").replace("/", " ")
         self.done, self.note, self.first = 0.0, "", 0.0
         self.started = self.logged = time.monotonic()
+        self.first_seen: tuple[float, float] | None = None
+        """When the first progress came, and how much was done then: what came before was the start of workers."""
         self.live: Progress | None = None
         self.task = TaskID(0)
 
@@ -46,6 +48,8 @@ class Bar:
     def set(self, done: float, note: str = "") -> None:
         """Absolute progress, and a short note (a loss, say)."""
         self.done, self.note = done, note or self.note
+        if self.first_seen is None and done > self.first:
+            self.first_seen = time.monotonic(), done
         self._show()
 
     def advance(self, more: float, note: str = "") -> None:
@@ -53,21 +57,23 @@ class Bar:
         self.set(self.done + more, note)
 
     @property
-    def elapsed(self) -> float:
-        """Seconds since the start of this run."""
-        return max(time.monotonic() - self.started, 1e-9)
-
-    @property
     def rate(self) -> float:
-        """Units a second since the start of this run."""
-        return (self.done - self.first) / self.elapsed
+        """Return units a second since the first progress, or since the start of this run if there was but one step."""
+        now = time.monotonic()
+        if self.first_seen is not None and self.done > self.first_seen[1]:
+            at, done = self.first_seen
+            return (self.done - done) / max(now - at, 1e-9)
+        return (self.done - self.first) / max(now - self.started, 1e-9)
 
     def line(self) -> str:
-        """For logs: "score 512/1713 images, 71.3/s, 0:17 left"."""
+        """Return a line for logs, e.g. "score 512/1713 images, 71.3/s, 0:17 left"."""
+        note = f", {self.note}" if self.note else ""
+        counts = f"{self.title}  {self.done:g}/{self.total:g} {self.unit}"
+        if self.first_seen is None:
+            return f"{counts}, starting workers{note}"
         left = (self.total - self.done) / self.rate if self.rate > 0 else float("inf")
         left_text = f", {int(left // 60)}:{int(left % 60):02d} left" if 0 < left < 1e7 else ""
-        note = f", {self.note}" if self.note else ""
-        return f"{self.title}  {self.done:g}/{self.total:g} {self.unit}, {self.rate:.3g}/s{left_text}{note}"
+        return f"{counts}, {self.rate:.3g}/s{left_text}{note}"
 
     def log_event(self, event: str, **facts: Any) -> None:  # noqa: ANN401 - JSON values
         """An event of this stage, into the run's log."""
@@ -81,7 +87,8 @@ class Bar:
 
     def _show(self) -> None:
         if self.live is not None:
-            self.live.update(self.task, completed=self.done, note=self.note, rate=f"{self.rate:.3g} {self.unit}/s")
+            rate = "starting workers" if self.first_seen is None else f"{self.rate:.3g} {self.unit}/s"
+            self.live.update(self.task, completed=self.done, note=self.note, rate=rate)
         elif time.monotonic() - self.logged >= LOG_INTERVAL_S:
             self.logged = time.monotonic()
             self.console.print(self.line(), highlight=False, soft_wrap=True)
@@ -117,5 +124,5 @@ def bars(
     with Progress(*columns, console=console, transient=False) as live:
         for each in shown:
             each.live = live
-            each.task = live.add_task(each.title, total=total, note="", rate="")
+            each.task = live.add_task(each.title, total=total, note="", rate="starting workers")
         yield shown
