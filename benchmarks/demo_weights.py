@@ -2,8 +2,8 @@
 
     python benchmarks/demo_weights.py --updates 12000 --out mucs_ray/recipes/emoji.safetensors
 
-It is the recipe `emoji` but for the number of updates, in one process. The same command goes on from the last epoch. Its
-file holds the EMA weights at the end in bf16, and a card: recipe, updates, loss, licence of the images.
+It is the recipe `emoji` but for the number of updates, in one process. The same command goes on from the last epoch.
+Its file holds the EMA weights at the end in bf16, and a card: recipe, updates, loss, licence of the images.
 """
 
 import argparse
