@@ -57,13 +57,17 @@ class Bar:
         self.set(self.done + more, note)
 
     @property
+    def elapsed(self) -> float:
+        """Return the seconds since the start of this run."""
+        return max(time.monotonic() - self.started, 1e-9)
+
+    @property
     def rate(self) -> float:
         """Return units a second since the first progress, or since the start of this run if there was but one step."""
-        now = time.monotonic()
         if self.first_seen is not None and self.done > self.first_seen[1]:
             at, done = self.first_seen
-            return (self.done - done) / max(now - at, 1e-9)
-        return (self.done - self.first) / max(now - self.started, 1e-9)
+            return (self.done - done) / max(time.monotonic() - at, 1e-9)
+        return (self.done - self.first) / self.elapsed
 
     def line(self) -> str:
         """Return a line for logs, e.g. "score 512/1713 images, 71.3/s, 0:17 left"."""

@@ -16,6 +16,7 @@ from mucs_ray.errors import InputError
 from mucs_ray.models.adapters import adapter
 from mucs_ray.pipeline.graph import Pipeline
 from mucs_ray.results import counterfactual, report
+from mucs_ray.spaces.pictures import as_image
 from mucs_ray.store.items import load_item, shown
 from mucs_ray.store.topk import TOPK_FILE, read_topk
 
@@ -105,14 +106,14 @@ class Answer:
     def image(self, number: int) -> Image.Image:
         """Return a picture that is explained, by its place in `queries`."""
         codec = adapter(self._pipeline.recipe.model).codec(torch.device("cpu"))
-        return picture(shown(load_item(self._pipeline.stages["generate"], number), codec))
+        return as_image(shown(load_item(self._pipeline.stages["generate"], number), codec))
 
     def training_image(self, idx: int) -> Image.Image:
         """Return a training image. InputError if there is none of this number."""
         rows = self.dataset.find({idx}, "train")
         if idx not in rows:
             raise InputError(f"there is no training image {idx}")
-        return picture(rows[idx].image)
+        return as_image(rows[idx].image)
 
     @property
     def evaluation(self) -> dict[str, Any] | None:
@@ -134,8 +135,3 @@ class Answer:
         from mucs_ray.results.notebook import html
 
         return html(self)
-
-
-def picture(pixels: np.ndarray) -> Image.Image:
-    """Return c h w pixels as PIL's picture."""
-    return Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from mucs_ray.spaces.pictures import as_image
+
 if TYPE_CHECKING:
     from mucs_ray.results.answer import Answer
 
@@ -24,7 +26,7 @@ def html(answer: "Answer") -> str:
         cells = [cell(answer.image(number), query)]
         for row in top:
             if row["query"] == query:
-                training = Image.fromarray(rows[row["idx"]].image.transpose(1, 2, 0))
+                training = as_image(rows[row["idx"]].image)
                 named = row["name"] or row["text"] or row["label"] or f"idx {row['idx']}"
                 cells.append(cell(training, f"{row['score']:.3f}", title=f"{named}, idx {row['idx']}"))
         lines.append(f"<tr>{''.join(cells)}</tr>")

@@ -79,13 +79,13 @@ def row_condition(table: pa.Table, dataset: Dataset) -> str:
 
 def as_file(query: Query, pipeline: Pipeline, codec: Codec) -> Read:
     """Return a picture, or z itself, from a file. InputError if it cannot be read or does not fit the model."""
-    card = pipeline.dataset.card
-    like = codec.encode(torch.zeros(1, 3, card.size, card.size, dtype=torch.uint8))[0]
+    dataset, card = pipeline.dataset, pipeline.dataset.card
     facts: dict[str, Any] = {"condition": query.label or query.prompt or "", "origin": "tensor"}
     if query.is_tensor:
         z = torch.from_numpy(read_tensor(query))
-        if z.shape != like.shape:
-            raise InputError(f"--image {query.name}: expected z of shape {tuple(like.shape)}; found {tuple(z.shape)}")
+        shape = dataset.batch(read_unit(dataset.units("train")[0]).slice(0, 1), codec).z.shape[1:]
+        if z.shape != shape:
+            raise InputError(f"--image {query.name}: expected z of shape {tuple(shape)}; found {tuple(z.shape)}")
     else:
         picture = read_picture(query, card.size)
         pixels = torch.from_numpy(picture.pixels)
