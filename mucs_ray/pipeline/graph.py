@@ -9,7 +9,6 @@ A stage's name is its folder in the run directory.
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from hashlib import sha256
 from typing import Any, NamedTuple
 
 from rich.console import Console
@@ -76,7 +75,7 @@ class Pipeline:
     ) -> "Pipeline":
         """Check that model, data and counts fit and that the run directory can be written. InputError if not."""
         check_fits(recipe, dataset.card)
-        digest = sha256(storage.read_bytes(recipe.weights)).hexdigest() if recipe.weights else None
+        digest = storage.digest(recipe.weights) if recipe.weights else None
         run_url = open_run(run_url)
         if weights_dir is None:  # as in the command before, or a report would lose what was measured with them
             known = read_json_or_none(storage.join(run_url, "recipe.json")) or {}
