@@ -22,6 +22,8 @@ class PixelModel(DiffusionModel):
     distorted.
     """
 
+    limit = 1.0
+
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of one image."""

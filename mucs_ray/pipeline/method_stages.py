@@ -27,6 +27,9 @@ GENERATED = {TARGETS: "generate"}
 ENCODERS = ("clip", "dino")
 """Pretrained networks that methods compare images with, by the names that the metrics have too."""
 
+LATER = {"generate.sampler": "auto", "generate.compat": False, "score.lowest_sigma": None}
+"""Settings that came later, with the values that mean what was done before: those are not part of a fingerprint."""
+
 
 def recipe_slice(recipe: Recipe, *keys: str, without: Sequence[str] = ()) -> dict[str, Any]:
     """The part of a recipe that a stage reads: its values under sections or dotted keys, flat, as they look in JSON."""
@@ -38,7 +41,8 @@ def recipe_slice(recipe: Recipe, *keys: str, without: Sequence[str] = ()) -> dic
         entries = {f"{key}.{inner}": each for inner, each in value.items()} if isinstance(value, dict) else {key: value}
         flat |= {name: list(each) if isinstance(each, tuple) else each for name, each in entries.items()}
     chosen = {name: value for name, value in flat.items() if name in keys or name.rpartition(".")[0] in keys}
-    return {name: value for name, value in chosen.items() if name not in without}
+    left_out = {*without, *(name for name, before in LATER.items() if chosen.get(name, before) == before)}
+    return {name: value for name, value in chosen.items() if name not in left_out}
 
 
 @dataclass(frozen=True, kw_only=True)

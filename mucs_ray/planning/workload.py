@@ -10,6 +10,7 @@ import torch
 from mucs_ray.attribution.base import Passes
 from mucs_ray.config.engine import LEAST_IMAGES, SUM_SHARDS
 from mucs_ray.diffusion.model import DiffusionModel
+from mucs_ray.diffusion.samplers import evaluations
 from mucs_ray.models.adapters import adapter
 from mucs_ray.pipeline.graph import Pipeline
 from mucs_ray.pipeline.method_stages import StageSpec
@@ -83,11 +84,11 @@ def generation(pipeline: Pipeline, name: str, count: int, model: DiffusionModel)
     if name == "generate" or pipeline.recipe.remove.mode != "per-item":
         samples += config.controls
     times = f"{count} x " if name == "regenerate" else ""
-    evaluations = (2 * config.steps - 1) * (1 if config.guidance == 1 else 2)
+    forwards = evaluations(model.process, config.sampler, config.steps) * (1 if config.guidance == 1 else 2)
     return Work(
         stage=name,
         work=f"{times}{samples} items",
-        passes=Passes(forwards=count * samples * evaluations),
+        passes=Passes(forwards=count * samples * forwards),
         written_bytes=count * samples * 4 * prod(model.shape),
         pieces=count * samples,
     )

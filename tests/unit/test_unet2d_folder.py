@@ -326,9 +326,7 @@ def test_the_prediction_can_be_told_where_the_scheduler_is_anothers(new: Path):
 
 
 def test_a_folder_read_as_another_kind_and_a_file_read_as_a_folder(new: Path):
-    with pytest.raises(
-        InputError, match=r"is a folder of diffusers; read it with --recipe ddpm, or --set model"
-    ):
+    with pytest.raises(InputError, match=r"is a folder of diffusers; read it with --recipe ddpm, or --set model"):
         load_weights(str(new), {})
     with pytest.raises(InputError, match=r"\.safetensors: expected the folder in which diffusers saved the model"):
         load_weights(str(new / "unet" / WEIGHTS), {"kind": "unet2d"})
