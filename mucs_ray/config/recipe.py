@@ -197,6 +197,12 @@ def check_fits(recipe: Recipe, card: Card) -> None:
             f"{num_items} images to generate (items + controls), but the test split has only {num_conditions}"
             " conditions"
         )
+    mucs = recipe.method.get("mucs")
+    if mucs is not None and mucs.bound == "drawn" and not recipe.model.trains:
+        raise InputError(
+            f"method.mucs.bound is drawn from untrained weights, and model.kind {recipe.model.kind} has none; set it to"
+            ' "linear"'
+        )
     num_images = card.num_images("train")
     if recipe.weights is None and recipe.model.trains and num_images < recipe.train.batch_size:
         raise InputError(

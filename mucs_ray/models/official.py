@@ -18,9 +18,11 @@ from mucs_ray.errors import InputError, MucsError
 from mucs_ray.models.dit import DiT, DiTConfig
 from mucs_ray.models.official_sizes import SIZES, dit_config_of
 from mucs_ray.models.state_dict import check, few
-from mucs_ray.storage import StoreError, filesystem, read_bytes
+from mucs_ray.storage import StoreError, exists, filesystem, join, read_bytes
 
 TORCH_SUFFIXES = (".ckpt", ".pt", ".pth")
+FOLDER_FILES = ("model_index.json", "config.json")
+"""What a folder that diffusers saved has at its top."""
 WRAPPERS = ("_forward_module.", "module.")
 UNETS = ("unet-edm", "unet-vp")
 RESAMPLE_FILTER = "resample_filter"
@@ -55,6 +57,8 @@ def read(path: str, *, kind: str) -> State:
 
     InputError if the file is absent, corrupt or unsafe, or of another kind of network than `kind`.
     """
+    if any(exists(join(path, name)) for name in FOLDER_FILES):
+        raise InputError(f"{path} is a folder of diffusers; read it with --recipe ddpm, or --set model.kind=unet2d")
     state = _unwrapped(_weights_of(_read(path), path), path)
     _refuse_other_kinds(state, kind, path)
     return {name: tensor.detach().float() for name, tensor in state.items() if not name.endswith(RESAMPLE_FILTER)}

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 
 from mucs_ray import storage
+from mucs_ray.attribution.loss_change import scored_levels
 from mucs_ray.attribution.registry import REFERENCE
 from mucs_ray.data.table import Row
+from mucs_ray.diffusion.levels import range_text
 from mucs_ray.evaluation.analysis import Analysis
 from mucs_ray.models.adapters import adapter
 from mucs_ray.pipeline.graph import Pipeline
@@ -200,6 +202,8 @@ def mucs_facts(pipeline: Pipeline) -> Iterable[tuple[str, str]]:
     together = "1 image" if measured["images_per_forward"] == 1 else f"{measured['images_per_forward']} images"
     how = f"{measured['precision']}, {together} a forward{compiled}"
     yield "noises an image", f"{score.noises}; {how}"
+    process = adapter(pipeline.recipe.model).model(torch.device("meta")).process
+    yield "noise", range_text(process, scored_levels(process, score, pipeline.recipe.seed))
     if measured.get("forwards"):
         rate = measured["forwards"] / measured["wall_seconds"]
         outside = measured["worker_seconds_outside"] / measured["worker_seconds"]

@@ -15,13 +15,12 @@ from torch import Tensor
 
 from mucs_ray import storage
 from mucs_ray.errors import InputError
-from mucs_ray.models.adapters import KINDS, adapter, find, kind_of
+from mucs_ray.models.adapters import adapter, find, kind_of
 from mucs_ray.models.spec import ModelSpec
 from mucs_ray.store import checkpoint
 from mucs_ray.store.run import Stage
 from mucs_ray.training.step import TrainState
 
-FOLDER_KIND, FOLDER_FILES = "unet2d", ("model_index.json", "config.json")
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -105,7 +104,4 @@ def load_weights(path: str, values: Mapping[str, Any] | None = None) -> tuple[Mo
             checkpoint.strict_load(adapter(spec).model(torch.device("cpu")).network, tensors, source=path)
             return spec, tensors
     values = values or {}
-    kind = kind_of(values)
-    if kind in KINDS and kind != FOLDER_KIND and any(storage.exists(storage.join(path, name)) for name in FOLDER_FILES):
-        raise InputError(f"{path} is a folder of diffusers; read it with --recipe ddpm, or --set model.kind=unet2d")
-    return find(kind).load().read(path, values)
+    return find(kind_of(values)).load().read(path, values)

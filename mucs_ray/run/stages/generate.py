@@ -1,16 +1,21 @@
 """The model and its images: F1 from elsewhere, and the items it generates. Trainings: `mucs_ray.run.stages.train`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from typing import Any
 
 import torch
 from ray import ObjectRef
+from torch import Tensor
 
 from mucs_ray.engine import generation
+from mucs_ray.engine.models import best_device
 from mucs_ray.engine.progress import bar
 from mucs_ray.engine.session import Cluster
 from mucs_ray.models.adapters import adapter
+from mucs_ray.models.spec import ModelSpec
 from mucs_ray.pipeline.graph import Pipeline
+from mucs_ray.run import model_check
 from mucs_ray.run.stages.files import Output, digests, weights_ref
 from mucs_ray.store import checkpoint
 from mucs_ray.store.item_names import item_file
@@ -29,8 +34,21 @@ def import_weights(pipeline: Pipeline) -> Output:
         spec, tensors = recipe.model, adapter(recipe.model).model(torch.device("cpu")).network.state_dict()
     name = stage.part("best", "safetensors")
     stage.begin([name])
-    facts = {**model_facts(spec), "imported": True}
+    facts = {**model_facts(spec), "imported": True, **checked_weights(pipeline, spec, tensors)}
     return {name: checkpoint.save_with_card(stage.url(name), tensors, facts)}, facts
+
+
+def checked_weights(pipeline: Pipeline, spec: ModelSpec, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Check that the model denoises the training images, and say how well; InputError if it does not."""
+    if not pipeline.recipe.engine.check_weights:
+        return {}
+    kind, device = adapter(spec), best_device()
+    model = kind.model(device, tensors)
+    images = model_check.some_images(pipeline.dataset, kind.codec(device)).to(device)
+    checked = model_check.check(model, images, seed=pipeline.recipe.seed)
+    model_check.refuse(checked, pipeline.recipe.weights or f"model.kind {spec.kind}")
+    pipeline.console.print(checked.line, highlight=False, soft_wrap=True)
+    return checked.facts()
 
 
 def generate(pipeline: Pipeline, cluster: Cluster) -> Output:
