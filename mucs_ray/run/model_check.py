@@ -48,7 +48,7 @@ class Checked:
 
     def facts(self) -> dict[str, Any]:
         """Return JSON values for the manifest."""
-        return {"check": {"ratio": self.ratio, "others": {other.name: other.ratio for other in self.others}}}
+        return {"check_ratio": self.ratio, "check_others": {other.name: other.ratio for other in self.others}}
 
 
 def check(model: DiffusionModel, batch: Batch, *, seed: int) -> Checked:

@@ -132,7 +132,7 @@ def test_a_right_reading_passes_and_says_its_number():
     checked = check(Trained(VP()), images(), seed=1)
     refuse(checked, "x")
     assert checked.others == ()
-    assert checked.line.startswith("model check: 0.") and checked.facts()["check"]["ratio"] == checked.ratio
+    assert checked.line.startswith("model check: 0.") and checked.facts()["check_ratio"] == checked.ratio
 
 
 def test_pixels_in_zero_to_one_are_named():
