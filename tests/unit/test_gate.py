@@ -4,14 +4,18 @@ The network here is a function of its input and the time it is told, as a traine
 one pattern or its negative, and answers what it was trained to.
 """
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
+from mucs_ray.cli.app import app
 from mucs_ray.data.table import Dataset
 from mucs_ray.diffusion.batch import Batch
 from mucs_ray.diffusion.condition import Condition
@@ -24,9 +28,11 @@ from mucs_ray.diffusion.rows import per_row
 from mucs_ray.diffusion.vp import VP
 from mucs_ray.diffusion.vp_continuous import TIME_SCALE, ContinuousVP
 from mucs_ray.errors import InputError
+from mucs_ray.models.adapters import adapter
 from mucs_ray.run.model_check import check, codec_error, refuse, some_images
 from mucs_ray.spaces.pixels import PIXELS
-from tiny import tiny_dataset
+from mucs_ray.store import checkpoint
+from tiny import tiny_dataset, tiny_recipe, tiny_toml
 
 SHAPE = (3, 4, 4)
 PATTERN = torch.sin(torch.arange(48.0)).view(SHAPE)
@@ -190,3 +196,38 @@ def test_a_file_of_other_images_is_read_all_the_same(tmp_path: Path):
     """Fewer images than are asked for."""
     small = tiny_dataset(tmp_path, rows_per_unit=60, rows_per_shard=60)
     assert len(some_images(small, PIXELS)) == 32
+
+
+def command(*arguments: str) -> tuple[int, str, str]:
+    """Run `mucs-ray model check` in this process; it needs no Ray."""
+    found = CliRunner().invoke(app, ["model", "check", *arguments])
+    return found.exit_code, found.stdout, found.stderr
+
+
+def saved(folder: Path, values: dict[str, Any], tensors: dict[str, Tensor]) -> str:
+    path = str(folder / "weights.safetensors")
+    checkpoint.save(path, tensors, {"model": values})
+    return path
+
+
+def test_the_command_tells_what_it_finds_and_saves_a_picture(dataset: Dataset, tmp_path: Path):
+    """An untrained network puts out zero, which for EDM is nearly the best linear denoiser: R is about 1."""
+    recipe = tiny_recipe(dataset.url)
+    first = adapter(recipe.model).untrained(1, torch.device("cpu"))
+    assert first is not None
+    path = saved(tmp_path, recipe.model.to_dict(), dict(first.network.state_dict()))
+    (tmp_path / "tiny.toml").write_text(tiny_toml(dataset.url))
+    picture = tmp_path / "sampled.png"
+    code, told, error = command(
+        "--recipe", str(tmp_path / "tiny.toml"), "--weights", path, "--picture", str(picture), "--json"
+    )
+    assert code == 2 and "and no other reading is better" in error
+    found = json.loads(told)
+    assert 0.9 < found["check_ratio"] < 1.3 and found["codec_psnr"] is None
+    assert Image.open(picture).size == (8, 8)
+
+
+def test_there_is_nothing_to_check_of_a_recipe_that_trains(dataset: Dataset, tmp_path: Path):
+    (tmp_path / "tiny.toml").write_text(tiny_toml(dataset.url))
+    code, _, error = command("--recipe", str(tmp_path / "tiny.toml"))
+    assert code == 2 and "no weights to check" in error

@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-import torch
 from ray import ObjectRef
 from rich.markup import escape
 from torch import Tensor
@@ -24,7 +23,7 @@ from mucs_ray.store.facts import GenerationFacts
 from mucs_ray.store.item_names import item_file
 from mucs_ray.store.items import PlannedItem
 from mucs_ray.store.run import Stage
-from mucs_ray.store.weights import load_weights, model_facts
+from mucs_ray.store.weights import model_facts
 
 Check = Callable[[ModelSpec, Mapping[str, Tensor]], dict[str, Any]]
 
@@ -34,10 +33,7 @@ def import_weights(stage: Stage, recipe: Recipe, check: Check | None = None) -> 
 
     They are those that the recipe names, else those that come with the model. `check` returns facts on them.
     """
-    if recipe.weights is not None:
-        spec, tensors = load_weights(recipe.weights, recipe.model.to_dict())
-    else:
-        spec, tensors = recipe.model, adapter(recipe.model).model(torch.device("cpu")).network.state_dict()
+    spec, tensors = model_check.given_weights(recipe)
     checked = check(spec, tensors) if check else {}
     name = stage.part("best", "safetensors")
     stage.begin([name])
