@@ -127,10 +127,10 @@ def ray_session(address: str | None, run: str | None, dataset: str | None, *, ve
 
 def nodes() -> Iterator[Finding]:
     """Report one line for each node, whether it answers or not."""
-    from mucs_ray.engine.nodes import alive, run_on_each_node
+    from mucs_ray.engine.nodes import alive_nodes, run_on_each_node
 
-    here, listed = host.versions(), alive()
-    answers, problems = run_on_each_node(dict.fromkeys(listed, host.look))
+    here, listed = host.versions(), alive_nodes()
+    answers, problems = run_on_each_node(dict.fromkeys(listed, host.describe_machine))
     for node in listed:
         if node in answers:
             yield node_finding(node, answers[node], here)

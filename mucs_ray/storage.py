@@ -1,8 +1,9 @@
 """Files at any fsspec URL, which are read and published as a whole.
 
-A published file is complete or absent: local files are written aside and renamed; object stores take a single PUT or,
-above 100 MB, an upload in parts, which appears once it is completed. Timeouts and retries are those of the store's
-client and of the user's settings for it; its final error becomes one line (`own_errors`).
+A published file is complete or absent: local files are written under another name and renamed; object stores take a
+single PUT or, above 100 MB, an upload in parts, which appears once it is completed. Timeouts and retries are those of
+the store's client and of the user's settings for it; its final error becomes one line (`own_errors`).
+
 URLs are `str`, never `Path` (a Path mangles "s3://").
 """
 
@@ -160,15 +161,15 @@ def publish(url: str, content: bytes) -> str:
     if isinstance(fs, LocalFileSystem):
         final = Path(path)
         final.parent.mkdir(parents=True, exist_ok=True)
-        aside = final.with_name(f".{final.name}.{uuid4().hex}.tmp")
+        temporary = final.with_name(f".{final.name}.{uuid4().hex}.tmp")
         try:
-            with aside.open("wb") as file:
+            with temporary.open("wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            aside.replace(final)
+            temporary.replace(final)
         finally:
-            aside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
     else:
         with publishing(url):
             fs.pipe_file(path, content)
@@ -181,9 +182,9 @@ def publish_file(url: str, path: Path) -> str:
         digest = file_digest(file, "sha256").hexdigest()
     fs, target = filesystem(url)
     if isinstance(fs, LocalFileSystem):
-        aside = Path(target).with_name(f".{Path(target).name}.{uuid4().hex}.tmp")
-        shutil.copyfile(path, aside)
-        aside.replace(target)
+        temporary = Path(target).with_name(f".{Path(target).name}.{uuid4().hex}.tmp")
+        shutil.copyfile(path, temporary)
+        temporary.replace(target)
     else:
         with publishing(url):
             fs.put_file(str(path), target)

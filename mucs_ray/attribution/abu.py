@@ -17,15 +17,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from mucs_ray.attribution.base import ItemState, MethodSettings, Passes, Tensors
 from mucs_ray.attribution.card import MethodStage
 from mucs_ray.attribution.cards.abu import CARD, AbUConfig
+from mucs_ray.attribution.finite import require_finite
 from mucs_ray.attribution.loss_change import LossAttributor
-from mucs_ray.attribution.unlearn import require_finite
+from mucs_ray.attribution.unlearn import require_finite_loss
 from mucs_ray.diffusion.batch import Batch, Item
 from mucs_ray.diffusion.condition import NO_CONDITION, Condition, for_each, moved
 from mucs_ray.diffusion.loss import denoising_loss
 from mucs_ray.diffusion.model import DiffusionModel
 from mucs_ray.diffusion.noise import generator, normal
 from mucs_ray.diffusion.process import Process
-from mucs_ray.errors import RunFailed
 from mucs_ray.training.ema import frozen_copy
 
 COUNT = "count"
@@ -67,8 +67,7 @@ class AbU(LossAttributor):
         for at in range(len(rows)):
             one = rows[at : at + 1]
             for name, squares in self.squared_gradients(weights, one).items():
-                if not squares.isfinite().all():
-                    raise RunFailed(f"the gradient of the loss of training image idx={int(one.idx)} is not finite")
+                require_finite(squares[None], one.idx, "the gradient of the loss of training image")
                 sums[name] += squares
         return {**sums, COUNT: torch.tensor(len(rows), dtype=torch.float64)}
 
@@ -105,7 +104,7 @@ class AbU(LossAttributor):
             ended = step == config.updates
             trace.append(0.0)
             for share in self.shares(changed, item, draws_of=0 if ended else step):
-                require_finite(share, item, step)
+                require_finite_loss(share, item, step)
                 trace[-1] += share.item()
                 if not ended:
                     share.backward()

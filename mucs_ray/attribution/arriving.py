@@ -31,12 +31,12 @@ class Memory:
 
     def __init__(self, like: Mapping[str, Tensor], num_rows: int) -> None:
         """`like`: some of the rows."""
-        self.there = {name: torch.empty(num_rows, *some.shape[1:], dtype=some.dtype) for name, some in like.items()}
+        self.tensors = {name: torch.empty(num_rows, *some.shape[1:], dtype=some.dtype) for name, some in like.items()}
 
     def send(self, rows: slice, tensors: Mapping[str, Tensor]) -> Any:  # noqa: ANN401 - whatever `wait` takes
         """Put rows to where they are read; what is returned says when they are there."""
         for name, tensor in tensors.items():
-            self.there[name][rows] = tensor
+            self.tensors[name][rows] = tensor
 
     def wait(self, sent: Any) -> None:  # noqa: ANN401
         """Let what is asked of the device from now on come after the rows; Python does not wait."""
@@ -49,11 +49,11 @@ class PinnedMemory(Memory):
         """Neither place is given to anybody else before the copies between them are made."""
         shapes = {name: ((num_rows, *some.shape[1:]), some.dtype) for name, some in like.items()}
         self.pinned = {name: torch.empty(shape, dtype=kind, pin_memory=True) for name, (shape, kind) in shapes.items()}
-        self.there = {name: torch.empty(shape, dtype=kind, device=device) for name, (shape, kind) in shapes.items()}
+        self.tensors = {name: torch.empty(shape, dtype=kind, device=device) for name, (shape, kind) in shapes.items()}
         self.device, self.stream = device, copy_stream(device)
         # what had the memory before may still be read by forwards that are queued
         self.stream.wait_stream(torch.cuda.current_stream(device))
-        for tensor in self.there.values():
+        for tensor in self.tensors.values():
             tensor.record_stream(self.stream)  # a batch that is given up may be freed before its copies are made
 
     def send(self, rows: slice, tensors: Mapping[str, Tensor]) -> torch.cuda.Event:
@@ -62,7 +62,7 @@ class PinnedMemory(Memory):
             self.pinned[name][rows] = tensor
         with torch.cuda.stream(self.stream):
             for name, pinned in self.pinned.items():
-                self.there[name][rows].copy_(pinned[rows], non_blocking=True)
+                self.tensors[name][rows].copy_(pinned[rows], non_blocking=True)
         sent = torch.cuda.Event()
         sent.record(self.stream)
         return sent
@@ -90,21 +90,21 @@ class Arrivals:
         self.pieces += [thread.submit(self._bring, slice(start, min(start + at, num_rows))) for start in starts]
         thread.shutdown(wait=False)  # it ends after the last piece
 
-    def there(self, start: int, stop: int) -> Batch:
+    def wait_for(self, start: int, stop: int) -> Batch:
         """The whole batch, of which these rows may be read. Raises what kept one of them from being decoded."""
         began = time.monotonic()
         sent = [piece.result() for piece in self.pieces[start // self.at : -(-stop // self.at)]]
         self.seconds_waited += time.monotonic() - began
         for each in sent:
             self.memory.wait(each)
-        tensors = self.memory.there
+        tensors = self.memory.tensors
         begin = len(CONDITION)
         condition = {name[begin:]: each for name, each in tensors.items() if name.startswith(CONDITION)}
         return Batch(idx=self.idx, z=tensors[Z], condition=condition, mask=tensors.get(MASK))
 
     def whole(self) -> Batch:
         """All rows."""
-        return self.there(0, self.num_rows)
+        return self.wait_for(0, self.num_rows)
 
     def _bring(self, rows: slice) -> Any:  # noqa: ANN401 - whatever `Memory.wait` takes
         return self._send(rows, self.decoded(rows))
@@ -132,7 +132,7 @@ class ArrivingBatch(Batch):
         """A cut, for which nothing but its own rows is waited for; or some of the images."""
         if isinstance(rows, slice) and rows.step in (None, 1):
             start, stop, _ = rows.indices(len(self))
-            return self.arrivals.there(start, stop)[rows]
+            return self.arrivals.wait_for(start, stop)[rows]
         return self.arrivals.whole()[rows]
 
     @property

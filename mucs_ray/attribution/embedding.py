@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from mucs_ray.attribution.base import Attributor, Tensors
+from mucs_ray.attribution.finite import require_finite
 from mucs_ray.diffusion.batch import Batch, Item
 from mucs_ray.diffusion.condition import stacked
-from mucs_ray.errors import RunFailed
 from mucs_ray.spaces.codec import Codec
 from mucs_ray.spaces.pixels import PIXELS
 
@@ -38,9 +38,7 @@ class CosineAttributor(Attributor):
 
     def _unit(self, batch: Batch, what: str) -> Float[Tensor, "b d"]:
         vectors = self.vectors(batch)
-        bad = ~vectors.isfinite().all(dim=1).cpu()
-        if bad.any():
-            raise RunFailed(f"{self.card.label}: the vector of {what} idx={batch.idx[bad][0].item()} is not finite")
+        require_finite(vectors, batch.idx, f"{self.card.label}: the vector of {what}")
         return normalize(vectors.double(), dim=1)
 
 

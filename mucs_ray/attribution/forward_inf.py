@@ -11,7 +11,7 @@ from mucs_ray.attribution.base import ItemState, MethodSettings, Passes, Tensors
 from mucs_ray.attribution.card import MethodStage
 from mucs_ray.attribution.cards.forward_inf import CARD, ForwardINFConfig
 from mucs_ray.attribution.loss_change import LossAttributor
-from mucs_ray.attribution.unlearn import item_losses, require_finite
+from mucs_ray.attribution.unlearn import item_losses, require_finite_loss
 from mucs_ray.diffusion.batch import Item
 from mucs_ray.diffusion.model import DiffusionModel
 from mucs_ray.training.ema import frozen_copy
@@ -46,7 +46,7 @@ class ForwardINF(LossAttributor):
         for step in range(config.updates + 1):
             name = f"forward-inf/item={item.idx}/step={step}"
             losses = item_losses(changed, item, config.draws, seed=settings.seed, name=name)
-            require_finite(losses, item, step)
+            require_finite_loss(losses, item, step)
             trace.append(losses.mean().item())
             on_update(step, trace[-1])
             if step < config.updates:

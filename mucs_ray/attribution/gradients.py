@@ -22,6 +22,7 @@ from torch.nn.utils import get_total_norm
 from mucs_ray.attribution.base import Attributor, Columns, ItemState, MethodSettings, Passes, Tensors
 from mucs_ray.attribution.card import MethodStage
 from mucs_ray.attribution.cards.gradients import GradientConfig
+from mucs_ray.attribution.finite import require_finite
 from mucs_ray.attribution.projection import Sketch
 from mucs_ray.diffusion.batch import Batch, Item
 from mucs_ray.diffusion.condition import Condition, for_each, mapped, moved, one_by_one
@@ -81,7 +82,7 @@ class ImageGradients:
         self.model, self.function, self.noises = denoiser, function, noises
         self.weights = {name: weight.detach() for name, weight in denoiser.network.named_parameters()}
         names = denoiser.names(config.parameters)
-        self.chosen = [self.weights[name].requires_grad_(True) for name in names]
+        self.trainable = [self.weights[name].requires_grad_(True) for name in names]
         sizes = {name: self.weights[name].numel() for name in names}
         self.sketch = Sketch(sizes, dim=config.dim, signs=config.signs, seed=seed, device=noises.level.device)
         count = len(noises.level)
@@ -110,12 +111,12 @@ class ImageGradients:
 
         The average is projected, not each gradient: the projection is linear, and a pass over all weights.
         """
-        total = [torch.zeros_like(weight) for weight in self.chosen]
+        total = [torch.zeros_like(weight) for weight in self.trainable]
         losses = []
         for cut in self.cuts:
             raw, errors = self._forward(image, condition, cut)
             share = len(raw) / len(self.noises.level)
-            gradients = torch.autograd.grad(self.function(raw).mean(), self.chosen, materialize_grads=True)
+            gradients = torch.autograd.grad(self.function(raw).mean(), self.trainable, materialize_grads=True)
             length = get_total_norm(gradients) + 1e-8 if self.scale_each else 1.0
             for summed, gradient in zip(total, gradients, strict=True):
                 summed += gradient * share / length
@@ -128,7 +129,7 @@ class ImageGradients:
     def _forward(
         self, image: Float[Tensor, "*shape"], condition: Condition, cut: slice
     ) -> tuple[Float[Tensor, "n *shape"], Float[Tensor, " n"]]:
-        """F at some of the noises, with a graph, and the losses there, without.
+        """F at some of the noises, with a graph, and the losses on_device, without.
 
         The losses are the training loss without its weight.
         """
@@ -190,12 +191,12 @@ class GradientAttributor(Attributor):
             captures=context.captures,
         )
 
-    def measured(self, image: Float[Tensor, "*shape"], condition: Condition) -> Measured:
+    def measure(self, image: Float[Tensor, "*shape"], condition: Condition) -> Measured:
         """Of one image, on whatever device."""
         device = self.context.device
-        there = moved(condition, device)
+        on_device = moved(condition, device)
         self.context.on_progress()
-        return self.gradients(image.to(device), there)
+        return self.gradients(image.to(device), on_device)
 
     def row(self, measured: Measured) -> Columns:
         """What is kept of a training image."""
@@ -204,14 +205,10 @@ class GradientAttributor(Attributor):
     def features(self, batch: Batch) -> Columns:
         """feature[dim] and what else `row` says, on the CPU. RunFailed, naming the image, for what is not finite."""
         singles = (batch[at : at + 1] for at in range(len(batch)))  # waits for no later image
-        table = [self.row(self.measured(one.z[0], one_by_one(one.condition, 1)[0])) for one in singles]
+        table = [self.row(self.measure(one.z[0], one_by_one(one.condition, 1)[0])) for one in singles]
         columns = {name: torch.stack([row[name] for row in table]).cpu() for name in table[0]}
         for name, column in columns.items():
-            bad = ~column.isfinite().reshape(len(batch), -1).all(dim=1)
-            if bad.any():
-                raise RunFailed(
-                    f"{self.card.label}: the {name} of training image idx={batch.idx[bad][0]} is not finite"
-                )
+            require_finite(column, batch.idx, f"{self.card.label}: the {name} of training image")
         return columns
 
     def fit(self, sums: Tensors, rows: Iterator[Columns]) -> Tensors:
@@ -237,9 +234,8 @@ class GradientAttributor(Attributor):
 
     def fit_item(self, item: Item, fitted: Tensors, on_update: Callable[[int, float], None]) -> ItemState:
         """vector[dim] = K^-1 phi(item): the image unclamped, with its own condition and no guidance."""
-        feature = self.measured(item.z, item.condition).feature.double()
-        if not feature.isfinite().all():
-            raise RunFailed(f"{self.card.label}: the feature of item {item.number} (idx={item.idx}) is not finite")
+        feature = self.measure(item.z, item.condition).feature.double()
+        require_finite(feature[None], [item.idx], f"{self.card.label}: the feature of item {item.number},")
         vector = torch.cholesky_solve(feature[:, None], fitted["cholesky"].to(feature))
         return ItemState(tensors={"vector": vector[:, 0].float()})
 

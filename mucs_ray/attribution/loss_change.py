@@ -16,6 +16,7 @@ from torch import Tensor
 from mucs_ray.attribution.base import Attributor, Columns, MethodSettings, Passes, Tensors
 from mucs_ray.attribution.card import MethodStage
 from mucs_ray.attribution.config import Measure, ScoreConfig
+from mucs_ray.attribution.finite import require_finite
 from mucs_ray.attribution.first_losses import FirstLosses
 from mucs_ray.attribution.model_bank import ModelBank
 from mucs_ray.attribution.skew import epsilon_at, normalized_skew
@@ -23,7 +24,6 @@ from mucs_ray.attribution.unlearn import tensor_bytes
 from mucs_ray.diffusion.batch import Batch
 from mucs_ray.diffusion.model import DiffusionModel
 from mucs_ray.diffusion.noise import NoiseSet, generator
-from mucs_ray.errors import RunFailed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +95,7 @@ class LossChange:
                 table = torch.cat([first, table])
             elif self.first_losses:
                 self.first_losses.keep(batch, self.first_key, table[:1])
-        require_finite(table, batch)
+        require_finite_losses(table, batch)
         return Losses(before=table[0], after=table[1:])
 
     def skew(self, losses: Losses) -> Float[Tensor, "b i"]:
@@ -204,11 +204,9 @@ def fp16(losses: Float[Tensor, "b n"]) -> Float[Tensor, "b n"]:
     return losses.clamp(max=torch.finfo(torch.float16).max).half().cpu()
 
 
-def require_finite(table: Float[Tensor, "m b n"], batch: Batch) -> None:
-    """RunFailed, naming the image, if a loss is not finite."""
-    bad = ~table.isfinite().all(dim=2).all(dim=0).cpu()
-    if bad.any():
-        raise RunFailed(f"the loss of training image idx={batch.idx[bad][0].item()} is not finite")
+def require_finite_losses(table: Float[Tensor, "m b n"], batch: Batch) -> None:
+    """Raise RunFailed, naming the image, if a loss is not finite."""
+    require_finite(table.transpose(0, 1), batch.idx, "the loss of training image")
 
 
 def select_measure(columns: Columns, measure: Measure) -> Float[Tensor, "b i"]:

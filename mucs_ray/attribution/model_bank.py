@@ -67,9 +67,9 @@ class ModelBank:
         self.slots = ModelSlots([cast_to_bf16(each, matrices) for each in bank], self.device, resident, num_banks)
         stem = denoiser.stem_parameters
         self.stem_is_shared = bool(stem) and not any(name.startswith(stem) for tensors in bank for name in tensors)
-        self.alone = config.images_per_forward == 1
+        self.one_image_per_forward = config.images_per_forward == 1
         at_once = 1 if config.images_per_forward == "auto" else config.images_per_forward
-        self.most_rows = at_once * config.noises
+        self.max_pairs = at_once * config.noises
         """(image, noise) pairs in one forward; halved when the device's memory is too small for them."""
         self.on_progress = on_progress
         self.queued: deque[torch.cuda.Event] = deque()
@@ -102,10 +102,10 @@ class ModelBank:
 
     def _forwards(self, table: Float[Tensor, "m b n"], batch: Batch, noises: NoiseSet, models: Sequence[int]) -> bool:
         """Fill in the losses under models that are all on the device; False if these are too many pairs for its memory,
-        and `most_rows` is smaller now.
+        and `max_pairs` is smaller now.
         """
         num_pairs = table[0].numel()
-        if num_pairs > self.most_rows:
+        if num_pairs > self.max_pairs:
             return False
         try:
             self._compute_or_replay(table, batch, noises, models)
@@ -118,7 +118,7 @@ class ModelBank:
         self.captured.clear()
         gc.collect()  # captured forwards refer to each other in circles
         torch.cuda.empty_cache()
-        self.most_rows = num_pairs // 2
+        self.max_pairs = num_pairs // 2
         return False
 
     def _compute_or_replay(
@@ -187,9 +187,9 @@ class ModelBank:
             return denoising_loss(self.denoiser.process, denoiser, *tensors, of_loss_inputs(inputs))
 
     def _pieces(self, images: int, noises: int, row: int = 0, column: int = 0) -> list[tuple[slice, slice]]:
-        """Cuts of at most `most_rows` pairs: whole images, or some noises of one; the last one first."""
-        many = 1 if self.alone else max(1, self.most_rows // noises)
-        few = min(noises, self.most_rows)
+        """Cuts of at most `max_pairs` pairs: whole images, or some noises of one; the last one first."""
+        many = 1 if self.one_image_per_forward else max(1, self.max_pairs // noises)
+        few = min(noises, self.max_pairs)
         cuts = [
             (slice(at, min(at + many, row + images)), slice(start, min(start + few, column + noises)))
             for at in range(row, row + images, many)

@@ -24,13 +24,13 @@ class ModelSlots:
         num_banks: int = 1,
     ) -> None:
         """`resident` of the bank's models are on the device at once; None = as many as fit, beside other banks."""
-        most = fitting(bank, device, num_banks) if resident is None else resident
+        most = num_that_fit(bank, device, num_banks) if resident is None else resident
         self.num_slots = max(1, min(len(bank), most))
         self.all_fit = len(bank) <= self.num_slots
         if self.all_fit:
             self.bank = self.slots = [{name: each.to(device) for name, each in tensors.items()} for tensors in bank]
             return
-        self.bank = [{name: waiting(each, device) for name, each in tensors.items()} for tensors in bank]
+        self.bank = [{name: in_main_memory(each, device) for name, each in tensors.items()} for tensors in bank]
         self.slots = [
             {name: torch.empty_like(each, device=device) for name, each in self.bank[0].items()}
             for _ in range(self.num_slots)
@@ -70,7 +70,7 @@ class ModelSlots:
                 fixed.copy_(self.bank[number - 1][name], non_blocking=True)
 
 
-def fitting(bank: Sequence[Mapping[str, Tensor]], device: torch.device, num_banks: int) -> int:
+def num_that_fit(bank: Sequence[Mapping[str, Tensor]], device: torch.device, num_banks: int) -> int:
     """How many of these models a GPU holds in this bank's part of the share; a CPU holds all, for they are in its
     memory already.
     """
@@ -80,6 +80,6 @@ def fitting(bank: Sequence[Mapping[str, Tensor]], device: torch.device, num_bank
     return int(SHARE_OF_FREE_MEMORY / num_banks * torch.cuda.mem_get_info(device)[0] / one)
 
 
-def waiting(tensor: Tensor, device: torch.device) -> Tensor:
+def in_main_memory(tensor: Tensor, device: torch.device) -> Tensor:
     """In main memory; for a GPU in pages from which it can copy by itself."""
     return tensor.cpu().pin_memory() if device.type == "cuda" else tensor

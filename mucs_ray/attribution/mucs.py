@@ -32,7 +32,7 @@ class MUCS(LossAttributor):
         """Unlearning as long as the paper saw it take; the true number of updates is known only afterwards."""
         config: MUCSConfig = cls.config_in(settings)
         if stage.hook == "fit":
-            drawn = bound_of(config, settings) == "drawn"
+            drawn = resolve_bound(config, settings) == "drawn"
             return Passes(forwards=NULL_BATCH * config.null_batches if drawn else 0)
         if stage.hook == "fit_item":
             return Passes(backwards=num_items * (config.fixed_updates or EXPECTED_UPDATES) * 2 * config.batch_size)
@@ -48,7 +48,7 @@ class MUCS(LossAttributor):
         training images, from which it follows at each level.
         """
         found: dict[str, float]
-        match bound_of(self.config, self.context.settings):
+        match resolve_bound(self.config, self.context.settings):
             case "drawn":
                 found = {"null_loss": self.drawn_null_loss(self.config.null_batches)}
             case "zero-output":
@@ -107,7 +107,7 @@ class MUCS(LossAttributor):
         return ItemState(tensors=unlearned.tensors, facts=facts)
 
 
-def bound_of(config: MUCSConfig, settings: MethodSettings) -> Literal["drawn", "linear", "zero-output"] | float:
+def resolve_bound(config: MUCSConfig, settings: MethodSettings) -> Literal["drawn", "linear", "zero-output"] | float:
     """The bound that is meant, for a model of this kind."""
     if config.bound == "auto":
         return "drawn" if settings.model.trains else "linear"

@@ -10,7 +10,9 @@ from hashlib import blake2b
 import numpy as np
 from jaxtyping import Float, Float32, Int64, UInt64
 
-from mucs_ray.errors import RunFailed
+from mucs_ray.attribution.finite import require_finite
+
+SCORE = "the score of training image"
 
 
 def top_k(num_images: int, top_percent: float) -> int:
@@ -25,12 +27,6 @@ def tie_break(idx: Int64[np.ndarray, " b"], seed: int, name: str) -> UInt64[np.n
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):  # splitmix64's finaliser
         x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
     return x ^ (x >> np.uint64(31))
-
-
-def require_finite(idx: Int64[np.ndarray, " b"], score: Float[np.ndarray, " b"]) -> None:
-    """RunFailed, naming an image, if a score is not finite."""
-    if not np.isfinite(score).all():
-        raise RunFailed(f"the score of training image idx={idx[~np.isfinite(score)][0]} is not finite")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +47,7 @@ class Ranking:
 
     def add(self, idx: Int64[np.ndarray, " b"], score: Float[np.ndarray, " b"]) -> "Ranking":
         """This ranking and more images. RunFailed, naming one, if a score is not finite."""
-        require_finite(idx, score)
+        require_finite(score, idx, SCORE)
         idx, score = np.concatenate([self.idx, idx]), np.concatenate([self.score, score])
         best = np.lexsort((tie_break(idx, self.seed, self.name), -score))[: self.k]
         return Ranking(idx=idx[best], score=score[best], k=self.k, seed=self.seed, name=self.name)
@@ -65,7 +61,7 @@ def ranks(
     scores: Float[np.ndarray, " n"], idx: Int64[np.ndarray, " n"], seed: int, name: str
 ) -> Int64[np.ndarray, " n"]:
     """1 = highest score, each of 1..N once: the places in the whole `Ranking` of this seed and name."""
-    require_finite(idx, scores)
+    require_finite(scores, idx, SCORE)
     places = np.empty(len(idx), dtype=np.int64)
     places[np.lexsort((tie_break(idx, seed, name), -scores))] = np.arange(1, len(idx) + 1)
     return places

@@ -111,41 +111,43 @@ _ALL = (
 METHODS = {method.name: method for method in _ALL}
 
 
-def known(names: Iterable[str] = ()) -> dict[str, MethodCard]:
+def available_methods(names: Iterable[str] = ()) -> dict[str, MethodCard]:
     """The methods that come with the package, and the named ones of others, by name."""
-    return METHODS | {name: find(name) for name in names if name not in METHODS}
+    return METHODS | {name: find_method(name) for name in names if name not in METHODS}
 
 
-def listed() -> dict[str, MethodCard]:
+def all_methods() -> dict[str, MethodCard]:
     """All methods there are, by name; installed ones that cannot be imported are left out."""
     found = dict(METHODS)
-    for name in installed():
+    for name in installed_methods():
         try:
-            found[name] = find(name)
+            found[name] = find_method(name)
         except InputError:
             continue
     return found
 
 
-def find(name: str) -> MethodCard:
+def find_method(name: str) -> MethodCard:
     """A method by its name, or MODULE:CLASS. InputError if there is none."""
     if name in METHODS:
         return METHODS[name]
-    if name in installed():
-        return replace(imported(installed()[name]), name=name)
+    if name in installed_methods():
+        return replace(import_method(installed_methods()[name]), name=name)
     if ":" in name:
-        return imported(name)
-    raise InputError(f"unknown method {name!r}; known: {', '.join({**METHODS, **installed()})}, or give MODULE:CLASS")
+        return import_method(name)
+    raise InputError(
+        f"unknown method {name!r}; known: {', '.join({**METHODS, **installed_methods()})}, or give MODULE:CLASS"
+    )
 
 
 @cache
-def installed() -> dict[str, str]:
+def installed_methods() -> dict[str, str]:
     """MODULE:CLASS by the name of the entry point, none of them imported; none replaces a method of the package."""
     return {point.name: point.value for point in entry_points(group=ENTRY_POINTS) if point.name not in METHODS}
 
 
 @cache
-def imported(name: str) -> MethodCard:
+def import_method(name: str) -> MethodCard:
     """The card of MODULE:CLASS, from the Python path or the current folder."""
     module, _, attribute = name.partition(":")
     if "" not in sys.path:
@@ -154,10 +156,10 @@ def imported(name: str) -> MethodCard:
         found = getattr(import_module(module), attribute)
     except Exception as error:  # whatever somebody else's module raises
         raise InputError(f"method {name}: {type(error).__name__}: {error}") from None
-    return replace(checked(found, name).card, name=name, implementation=name)
+    return replace(checked_method_class(found, name).card, name=name, implementation=name)
 
 
-def checked(found: Any, source: str) -> "type[Attributor]":  # noqa: ANN401 - whatever a user named
+def checked_method_class(found: Any, source: str) -> "type[Attributor]":  # noqa: ANN401 - whatever a user named
     """InputError, in one line, unless it is a class that can be used as a method."""
     from mucs_ray.attribution.base import Attributor  # it is loaded already if `found` is a method
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from mucs_ray.attribution.base import Columns, MethodSettings, Passes, Tensors
 from mucs_ray.attribution.card import MethodStage
 from mucs_ray.attribution.cards.screen import CARD, ScreenConfig
-from mucs_ray.attribution.loss_change import LossAttributor, require_finite
+from mucs_ray.attribution.loss_change import LossAttributor, require_finite_losses
 from mucs_ray.attribution.ranking import tie_break, top_k
 from mucs_ray.attribution.screening import Round, held_out, learn, noise_counts, van_der_corput_order
 from mucs_ray.attribution.skew import skews
@@ -123,7 +123,7 @@ class ScreenedMUCS(LossAttributor):
             for number, rows_left in enumerate([alive.any(axis=1), *alive.T]):
                 some = torch.from_numpy(np.flatnonzero(rows_left))
                 losses[number, some.to(losses.device)] = models.losses(rows[some], noises, [number])[0]
-        require_finite(losses, rows)
+        require_finite_losses(losses, rows)
         measured = skews(losses[0], losses[1:], epsilon=self.change.epsilon[torch.from_numpy(at)])
         table[:, :, at] = measured.transpose(0, 1).cpu().numpy()
 

@@ -22,18 +22,18 @@ from mucs_ray.diffusion.model import DiffusionModel
 from mucs_ray.diffusion.noise import NoiseSet, generator, normal
 from mucs_ray.training.config import Precision
 
-OPEN = ("precision", "images_per_forward", "compile")
+AUTO_SETTINGS = ("precision", "images_per_forward", "compile")
 """Settings that may be "auto"."""
-MOST_IMAGES = 64
-BETTER = 1.03
-"""A setting is taken only if it is this much faster: larger forwards need more memory, compiling takes time."""
+MAX_IMAGES = 64
+MIN_SPEEDUP = 1.03
+"""A setting is taken only if it is this much faster: larger forwards need more memory, compile_setting takes time."""
 TRY_S = 1.0
 """Each setting is tried for this long, or once; forwards that take longer than this are large enough."""
 COMPILE_PAYS_S = 1800.0
 """Compiling takes each worker a minute or two: not tried where a worker's share of the pass is shorter than this."""
 RANK_IMAGES, RANK_MODELS = 64, 2
 """Training images and unlearned models on which bf16 is compared with fp32: some thousand forwards."""
-LEAST_RANK_CORRELATION = 0.99
+MIN_RANK_CORRELATION = 0.99
 """Spearman's, of each model: what was seen of trained models is above .999."""
 
 
@@ -50,9 +50,9 @@ class Tuning:
     """Spearman's, the least of the models compared, of scores in bf16 with those in fp32; None if not compared."""
 
 
-def is_open(config: ScoreConfig) -> bool:
+def has_auto(config: ScoreConfig) -> bool:
     """True if a setting is to be found."""
-    return any(getattr(config, knob) == "auto" for knob in OPEN)
+    return any(getattr(config, knob) == "auto" for knob in AUTO_SETTINGS)
 
 
 def tune(
@@ -72,37 +72,37 @@ def tune(
     noises = NoiseSet(level=levels, unit=normal(stream, len(levels), *batch.z.shape[1:])).to(batch.z.device)
     images = 1 if config.images_per_forward == "auto" else config.images_per_forward
     precision, *others = precisions(config, batch.z.device)
-    compiling = "off" if config.compile == "auto" else config.compile
+    compile_setting = "off" if config.compile == "auto" else config.compile
 
-    def of(images: int, precision: Precision, noises: NoiseSet = noises) -> tuple[float, bool]:
-        score = replace(config, precision=precision, images_per_forward=images, compile=compiling)
-        return timed(denoiser, batch[:images], noises, score, captures=captures)
+    def time_settings(images: int, precision: Precision, noises: NoiseSet = noises) -> tuple[float, bool]:
+        score = replace(config, precision=precision, images_per_forward=images, compile=compile_setting)
+        return time_forward(denoiser, batch[:images], noises, score, captures=captures)
 
-    seconds, _ = of(images, precision)
+    seconds, _ = time_settings(images, precision)
     for other in others:
         few = noises[: max(1, int(TRY_S / seconds))]  # a CPU that is not made for bf16 takes several times as long
-        if of(images, precision, few)[0] > BETTER * of(images, other, few)[0]:
-            precision, (seconds, _) = other, of(images, other)
+        if time_settings(images, precision, few)[0] > MIN_SPEEDUP * time_settings(images, other, few)[0]:
+            precision, (seconds, _) = other, time_settings(images, other)
     correlation = None
     if config.precision == "auto" and precision == "bf16" and bank:
         correlation = rank_correlation(denoiser, bank[:RANK_MODELS], batch[:RANK_IMAGES], noises, config)
-        if correlation < LEAST_RANK_CORRELATION:
-            precision, (seconds, _) = "fp32", of(images, "fp32")
-    most = min(MOST_IMAGES, len(batch)) if config.images_per_forward == "auto" else images
+        if correlation < MIN_RANK_CORRELATION:
+            precision, (seconds, _) = "fp32", time_settings(images, "fp32")
+    most = min(MAX_IMAGES, len(batch)) if config.images_per_forward == "auto" else images
     while 2 * images <= most and seconds * images * len(levels) < TRY_S:
-        larger, fits = of(2 * images, precision)
-        if not fits or seconds < BETTER * larger:
+        larger, fits = time_settings(2 * images, precision)
+        if not fits or seconds < MIN_SPEEDUP * larger:
             break
         images, seconds = 2 * images, larger
     if config.compile == "auto" and share * seconds > COMPILE_PAYS_S:
         settings = replace(config, precision=precision, images_per_forward=images)
-        found = compiled(denoiser, batch[:images], noises, settings, captures=captures)
-        if seconds > BETTER * found:
-            compiling, seconds = "on", found
+        found = time_compiled(denoiser, batch[:images], noises, settings, captures=captures)
+        if seconds > MIN_SPEEDUP * found:
+            compile_setting, seconds = "on", found
     return Tuning(
         precision=precision,
         images_per_forward=images,
-        compile=compiling,
+        compile=compile_setting,
         seconds_a_forward=seconds,
         rank_correlation=correlation,
     )
@@ -132,34 +132,34 @@ def precisions(config: ScoreConfig, device: torch.device) -> tuple[Precision, ..
     return ("fp32", "bf16") if device.type == "cpu" else ("bf16",)
 
 
-def compiled(
+def time_compiled(
     denoiser: DiffusionModel, batch: Batch, noises: NoiseSet, config: ScoreConfig, *, captures: bool = False
 ) -> float:
     """Seconds a forward with compiled blocks; infinite if this machine cannot compile (it takes a C++ compiler)."""
     try:
-        return timed(denoiser, batch, noises, replace(config, compile="on"), captures=captures)[0]
+        return time_forward(denoiser, batch, noises, replace(config, compile="on"), captures=captures)[0]
     except torch.OutOfMemoryError:
         raise
     except Exception:  # whatever a compiler raises
         return math.inf
 
 
-def timed(
+def time_forward(
     denoiser: DiffusionModel, batch: Batch, noises: NoiseSet, config: ScoreConfig, *, captures: bool = False
 ) -> tuple[float, bool]:
     """(seconds a forward of one image at one noise, whether the device's memory was large enough)."""
     models = ModelBank(denoiser, [], config, captures=captures)
-    rows = models.most_rows
+    rows = models.max_pairs
 
-    def once() -> float:
+    def seconds_once() -> float:
         started = time.perf_counter()
         models.losses(batch, noises).cpu()
         return (time.perf_counter() - started) / (len(batch) * len(noises.level))
 
-    first, ends = once(), time.perf_counter() + TRY_S  # the first one warms up
+    first, ends = seconds_once(), time.perf_counter() + TRY_S  # the first one warms up
     if config.compile == "off" and first * rows > TRY_S:
-        return first, models.most_rows == rows
-    seconds = once()
+        return first, models.max_pairs == rows
+    seconds = seconds_once()
     while time.perf_counter() < ends:
-        seconds = min(seconds, once())
-    return seconds, models.most_rows == rows
+        seconds = min(seconds, seconds_once())
+    return seconds, models.max_pairs == rows

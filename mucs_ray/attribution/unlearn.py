@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mucs_ray.attribution.cards.mucs import MUCSConfig
+from mucs_ray.attribution.finite import require_finite
 from mucs_ray.diffusion.batch import Batch, Item
 from mucs_ray.diffusion.condition import Condition, for_each, moved
 from mucs_ray.diffusion.loss import denoising_loss
@@ -21,7 +22,6 @@ from mucs_ray.diffusion.model import DiffusionModel
 from mucs_ray.diffusion.noise import generator, normal
 from mucs_ray.diffusion.process import Process
 from mucs_ray.diffusion.rows import copies
-from mucs_ray.errors import RunFailed
 from mucs_ray.training.ema import frozen_copy
 
 Outcome = Literal["reached", "bound hit", "fixed"]
@@ -87,10 +87,10 @@ def item_losses(
     return draw_losses(denoiser, image, condition, seed=seed, name=name, sigmas=sigmas)
 
 
-def require_finite(losses: Float[Tensor, "..."], item: Item, step: int) -> None:
-    """RunFailed, naming the item, if a loss is not finite."""
-    if not losses.isfinite().all():
-        raise RunFailed(f"unlearning item {item.number} (idx={item.idx}): the loss is not finite at update {step}")
+def require_finite_loss(losses: Float[Tensor, "..."], item: Item, step: int) -> None:
+    """Raise RunFailed, naming the item and the update, if a loss is not finite."""
+    what = f"unlearning item {item.number}, update {step}: the loss of the generated image"
+    require_finite(losses.reshape(1, -1), [item.idx], what)
 
 
 def changed_names(model: DiffusionModel, config: MUCSConfig) -> list[str]:
@@ -179,7 +179,8 @@ def measure(
             changed, batch.z, batch.condition, seed=seed, name=f"{name}/train", sigmas=config.sigmas, mask=batch.mask
         ).mean()
         losses = item_losses(changed, item, len(batch), seed=seed, name=f"{name}/item", sigmas=config.sigmas)
-        require_finite(torch.cat([train_loss[None], losses]), item, step)  # before the clamp, which hides an infinity
+        # before the clamp, which hides an infinity
+        require_finite_loss(torch.cat([train_loss[None], losses]), item, step)
         if config.clamp and second_moment is None:
             losses = losses.clamp(max=bound)
         elif config.clamp and second_moment is not None:

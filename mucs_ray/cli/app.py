@@ -327,15 +327,15 @@ def doctor(
 def methods(as_json: JsonOption = False) -> None:
     """The attribution methods, each with its variants, and the ensembles."""
     with terminal(as_json=as_json) as speaking:
-        from mucs_ray.attribution.registry import listed
+        from mucs_ray.attribution.registry import all_methods
 
-        for method in listed().values():
+        for method in all_methods().values():
             told = f"[bold]{escape(method.name)}[/]  [cyan]{method.cost_class}[/]  {escape(method.summary)}"
             settings = ", ".join(f"{key}={value}" for key, value in (method.weights or method.settings).items())
             more = f"needs {method.needs}; costs {method.cost}; {method.source}"
             told += f"\n    [dim]{escape('; '.join(filter(None, (settings, more))))}[/]"
             speaking.console.print(told, highlight=False, soft_wrap=True)
-        speaking.result({"methods": [method.facts() for method in listed().values()]})
+        speaking.result({"methods": [method.facts() for method in all_methods().values()]})
 
 
 @data_app.command("prepare")

@@ -17,7 +17,7 @@ ATTEMPTS = 3
 HEARTBEAT_S = 5.0
 """A worker gives a sign of life at most that often."""
 Kind = Literal["error", "hung", "lost"]
-Answer = Literal["go", "done", "given up", "draining"]
+Decision = Literal["go", "done", "given up", "draining"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,12 +57,12 @@ class Failure:
 class AttemptTracker:
     """Keeps the attempts at the units of one stage."""
 
-    alive: Callable[[str], bool]
+    is_alive: Callable[[str], bool]
     """Whether a node is still there."""
-    draining: Callable[[str], bool] = lambda node: False
+    is_draining: Callable[[str], bool] = lambda node: False
     """Whether a node has been told that it will be taken away."""
     clock: Callable[[], float] = time.monotonic
-    at_work: dict[str, Attempt] = field(default_factory=dict)
+    active: dict[str, Attempt] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
     """In the order they happened."""
     workers: list[Worker] = field(default_factory=list)
@@ -78,30 +78,30 @@ class AttemptTracker:
         workers, self.workers = self.workers, []
         return workers
 
-    def begin(self, unit: str, worker: Worker) -> Answer:
+    def begin(self, unit: str, worker: Worker) -> Decision:
         """Called before the work on a unit.
 
-        "done": its result is known; "given up": it is not tried any more; "draining": leave it to another node.
+        "done": its result is num_known; "given up": it is not tried any more; "draining": leave it to another node.
         """
         if unit in self.results:
             return "done"
-        if unit in self.at_work:  # Ray gives it out again only if whoever had it is gone
-            self.lost(unit)
+        if unit in self.active:  # Ray gives it out again only if whoever had it is gone
+            self.record_lost(unit)
         if self.is_given_up(unit):
             return "given up"
-        if self.draining(worker.node):
+        if self.is_draining(worker.node):
             return "draining"
-        self.at_work[unit] = Attempt(worker=worker, last_heartbeat=self.clock())
+        self.active[unit] = Attempt(worker=worker, last_heartbeat=self.clock())
         return "go"
 
     def heartbeat(self, unit: str) -> None:
         """Note that the worker of a unit gave a sign of life."""
-        if unit in self.at_work:
-            self.at_work[unit].last_heartbeat = self.clock()
+        if unit in self.active:
+            self.active[unit].last_heartbeat = self.clock()
 
     def end(self, unit: str, result: Any = None) -> None:  # noqa: ANN401 - any picklable value
         """Called after the work on a unit. A result is kept for whoever is given the unit again."""
-        self.at_work.pop(unit, None)
+        self.active.pop(unit, None)
         if result is not None:
             self.results[unit] = result
 
@@ -109,23 +109,23 @@ class AttemptTracker:
         """What was kept of a unit that has ended."""
         return self.results[unit]
 
-    def lost(self, unit: str, cause: str = "its worker died") -> None:
+    def record_lost(self, unit: str, cause: str = "its worker died") -> None:
         """Called when the worker of an attempt is gone, or was before it began; counted unless its whole node is."""
-        attempt = self.at_work.pop(unit, None)
-        if attempt is None or self.alive(attempt.worker.node):
+        attempt = self.active.pop(unit, None)
+        if attempt is None or self.is_alive(attempt.worker.node):
             self._record(unit, "lost", cause, attempt)
 
-    def failed(self, unit: str, cause: str, error: MucsError | None = None) -> None:
+    def record_error(self, unit: str, cause: str, error: MucsError | None = None) -> None:
         """Called when the work on a unit ended with an error."""
-        self._record(unit, "error", cause, self.at_work.pop(unit, None), error)
+        self._record(unit, "error", cause, self.active.pop(unit, None), error)
 
-    def overdue(self, limit_s: float) -> dict[str, Attempt]:
+    def end_overdue(self, limit_s: float) -> dict[str, Attempt]:
         """Ends the attempts that gave no sign of life for that long; whoever asks has to end the workers."""
         overdue = {
-            unit: attempt for unit, attempt in self.at_work.items() if self.clock() - attempt.last_heartbeat > limit_s
+            unit: attempt for unit, attempt in self.active.items() if self.clock() - attempt.last_heartbeat > limit_s
         }
         for unit, attempt in overdue.items():
-            del self.at_work[unit]
+            del self.active[unit]
             self._record(unit, "hung", f"no sign of life for {self.clock() - attempt.last_heartbeat:.0f} s", attempt)
         return overdue
 
@@ -139,9 +139,9 @@ class AttemptTracker:
         units = sorted({failure.unit for failure in self.failures if self.is_given_up(failure.unit)})
         return {unit: [failure for failure in self.failures if failure.unit == unit] for unit in units}
 
-    def failures_since(self, known: int) -> tuple[list[Failure], int, int]:
-        """The failures after the first `known`, how many there are, and how many units are worked on now."""
-        return self.failures[known:], len(self.failures), len(self.at_work)
+    def failures_since(self, num_known: int) -> tuple[list[Failure], int, int]:
+        """The failures after the first `num_known`, how many there are, and how many units are worked on now."""
+        return self.failures[num_known:], len(self.failures), len(self.active)
 
     def _record(
         self, unit: str, kind: Kind, cause: str, attempt: Attempt | None, error: MucsError | None = None
@@ -151,7 +151,7 @@ class AttemptTracker:
         self.failures.append(Failure(unit=unit, kind=kind, cause=cause, place=place, error=error))
 
 
-def explain(given_up: Mapping[str, Sequence[Failure]], num_units: int) -> MucsError:
+def given_up_error(given_up: Mapping[str, Sequence[Failure]], num_units: int) -> MucsError:
     """The error that is raised once all other units are done; InputError if the input is to blame for all of it.
 
     Its `units` hold the last cause of each unit.
@@ -172,29 +172,29 @@ def explain(given_up: Mapping[str, Sequence[Failure]], num_units: int) -> MucsEr
     return error
 
 
-_send: Callable[[], None] | None = None
+_send_heartbeat: Callable[[], None] | None = None
 
 
 def heartbeat() -> None:
     """Give a sign of life of the unit that this process works on, if it does; may be called as often as one likes."""
-    if _send is not None:
-        _send()
+    if _send_heartbeat is not None:
+        _send_heartbeat()
 
 
 @contextmanager
 def heartbeats(send: Callable[[], None]) -> Iterator[None]:
     """For the duration of a unit, `heartbeat` calls `send`, at most every HEARTBEAT_S."""
-    global _send
+    global _send_heartbeat
     sent_at = time.monotonic()
 
-    def send_seldom() -> None:
+    def send_if_due() -> None:
         nonlocal sent_at
         if time.monotonic() - sent_at >= HEARTBEAT_S:
             sent_at = time.monotonic()
             send()
 
-    _send = send_seldom
+    _send_heartbeat = send_if_due
     try:
         yield
     finally:
-        _send = None
+        _send_heartbeat = None

@@ -72,7 +72,7 @@ class Refs:
 
 
 @dataclass(slots=True, kw_only=True)
-class Shared:
+class SharedModels:
     """What the methods of one worker have in common: F1, its losses of the batch at hand, the device's memory."""
 
     num_methods: int = 1
@@ -89,10 +89,10 @@ class Shared:
 
 
 def build(
-    job: AttributeJob, weights: Arrays | None, device: torch.device | None = None, shared: Shared | None = None
+    job: AttributeJob, weights: Arrays | None, device: torch.device | None = None, shared: SharedModels | None = None
 ) -> Attributor:
     """The method with what its part needs: the model, the items, an encoder; reads nothing else."""
-    device, shared = device or best_device(), shared or Shared()
+    device, shared = device or best_device(), shared or SharedModels()
     recipe, card = job.recipe, job.dataset.card
     numbers = range(recipe.generate.items) if job.method_stage.uses_items else ()
     context = MethodContext(

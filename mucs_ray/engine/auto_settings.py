@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 
 from mucs_ray import storage
-from mucs_ray.attribution.tuning import OPEN, RANK_MODELS, Tuning, tune
+from mucs_ray.attribution.tuning import AUTO_SETTINGS, RANK_MODELS, Tuning, tune
 from mucs_ray.config.recipe import Recipe, with_values
 from mucs_ray.data.table import Unit
 from mucs_ray.diffusion.batch import Batch
@@ -21,7 +21,7 @@ from mucs_ray.engine.units import run_units
 
 def resolve_auto(recipe: Recipe, tuning: Tuning) -> Recipe:
     """The recipe with what was found in the place of every "auto"."""
-    return with_values(recipe, {f"score.{setting}": getattr(tuning, setting) for setting in OPEN})
+    return with_values(recipe, {f"score.{setting}": getattr(tuning, setting) for setting in AUTO_SETTINGS})
 
 
 def tune_task(refs: Refs, job: AttributeJob, unit: Unit, share: int) -> Tuning:

@@ -82,13 +82,15 @@ def fit_items(job: AttributeJob, refs: Refs, numbers: Sequence[int], *, cluster:
     coordinator = new_coordinator()
     units = {item_name(number): (refs, number, job, coordinator) for number in numbers}
 
-    def show() -> None:
+    def show_progress() -> None:
         progress = coordinator.read().values()
         if progress:
             bar.set(bar.done, f"{sum(step for step, _ in progress)} updates, {len(progress)} begun")
 
     results = []
-    for _, result in run_units(fit_item_task, units, cluster=cluster, bar=bar, coordinator=coordinator, on_wait=show):
+    for _, result in run_units(
+        fit_item_task, units, cluster=cluster, bar=bar, coordinator=coordinator, on_wait=show_progress
+    ):
         results.append(result)
         bar.advance(1)
     return results
@@ -154,10 +156,10 @@ def sum_all(
     names = {file.split(".")[0]: file for file in shards}
     tasks = {name: (refs, job, shards[file], file, coordinator) for name, file in names.items()}
 
-    def show() -> None:
+    def show_progress() -> None:
         bar.set(done_before + sum(coordinator.read().values()), "")
 
-    results = run_units(sum_task, tasks, cluster=cluster, bar=bar, coordinator=coordinator, on_wait=show)
+    results = run_units(sum_task, tasks, cluster=cluster, bar=bar, coordinator=coordinator, on_wait=show_progress)
     return {names[name]: digest for name, digest in results}
 
 

@@ -43,7 +43,7 @@ def plan_items(dataset: Dataset, config: GenerateConfig, seed: int) -> list[Plan
     ]
 
 
-def generate_together(
+def generate_batch(
     denoiser: DiffusionModel, test: LocalImages, planned: Sequence[PlannedItem], config: GenerateConfig, seed: int
 ) -> list[Item]:
     """Some items as one batch, each from its own named noise: alone in it, one does not depend on others to the last
@@ -74,20 +74,20 @@ class GenerateJob:
 
 
 def generate_items(
-    denoiser: DiffusionModel, planned: Sequence[PlannedItem], job: GenerateJob, done: Callable[[int], None]
+    denoiser: DiffusionModel, planned: Sequence[PlannedItem], job: GenerateJob, on_item: Callable[[int], None]
 ) -> dict[str, str]:
     """Generate and publish some items; sha256 by file."""
     codec = adapter(job.model).codec(next(denoiser.parameters()).device)
     test = LocalImages(job.dataset, "test", on_unit=heartbeat)  # for its conditions
     digests = {}
-    for some in batches(planned, job.config.items_per_forward):
-        for each, item in zip(some, generate_together(denoiser, test, some, job.config, job.seed), strict=True):
+    for some in split(planned, job.config.items_per_forward):
+        for each, item in zip(some, generate_batch(denoiser, test, some, job.config, job.seed), strict=True):
             digests[item_file(job.stage, each.number)] = save_item(job.stage, item, codec, {"role": each.role})
-            done(each.number)
+            on_item(each.number)
     return digests
 
 
-def batches(planned: Sequence[PlannedItem], size: int) -> list[Sequence[PlannedItem]]:
+def split(planned: Sequence[PlannedItem], size: int) -> list[Sequence[PlannedItem]]:
     """Cuts of this many items."""
     return [planned[at : at + size] for at in range(0, len(planned), size)]
 
@@ -108,23 +108,25 @@ def generate(
     coordinator = new_coordinator()
     tasks: dict[str, tuple[Any, ...]] = {}
     for weights, planned in groups:
-        together = batches(planned, job.config.items_per_forward)
+        together = split(planned, job.config.items_per_forward)
         num_tasks = min(max(1, cluster.num_workers // len(groups)), len(together))
         shares = [[each for some in together[start::num_tasks] for each in some] for start in range(num_tasks)]
-        tasks |= {items_name(share): (weights, share, job, coordinator) for share in shares}
-    first = bar.done
+        tasks |= {task_name(share): (weights, share, job, coordinator) for share in shares}
+    done_before = bar.done
     digests: dict[str, str] = {}
 
-    def show() -> None:
-        bar.set(first + len(coordinator.read()))
+    def show_progress() -> None:
+        bar.set(done_before + len(coordinator.read()))
 
-    for _, some in run_units(generate_task, tasks, cluster=cluster, bar=bar, coordinator=coordinator, on_wait=show):
+    for _, some in run_units(
+        generate_task, tasks, cluster=cluster, bar=bar, coordinator=coordinator, on_wait=show_progress
+    ):
         digests |= some
     bar.set(bar.total)
     return digests
 
 
-def items_name(planned: Sequence[PlannedItem]) -> str:
+def task_name(planned: Sequence[PlannedItem]) -> str:
     """What a task's items are called together, e.g. "item-0000 and 4 more"."""
     more = f" and {len(planned) - 1} more" if len(planned) > 1 else ""
     return f"{item_name(planned[0].number)}{more}"

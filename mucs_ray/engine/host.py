@@ -51,7 +51,7 @@ def keep_freed_memory() -> None:
         malloc.mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT_BYTES)
 
 
-def look() -> Machine:
+def describe_machine() -> Machine:
     """This machine, as this process sees it."""
     from mucs_ray.data.local import cache_folder
 

@@ -15,7 +15,7 @@ SECONDS = [0.1, 0.3, 1, 3, 10, 30, 60, 100, 150, 200, 300, 600, 1000, 3000]
 """Boundaries of the histogram."""
 
 
-def unit_done(stage: str, *, images: int, forwards: int, seconds: float) -> None:
+def count_unit(stage: str, *, images: int, forwards: int, seconds: float) -> None:
     """A unit's result is published."""
     tags = {"stage": stage}
     counter("mucs_ray_images", "Training images done.").inc(images, tags)
@@ -24,12 +24,12 @@ def unit_done(stage: str, *, images: int, forwards: int, seconds: float) -> None
     unit_seconds().observe(seconds, tags)
 
 
-def attempt_failed(stage: str, kind: str) -> None:
+def count_failure(stage: str, kind: str) -> None:
     """An attempt at a unit failed: error, hung or lost."""
     counter("mucs_ray_failures", "Failed attempts at a unit.", "kind").inc(1, {"stage": stage, "kind": kind})
 
 
-def worker_there(stage: str) -> None:
+def report_worker(stage: str) -> None:
     """This worker holds the method of a stage. To be said every 20 seconds: Ray forgets a gauge that is silent."""
     workers().set(1, {"stage": stage})
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 PACE = "pace"
 """The event."""
-FIRST_S = 60.0
+MEASURED_S = 60.0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -14,17 +14,17 @@ class Pace:
 
     images: float
     """In the whole stage."""
-    first: float | None = None
+    started_at: float | None = None
     """When the first receipt came."""
     printed: bool = False
 
     def line(self, totals: Mapping[str, float], *, at: float) -> str | None:
-        """What a busy worker does, and what the whole stage will therefore take; once, FIRST_S after the first call.
+        """What a busy worker does, and what the whole stage will therefore take; once, MEASURED_S after the first call.
 
         `totals`: "rows", "forwards" and "worker_seconds" so far; `at`: seconds on any clock that does not go back.
         """
-        self.first = at if self.first is None else self.first
-        if self.printed or at - self.first < FIRST_S:
+        self.started_at = at if self.started_at is None else self.started_at
+        if self.printed or at - self.started_at < MEASURED_S:
             return None
         self.printed = True
         rows, forwards, seconds = totals["rows"], totals["forwards"], totals["worker_seconds"]

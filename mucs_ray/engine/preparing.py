@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Console
 
 from mucs_ray.engine.progress import bar
-from mucs_ray.engine.session import quiet_data, session
+from mucs_ray.engine.session import configure_ray_data, session
 
 Execute = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[Any]]
 
@@ -29,10 +29,10 @@ def map_tasks(write: Callable[[Any], Any], tasks: Sequence[Any], resources: dict
     import ray.data
     import ray.exceptions
 
-    from mucs_ray.engine.coordinator import last_line, own_error
+    from mucs_ray.engine.coordinator import last_line, mucs_error_in
     from mucs_ray.errors import RunFailed
 
-    quiet_data()
+    configure_ray_data()
     numbers = ray.data.from_items(list(range(len(tasks))), override_num_blocks=len(tasks))
     shared = ray.put(list(tasks))
 
@@ -43,4 +43,4 @@ def map_tasks(write: Callable[[Any], Any], tasks: Sequence[Any], resources: dict
         for row in numbers.map(run, num_cpus=resources["num_cpus"]).iter_rows():
             yield row["receipt"][0]
     except ray.exceptions.RayError as error:
-        raise own_error(error) or RunFailed(f"preparing failed: {last_line(error)}") from error
+        raise mucs_error_in(error) or RunFailed(f"preparing failed: {last_line(error)}") from error

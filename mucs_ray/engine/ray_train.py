@@ -30,8 +30,8 @@ from mucs_ray.engine.coordinator import (
     Coordinator,
     cancel_unfinished,
     last_line,
+    mucs_error_in,
     new_coordinator,
-    own_error,
     this_node,
 )
 from mucs_ray.engine.host import keep_freed_memory
@@ -48,8 +48,8 @@ from mucs_ray.training.numerics import as_in_training
 from mucs_ray.training.step import TrainState, WorkerContext, training
 
 POST_INTERVAL_S = 0.5
-PATIENCE_S = 10.0
-STARTS, PATIENT_STARTS = 5, 60
+STOP_TIMEOUT_S = 10.0
+PLACEMENT_ATTEMPTS, GROWING_PLACEMENT_ATTEMPTS = 5, 60
 """Attempts of a minute each to place the workers before giving up; many where machines may still come. Ray's own
 default is for ever."""
 
@@ -86,9 +86,9 @@ def run_training(
     state = fresh_state(job, device, captures=job.captures and worker.size == 1 and device.type == "cuda")
     load_state(job.stage, state)
     if worker.size > 1:
-        worker = wrap(state, worker)
-    kind = adapter(job.model)
-    codec, trainer = kind.codec(torch.device("cpu")), kind.trainer()
+        worker = distribute(state, worker)
+    model_adapter = adapter(job.model)
+    codec, trainer = model_adapter.codec(torch.device("cpu")), model_adapter.trainer()
     assert trainer is not None, "a model that cannot be trained has no stage that trains"
     images = LocalImages(job.dataset, "train", codec=codec, removed=job.removed, on_unit=heartbeat)
     test = LocalImages(job.dataset, "test", codec=codec, on_unit=heartbeat)
@@ -120,7 +120,7 @@ def fresh_state(job: TrainJob, device: torch.device, *, captures: bool = False) 
     return TrainState.fresh(denoiser, job.train, captures=captures)
 
 
-def wrap(state: TrainState, worker: WorkerContext) -> WorkerContext:
+def distribute(state: TrainState, worker: WorkerContext) -> WorkerContext:
     """Average gradients over the workers."""
     wrapped = ray.train.torch.prepare_model(state.live)
 
@@ -146,27 +146,27 @@ def train_worker(task: dict[str, Any]) -> None:
     ray.train.report({})
 
 
-def workers_for(train: TrainConfig, wanted: int, cluster: Cluster, *, trainings: int = 1) -> int:
+def workers_for(train: TrainConfig, requested: int, cluster: Cluster, *, trainings: int = 1) -> int:
     """The asked number of workers, or a share of the GPUs (CPUs: at most 2) that divides the batch.
 
     The share is that of one of several `trainings` that are to run side by side. InputError if there is no room.
     """
-    if wanted:
-        if wanted > cluster.slots:
+    if requested:
+        if requested > cluster.slots:
             raise InputError(
-                f"{wanted} training workers are wanted (engine.train_workers, else as many as pretrained), but there is"
-                f" room for {cluster.slots} on this cluster; set engine.train_workers"
+                f"{requested} training workers are wanted (engine.train_workers, else as many as pretrained), but there"
+                f" is room for {cluster.slots} on this cluster; set engine.train_workers"
             )
-        if train.batch_size % wanted:
-            raise InputError(f"train.batch_size {train.batch_size} cannot be split over {wanted} workers evenly")
-        return wanted
+        if train.batch_size % requested:
+            raise InputError(f"train.batch_size {train.batch_size} cannot be split over {requested} workers evenly")
+        return requested
     on_gpus = min(cluster.gpus // trainings, train.batch_size // LEAST_IMAGES)
     most = max(1, on_gpus) if cluster.gpus else min(2, cluster.cpus)
     return max(num for num in range(1, most + 1) if train.batch_size % num == 0)
 
 
 @ray.remote(num_cpus=0, max_retries=0)
-def fit(run: TrainRun, coordinator: Coordinator, folder: str, cluster: Cluster) -> None:
+def run_trainer(run: TrainRun, coordinator: Coordinator, folder: str, cluster: Cluster) -> None:
     """Ray Train in a process of its own: in a thread of the driver it could not be ended before Ray is."""
     fs, path = storage.filesystem(folder)
     trainer = TorchTrainer(
@@ -182,7 +182,7 @@ def fit(run: TrainRun, coordinator: Coordinator, folder: str, cluster: Cluster) 
             storage_filesystem=None if storage.is_local(folder) else PyFileSystem(FSSpecHandler(fs)),
             failure_config=FailureConfig(
                 max_failures=cluster.engine.max_failures,
-                controller_failure_limit=PATIENT_STARTS if cluster.grows else STARTS,
+                controller_failure_limit=GROWING_PLACEMENT_ATTEMPTS if cluster.grows else PLACEMENT_ATTEMPTS,
             ),
         ),
     )
@@ -195,14 +195,14 @@ class Training:
     def __init__(self, run: TrainRun, cluster: Cluster) -> None:
         """Start the training."""
         self.job, self.coordinator = run.job, new_coordinator()
-        self.step, self.first, self.note = 0, 0, ""
-        self.started = time.monotonic()
-        self.began: float | None = None
-        self.seen, self.last = self.started, dict[str, Any]()
+        self.step, self.first_step, self.detail = 0, 0, ""
+        self.started_at = time.monotonic()
+        self.first_step_at: float | None = None
+        self.last_post_at, self.last_posted = self.started_at, dict[str, Any]()
         # a name of its own each time: Ray would silently resume an old run of the same name, and the state is ours
         self.folder = storage.join(run.job.stage.folder, f"ray-train-{uuid4().hex[:8]}")
-        here = fit.options(scheduling_strategy=this_node())
-        self.task = here.remote(run, self.coordinator, self.folder, cluster)
+        on_driver = run_trainer.options(scheduling_strategy=this_node())
+        self.task = on_driver.remote(run, self.coordinator, self.folder, cluster)
 
     @property
     def ended(self) -> bool:
@@ -214,19 +214,19 @@ class Training:
         posted = self.coordinator.read()
         if "error" in posted:
             raise posted["error"]
-        if posted != self.last:
-            self.seen, self.last = time.monotonic(), posted
+        if posted != self.last_posted:
+            self.last_post_at, self.last_posted = time.monotonic(), posted
         if "train" in posted:
             self.step, loss = posted["train"]
-            if self.began is None:
-                self.first, self.began = self.step, time.monotonic()
+            if self.first_step_at is None:
+                self.first_step, self.first_step_at = self.step, time.monotonic()
             validation = f", validation {posted['validation'][1]:.4f}" if "validation" in posted else ""
-            self.note = f"loss {loss:.4f}{validation}"
+            self.detail = f"loss {loss:.4f}{validation}"
         return posted
 
     def hangs(self, timeout_s: float) -> bool:
         """Whether it has begun, and then gave no sign of life for so long."""
-        return self.began is not None and not self.ended and time.monotonic() - self.seen > timeout_s
+        return self.first_step_at is not None and not self.ended and time.monotonic() - self.last_post_at > timeout_s
 
     def result(self) -> dict[str, Any]:
         """Facts of a training that has ended; the weights are in its stage's folder. RunFailed if it failed."""
@@ -234,19 +234,19 @@ class Training:
         try:
             ray.get(self.task)
         except ray.exceptions.RayError as error:
-            raise own_error(error) or RunFailed(f"training failed: {last_line(error)}") from error
+            raise mucs_error_in(error) or RunFailed(f"training failed: {last_line(error)}") from error
         facts = posted.get("result") or finished_facts(self.job.stage)
         self.step = facts["updates"]
-        seconds = time.monotonic() - self.began if self.began is not None else 0.0
-        rate = (self.step - self.first) * self.job.train.batch_size / seconds if seconds else 0.0
-        return {**facts, "images_per_second": round(rate, 1), "seconds": round(time.monotonic() - self.started, 2)}
+        seconds = time.monotonic() - self.first_step_at if self.first_step_at is not None else 0.0
+        rate = (self.step - self.first_step) * self.job.train.batch_size / seconds if seconds else 0.0
+        return {**facts, "images_per_second": round(rate, 1), "seconds": round(time.monotonic() - self.started_at, 2)}
 
-    def stop(self, patience_s: float = PATIENCE_S) -> None:
+    def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> None:
         """End what is left of it: its process, with that the workers, and Ray Train's own files.
 
         Ray Train gives its CPUs back when it ends by itself, but not surely when it is killed: so it is waited for.
         """
-        cancel_unfinished([self.task], patience_s=patience_s)
+        cancel_unfinished([self.task], timeout_s=timeout_s)
         remove_folder(self.folder)
 
 
@@ -284,12 +284,12 @@ def train_all(runs: Sequence[TrainRun], cluster: Cluster, *, bar: Bar) -> Iterat
                     ended[number] = running.pop(number)
                     training.stop()
                     yield number, facts
-            show(bar, [*ended.values(), *running.values()])
+            show_progress(bar, [*ended.values(), *running.values()])
         if failure is not None:
             raise failure
     finally:
         for training in running.values():
-            training.stop(patience_s=0.0)
+            training.stop(timeout_s=0.0)
 
 
 def restart_after_hang(run: TrainRun, cluster: Cluster, hangs: int, bar: Bar) -> Training:
@@ -309,12 +309,12 @@ def has_room(run: TrainRun, running: Sequence[TrainRun], cluster: Cluster) -> bo
     return not running or (few_enough and taken + run.num_workers <= cluster.slots)
 
 
-def show(bar: Bar, trainings: Sequence[Training]) -> None:
+def show_progress(bar: Bar, trainings: Sequence[Training]) -> None:
     """The progress of all trainings in one bar."""
-    bar.first = sum(training.first for training in trainings)
+    bar.done_before = sum(training.first_step for training in trainings)
     bar.set(
         sum(training.step for training in trainings),
-        "; ".join(each.note for each in trainings if each.step < each.job.train.updates),
+        "; ".join(each.detail for each in trainings if each.step < each.job.train.updates),
     )
 
 

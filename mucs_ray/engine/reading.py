@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from mucs_ray.data.table import Unit, read_unit
+from mucs_ray.engine.attempts import AttemptTracker
 from mucs_ray.engine.coordinator import Coordinator, last_line
 from mucs_ray.errors import MucsError
 from mucs_ray.store.parts import read_part, unit_part
@@ -49,13 +50,16 @@ def read_units(names: pa.Table, units: Mapping[str, Unit], readers: Sequence[Rea
     for reader in readers:
         if unit.name in reader.units:
             by_source.setdefault(reader.source, []).append(reader)
-    for source, same in by_source.items():
+    for source, stage_readers in by_source.items():
         try:
-            table = with_source(table, source, with_timeout(same[0].timeout, read_rows, same[0].features, unit))
+            table = with_source(
+                table, source, with_timeout(stage_readers[0].timeout, read_rows, stage_readers[0].features, unit)
+            )
         except Exception as error:
             own = error if isinstance(error, MucsError) else None
-            for reader in same:
-                reader.coordinator.failed(unit.name, str(own or f"it could not be read: {last_line(error)}"), own)
+            for reader in stage_readers:
+                cause = str(own or f"it could not be read: {last_line(error)}")
+                reader.coordinator.call(AttemptTracker.record_error, unit.name, cause, own)
     return table
 
 

@@ -25,7 +25,7 @@ LOCAL_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_USAGE_STATS_REPORT_URL": "http://127.0.0.1:9/",
 }
-NOT_LOCAL = (
+DROPPED_VARIABLES = (
     "PYTHONDONTWRITEBYTECODE",  # without .pyc files every Ray process starts three times slower
     "MUCS_RAY_MAX_CPUS",  # what can come to a cluster that this machine may be the head of
     "MUCS_RAY_MAX_GPUS",
@@ -36,7 +36,7 @@ QUIET_ENVIRONMENT = {
     "RAY_COLOR_PREFIX": "0",
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
 }
-KINDS = ("CPU", "GPU")
+RESOURCES = ("CPU", "GPU")
 REACH_S = 10.0
 ACTOR_CPUS, READER_CPUS = 0.9, 0.1
 """Of each CPU a worker leaves a tenth to the readers that feed it: if it took all, Ray Data would wait for ever."""
@@ -63,10 +63,10 @@ class Cluster:
     @classmethod
     def now(cls, engine: EngineConfig | None = None) -> "Cluster":
         """The cluster that this process is connected to, as it stands; nodes come and go, so ask for each stage."""
-        nodes = [node["Resources"] for node in alive()]
-        here = {name: sum(int(node.get(name, 0)) for node in nodes) for name in KINDS}
-        cpus, gpus = (max(here[name], max_autoscaled(name)) for name in KINDS)
-        grows = gpus > here["GPU"] or cpus > here["CPU"]
+        nodes = [node["Resources"] for node in node_infos()]
+        present = {name: sum(int(node.get(name, 0)) for node in nodes) for name in RESOURCES}
+        cpus, gpus = (max(present[name], max_autoscaled(name)) for name in RESOURCES)
+        grows = gpus > present["GPU"] or cpus > present["CPU"]
         on_cpus = cpus if grows else sum(int(node.get("CPU", 0) / ACTOR_CPUS) for node in nodes)
         return cls(
             cpus=max(1, cpus),
@@ -107,33 +107,33 @@ def max_autoscaled(kind: str) -> int:
     return int(limit) or int((state.get_max_resources_from_cluster_config() or {}).get(kind, 0))
 
 
-def await_worker(tell: Callable[[], None]) -> None:
-    """Come back once there is a CPU or GPU to plan with, or it is known what can come; `tell` if that is not so now.
+def await_worker(on_wait: Callable[[], None]) -> None:
+    """Come back once there is a CPU or GPU to plan with, or it is known what can come; `on_wait` if that is not so now.
 
     The task that is waited for is what makes an autoscaler bring a first worker.
     """
     import ray
 
-    while not any(node["Resources"].get(kind) for node in alive() for kind in KINDS) and not any(
-        map(max_autoscaled, KINDS)
+    while not any(node["Resources"].get(kind) for node in node_infos() for kind in RESOURCES) and not any(
+        map(max_autoscaled, RESOURCES)
     ):
-        tell()
+        on_wait()
         ray.get(ray.remote(num_cpus=READER_CPUS)(lambda: None).remote())
 
 
-def alive() -> list[dict[str, Any]]:
+def node_infos() -> list[dict[str, Any]]:
     """The nodes of the cluster."""
     import ray
 
     return [node for node in ray.nodes() if node["Alive"]]
 
 
-def alive_nodes() -> set[str]:
+def alive_node_ids() -> set[str]:
     """The ids of the nodes of the cluster."""
-    return {node["NodeID"] for node in alive()}
+    return {node["NodeID"] for node in node_infos()}
 
 
-def draining_nodes() -> set[str]:
+def draining_node_ids() -> set[str]:
     """The ids of nodes that have been told that they will be taken away (spot machines)."""
     from ray._private.state import state  # no public name tells
 
@@ -148,7 +148,7 @@ def session(address: str | None = None, *, verbose: bool = False) -> Iterator[Cl
         os.environ.update(QUIET_ENVIRONMENT)
     if address == "local":
         os.environ.update(LOCAL_ENVIRONMENT)
-        for name in NOT_LOCAL:
+        for name in DROPPED_VARIABLES:
             os.environ.pop(name, None)
     import ray  # after the environment is set: Ray reads it when it is imported
 
@@ -157,7 +157,7 @@ def session(address: str | None = None, *, verbose: bool = False) -> Iterator[Cl
             logging.getLogger(name).setLevel(logging.ERROR)
         drop_warnings_of_many_processes()
     level = logging.INFO if verbose else logging.ERROR
-    with nullcontext() if verbose else errors_only():
+    with nullcontext() if verbose else stderr_held_back():
         if address == "local":
             start_local(verbose=verbose, level=level)
         else:
@@ -182,21 +182,21 @@ def check_reachable(address: str) -> None:
 
 
 @contextmanager
-def errors_only() -> Iterator[None]:
+def stderr_held_back() -> Iterator[None]:
     """Keep what Ray's C++ side writes to stderr while it starts, and show it only if the start fails."""
     sys.stderr.flush()
-    kept = os.dup(2)
-    with tempfile.TemporaryFile() as aside:
-        os.dup2(aside.fileno(), 2)
+    stderr_copy = os.dup(2)
+    with tempfile.TemporaryFile() as captured:
+        os.dup2(captured.fileno(), 2)
         try:
             yield
         except BaseException:
-            aside.seek(0)
-            os.write(kept, aside.read())
+            captured.seek(0)
+            os.write(stderr_copy, captured.read())
             raise
         finally:
-            os.dup2(kept, 2)
-            os.close(kept)
+            os.dup2(stderr_copy, 2)
+            os.close(stderr_copy)
 
 
 def drop_warnings_of_many_processes() -> None:
@@ -212,7 +212,7 @@ def drop_warnings_of_many_processes() -> None:
     worker.print_to_stdstream = show_others
 
 
-def quiet_data() -> None:
+def configure_ray_data() -> None:
     """Ray Data without its own progress output; it sets its loggers up when it is imported."""
     import ray.data
 
@@ -231,9 +231,9 @@ def start_local(*, verbose: bool, level: int) -> None:
     import ray
 
     home = os.environ.get("HOME")
-    with tempfile.TemporaryDirectory(prefix="mucs-ray-home-") as calm:
-        (Path(calm) / "ray_bootstrap_config.yaml").write_text("provider: {type: local}\n")
-        os.environ["HOME"] = calm
+    with tempfile.TemporaryDirectory(prefix="mucs-ray-home-") as fake_home:
+        (Path(fake_home) / "ray_bootstrap_config.yaml").write_text("provider: {type: local}\n")
+        os.environ["HOME"] = fake_home
         try:
             environment = {**worker_environment(), **({"HOME": home} if home else {})}
             ray.init(

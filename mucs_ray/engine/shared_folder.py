@@ -13,14 +13,14 @@ from mucs_ray import storage
 
 
 def write(url: str) -> list[str]:
-    """Publish a probe; returns the local folders that had to be made, the deepest first."""
+    """Publish a probe; returns the local folders that had to be created, the deepest first."""
     path = Path(storage.filesystem(url)[1])
-    made = [str(folder) for folder in path.parents if not folder.exists()] if storage.is_local(url) else []
+    created = [str(folder) for folder in path.parents if not folder.exists()] if storage.is_local(url) else []
     storage.publish(url, content(url))
-    return made
+    return created
 
 
-def absent(probe: str, writers: Iterable[str]) -> list[str]:
+def unreadable_probes(probe: str, writers: Iterable[str]) -> list[str]:
     """Whose files cannot be read here."""
     return [writer for writer in writers if not readable(probe + writer)]
 
@@ -39,7 +39,7 @@ def content(url: str) -> bytes:
 
 
 def remove(url: str, folders: Iterable[str]) -> None:
-    """Delete a probe if it is there, and the folders made for it if nothing else is in them."""
+    """Delete a probe if it is there, and the folders created for it if nothing else is in them."""
     with suppress(OSError):
         storage.remove(url)
     for folder in folders:
@@ -47,7 +47,7 @@ def remove(url: str, folders: Iterable[str]) -> None:
             Path(folder).rmdir()
 
 
-def start(url: str, shard: str) -> tuple[str, Any]:
+def dataset_probe(url: str, shard: str) -> tuple[str, Any]:
     """Digest of a data set's card, and the first bytes of a shard."""
     digest = sha256(storage.read_bytes(storage.join(url, "card.json"))).hexdigest()
     fs, path = storage.filesystem(storage.join(url, shard))

@@ -15,16 +15,16 @@ class Rows:
     def __init__(self, table: pa.Table) -> None:
         """As they were read."""
         self.table = table
-        self.moved: Batch | Columns | None = None
+        self.on_device: Batch | Columns | None = None
 
     def to(self, job: AttributeJob, device: torch.device) -> Batch | Columns:
         """Decoded and on the device; the same object for all who ask, so nobody may change it."""
-        if self.moved is None:
-            self.moved = to_rows(job, self.table, device)
-        return self.moved
+        if self.on_device is None:
+            self.on_device = to_rows(job, self.table, device)
+        return self.on_device
 
 
-def sources(table: pa.Table) -> dict[str, Rows]:
+def rows_by_source(table: pa.Table) -> dict[str, Rows]:
     """What `with_source` put together, by source."""
     columns: dict[str, dict[str, pa.ChunkedArray]] = {}
     for full in table.column_names:

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from mucs_ray.attribution.registry import REFERENCE, find
+from mucs_ray.attribution.registry import REFERENCE, find_method
 from mucs_ray.data.table import open_parquet
 from mucs_ray.evaluation.analysis import Analysis, analyse
 from mucs_ray.evaluation.hubs import Hubs, find_hubs
@@ -111,7 +111,7 @@ def sentence(analysis: Analysis) -> str:
 
 def labels(analysis: Analysis) -> dict[str, str]:
     """Return the names of the methods in tables."""
-    return {analysed.method: find(analysed.method).label for analysed in analysis.methods}
+    return {analysed.method: find_method(analysed.method).label for analysed in analysis.methods}
 
 
 def paper_numbers(pipeline: Pipeline) -> Published | None:
@@ -183,7 +183,7 @@ def grid(pipeline: Pipeline, measured: Sequence[MethodOutcome]) -> Grid:
         after = pipeline.stages[f"regenerate/{outcome.method}"]
         cells = tuple(GridCell(image=picture(after, n, codec), note=note(outcome, n)) for n in numbers)
         removed = f"without {outcome.removed:,} of {outcome.num_images:,}"
-        rows.append(GridRow(label=find(outcome.method).label, note=removed, cells=cells))
+        rows.append(GridRow(label=find_method(outcome.method).label, note=removed, cells=cells))
     return Grid(title=f"Seed {pipeline.recipe.seed}", rows=tuple(rows))
 
 
@@ -211,8 +211,8 @@ def found_hubs(pipelines: Sequence[Pipeline], methods: Iterable[str]) -> dict[st
 def hubs(pipelines: Sequence[Pipeline], methods: Iterable[str]) -> HubSection | None:
     """Lay out the report's section on hubs; None for a single item."""
     hubs = found_hubs(pipelines, methods)
-    pictured = [find(method).label for method in without_variants(list(hubs))]
-    hubs_of = {find(method).label: of_method for method, of_method in hubs.items()}
+    pictured = [find_method(method).label for method in without_variants(list(hubs))]
+    hubs_of = {find_method(method).label: of_method for method, of_method in hubs.items()}
     dataset = pipelines[0].dataset
     rows = dataset.find({frequent.idx for method in pictured for frequent in hubs_of[method].most_frequent}, "train")
     classes = dataset.card.classes

@@ -22,7 +22,7 @@ from torch import Tensor
 from mucs_ray.attribution.base import Attributor, Columns, MethodContext, MethodSettings, Tensors
 from mucs_ray.attribution.card import MethodCard, MethodStage, load_class
 from mucs_ray.attribution.loss_change import select_measure
-from mucs_ray.attribution.registry import METHODS, find
+from mucs_ray.attribution.registry import METHODS, find_method
 from mucs_ray.config.recipe import Recipe, build, for_method, with_values
 from mucs_ray.diffusion.batch import Batch, Item
 from mucs_ray.diffusion.noise import generator, normal
@@ -221,7 +221,7 @@ def cut(rows: Batch | Columns, at: slice | list[int]) -> Any:
 
 
 def fresh(name: str, *, num_items: int = 2, settings: MethodSettings | None = None) -> Loop:
-    method = find(name)
+    method = find_method(name)
     return Loop(method=method, images=images(), items=items(num_items), settings=settings or recipe_of(method))
 
 
@@ -243,7 +243,7 @@ def same(one: Columns, other: Columns) -> bool:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_facts_are_single_lines(name: str):
-    method = find(name)
+    method = find_method(name)
     told = {fact: getattr(method, fact) for fact in ("name", "label", "summary", "needs")}
     if name in OWN:
         told |= {"cost": method.cost, "source": method.source}
@@ -255,7 +255,7 @@ def test_facts_are_single_lines(name: str):
 @pytest.mark.parametrize("name", OWN)
 def test_the_class_and_its_card_belong_together(name: str):
     """A variant shares both with the method it varies."""
-    method = find(name)
+    method = find_method(name)
     card = method.load().card
     same_facts = {key: getattr(card, key) for key in ("stages", "encoder", "needs", "implementation")}
     assert {key: getattr(method, key) for key in same_facts} == same_facts
@@ -270,7 +270,7 @@ def test_names_and_labels_are_told_apart():
 @pytest.mark.parametrize("name", NAMES)
 def test_parts_are_well_formed(name: str):
     """Each hook at most once, in the order in which they run, the scoring last; a hook that is written is listed."""
-    method = find(name)
+    method = find_method(name)
     kind = method.load()
     hooks = [part.hook for part in method.stages]
     assert hooks == [hook for hook in HOOKS if hook in hooks]
@@ -295,7 +295,7 @@ def named(reads: tuple[str, ...], recipe: Recipe) -> set[str]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_settings_and_reads_name_what_a_recipe_has(name: str):
-    method = find(name)
+    method = find_method(name)
     keys = recipe_keys(recipe_of(method))
     assert {*method.settings} <= keys
     assert {read for part in method.stages for read in part.reads} <= keys | {key.rpartition(".")[0] for key in keys}
@@ -326,7 +326,7 @@ def recorded(recipe: Recipe, seen: set[str]) -> Recipe:
 def test_a_knob_that_is_read_is_named(name: str):
     """Or a changed value would leave finished stages as they are: each part names what it reads, or an earlier one."""
     seen: set[str] = set()
-    method = find(name)
+    method = find_method(name)
     run = fresh(name, settings=recorded(recipe_of(method), seen))
     rows, fitted, allowed = run.rows, {}, set[str]()
     item_states: list[Tensors] = [{} for _ in run.items]
@@ -360,7 +360,7 @@ def test_a_knob_that_is_read_is_named(name: str):
 @pytest.mark.parametrize("name", NAMES)
 def test_what_a_part_costs_is_told(name: str):
     """For `mucs-ray plan`: more for more images or items; a method of the package counts each part with the model."""
-    method = find(name)
+    method = find_method(name)
     recipe = recipe_of(method)
     for part in method.stages:
         kind = load_class(part.owner or method.implementation)
@@ -509,5 +509,5 @@ def test_what_is_no_method_is_refused_in_one_line(tmp_path: Path, monkeypatch: p
         ("muccs", "known: random"),
     ]:
         with pytest.raises(InputError, match=told) as refused:
-            find(name)
+            find_method(name)
         assert "\n" not in str(refused.value)

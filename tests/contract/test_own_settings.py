@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from mucs_ray.attribution.base import Attributor, MethodContext
 from mucs_ray.attribution.card import MethodCard, MethodStage
-from mucs_ray.attribution.registry import find, imported
+from mucs_ray.attribution.registry import find_method, import_method
 from mucs_ray.cli.app import app
 from mucs_ray.config.recipe import Recipe, build, for_method, with_settings
 from mucs_ray.config.values import method_settings
@@ -56,7 +56,7 @@ def test_without_its_section_it_runs_by_its_defaults():
     """As does an installed method that an earlier command has attributed with."""
     plain = recipe(methods=())
     assert "brightness" not in plain.method
-    assert for_method(plain, find(TOY)).method["brightness"] == BrightnessConfig()
+    assert for_method(plain, find_method(TOY)).method["brightness"] == BrightnessConfig()
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_a_run_of_an_earlier_version_can_be_looked_at(data: Dataset, tmp_path: P
 def test_two_methods_do_not_share_a_section_by_accident():
     other = MethodCard(name="brightness", label="Other", summary="other settings", config_class=WithoutDefault)
     with pytest.raises(InputError, match=r"toys:Brightness and brightness both have settings .* \[method.brightness\]"):
-        method_settings({}, [find(TOY), other])
+        method_settings({}, [find_method(TOY), other])
 
 
 class WithoutDefault:
@@ -193,12 +193,12 @@ class Grouped(Attributor):
 )
 def test_a_card_that_cannot_be_used_is_one_line(kind: type[Attributor], told: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("toys.Brightness", kind)
-    imported.cache_clear()
+    import_method.cache_clear()
     try:
         with pytest.raises(InputError, match=told):
-            find(TOY)
+            find_method(TOY)
     finally:
-        imported.cache_clear()
+        import_method.cache_clear()
 
 
 @pytest.mark.parametrize(

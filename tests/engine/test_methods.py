@@ -16,7 +16,7 @@ from mucs_ray.attribution.das import DAS
 from mucs_ray.attribution.loss_change import select_measure
 from mucs_ray.attribution.mucs import MUCS
 from mucs_ray.attribution.ranking import mutual_ranks, ranks
-from mucs_ray.attribution.tuning import OPEN
+from mucs_ray.attribution.tuning import AUTO_SETTINGS
 from mucs_ray.data.table import Dataset, read_unit
 from mucs_ray.diffusion.batch import Batch
 from mucs_ray.diffusion.condition import joined
@@ -146,7 +146,7 @@ def test_what_is_found_by_trying_is_kept(
     _, scores = all_scores(stored_scores(pipeline, "mucs"))
     rounding = 1e-4 if tuning["precision"] == "fp32" else 0.02
     np.testing.assert_allclose(scores, all_scores(stored_scores(compared, "mucs"))[1], atol=rounding)
-    assert {knob: stage.facts()[knob] for knob in OPEN} == {knob: tuning[knob] for knob in OPEN}
+    assert {knob: stage.facts()[knob] for knob in AUTO_SETTINGS} == {knob: tuning[knob] for knob in AUTO_SETTINGS}
     storage.remove(stage.url("manifest.json"))
     lost = next(name for name in found["files"] if name.endswith(".parquet"))
     storage.remove(stage.url(lost))

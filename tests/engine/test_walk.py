@@ -1,7 +1,7 @@
 """How far it is from a command to the network: our frames on the stack of a scoring pass. Ray is not started."""
 
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +14,7 @@ import mucs_ray
 from mucs_ray.attribution.model_bank import ModelBank
 from mucs_ray.data.table import read_unit
 from mucs_ray.engine import scoring
+from mucs_ray.engine.attempts import AttemptTracker
 from mucs_ray.engine.attributors import build
 from mucs_ray.engine.models import to_arrays
 from mucs_ray.engine.reading import UNIT_COLUMN, with_source
@@ -56,7 +57,7 @@ def on_the_driver(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Frames
         yield receipts()
 
     stage = SimpleNamespace(job=SimpleNamespace(stage=pipeline.stages[SCORE]), missing=[1], coordinator=None, bar=None)
-    stage.coordinator = SimpleNamespace(failures_since=lambda known: ([], 0, 0))
+    stage.num_failures = 0
     stage.count_failures = lambda *_: stage.missing.clear()
     stage.totals, stage.error = {"worker_seconds": 1.0}, lambda: RunFailed("it was only looked at")
     monkeypatch.setattr(one_pass, "begin_stage", lambda *_, **__: stage)
@@ -69,16 +70,12 @@ def on_the_driver(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Frames
     return seen[0]
 
 
-class Told(SimpleNamespace):
-    """In the place of a coordinator."""
+class OneAttempt(SimpleNamespace):
+    """This stands in for a coordinator: every unit may begin, and a failure fails the test."""
 
-    def begin(self, *_: object) -> str:
+    def call(self, method: Callable[..., object], *arguments: object) -> str:
+        assert method is not AttemptTracker.record_error, arguments
         return "go"
-
-    def end(self, *_: object) -> None: ...
-
-    def failed(self, unit: str, cause: str, error: Exception | None = None) -> None:
-        raise AssertionError(cause) from error
 
 
 def in_the_worker(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> tuple[Frames, Frames]:
@@ -92,10 +89,10 @@ def in_the_worker(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> tuple[
     name = method.context.model.names("mlp")[0]
     method.load({}, [{name: method.context.model.network.get_parameter(name) + 1}])
     (unit, *_) = pipeline.dataset.units("train")
-    member = scoring.Member(job=job, coordinator=Told(), units=frozenset([unit.name]))  # type: ignore[arg-type]
+    pass_stage = scoring.PassStage(job=job, coordinator=OneAttempt(), units=frozenset([unit.name]))  # type: ignore[arg-type]
     scorer = object.__new__(scoring.Scorer)
-    scorer.members, scorer.units, scorer.methods, scorer.worker = [member], {unit.name: unit}, [method], None  # type: ignore[assignment]
-    monkeypatch.setattr(scoring.metrics, "unit_done", lambda *_, **__: None)
+    scorer.pass_stages, scorer.units, scorer.methods, scorer.worker = [pass_stage], {unit.name: unit}, [method], None  # type: ignore[assignment]
+    monkeypatch.setattr(scoring.metrics, "count_unit", lambda *_, **__: None)
 
     banks, networks, compute = list[Frames](), list[Frames](), ModelBank._compute_or_replay
     monkeypatch.setattr(ModelBank, "_compute_or_replay", lambda *given: (banks.append(frames()), compute(*given))[1])

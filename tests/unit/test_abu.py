@@ -255,7 +255,7 @@ def test_what_is_not_finite_is_named(linear: DiTEDM):
     with pytest.raises(RunFailed, match="training image idx=104 is not finite"):
         abu(linear).accumulate(batch)
     broken = replace(item(61, number=4), z=torch.full((3, 8, 8), float("nan")))
-    with pytest.raises(RunFailed, match=r"item 4 \(idx=61\).*not finite at update 0"):
+    with pytest.raises(RunFailed, match=r"item 4, update 0: .* idx=61 is not finite"):
         adapt(abu(linear), broken, TOTAL)
-    with pytest.raises(RunFailed, match=r"item 0 \(idx=60\).*not finite at update 1"):
+    with pytest.raises(RunFailed, match=r"item 0, update 1: .* idx=60 is not finite"):
         adapt(abu(linear, replace(SCALE_CONFIG, step=1e60)), item(), TOTAL)

@@ -284,7 +284,7 @@ def test_rows_are_there_when_forwards_read_them(images: int, log: list[str]):
         rows = IMAGES[order]
         batch = to_late_device(9, rows.__getitem__, 2)
         assert ended()
-        assert batch.arrivals.memory.there["z"].isnan().all()  # not one copy has been made yet
+        assert batch.arrivals.memory.tensors["z"].isnan().all()  # not one copy has been made yet
         assert torch.equal(models.losses(batch, NOISES), models.losses(rows, NOISES))
 
 
@@ -293,7 +293,7 @@ def test_a_cut_waits_for_its_own_copies_only(log: list[str]):
     assert ended()
     assert torch.equal(batch[:2].z, IMAGES.z[:2])
     assert log.count("copy") == 2  # of the images and of their conditions
-    assert batch.arrivals.memory.there["z"][3:].isnan().all()
+    assert batch.arrivals.memory.tensors["z"][3:].isnan().all()
     assert same(batch, IMAGES)
     assert log.count("copy") == 6
 

@@ -129,7 +129,7 @@ def test_an_item_does_not_depend_on_its_number_but_on_its_idx(trained: DiTEDM):
 
 def test_a_loss_that_is_not_finite_names_the_item(trained: DiTEDM):
     broken = replace(item(61, number=4), z=torch.full((3, 8, 8), float("nan")))
-    with pytest.raises(RunFailed, match=r"item 4 \(idx=61\).*not finite at update 0"):
+    with pytest.raises(RunFailed, match=r"item 4, update 0: .* idx=61 is not finite"):
         adapt(trained, broken)
-    with pytest.raises(RunFailed, match=r"item 0 \(idx=60\).*not finite at update [1-4]"):
+    with pytest.raises(RunFailed, match=r"item 0, update [1-4]: .* idx=60 is not finite"):
         adapt(trained, item(), replace(CONFIG, learning_rate_divisor=1e-30))

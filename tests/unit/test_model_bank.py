@@ -218,7 +218,7 @@ def test_too_little_memory_is_survived_and_remembered(images: int, memory: int, 
     with memory_for(memory) as asked:
         table = models.losses(IMAGES, NOISES)
         torch.testing.assert_close(table, expected, rtol=1e-5, atol=1e-6)
-        assert models.most_rows == most
+        assert models.max_pairs == most
         failures = sum(rows > memory for rows in asked)
         assert failures <= 4
         models.losses(IMAGES, NOISES)
@@ -240,8 +240,8 @@ def test_a_device_too_small_for_one_pair_is_said():
 @pytest.mark.parametrize(("memory", "most"), [(100, 8), (26, 4), (6, 1)])
 def test_tuning_takes_no_more_than_fits(memory: int, most: int, monkeypatch: pytest.MonkeyPatch):
     """Larger forwards, if they are faster and while they fit (6 noises an image)."""
-    monkeypatch.setattr(tuning, "timed", quick(tuning.timed))
-    monkeypatch.setattr(tuning, "BETTER", 0.0)  # whatever the clock says, larger is faster
+    monkeypatch.setattr(tuning, "time_forward", quick(tuning.time_forward))
+    monkeypatch.setattr(tuning, "MIN_SPEEDUP", 0.0)  # whatever the clock says, larger is faster
     with memory_for(memory):
         found = tuning.tune(DENOISER, IMAGES, ScoreConfig(noises=6, images_per_forward="auto"), share=1)
     assert (found.images_per_forward, found.compile) == (most, "off")
@@ -260,8 +260,8 @@ def quick(timed: Callable[..., tuple[float, bool]]) -> Callable[..., tuple[float
 
 def test_a_forward_that_takes_long_is_large_enough(monkeypatch: pytest.MonkeyPatch):
     """At 6 noises an image, 0.1 s a forward of one: two images take longer than TRY_S, so four are not tried."""
-    monkeypatch.setattr(tuning, "timed", lambda *_1, **_2: (0.1, True))
-    monkeypatch.setattr(tuning, "BETTER", 0.0)
+    monkeypatch.setattr(tuning, "time_forward", lambda *_1, **_2: (0.1, True))
+    monkeypatch.setattr(tuning, "MIN_SPEEDUP", 0.0)
     found = tuning.tune(DENOISER, IMAGES, ScoreConfig(noises=6, images_per_forward="auto"), share=1)
     assert (found.images_per_forward, found.seconds_a_forward) == (2, 0.1)
 
@@ -269,7 +269,9 @@ def test_a_forward_that_takes_long_is_large_enough(monkeypatch: pytest.MonkeyPat
 def test_a_larger_forward_must_be_faster(monkeypatch: pytest.MonkeyPatch):
     """Two images are, by more than 3 %; four are not, by enough."""
     speeds = {1: 0.0100, 2: 0.0090, 4: 0.0089, 8: 0.0010}
-    monkeypatch.setattr(tuning, "timed", lambda _1, _2, _3, config, **_4: (speeds[config.images_per_forward], True))
+    monkeypatch.setattr(
+        tuning, "time_forward", lambda _1, _2, _3, config, **_4: (speeds[config.images_per_forward], True)
+    )
     found = tuning.tune(DENOISER, IMAGES, ScoreConfig(noises=6, images_per_forward="auto"), share=1)
     assert (found.images_per_forward, found.seconds_a_forward) == (2, 0.009)
 
@@ -277,7 +279,7 @@ def test_a_larger_forward_must_be_faster(monkeypatch: pytest.MonkeyPatch):
 def test_compiling_is_tried_for_a_long_pass_and_taken_if_it_is_faster(monkeypatch: pytest.MonkeyPatch):
     config = ScoreConfig(noises=6, compile="auto")
     speeds = {"off": 0.2, "on": 0.1}
-    monkeypatch.setattr(tuning, "timed", lambda _1, _2, _3, config, **_4: (speeds[config.compile], True))
+    monkeypatch.setattr(tuning, "time_forward", lambda _1, _2, _3, config, **_4: (speeds[config.compile], True))
     long, short = int(tuning.COMPILE_PAYS_S / 0.2) + 1, int(tuning.COMPILE_PAYS_S / 0.2) - 1
     assert tuning.tune(DENOISER, IMAGES, config, share=long).compile == "on"
     assert tuning.tune(DENOISER, IMAGES, config, share=short).compile == "off"
@@ -293,7 +295,7 @@ def test_the_faster_precision_is_taken_and_tried_on_a_few_noises(monkeypatch: py
         tried.append((config.precision, len(noises.level), config.images_per_forward))
         return speeds[config.precision], True
 
-    monkeypatch.setattr(tuning, "timed", timed)
+    monkeypatch.setattr(tuning, "time_forward", timed)
     config = ScoreConfig(noises=6, precision="auto", images_per_forward="auto")
     speeds = {"fp32": 0.3, "bf16": 1.2}
     found = tuning.tune(DENOISER, IMAGES, config, share=1)
@@ -321,7 +323,7 @@ def test_bf16_is_taken_only_where_scores_keep_their_order(
 ):
     """bf16 is said to be faster; with losses that are mostly noise it is not taken all the same."""
     speeds = {"fp32": 0.3, "bf16": 0.1}
-    monkeypatch.setattr(tuning, "timed", lambda _1, _2, _3, config, **_4: (speeds[config.precision], True))
+    monkeypatch.setattr(tuning, "time_forward", lambda _1, _2, _3, config, **_4: (speeds[config.precision], True))
     exact = ModelBank.losses
 
     def losses(self: ModelBank, batch: Batch, noises: NoiseSet) -> Tensor:
@@ -335,7 +337,7 @@ def test_bf16_is_taken_only_where_scores_keep_their_order(
     assert found.rank_correlation is not None
     assert (found.rank_correlation > 0.99) == (precision == "bf16")
     monkeypatch.undo()
-    monkeypatch.setattr(tuning, "timed", lambda _1, _2, _3, config, **_4: (speeds[config.precision], True))
+    monkeypatch.setattr(tuning, "time_forward", lambda _1, _2, _3, config, **_4: (speeds[config.precision], True))
     assert (
         tuning.tune(DENOISER, IMAGES, ScoreConfig(noises=6, precision="bf16"), share=1, bank=BANK).rank_correlation
         is None
@@ -348,7 +350,7 @@ def test_a_machine_that_cannot_compile_goes_without(monkeypatch: pytest.MonkeyPa
             raise RuntimeError("no C++ compiler")
         return 1.0, True
 
-    monkeypatch.setattr(tuning, "timed", timed)
+    monkeypatch.setattr(tuning, "time_forward", timed)
     assert tuning.tune(DENOISER, IMAGES, ScoreConfig(noises=6, compile="auto"), share=10**9).compile == "off"
 
 
@@ -356,7 +358,7 @@ def test_tuning_leaves_what_is_set(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(tuning, "TRY_S", 0.0)
     found = tuning.tune(DENOISER, IMAGES, ScoreConfig(noises=6, images_per_forward=3, compile="auto"), share=1)
     assert (found.images_per_forward, found.compile) == (3, "off")  # a pass too short for compiling
-    assert not tuning.is_open(CONFIG)
+    assert not tuning.has_auto(CONFIG)
 
 
 @pytest.mark.slow

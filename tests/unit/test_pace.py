@@ -25,7 +25,7 @@ def test_the_pace_is_told_once():
 
 
 def test_a_method_without_the_model_is_counted_in_images():
-    pace = Pace(images=720_000, first=0.0)
+    pace = Pace(images=720_000, started_at=0.0)
     line = pace.line(so_far(1000, 0, 50.0), at=61.0)
     assert line == "a busy worker does 20 images/s, so the whole stage will take 10 worker-hours"
 

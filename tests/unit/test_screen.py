@@ -15,7 +15,7 @@ from mucs_ray.attribution.cards.screen import ScreenConfig
 from mucs_ray.attribution.config import RankConfig, ScoreConfig
 from mucs_ray.attribution.loss_change import LossAttributor, LossChange
 from mucs_ray.attribution.mucs import MUCS
-from mucs_ray.attribution.registry import find
+from mucs_ray.attribution.registry import find_method
 from mucs_ray.attribution.screen import LEFT_OUT, ScreenedMUCS
 from mucs_ray.attribution.screening import (
     Round,
@@ -263,7 +263,7 @@ def test_a_loss_that_is_not_finite_is_named(screened: Any):
 
 
 def test_it_shares_the_unlearning_of_mucs():
-    attributor = find("mucs/screen").load()
+    attributor = find_method("mucs/screen").load()
     assert attributor is ScreenedMUCS
     assert [(part.name, part.owner) for part in ScreenedMUCS.card.stages[:2]] == [
         ("null", MUCS.card.implementation),

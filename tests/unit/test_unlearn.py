@@ -267,7 +267,7 @@ def test_a_loss_that_is_not_finite_names_the_item(
         return losses + value if name.endswith(f"step=2/{whose}") else losses
 
     monkeypatch.setattr(unlearning, "draw_losses", broken)
-    with pytest.raises(RunFailed, match=r"item 4 \(idx=61\).*not finite at update 2"):
+    with pytest.raises(RunFailed, match=r"item 4, update 2: .* idx=61 is not finite"):
         run(trained, item(61, number=4))
 
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import ray.exceptions
 
-from mucs_ray.attribution.tuning import OPEN, is_open
+from mucs_ray.attribution.tuning import AUTO_SETTINGS, has_auto
 from mucs_ray.data.table import Unit
 from mucs_ray.engine.auto_settings import tuned_job
 from mucs_ray.engine.coordinator import last_line
@@ -57,7 +57,7 @@ def begin_stage(ref: StageRef, units: Sequence[Unit], load: Load, *, cluster: Cl
     spec, stage = pipeline.method_stages[name], pipeline.stages[name]
     assert spec.method_stage is not None
     parts = {unit_part(stage, unit): unit for unit in units}
-    tunes = spec.method_stage.compares_losses and is_open(spec.recipe.score)
+    tunes = spec.method_stage.compares_losses and has_auto(spec.recipe.score)
     tuning = [stage.part("tuning", "json")] if tunes else []
     announced = stage.begin([*parts, *tuning])
     missing = [unit for file, unit in parts.items() if file in announced]
@@ -71,7 +71,7 @@ def begin_stage(ref: StageRef, units: Sequence[Unit], load: Load, *, cluster: Cl
 @contextmanager
 def failures_counted(stages: Sequence[StreamedStage], cluster: Cluster) -> Iterator[None]:
     """Watch a pass, which may also end with an error of Ray, and count as failed what has no part after it."""
-    known = [stage.coordinator.failures_since(0)[1] for stage in stages]
+    known = [stage.num_failures for stage in stages]
     cause = "it has no part, and nobody said why"
     try:
         with watching([(stage.coordinator, stage.bar) for stage in stages], cluster.engine.timeout):
@@ -94,5 +94,5 @@ def output_of(stage: StreamedStage, seconds: float, cluster: Cluster) -> Output:
     job = stage.job
     facts = {**stage.totals, "processor": cluster.processor, "wall_seconds": seconds, "seconds": round(seconds, 2)}
     if job.method_stage.compares_losses:
-        facts |= {setting: getattr(job.recipe.score, setting) for setting in OPEN}
+        facts |= {setting: getattr(job.recipe.score, setting) for setting in AUTO_SETTINGS}
     return digests(job.stage, stage.files, stage.digests), facts
