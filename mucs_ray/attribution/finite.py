@@ -1,4 +1,4 @@
-"""The one check that refuses numbers that are not finite, and names the image they belong to. It does not import torch.
+"""This module refuses numbers that are not finite, and names the image they belong to. It does not import torch.
 
 Axes: b images.
 """

@@ -1,4 +1,4 @@
-"""State shared by driver and workers: progress of each stage, and the attempts at its units."""
+"""Driver and workers share state through one actor: the progress of each stage, and the attempts at its units."""
 
 import os
 import re
@@ -23,7 +23,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 POLL_S = 0.5
 DRAINING_S = 1.0
-"""How old the answer to "which nodes are being taken away" may be."""
+"""The ids of draining nodes are asked for again when they are older than this."""
 
 
 @ray.remote(num_cpus=0)
@@ -89,31 +89,31 @@ class Coordinator:
 
 
 def this_worker(actor: ActorHandle | None = None) -> Worker:
-    """The process that calls this."""
+    """Return the process that calls this."""
     context = ray.get_runtime_context()
     place = f"{ray.util.get_node_ip_address()} pid {os.getpid()}"
     return Worker(node=context.get_node_id(), place=place, actor=actor)
 
 
 def this_node() -> NodeAffinitySchedulingStrategy:
-    """The driver's node: what is there is lost only with the driver."""
+    """Return a strategy that runs on the driver's node, so that the work is lost only together with the driver."""
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 def new_coordinator() -> Coordinator:
-    """A coordinator without any values, whose actor belongs to this driver."""
+    """Return a coordinator without any values, whose actor belongs to this driver."""
     context = ray.get_runtime_context()
     return Coordinator(actor=session_actor(context.get_job_id(), context.get_node_id()), stage=uuid4().hex)
 
 
 @lru_cache(maxsize=1)
 def session_actor(job: str, node: str) -> ActorHandle:
-    """The one actor of a session; every Ray that is started has a node of its own."""
+    """Return the one actor of a session. Every Ray that is started has another node, and so gets another actor."""
     return CoordinatorActor.options(scheduling_strategy=this_node()).remote()  # pyright: ignore[reportReturnType]
 
 
 def mucs_error_in(error: BaseException) -> MucsError | None:
-    """Our own error inside what Ray raised, if there is one."""
+    """Return the error of this package inside what Ray raised, or None if there is none."""
     current: BaseException | None = error
     while current is not None:
         if type(current).__module__.startswith("mucs_ray"):
@@ -123,15 +123,20 @@ def mucs_error_in(error: BaseException) -> MucsError | None:
 
 
 def parse_error(text: str) -> MucsError | None:
-    """Our own error out of a remote traceback: of what fails in an actor's constructor Ray keeps only the text."""
+    """Read an error of this package out of a remote traceback.
+
+    Of what fails in an actor's constructor Ray keeps only the text.
+    """
     matches = re.findall(r"^\S*mucs_ray\.errors\.(\w+): (.+)$", text, flags=re.MULTILINE)
     kinds = {kind.__name__: kind for kind in (InputError, MachineError, RunFailed)}
     return kinds[matches[-1][0]](matches[-1][1]) if matches and matches[-1][0] in kinds else None
 
 
 def cancel_unfinished(tasks: Sequence[ObjectRef], *, timeout_s: float = 0.0) -> None:
-    """End tasks, but for those that end by themselves until then: cancelling a task whose result is just arriving was
-    current to abort the driver (Ray 2.60, "Tried to complete task that was not pending").
+    """Cancel the tasks that have not ended by themselves after `timeout_s` seconds.
+
+    They are waited for because cancelling a task whose result is just arriving was seen to abort the driver (Ray 2.60,
+    "Tried to complete task that was not pending").
     """
     if tasks:
         _, unfinished = ray.wait(list(tasks), num_returns=len(tasks), timeout=timeout_s)
@@ -140,6 +145,6 @@ def cancel_unfinished(tasks: Sequence[ObjectRef], *, timeout_s: float = 0.0) -> 
 
 
 def last_line(error: BaseException) -> str:
-    """The telling line of a remote traceback."""
+    """Return the last line of a remote traceback, which names the error."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""Generating the items: Ray tasks, each with some of them. An item depends on its own named noise only (spec 6)."""
+"""This module generates the items in Ray tasks. An item depends on its own named noise only (spec 6)."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ from mucs_ray.store.run import Stage
 
 
 def plan_items(dataset: Dataset, config: GenerateConfig, seed: int) -> list[PlannedItem]:
-    """Test images in a seeded order: first the targets, then the controls (spec 6)."""
+    """Choose test images in a seeded order: first the targets, then the controls (spec 6)."""
     idx = np.concatenate([table["idx"].to_numpy() for table in dataset.stream("test", ["idx"])])
     order = generator(seed, "generate/conditions").permutation(len(idx))[: config.items + config.controls]
 
@@ -46,25 +46,28 @@ def plan_items(dataset: Dataset, config: GenerateConfig, seed: int) -> list[Plan
 def generate_batch(
     denoiser: DiffusionModel, test: LocalImages, planned: Sequence[PlannedItem], config: GenerateConfig, seed: int
 ) -> list[Item]:
-    """Some items as one batch, each from its own named noise: alone in it, one does not depend on others to the last
-    bit.
+    """Generate some items as one batch, each from its own named noise.
+
+    To the last bit an item is independent of others only where it is alone in its batch.
     """
     device = next(denoiser.parameters()).device
-    batch = test.batch(np.asarray([each.row for each in planned]))
+    batch = test.batch(np.asarray([planned_item.row for planned_item in planned]))
     condition = moved(batch.condition, device)
     size = denoiser.shape
-    noise = torch.cat([normal(generator(seed, f"generate/idx={each.idx}"), 1, *size) for each in planned]).to(device)
+    noise = torch.cat(
+        [normal(generator(seed, f"generate/idx={planned_item.idx}"), 1, *size) for planned_item in planned]
+    ).to(device)
     images = sample(denoiser.process, guided(denoiser, config.guidance), noise, condition, num_steps=config.steps).cpu()
     conditions = one_by_one(batch.condition, len(planned))
     return [
-        Item(number=each.number, idx=each.idx, condition=own, z=image)
-        for each, own, image in zip(planned, conditions, images, strict=True)
+        Item(number=planned_item.number, idx=planned_item.idx, condition=own_condition, z=image)
+        for planned_item, own_condition, image in zip(planned, conditions, images, strict=True)
     ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerateJob:
-    """Everything a worker needs but the weights; small and picklable."""
+    """A job holds everything that a worker needs except the weights; it is small and picklable."""
 
     dataset: Dataset
     model: ModelSpec
@@ -76,26 +79,29 @@ class GenerateJob:
 def generate_items(
     denoiser: DiffusionModel, planned: Sequence[PlannedItem], job: GenerateJob, on_item: Callable[[int], None]
 ) -> dict[str, str]:
-    """Generate and publish some items; sha256 by file."""
+    """Generate and publish some items, and return the sha256 by file."""
     codec = adapter(job.model).codec(next(denoiser.parameters()).device)
     test = LocalImages(job.dataset, "test", on_unit=heartbeat)  # for its conditions
     digests = {}
-    for some in split(planned, job.config.items_per_forward):
-        for each, item in zip(some, generate_batch(denoiser, test, some, job.config, job.seed), strict=True):
-            digests[item_file(job.stage, each.number)] = save_item(job.stage, item, codec, {"role": each.role})
-            on_item(each.number)
+    for together in split(planned, job.config.items_per_forward):
+        items = generate_batch(denoiser, test, together, job.config, job.seed)
+        for planned_item, item in zip(together, items, strict=True):
+            digests[item_file(job.stage, planned_item.number)] = save_item(
+                job.stage, item, codec, {"role": planned_item.role}
+            )
+            on_item(planned_item.number)
     return digests
 
 
 def split(planned: Sequence[PlannedItem], size: int) -> list[Sequence[PlannedItem]]:
-    """Cuts of this many items."""
+    """Split the items into lists of at most `size`."""
     return [planned[at : at + size] for at in range(0, len(planned), size)]
 
 
 def generate_task(
     weights: Arrays, planned: list[PlannedItem], job: GenerateJob, coordinator: Coordinator
 ) -> dict[str, str]:
-    """generate_items in a worker."""
+    """Call generate_items in a worker."""
     with torch.inference_mode():
         denoiser = build_denoiser(job.model, weights, best_device())
         return generate_items(denoiser, planned, job, lambda number: coordinator.post(str(number), True))
@@ -104,13 +110,16 @@ def generate_task(
 def generate(
     job: GenerateJob, groups: Sequence[tuple[ObjectRef, Sequence[PlannedItem]]], *, cluster: Cluster, bar: Bar
 ) -> dict[str, str]:
-    """Generate items over the cluster, each group of them with weights of its own; sha256 by file."""
+    """Generate items over the cluster, and return the sha256 by file. Each group of items has weights of its own."""
     coordinator = new_coordinator()
     tasks: dict[str, tuple[Any, ...]] = {}
     for weights, planned in groups:
         together = split(planned, job.config.items_per_forward)
         num_tasks = min(max(1, cluster.num_workers // len(groups)), len(together))
-        shares = [[each for some in together[start::num_tasks] for each in some] for start in range(num_tasks)]
+        shares = [
+            [planned_item for batch in together[start::num_tasks] for planned_item in batch]
+            for start in range(num_tasks)
+        ]
         tasks |= {task_name(share): (weights, share, job, coordinator) for share in shares}
     done_before = bar.done
     digests: dict[str, str] = {}
@@ -118,15 +127,15 @@ def generate(
     def show_progress() -> None:
         bar.set(done_before + len(coordinator.read()))
 
-    for _, some in run_units(
+    for _, new_digests in run_units(
         generate_task, tasks, cluster=cluster, bar=bar, coordinator=coordinator, on_wait=show_progress
     ):
-        digests |= some
+        digests |= new_digests
     bar.set(bar.total)
     return digests
 
 
 def task_name(planned: Sequence[PlannedItem]) -> str:
-    """What a task's items are called together, e.g. "item-0000 and 4 more"."""
+    """Return a name for the items of a task, e.g. "item-0000 and 4 more"."""
     more = f" and {len(planned) - 1} more" if len(planned) > 1 else ""
     return f"{item_name(planned[0].number)}{more}"

@@ -1,4 +1,4 @@
-"""Preparing large data sets: Ray Data sends one shard's worth of images to each worker, which writes the shard."""
+"""Large data sets are prepared with Ray Data, which sends one shard's worth of images to each worker to write."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ Execute = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[Any]]
 
 
 def executor(address: str | None, console: Console, *, verbose: bool = False) -> Execute:
-    """A mapper for `prepare` that runs in a Ray session of its own, with progress."""
+    """Return a function that maps over tasks, for `prepare`, in a Ray session of its own and with progress."""
 
     def execute(write: Callable[[Any], Any], tasks: Sequence[Any]) -> Iterator[Any]:
         with session(address, verbose=verbose) as cluster, bar(console, "prepare", len(tasks), "shards") as shown:
@@ -24,7 +24,7 @@ def executor(address: str | None, console: Console, *, verbose: bool = False) ->
 
 
 def map_tasks(write: Callable[[Any], Any], tasks: Sequence[Any], resources: dict[str, float]) -> Iterator[Any]:
-    """write(task) for each task through Ray Data; results in any order. Our own errors come as themselves."""
+    """Yield write(task) for each task, in any order, through Ray Data. Errors of this package are raised unchanged."""
     import ray
     import ray.data
     import ray.exceptions

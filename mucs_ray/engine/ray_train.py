@@ -1,6 +1,6 @@
-"""Pretraining and retraining through Ray Train, at any number of workers.
+"""This module trains and retrains through Ray Train, with any number of workers.
 
-`run_training` is the whole work of one worker and knows nothing of Ray; tests call it in a plain loop. The state is
+`run_training` is the whole work of one worker and does not use Ray; tests call it in a plain loop. The state is
 published at the end of each epoch, so a lost worker, a lost driver and Ctrl-C all resume in the same way.
 """
 
@@ -50,13 +50,14 @@ from mucs_ray.training.step import TrainState, WorkerContext, training
 POST_INTERVAL_S = 0.5
 STOP_TIMEOUT_S = 10.0
 PLACEMENT_ATTEMPTS, GROWING_PLACEMENT_ATTEMPTS = 5, 60
-"""Attempts of a minute each to place the workers before giving up; many where machines may still come. Ray's own
-default is for ever."""
+"""The attempts, of a minute each, to place the workers before giving up; there are more where machines may still come.
+Ray's own default is to try for ever.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainJob:
-    """Everything a worker needs; small and picklable."""
+    """A job holds everything that a worker needs; it is small and picklable."""
 
     dataset: Dataset
     stage: Stage
@@ -71,7 +72,7 @@ class TrainJob:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainRun:
-    """A job and how many workers share it."""
+    """A run is a job, and the number of workers that share it."""
 
     job: TrainJob
     num_workers: int
@@ -80,7 +81,10 @@ class TrainRun:
 def run_training(
     job: TrainJob, worker: WorkerContext, device: torch.device, post: Callable[[str, Any], None]
 ) -> TrainState:
-    """One worker's share, from the published state if there is one. RunFailed if the validation loss is not finite."""
+    """Do one worker's share of a training, from the published state if there is one.
+
+    It raises RunFailed if the validation loss is not finite.
+    """
     keep_freed_memory()
     facts = {**model_facts(job.model), "seed": job.seed}
     state = fresh_state(job, device, captures=job.captures and worker.size == 1 and device.type == "cuda")
@@ -95,7 +99,7 @@ def run_training(
     posted = 0.0
     updates = training(state, images, test, job.train, seed=job.seed, worker=worker, augment=trainer.augment)
     for update in updates:
-        heartbeat()  # a captured pass calls no hook
+        heartbeat()  # a captured pass calls no forward hook
         if worker.rank == 0 and time.monotonic() - posted > POST_INTERVAL_S:
             posted = time.monotonic()
             post("train", (update.step, update.loss.item()))
@@ -113,15 +117,15 @@ def run_training(
 
 
 def fresh_state(job: TrainJob, device: torch.device, *, captures: bool = False) -> TrainState:
-    """Initial weights from the name "train/init": the same for pretraining and every retraining of a seed."""
+    """Return initial weights from the name "train/init", which are the same for all trainings with the same seed."""
     denoiser = adapter(job.model).untrained(job.seed, device)
     assert denoiser is not None, "a model that cannot be trained has no stage that trains"
-    denoiser.network.register_forward_pre_hook(lambda *_: heartbeat())  # whoever computes is alive
+    denoiser.network.register_forward_pre_hook(lambda *_: heartbeat())  # a forward is a sign of life
     return TrainState.fresh(denoiser, job.train, captures=captures)
 
 
 def distribute(state: TrainState, worker: WorkerContext) -> WorkerContext:
-    """Average gradients over the workers."""
+    """Let the workers average their gradients, and return the context of this one."""
     wrapped = ray.train.torch.prepare_model(state.live)
 
     def mean(values: torch.Tensor) -> torch.Tensor:
@@ -133,7 +137,9 @@ def distribute(state: TrainState, worker: WorkerContext) -> WorkerContext:
 
 
 def train_worker(task: dict[str, Any]) -> None:
-    """What Ray Train runs in each worker. Our own errors are told, not raised: a retry would only repeat them."""
+    """Run in each worker of Ray Train. Errors of this package are posted, not raised, because a retry would repeat
+    them.
+    """
     context = ray.train.get_context()
     coordinator: Coordinator = task["coordinator"]
     worker = WorkerContext(rank=context.get_world_rank(), size=context.get_world_size())
@@ -147,9 +153,9 @@ def train_worker(task: dict[str, Any]) -> None:
 
 
 def workers_for(train: TrainConfig, requested: int, cluster: Cluster, *, trainings: int = 1) -> int:
-    """The asked number of workers, or a share of the GPUs (CPUs: at most 2) that divides the batch.
+    """Return the requested number of workers, or a share of the GPUs (of CPUs at most 2) that divides the batch.
 
-    The share is that of one of several `trainings` that are to run side by side. InputError if there is no room.
+    The share is that of one of several `trainings` that run side by side. It raises InputError if there is no room.
     """
     if requested:
         if requested > cluster.slots:
@@ -161,13 +167,13 @@ def workers_for(train: TrainConfig, requested: int, cluster: Cluster, *, trainin
             raise InputError(f"train.batch_size {train.batch_size} cannot be split over {requested} workers evenly")
         return requested
     on_gpus = min(cluster.gpus // trainings, train.batch_size // LEAST_IMAGES)
-    most = max(1, on_gpus) if cluster.gpus else min(2, cluster.cpus)
-    return max(num for num in range(1, most + 1) if train.batch_size % num == 0)
+    max_workers = max(1, on_gpus) if cluster.gpus else min(2, cluster.cpus)
+    return max(num for num in range(1, max_workers + 1) if train.batch_size % num == 0)
 
 
 @ray.remote(num_cpus=0, max_retries=0)
 def run_trainer(run: TrainRun, coordinator: Coordinator, folder: str, cluster: Cluster) -> None:
-    """Ray Train in a process of its own: in a thread of the driver it could not be ended before Ray is."""
+    """Run Ray Train in a process of its own, because in a thread of the driver it could not be ended before Ray is."""
     fs, path = storage.filesystem(folder)
     trainer = TorchTrainer(
         train_worker,
@@ -178,7 +184,7 @@ def run_trainer(run: TrainRun, coordinator: Coordinator, folder: str, cluster: C
         run_config=RunConfig(
             name="run",
             storage_path=path,
-            # a remote folder as we reach it ourselves: pyarrow's own S3 client knows nothing of fsspec's settings
+            # pyarrow's own S3 client would not use the user's settings of fsspec
             storage_filesystem=None if storage.is_local(folder) else PyFileSystem(FSSpecHandler(fs)),
             failure_config=FailureConfig(
                 max_failures=cluster.engine.max_failures,
@@ -190,7 +196,7 @@ def run_trainer(run: TrainRun, coordinator: Coordinator, folder: str, cluster: C
 
 
 class Training:
-    """One Ray Train run; `poll` it until it has `ended`, and `stop` it in any case."""
+    """This is one run of Ray Train: `poll` it until it has `ended`, and `stop` it in any case."""
 
     def __init__(self, run: TrainRun, cluster: Cluster) -> None:
         """Start the training."""
@@ -199,18 +205,20 @@ class Training:
         self.started_at = time.monotonic()
         self.first_step_at: float | None = None
         self.last_post_at, self.last_posted = self.started_at, dict[str, Any]()
-        # a name of its own each time: Ray would silently resume an old run of the same name, and the state is ours
+        # the name is new each time, because Ray would silently resume an old run of the same name
         self.folder = storage.join(run.job.stage.folder, f"ray-train-{uuid4().hex[:8]}")
         on_driver = run_trainer.options(scheduling_strategy=this_node())
         self.task = on_driver.remote(run, self.coordinator, self.folder, cluster)
 
     @property
     def ended(self) -> bool:
-        """Whether Ray Train has come back."""
+        """Return True if Ray Train has come back."""
         return bool(ray.wait([self.task], timeout=0)[0])
 
     def poll(self) -> dict[str, Any]:
-        """Read what the workers posted. Raises what a worker of ours reported: the others would wait for it."""
+        """Read what the workers posted. An error that a worker posted is raised, because the other workers would wait
+        for it.
+        """
         posted = self.coordinator.read()
         if "error" in posted:
             raise posted["error"]
@@ -225,11 +233,14 @@ class Training:
         return posted
 
     def hangs(self, timeout_s: float) -> bool:
-        """Whether it has begun, and then gave no sign of life for so long."""
+        """Return True if the training made its first step and then posted nothing for `timeout_s` seconds."""
         return self.first_step_at is not None and not self.ended and time.monotonic() - self.last_post_at > timeout_s
 
     def result(self) -> dict[str, Any]:
-        """Facts of a training that has ended; the weights are in its stage's folder. RunFailed if it failed."""
+        """Return the facts of a training that has ended; its weights are in the stage's folder.
+
+        It raises RunFailed if the training failed.
+        """
         posted = self.poll()
         try:
             ray.get(self.task)
@@ -242,18 +253,19 @@ class Training:
         return {**facts, "images_per_second": round(rate, 1), "seconds": round(time.monotonic() - self.started_at, 2)}
 
     def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> None:
-        """End what is left of it: its process, with that the workers, and Ray Train's own files.
+        """End what is left of the training: its process, with that its workers, and Ray Train's own files.
 
-        Ray Train gives its CPUs back when it ends by itself, but not surely when it is killed: so it is waited for.
+        The process is waited for first: Ray Train gives its CPUs back when it ends by itself, but not surely when it is
+        killed.
         """
         cancel_unfinished([self.task], timeout_s=timeout_s)
         remove_folder(self.folder)
 
 
 def train_all(runs: Sequence[TrainRun], cluster: Cluster, *, bar: Bar) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Train all of these, as many at once as there is room for; yields (number, facts) as each is done.
+    """Train all runs, as many at once as there is room for, and yield (number, facts) as each is done.
 
-    If one fails, those that run beside it are finished, no other is begun, and then its error is raised.
+    If one fails, those that run beside it are finished, no other is started, and then its error is raised.
     """
     waiting, running, ended = list(range(len(runs))), dict[int, Training](), dict[int, Training]()
     failure: MucsError | None = None
@@ -293,7 +305,7 @@ def train_all(runs: Sequence[TrainRun], cluster: Cluster, *, bar: Bar) -> Iterat
 
 
 def restart_after_hang(run: TrainRun, cluster: Cluster, hangs: int, bar: Bar) -> Training:
-    """Start a training that hung again, from its last published state. RunFailed after too many hangs."""
+    """Start a training that hung again from its last published state. It raises RunFailed after too many hangs."""
     cause = f"{run.job.stage.name} gave no sign of life for {cluster.engine.timeout:g} s"
     if hangs > cluster.engine.max_failures:
         raise RunFailed(f"{cause}, {hangs} times; run the command again")
@@ -302,37 +314,37 @@ def restart_after_hang(run: TrainRun, cluster: Cluster, hangs: int, bar: Bar) ->
 
 
 def has_room(run: TrainRun, running: Sequence[TrainRun], cluster: Cluster) -> bool:
-    """Whether one more training can be placed beside those that are running."""
-    taken = sum(each.num_workers for each in running)
-    most = cluster.engine.trainings
-    few_enough = most == 0 or len(running) < most
-    return not running or (few_enough and taken + run.num_workers <= cluster.slots)
+    """Return True if one more training can be placed beside those that are running."""
+    num_taken = sum(other.num_workers for other in running)
+    max_trainings = cluster.engine.trainings
+    few_enough = max_trainings == 0 or len(running) < max_trainings
+    return not running or (few_enough and num_taken + run.num_workers <= cluster.slots)
 
 
 def show_progress(bar: Bar, trainings: Sequence[Training]) -> None:
-    """The progress of all trainings in one bar."""
+    """Show the progress of all trainings in one bar."""
     bar.done_before = sum(training.first_step for training in trainings)
     bar.set(
         sum(training.step for training in trainings),
-        "; ".join(each.detail for each in trainings if each.step < each.job.train.updates),
+        "; ".join(training.detail for training in trainings if training.step < training.job.train.updates),
     )
 
 
 def finished_facts(stage: Stage) -> dict[str, Any]:
-    """What the last worker told, off its published state, should the note of it be lost with a node."""
+    """Read the facts of a finished training from its published state, for the case that they were lost with a node."""
     _, facts = checkpoint.load(stage.url(stage.part("state", "safetensors")))
     return {"updates": facts["step"], "best_loss": facts["best_loss"], "best_step": facts["best_step"]}
 
 
 def resources(cluster: Cluster) -> dict[str, float]:
-    """The resources of one training worker."""
+    """Return the resources of one training worker."""
     return {"CPU": ACTOR_CPUS, **({"GPU": 1.0} if cluster.gpus else {})}
 
 
 def remove_folder(url: str) -> None:
-    """Ray Train's own bookkeeping, made by us in this call; nothing in it is needed afterwards.
+    """Remove Ray Train's own files, which this process had made and nobody needs afterwards.
 
-    Its controller may still be writing there when we are interrupted; what then stays is harmless.
+    After an interrupt its controller may still be writing there; what stays then is harmless.
     """
     with suppress(OSError):
         storage.remove_folder(url)

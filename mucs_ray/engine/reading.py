@@ -1,6 +1,6 @@
-"""Reading the units of the training set for a pass, in tasks of their own that run ahead of the scorers.
+"""The units of the training set are read for a pass in tasks of their own, which run ahead of the scorers.
 
-Nothing here imports torch, which would take a reader longer to import than most units take to read.
+Nothing here imports torch, because a reader would take longer to import it than to read most units.
 """
 
 import threading
@@ -21,12 +21,12 @@ from mucs_ray.store.run import Stage
 UNIT_COLUMN = "mucs_ray_unit"
 """The column that carries the name of the unit."""
 SEPARATOR = ":"
-"""This stands between the source of a column and its name there."""
+"""This separates the source of a column from its name there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reader:
-    """What one stage of a pass needs to have read."""
+    """A reader says what one stage of a pass needs to have read."""
 
     source: str
     """The name of what the stage streams: the training images, or features that an earlier stage made of them."""
@@ -42,7 +42,7 @@ class Reader:
 def read_units(names: pa.Table, units: Mapping[str, Unit], readers: Sequence[Reader]) -> pa.Table:
     """Read a unit's rows from every source that a stage of the pass needs, with the unit's name as a column.
 
-    A source that cannot be read has no columns in the table, and the coordinators of its stages are told why.
+    A source that cannot be read has no columns in the table, and the coordinators of its stages record why.
     """
     unit = units[names["item"][0].as_py()]
     table = pa.table({UNIT_COLUMN: [unit.name] * unit.rows})
@@ -56,10 +56,10 @@ def read_units(names: pa.Table, units: Mapping[str, Unit], readers: Sequence[Rea
                 table, source, with_timeout(stage_readers[0].timeout, read_rows, stage_readers[0].features, unit)
             )
         except Exception as error:
-            own = error if isinstance(error, MucsError) else None
+            mucs_error = error if isinstance(error, MucsError) else None
             for reader in stage_readers:
-                cause = str(own or f"it could not be read: {last_line(error)}")
-                reader.coordinator.call(AttemptTracker.record_error, unit.name, cause, own)
+                cause = str(mucs_error or f"it could not be read: {last_line(error)}")
+                reader.coordinator.call(AttemptTracker.record_error, unit.name, cause, mucs_error)
     return table
 
 

@@ -1,4 +1,4 @@
-"""Named units of work, a Ray task each: tried again when they fail, while the others go on."""
+"""Named units of work run as one Ray task each; those that fail are tried again while the others go on."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -40,10 +40,10 @@ def run_units(
     coordinator: Coordinator | None = None,
     on_wait: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[str, Any]]:
-    """(name, function(*arguments)) of each named unit in the order they end, each in a task of its own.
+    """Yield (name, function(*arguments)) of each named unit in the order they end, each in a task of its own.
 
-    A unit that fails is tried again; the others go on. At last those that were given up are raised as one error.
-    On a GPU Ray ends a task's process with it, which frees the memory.
+    A unit that fails is tried again while the others go on. At the end those that were given up are raised as one
+    error. On a GPU Ray ends a task's process with it, which frees the memory.
     """
     coordinator = coordinator or new_coordinator()
     watch = Watch([(coordinator, bar)], cluster.engine.timeout)
@@ -67,23 +67,23 @@ def run_units(
                 try:
                     result = ray.get(ref)
                 except ray.exceptions.RayError as error:
-                    if ref not in cancelled:  # else it is counted already
+                    if ref not in cancelled:  # a cancelled attempt is counted already
                         record_failure(coordinator, unit, error)
                     if not coordinator.call(AttemptTracker.is_given_up, unit):
-                        running[start(unit, scheduling_strategy="SPREAD")] = unit  # rather on another node
+                        running[start(unit, scheduling_strategy="SPREAD")] = unit  # preferably on another node
                 else:
                     yield unit, result
     finally:
-        cancel_unfinished(list(running))  # of no use any more
+        cancel_unfinished(list(running))  # their results are not needed any more
         watch.report()
     if given_up := coordinator.call(AttemptTracker.given_up):
         raise given_up_error(given_up, len(units))
 
 
 def record_failure(coordinator: Coordinator, unit: str, error: ray.exceptions.RayError) -> None:
-    """Count a failed attempt: as an error, or as a worker that was lost."""
-    own = mucs_error_in(error)
-    if own is not None or isinstance(error, ray.exceptions.RayTaskError):
-        coordinator.call(AttemptTracker.record_error, unit, last_line(error), own)
+    """Record a failed attempt as an error, or as a worker that was lost."""
+    mucs_error = mucs_error_in(error)
+    if mucs_error is not None or isinstance(error, ray.exceptions.RayTaskError):
+        coordinator.call(AttemptTracker.record_error, unit, last_line(error), mucs_error)
     else:
         coordinator.call(AttemptTracker.record_lost, unit, last_line(error))

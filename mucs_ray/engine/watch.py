@@ -1,4 +1,4 @@
-"""Reports the failures of units, and ends workers that hang."""
+"""A watch reports the failures of units, and ends workers that hang."""
 
 import threading
 import time
@@ -17,17 +17,17 @@ CHECK_INTERVAL_S = 2.0
 
 
 class Watch:
-    """Looks every CHECK_INTERVAL_S at the attempts of stages that are done together."""
+    """A watch checks the attempts of stages that run together, at most every CHECK_INTERVAL_S."""
 
     def __init__(self, stages: Sequence[tuple[Coordinator, Bar]], timeout_s: float) -> None:
-        """An attempt that gives no sign of life for `timeout_s` hangs."""
+        """Count an attempt as hanging if it sent no heartbeat for `timeout_s` seconds."""
         self.stages, self.timeout_s = stages, timeout_s
         self.num_reported, self.checked_at = [0] * len(stages), 0.0
         self.workers = (0, 0)
-        """How many units are worked on, on how many nodes, as last told."""
+        """The units that are worked on, and the nodes of the cluster, as last reported."""
 
     def check(self) -> list[tuple[str, Attempt]]:
-        """Report what is new; returns the units whose attempts hang, for whoever asks to end their workers."""
+        """Report what is new, and return the units whose attempts hang. The caller has to end their workers."""
         if time.monotonic() - self.checked_at < CHECK_INTERVAL_S:
             return []
         self.checked_at = time.monotonic()
@@ -40,7 +40,7 @@ class Watch:
         return hanging
 
     def report(self) -> None:
-        """Show failures and changes of the workers, on the terminal, in the events and in the metrics."""
+        """Report failures and changes of the workers, on the terminal, in the events and in the metrics."""
         at_work = 0
         for number, (coordinator, bar) in enumerate(self.stages):
             failures, self.num_reported[number], working = coordinator.call(
@@ -59,7 +59,7 @@ class Watch:
 
 
 def report_failure(bar: Bar, failure: Failure) -> None:
-    """Show one attempt that did not end well."""
+    """Report one attempt that did not end well."""
     metrics.count_failure(bar.stage, failure.kind)
     place = f" on {failure.place}" if failure.place else ""
     outlook = "given up" if failure.error else f"tried at most {ATTEMPTS} times"
