@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import torch
 
-from mucs_ray.diffusion.betas import Betas
 from mucs_ray.diffusion.model import DiffusionModel
 from mucs_ray.diffusion.noise import generator, normal
 from mucs_ray.diffusion.vp import VP
+from mucs_ray.diffusion.vp_config import Betas
 from mucs_ray.models.ddpm import DDPM
-from mucs_ray.models.dit_config import DiTConfig
+from mucs_ray.models.dit_config import DiTVPConfig
 from mucs_ray.models.dit_vp import DiTForVP, DiTVP
 from mucs_ray.models.unet import UNet
 from mucs_ray.models.unet2d import UNet2DModel
@@ -18,7 +18,7 @@ from mucs_ray.models.unet2d_config import UNet2DConfig
 from mucs_ray.models.unet_config import UNetConfig
 from mucs_ray.models.unet_edm import UNetEDM, UNetVP
 
-DIT = DiTConfig(
+DIT = DiTVPConfig(
     image_size=8, kernel_size=3, width=32, num_heads=2, depth=2, registers=0, condition_channels=16, condition_dim=5
 )
 UNET = UNetConfig(

@@ -56,7 +56,7 @@ def train_plainly(job: TrainJob, notes: dict[str, Any] | None = None) -> TrainSt
 
 
 def train_all_plainly(runs: Sequence[TrainRun], *_: object, **__: object) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Stand in for `engine.ray_train.train_all` with one training after the other in this process."""
+    """Stand in for `engine.trainings.train_all` with one training after the other in this process."""
     for number, run in enumerate(runs):
         notes: dict[str, Any] = {}
         train_plainly(run.job, notes)

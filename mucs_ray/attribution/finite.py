@@ -4,7 +4,7 @@ Axes: b images.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,10 +20,9 @@ def require_finite(values: "np.ndarray | Tensor", idx: "Sequence[int] | np.ndarr
     `values` has the axes b or b ..., on any device, and `idx` the b numbers of the images, on the CPU. `what` says what
     a row of `values` is, e.g. "the score of training image".
     """
-    finite = np.isfinite(values) if isinstance(values, np.ndarray) else values.isfinite()
+    finite: Any = np.isfinite(values) if isinstance(values, np.ndarray) else values.isfinite()
     if finite.all():
         return
     while finite.ndim > 1:
         finite = finite.all(-1)
-    position = [bool(row) for row in finite].index(False)
-    raise RunFailed(f"{what} idx={int(idx[position])} is not finite")
+    raise RunFailed(f"{what} idx={int(idx[finite.tolist().index(False)])} is not finite")

@@ -244,7 +244,9 @@ class GradientAttributor(Attributor):
     def fit_item(self, item: Item, fitted: Tensors, on_update: Callable[[int, float], None]) -> ItemState:
         """Return vector[dim] = K^-1 phi(item). The image is unclamped, and has its own condition and no guidance."""
         feature = self.measure(item.z, item.condition).feature.double()
-        require_finite(feature[None], [item.idx], f"{self.card.label}: the feature of item {item.number},")
+        require_finite(
+            feature[None], [item.idx], f"{self.card.label}, item {item.number}: the feature of the generated image"
+        )
         vector = torch.cholesky_solve(feature[:, None], fitted["cholesky"].to(feature))
         return ItemState(tensors={"vector": vector[:, 0].float()})
 

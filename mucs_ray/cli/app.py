@@ -12,6 +12,7 @@ import typer
 from rich.markup import escape
 
 from mucs_ray import __version__
+from mucs_ray.cli.data import data_app
 from mucs_ray.cli.options import (
     AddressOption,
     CheckDatasetOption,
@@ -45,7 +46,6 @@ app = typer.Typer(
     rich_markup_mode=None,  # it would take "[default: ...]" for markup
     help="Which training images made this generated image? Training data attribution for diffusion models, on Ray.",
 )
-data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Prepare and look at training sets.")
 app.add_typer(data_app, name="data")
 
 
@@ -336,44 +336,6 @@ def methods(as_json: JsonOption = False) -> None:
             told += f"\n    [dim]{escape('; '.join(filter(None, (settings, more))))}[/]"
             speaking.console.print(told, highlight=False, soft_wrap=True)
         speaking.result({"methods": [method.facts() for method in all_methods().values()]})
-
-
-@data_app.command("prepare")
-def data_prepare(
-    name: Annotated[str, typer.Argument(help="emoji, cifar10, artbench10, coco, folder or parquet.")],
-    source: Annotated[str | None, typer.Option("--source", help="Where the original files are.")] = None,
-    out: Annotated[str | None, typer.Option("--out", help="URL to write to [default: data/NAME].")] = None,
-    size: Annotated[int | None, typer.Option("--size", help="Shorter side in pixels.")] = None,
-    rows_per_unit: Annotated[
-        int | None, typer.Option("--rows-per-unit", min=1, help="Images in a unit of work [default: 256].")
-    ] = None,
-    address: AddressOption = None,
-    as_json: JsonOption = False,
-    verbose: VerboseOption = False,
-) -> None:
-    """Write a training set in the canonical form: Parquet shards and a card."""
-    with terminal(as_json=as_json) as speaking:
-        from mucs_ray.run.resolve import prepare_data
-
-        prepared = prepare_data(
-            name,
-            source,
-            out or f"data/{name}",
-            size,
-            rows_per_unit=rows_per_unit,
-            console=speaking.console,
-            address=address,
-            verbose=verbose,
-        )
-        card = prepared.card
-        counts = {split: card.num_images(split) for split in ("train", "test")}
-        speaking.console.print(
-            f"{prepared.url}: {counts['train']:,} train, {counts['test']:,} test images of {card.size} px,"
-            f" condition {card.condition} {card.condition_dim or ''}, {card.num_rejected} rejected",
-            highlight=False,
-            soft_wrap=True,
-        )
-        speaking.result({"url": prepared.url, "counts": counts, "rejected": card.num_rejected, "size": card.size})
 
 
 def main() -> None:

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from mucs_ray.store.run import State
 
 
+SHOWN = 4
+"""The places that the terminal shows of each item."""
+
+
 class Terminal:
     """Where a command speaks: people on stdout (stderr with --json), results on stdout.
 
@@ -99,10 +103,9 @@ def show_answer(console: Console, document: dict[str, Any], analysis: "Analysis 
     attributions = document.get("attributions", {})
     for method in without_variants(list(attributions)):
         found = attributions[method]
-        table = Table("item", "test idx", f"most influential training images by {method}: idx (score)", box=None)
+        table = Table("item", "test idx", f"most influential training images by {method}: idx (score) name", box=None)
         for item in found["items"]:
-            first = "  ".join(f"{idx} ({score:.3f})" for idx, score in item["top"][:4])
-            table.add_row(str(item["item"]), str(item["idx"]), first)
+            table.add_row(str(item["item"]), str(item["idx"]), escape(top_places(item)))
         console.print(table)
         for name in ("scores", "topk"):
             console.print(f"{name:<7} {found[name]}", highlight=False, soft_wrap=True)
@@ -110,6 +113,15 @@ def show_answer(console: Console, document: dict[str, Any], analysis: "Analysis 
         console.print(auc_table(analysis))
         console.print(sentence(analysis), highlight=False, soft_wrap=True)
     console.print(f"{'report':<7} {document['report']}", highlight=False, soft_wrap=True)
+
+
+def top_places(item: Mapping[str, Any]) -> str:
+    """The first places of an item: side by side as idx and score, or a line each where the images have names."""
+    told = [
+        f"{idx} ({score:.3f}) {name}".rstrip()
+        for (idx, score), name in zip(item["top"][:SHOWN], item["names"], strict=False)
+    ]
+    return ("\n" if any(item["names"][:SHOWN]) else "  ").join(told)
 
 
 def auc_table(analysis: "Analysis") -> Table:

@@ -176,7 +176,7 @@ def model_spec(values: object) -> ModelSpec:
     if not isinstance(values, Mapping):
         raise InputError(f"recipe key model: expected a section [model]; found {values!r}")
     spec_class = find(kind_of(values)).spec_class
-    own = {key: value for key, value in values.items() if key != "kind"}
+    own = spec_class.written_out({key: value for key, value in values.items() if key != "kind"})
     refuse_unknown_keys(own, spec_class, prefix="model.")
     return checked(spec_class, own, prefix="model.")
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from mucs_ray import storage
 from mucs_ray.data.sources import Listing, Reject, Task
 from mucs_ray.data.sources.registry import load_source
-from mucs_ray.data.table import Card, Dataset, Row, Shard, schema, to_parquet, to_table
+from mucs_ray.data.table import Card, Dataset, Row, Shard, printable, schema, to_parquet, to_table
 from mucs_ray.errors import InputError
 
 Execute = Callable[[Callable[[Task], "WrittenShard"], Sequence[Task]], Iterator["WrittenShard"]]
@@ -44,7 +44,7 @@ class WriteShard:
         if not rows:
             return WrittenShard(shard=None, rejects=tuple(rejects))
         path = f"{task.split}/part-{task.number:05d}.parquet"
-        table = to_table(rows, schema(self.condition_dim, embedding=self.embedding))
+        table = to_table(rows, schema(self.condition_dim, embedding=self.embedding, named=True))
         digest = storage.publish(storage.join(self.out, path), to_parquet(table, self.rows_per_unit))
         groups = tuple(min(self.rows_per_unit, len(rows) - at) for at in range(0, len(rows), self.rows_per_unit))
         shard = Shard(path=path, split=task.split, row_groups=groups, sha256=digest)
@@ -119,7 +119,7 @@ def opened_if_same(out: str, request: dict[str, str]) -> Dataset:
 def publish_rejects(out: str, rejects: Sequence[Reject]) -> None:
     """Publish idx, where and reason of every image that was left out; the file is written even if it is empty."""
     columns = pa.schema([("idx", pa.int64()), ("where", pa.string()), ("reason", pa.string())])
-    values: list[dict[str, Any]] = [{"idx": r.idx, "where": r.where, "reason": r.reason} for r in rejects]
+    values: list[dict[str, Any]] = [{"idx": r.idx, "where": printable(r.where), "reason": r.reason} for r in rejects]
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(values, schema=columns), buffer)
     storage.publish(storage.join(out, "rejects.parquet"), buffer.getvalue())
@@ -138,5 +138,6 @@ def card(listing: Listing, shards: Sequence[Shard], num_rejected: int, request: 
         classes=listing.classes,
         shards=tuple(in_order),
         num_rejected=num_rejected,
+        named=True,
         request=request,
     )

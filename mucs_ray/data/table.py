@@ -3,9 +3,11 @@
     <url>/card.json                   the set's description, its shards and row groups, a fingerprint of the content
     <url>/train/part-00000.parquet    idx int64 | image binary, uint8 c*h*w | height, width int32 | label int32?
     <url>/test/part-00000.parquet     | condition list<float32[d]>?, one for each caption | text list<string>?
+                                      | name string?
     <url>/rejects.parquet             images that could not be read, and the reasons
 
-`idx` is the number of an image for life. A *unit* is one row group: the grain of streaming, scoring and retrying.
+`idx` is the number of an image for life, and `name` says what it was in the source: a path, or a file and a row or key.
+A *unit* is one row group: the grain of streaming, scoring and retrying.
 Axes: b images, c h w image (stored uint8 c-first, shorter side = card.size), d condition.
 """
 
@@ -43,6 +45,8 @@ class Row:
     label: int | None = None
     text: tuple[str, ...] = ()
     condition: Float32[np.ndarray, "captions d"] | None = None
+    name: str | None = None
+    """What the image is called in its source; None in sets that were prepared before names were kept."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +85,8 @@ class Card:
     classes: tuple[str, ...] = ()
     shards: tuple[Shard, ...]
     num_rejected: int = 0
+    named: bool = False
+    """Whether the shards have a column of names."""
     schema_version: int = SCHEMA_VERSION
     request: dict[str, str] = field(default_factory=dict)
     """The arguments of `data prepare`; the same request again does nothing."""
@@ -95,7 +101,12 @@ class Card:
     @cached_property
     def columns(self) -> pa.Schema:
         """The columns of every shard."""
-        return schema(self.condition_dim, embedding=self.condition == "embedding")
+        return schema(self.condition_dim, embedding=self.condition == "embedding", named=self.named)
+
+    @property
+    def name_column(self) -> list[str]:
+        """The column of names, if the shards have one."""
+        return ["name"] if self.named else []
 
     def num_images(self, split: Split) -> int:
         """Return the number of images in a split."""
@@ -167,11 +178,12 @@ class Dataset:
             matches = ids.intersection(read_unit(unit, ["idx"])["idx"].to_pylist())
             if not matches:
                 continue
-            table = read_unit(unit, ["idx", "image", "height", "width", "label", "text"])
+            table = read_unit(unit, ["idx", "image", "height", "width", "label", "text", *self.card.name_column])
             table = table.filter(pa.array([idx in matches for idx in table["idx"].to_pylist()]))
-            columns = zip(table["idx"].to_pylist(), table["label"].to_pylist(), table["text"].to_pylist(), strict=True)
-            for (idx, label, text), image in zip(columns, stored_images(table), strict=True):
-                images[idx] = Row(idx=idx, image=image, label=label, text=tuple(text or ()))
+            described = table.select(["idx", "label", "text", *self.card.name_column]).to_pylist()
+            for row, image in zip(described, stored_images(table), strict=True):
+                text, name = tuple(row["text"] or ()), row.get("name")
+                images[row["idx"]] = Row(idx=row["idx"], image=image, label=row["label"], text=text, name=name)
         return images
 
     def batch(self, table: pa.Table, codec: "Codec | None" = None) -> "Batch":
@@ -185,12 +197,14 @@ class Dataset:
         return as_batch(stored_images(table), table, self.card, codec or PIXELS)
 
 
-def schema(condition_dim: int, *, embedding: bool) -> pa.Schema:
+def schema(condition_dim: int, *, embedding: bool, named: bool = False) -> pa.Schema:
     """Return the columns of a shard; `condition` is there only for embeddings (a label's one-hot is not stored)."""
     fields = [("idx", pa.int64()), ("image", pa.binary()), ("height", pa.int32()), ("width", pa.int32())]
     fields += [("label", pa.int32()), ("text", pa.list_(pa.string()))]
     if embedding:
         fields.append(("condition", pa.list_(pa.list_(pa.float32(), condition_dim))))
+    if named:
+        fields.append(("name", pa.string()))
     return pa.schema(fields, metadata={"mucs_ray.schema_version": str(SCHEMA_VERSION)})
 
 
@@ -207,7 +221,14 @@ def to_table(rows: Iterable[Row], columns: pa.Schema) -> pa.Table:
     }
     if "condition" in columns.names:
         data["condition"] = [None if row.condition is None else row.condition.tolist() for row in images]
+    if "name" in columns.names:
+        data["name"] = [None if row.name is None else printable(row.name) for row in images]
     return pa.Table.from_pydict(data, schema=columns)
+
+
+def printable(name: str) -> str:
+    """Return a file's name as text that can be stored; bytes that are not UTF-8 become escapes such as \\xff."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def to_parquet(table: pa.Table, rows_per_unit: int) -> bytes:

@@ -8,31 +8,15 @@ Axes: t steps, 0 the least noisy.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
-from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-Schedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "laplace", "trained"]
+from mucs_ray.diffusion.vp_config import Betas
+
 MOST_BETA = 0.999
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Betas:
-    """The choice of a table; the defaults are DDPM's."""
-
-    schedule: Schedule = "linear"
-    steps: int = 1000
-    first: float = 1e-4
-    last: float = 0.02
-    """The table's last beta; `first` and `last` are used by linear, scaled_linear and sigmoid only."""
-    trained: tuple[float, ...] = ()
-    """The table itself, when the schedule is "trained"."""
-    zero_snr: bool = False
-    """Whether the table is stretched until nothing of the image is left at its end."""
 
 
 @cache

@@ -8,19 +8,17 @@ Axes: n levels, t steps.
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mucs_ray.diffusion.betas import Betas, alpha_bar
+from mucs_ray.diffusion.betas import alpha_bar
 from mucs_ray.diffusion.process import Coefficients, Process
 from mucs_ray.diffusion.schedule import rho_schedule
+from mucs_ray.diffusion.vp_config import Betas, Prediction, Spacing
 
-Prediction = Literal["epsilon", "v_prediction", "sample"]
-Spacing = Literal["linspace", "leading", "trailing", "rho"]
 DDPM = Betas()
 LEAST_DET = 1e-4
 """A level with a smaller |det| is not scored, since the output says too little about the image (spec/models 2.3)."""
@@ -44,6 +42,7 @@ class VP(Process):
     """How a sampler picks its steps."""
     offset: int = 0
     """The number of steps by which leading steps are shifted to the noisier side."""
+    second_moment: float = 1.0
 
     def at(self, level: Float[Tensor, " n"]) -> Coefficients:
         """Return the coefficients; det is alpha for epsilon, 1 for velocity, and -s for the image (weight alpha^2 /

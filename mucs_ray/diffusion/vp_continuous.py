@@ -38,6 +38,9 @@ def time_of(sigma: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
 class ContinuousVP(Process):
     """The process, with alpha and s in float64 whatever the levels come in, because s is a small difference."""
 
+    second_moment = 0.25
+    """That of pixels, which both networks on this process read."""
+
     def at(self, level: Float[Tensor, " n"]) -> Coefficients:
         """Return the coefficients; the network receives 999 t and predicts eps."""
         log = rise(level.double())

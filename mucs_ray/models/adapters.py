@@ -11,8 +11,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from mucs_ray.errors import InputError
-from mucs_ray.models.dit_config import DiTConfig
+from mucs_ray.models.dit_config import DiTConfig, DiTVPConfig
 from mucs_ray.models.spec import DEFAULT_KIND, ModelSpec
+from mucs_ray.models.unet2d_config import DDPMConfig
+from mucs_ray.models.unet_config import UNetEDMConfig, UNetVPConfig
 
 if TYPE_CHECKING:
     from mucs_ray.models.adapter import Adapter
@@ -34,7 +36,13 @@ class ModelCard:
         return getattr(import_module(module), name)
 
 
-_ALL = (ModelCard(kind=DEFAULT_KIND, spec_class=DiTConfig, implementation="mucs_ray.models.dit_edm:DiTAdapter"),)
+_ALL = (
+    ModelCard(kind=DEFAULT_KIND, spec_class=DiTConfig, implementation="mucs_ray.models.dit_edm:DiTAdapter"),
+    ModelCard(kind="dit-vp", spec_class=DiTVPConfig, implementation="mucs_ray.models.dit_vp:DiTVPAdapter"),
+    ModelCard(kind="unet-edm", spec_class=UNetEDMConfig, implementation="mucs_ray.models.unet_edm:UNetEDMAdapter"),
+    ModelCard(kind="unet-vp", spec_class=UNetVPConfig, implementation="mucs_ray.models.unet_edm:UNetVPAdapter"),
+    ModelCard(kind="unet2d", spec_class=DDPMConfig, implementation="mucs_ray.models.ddpm:DDPMAdapter"),
+)
 KINDS = {card.kind: card for card in _ALL}
 
 

@@ -3,7 +3,8 @@
 Axes: b batch, *shape of an image.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -14,9 +15,15 @@ from mucs_ray.diffusion.condition import Condition
 from mucs_ray.diffusion.model import DiffusionModel
 from mucs_ray.diffusion.process import Coefficients, Process
 from mucs_ray.diffusion.rows import per_row
+from mucs_ray.diffusion.vp import VP
+from mucs_ray.models import unet2d_folder
+from mucs_ray.models.adapter import Weights
+from mucs_ray.models.pixel_adapter import PixelAdapter
 from mucs_ray.models.unet2d import Resnet, SelfAttention, UNet2DModel
-from mucs_ray.models.unet2d_config import UNet2DConfig
+from mucs_ray.models.unet2d_config import DDPMConfig, UNet2DConfig
 from mucs_ray.models.unet_edm import UNetSelector, ending
+from mucs_ray.spaces.augment import flipped_only
+from mucs_ray.spaces.pixels import MEAN_SQUARE
 
 CONVOLUTIONS = "conv1.weight", "conv2.weight"
 ATTENTION = "to_q.weight", "to_k.weight", "to_v.weight"
@@ -73,6 +80,47 @@ class DDPM(DiffusionModel):
         return [module for module in self.network.modules() if isinstance(module, Resnet | SelfAttention)]
 
 
-def untrained(config: UNet2DConfig, process: Process) -> DDPM:
-    """Build a model with the weights from which training starts, drawn from torch's global generator."""
-    return DDPM(UNet2DModel(config), process)
+class DDPMAdapter(PixelAdapter):
+    """The adapter of a UNet2DModel, which builds it from a recipe or from a folder of diffusers."""
+
+    spec_class = DDPMConfig
+    augment = staticmethod(flipped_only)
+
+    def build(self) -> DDPM:
+        """Build the model; its output is not zero at first."""
+        return DDPM(UNet2DModel(self.spec), process_of(self.spec))
+
+    @classmethod
+    def read(cls, path: str, values: Mapping[str, Any]) -> tuple[DDPMConfig, Weights]:
+        """Read a folder of diffusers. `prediction` of the values overrules the scheduler, which may be another's."""
+        saved = unet2d_folder.load(path)
+        told = {"prediction": values["prediction"]} if "prediction" in values else {}
+        return spec_of(saved.network.config, saved.process, **told), saved.network.state_dict()
+
+
+def process_of(spec: DDPMConfig) -> VP:
+    """Return the process of a recipe, for pixels in [-1, 1]."""
+    return VP(
+        betas=spec.betas,
+        prediction=spec.prediction,
+        spacing=spec.spacing,
+        offset=spec.steps_offset,
+        second_moment=MEAN_SQUARE,
+    )
+
+
+def spec_of(network: UNet2DConfig, process: VP, **told: Any) -> DDPMConfig:  # noqa: ANN401 - fields of the spec
+    """Return what a recipe says of a network and its process."""
+    betas = process.betas
+    read = {
+        "prediction": process.prediction,
+        "beta_schedule": betas.schedule,
+        "timesteps": betas.steps,
+        "beta_start": betas.first,
+        "beta_end": betas.last,
+        "trained_betas": betas.trained,
+        "zero_snr": betas.zero_snr,
+        "spacing": process.spacing,
+        "steps_offset": process.offset,
+    }
+    return DDPMConfig(**asdict(network), **{**read, **told})

@@ -1,14 +1,21 @@
-"""The shape of a DiT-EDM, separate from the network so that a recipe can be read without torch."""
+"""The shape of a DiT-EDM or a DiT-VP, separate from the network so that a recipe can be read without torch."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 from mucs_ray.errors import InputError
-from mucs_ray.models.spec import DEFAULT_KIND, ModelSpec
+from mucs_ray.models.spec import DEFAULT_KIND, ModelSpec, check_condition, check_numbers, check_size
 
 MAY_BE_ZERO = ("registers", "condition_dim", "dropout", "condition_drop")
 PROBABILITIES = ("dropout", "condition_drop")
+SIZES = {
+    "S": {"width": 384, "depth": 12, "num_heads": 6},
+    "B": {"width": 768, "depth": 12, "num_heads": 12},
+    "L": {"width": 1024, "depth": 24, "num_heads": 16},
+    "XL": {"width": 1152, "depth": 28, "num_heads": 16},
+}
+"""What `model.size` stands for; B is the paper's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,6 +24,8 @@ class DiTConfig(ModelSpec):
 
     kind: ClassVar[str] = DEFAULT_KIND
     trains: ClassVar[bool] = True
+    bound: ClassVar[Literal["drawn", "linear"]] = "drawn"
+    label: ClassVar[str] = "DiT-EDM"
 
     image_size: int = 32
     channels: tuple[int, int] = (4, 4)
@@ -40,20 +49,27 @@ class DiTConfig(ModelSpec):
         return self.image_size // (self.strides[0] * self.strides[1] * self.patch_size)
 
     @classmethod
+    def written_out(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Replace `size` by the width, depth and number of heads that it stands for."""
+        rest = {key: value for key, value in values.items() if key != "size"}
+        if "size" not in values:
+            return rest
+        size = values["size"]
+        if size not in SIZES:
+            raise InputError(f"recipe key model.size: expected one of {', '.join(SIZES)}; found {size!r}")
+        also = [key for key in SIZES[size] if key in rest]
+        if also:
+            raise InputError(f"model.size says what model.{also[0]} is; leave one of them out")
+        return {**rest, **SIZES[size]}
+
+    @classmethod
     def opened(cls, values: Mapping[str, Any], *, size: int, condition_dim: int) -> dict[str, Any]:
         """Fill image size and width of the condition where they are left open."""
         return {"image_size": size, "condition_dim": condition_dim, **values}
 
     def check(self) -> None:
         """Raise InputError if a size of the network makes no sense, or sizes do not divide."""
-        sizes: dict[str, Any] = asdict(self)
-        for key, value in sizes.items():
-            minimum = 0 if key in MAY_BE_ZERO else 1
-            numbers = value if isinstance(value, tuple) else (value,)
-            if min(numbers) < minimum:
-                raise InputError(f"model.{key} must be at least {minimum}, found {value}")
-            if key in PROBABILITIES and max(numbers) > 1:
-                raise InputError(f"model.{key} must be at most 1, found {value}")
+        check_numbers(self, may_be_zero=MAY_BE_ZERO, probabilities=PROBABILITIES)
         if self.kernel_size % 2 == 0:
             raise InputError(f"model.kernel_size must be odd, found {self.kernel_size}")
         cell = self.strides[0] * self.strides[1] * self.patch_size
@@ -64,16 +80,8 @@ class DiTConfig(ModelSpec):
 
     def check_fits(self, *, size: int, condition_dim: int, data: str) -> None:
         """Raise InputError unless the images have the network's size, and the condition its width."""
-        if self.image_size != size:
-            raise InputError(
-                f"model.image_size is {self.image_size} but {data} holds {size} px images;"
-                f" set model.image_size={size} or prepare the data with --size {self.image_size}"
-            )
-        if self.condition_dim not in (0, condition_dim):
-            raise InputError(
-                f"model.condition_dim is {self.condition_dim} but {data} has conditions of width"
-                f" {condition_dim}; use that, or 0 for an unconditional model"
-            )
+        check_size(self.image_size, size=size, data=data)
+        check_condition("condition_dim", self.condition_dim, condition_dim=condition_dim, data=data)
 
     @property
     def conditional(self) -> bool:
@@ -82,4 +90,22 @@ class DiTConfig(ModelSpec):
 
     def describe(self) -> str:
         """Return one line for the report."""
-        return f"DiT-EDM, width {self.width}, depth {self.depth}, patch {self.patch_size}, {self.num_heads} heads"
+        return f"{self.label}, width {self.width}, depth {self.depth}, patch {self.patch_size}, {self.num_heads} heads"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiTVPConfig(DiTConfig):
+    """The shape of a DiT-VP; the defaults are the official CIFAR-10 model, but for its condition."""
+
+    kind: ClassVar[str] = "dit-vp"
+    bound: ClassVar[Literal["drawn", "linear"]] = "linear"
+    label: ClassVar[str] = "DiT-VP"
+
+    kernel_size: int = 3
+    registers: int = 0
+
+    def check(self) -> None:
+        """Raise InputError if a size of the network makes no sense, or there are registers, which it cannot have."""
+        DiTConfig.check(self)
+        if self.registers:
+            raise InputError(f"model.registers must be 0 for a DiT-VP, found {self.registers}")

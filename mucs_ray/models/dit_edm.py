@@ -6,22 +6,19 @@ Axes: b batch, t tokens, w width, *shape of an image.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from mucs_ray.diffusion.condition import Condition
 from mucs_ray.diffusion.edm import EDM
 from mucs_ray.diffusion.model import DiffusionModel, Selector
-from mucs_ray.diffusion.noise import name_torch_stream
 from mucs_ray.diffusion.process import Coefficients
 from mucs_ray.diffusion.rows import per_row
 from mucs_ray.models import official
-from mucs_ray.models.adapter import Adapter, TrainSpec, Weights
+from mucs_ray.models.adapter import Weights
 from mucs_ray.models.dit import STEM, DiT, attention_names, repeated_modules, unlearned_names
 from mucs_ray.models.dit_config import DiTConfig
-from mucs_ray.spaces.augment import distorted
-from mucs_ray.spaces.pixels import PIXELS, Pixels
+from mucs_ray.models.pixel_adapter import PixelAdapter
 
 
 class DiTEDM(DiffusionModel):
@@ -80,31 +77,14 @@ class DiTEDM(DiffusionModel):
         return stem(per_row(self.process.at(level).c_in, noisy) * noisy)
 
 
-class DiTAdapter(Adapter):
+class DiTAdapter(PixelAdapter):
     """The adapter of a DiT-EDM, which builds it from a recipe or from a file of the authors' code."""
 
     spec_class = DiTConfig
 
-    def model(self, device: torch.device, weights: Weights | None = None) -> DiTEDM:
-        """Build the model with these weights, or with arbitrary ones if there are none."""
-        with torch.device("meta" if device.type == "meta" else "cpu"):
-            model = DiTEDM(DiT(self.spec))
-        if weights is not None:
-            model.network.load_state_dict(weights)
-        return model.to(device).eval().requires_grad_(False)
-
-    def codec(self, device: torch.device) -> Pixels:
-        """Return the codec of pixels in [-1, 1]."""
-        return PIXELS
-
-    def trainer(self) -> TrainSpec:
-        """Return the trainer that distorts pictures and tells the network so."""
-        return TrainSpec(augment=distorted)
-
-    def untrained(self, seed: int, device: torch.device) -> DiTEDM:
-        """Build the model with the weights that "train/init" names; its output is zero."""
-        name_torch_stream(seed, "train/init")
-        return DiTEDM(DiT(self.spec)).to(device)
+    def build(self) -> DiTEDM:
+        """Build the model; its output is zero at first."""
+        return DiTEDM(DiT(self.spec))
 
     @classmethod
     def read(cls, path: str, values: Mapping[str, Any]) -> tuple[DiTConfig, Weights]:

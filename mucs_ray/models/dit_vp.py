@@ -13,10 +13,12 @@ from mucs_ray.diffusion.model import Selector
 from mucs_ray.diffusion.process import Process
 from mucs_ray.diffusion.vp_continuous import ContinuousVP
 from mucs_ray.models.dit import DiT, position_table
-from mucs_ray.models.dit_config import DiTConfig
+from mucs_ray.models.dit_config import DiTConfig, DiTVPConfig
 from mucs_ray.models.dit_edm import DiTEDM
+from mucs_ray.models.pixel_adapter import PixelAdapter
+from mucs_ray.spaces.augment import distorted_and_told_of_flips
 
-CIFAR10 = DiTConfig(kernel_size=3, registers=0, condition_dim=10)
+CIFAR10 = DiTVPConfig(condition_dim=10)
 CONDITION = "y_embedder.emb.weight"
 
 
@@ -80,6 +82,12 @@ class DiTVP(DiTEDM):
         return [*inherited, CONDITION] if learns_conditions else inherited
 
 
-def untrained(config: DiTConfig) -> DiTVP:
-    """Build a model with the weights from which training starts, drawn from torch's global generator."""
-    return DiTVP(DiTForVP(config))
+class DiTVPAdapter(PixelAdapter):
+    """The adapter of a DiT-VP, which builds it from a recipe or from a file of the authors' code."""
+
+    spec_class = DiTVPConfig
+    augment = staticmethod(distorted_and_told_of_flips)
+
+    def build(self) -> DiTVP:
+        """Build the model; its output is zero at first."""
+        return DiTVP(DiTForVP(self.spec))

@@ -6,20 +6,27 @@ A file of UNet-EDM and one of UNet-VP have the same names, so that which process
 import math
 import re
 from collections.abc import Mapping
+from typing import TypeVar
 
 from torch import Tensor
 
 from mucs_ray.errors import InputError
-from mucs_ray.models.dit_config import DiTConfig
+from mucs_ray.models.dit_config import DiTVPConfig
 from mucs_ray.models.unet_config import UNetConfig
 
+AnyUNetConfig = TypeVar("AnyUNetConfig", bound=UNetConfig)
 HEAD_WIDTH = 64
 """Of every published DiT."""
 ENCODER_BLOCK = re.compile(r"enc\.(\d+)x\d+_block(\d+)\.conv0\.weight")
 
 
-def unet_config_of(state: Mapping[str, Tensor], path: str) -> UNetConfig:
-    """InputError if the tensors are not a UNet's; whether all are there is for the check of names to say."""
+def unet_config_of(
+    state: Mapping[str, Tensor], path: str, config_class: type[AnyUNetConfig] = UNetConfig
+) -> AnyUNetConfig:
+    """Return the sizes of a UNet.
+
+    InputError if the tensors are not a UNet's; whether all are there is for the check of names to say.
+    """
     found = [match for match in map(ENCODER_BLOCK.fullmatch, state) if match]
     needed = "map_layer0.weight", "map_augment.emb.weight"
     if not any(match[2] == "0" for match in found) or any(name not in state for name in needed):
@@ -28,7 +35,7 @@ def unet_config_of(state: Mapping[str, Tensor], path: str) -> UNetConfig:
     channels = state["map_augment.emb.weight"].shape[1]
     blocks = [f"enc.{side}x{side}_block0" for side in sides]
     label = state.get("map_label.weight")
-    return UNetConfig(
+    return config_class(
         image_size=sides[0],
         channels=channels,
         multipliers=tuple(len(state[f"{block}.conv0.weight"]) // channels for block in blocks),
@@ -39,8 +46,11 @@ def unet_config_of(state: Mapping[str, Tensor], path: str) -> UNetConfig:
     )
 
 
-def dit_vp_config_of(state: Mapping[str, Tensor], path: str, *, num_heads: int | None = None) -> DiTConfig:
-    """InputError if the tensors are not a DiT-VP's, which do not tell its heads: `num_heads`, or width / 64."""
+def dit_vp_config_of(state: Mapping[str, Tensor], path: str, *, num_heads: int | None = None) -> DiTVPConfig:
+    """Return the sizes of a DiT-VP.
+
+    InputError if the tensors are not a DiT-VP's, which do not tell its heads: `num_heads`, or width / 64.
+    """
     needed = "x_embedder.proj.weight", "encoder.0.conv1.weight", "encoder.1.conv1.weight", "pos_enc.emb"
     missing = [name for name in (*needed, "encoder.0.conv2.weight", "encoder.1.conv2.weight") if name not in state]
     if missing or "pos_enc.extra" in state:
@@ -52,8 +62,8 @@ def dit_vp_config_of(state: Mapping[str, Tensor], path: str, *, num_heads: int |
     strides = state["encoder.0.conv1.weight"].shape[2], state["encoder.1.conv1.weight"].shape[2]
     inner, condition = state.get("dit_backbone.0.mlp.0.weight"), state.get("y_embedder.emb.weight")
     flag = state.get("a_embedder.emb.weight")
-    usual = DiTConfig()
-    return DiTConfig(
+    usual = DiTVPConfig()
+    return DiTVPConfig(
         image_size=math.isqrt(state["pos_enc.emb"].shape[1]) * patch * strides[0] * strides[1],
         channels=(len(state["encoder.0.conv2.weight"]), len(state["encoder.1.conv2.weight"])),
         strides=strides,

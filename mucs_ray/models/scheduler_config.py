@@ -6,8 +6,8 @@ Whatever concerns a sampler only is left alone.
 from collections.abc import Mapping
 from typing import Any, cast, get_args
 
-from mucs_ray.diffusion.betas import Betas, Schedule
-from mucs_ray.diffusion.vp import VP, Prediction, Spacing
+from mucs_ray.diffusion.vp import VP
+from mucs_ray.diffusion.vp_config import Betas, Prediction, Schedule, Spacing
 from mucs_ray.errors import InputError
 
 DISTILLED = ("LCMScheduler", "TCDScheduler", "CMStochasticIterativeScheduler", "SCMScheduler")

@@ -1,8 +1,10 @@
 """What [model] of a recipe says: one class for each kind of model, so that recipes are read without torch."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
+
+from mucs_ray.errors import InputError
 
 DEFAULT_KIND = "dit-edm"
 """The kind of a recipe that names none. It is not stored, so that earlier runs keep their fingerprints."""
@@ -20,10 +22,18 @@ class ModelSpec:
     trains: ClassVar[bool] = False
     """Whether this package can train the model; without it there are no retrainings and no initial weights."""
 
+    bound: ClassVar[Literal["drawn", "linear"]] = "linear"
+    """How far MUCS unlearns an item if the recipe does not say; "drawn" needs a kind that trains."""
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for recipe.json, fingerprints and the headers of weights."""
         kind = {} if self.kind == DEFAULT_KIND else {"kind": self.kind}
         return {**kind, **asdict(self)}
+
+    @classmethod
+    def written_out(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Replace values that stand for several others, such as the name of a size, by what they stand for."""
+        return dict(values)
 
     @classmethod
     def opened(cls, values: Mapping[str, Any], *, size: int, condition_dim: int) -> dict[str, Any]:
@@ -49,3 +59,34 @@ class ModelSpec:
     def describe(self) -> str:
         """Return one line for the report."""
         return self.kind
+
+
+def check_numbers(spec: ModelSpec, *, may_be_zero: Collection[str], probabilities: Collection[str]) -> None:
+    """Raise InputError unless every number of a spec is at least 1, or what these names may be instead."""
+    for key, value in asdict(spec).items():
+        numbers = value if isinstance(value, tuple) else (value,)
+        if not numbers or any(isinstance(number, str | bool | None) for number in numbers):
+            continue
+        minimum = 0 if key in may_be_zero else 1
+        if min(numbers) < minimum:
+            raise InputError(f"model.{key} must be at least {minimum}, found {value}")
+        if key in probabilities and max(numbers) > 1:
+            raise InputError(f"model.{key} must be at most 1, found {value}")
+
+
+def check_size(image_size: int, *, size: int, data: str) -> None:
+    """Raise InputError unless the images of a data set have the network's size."""
+    if image_size != size:
+        raise InputError(
+            f"model.image_size is {image_size} but {data} holds {size} px images;"
+            f" set model.image_size={size} or prepare the data with --size {image_size}"
+        )
+
+
+def check_condition(key: str, width: int, *, condition_dim: int, data: str) -> None:
+    """Raise InputError unless the condition of a data set has the width that the network reads, or it reads none."""
+    if width not in (0, condition_dim):
+        raise InputError(
+            f"model.{key} is {width} but {data} has conditions of width"
+            f" {condition_dim}; use that, or 0 for an unconditional model"
+        )

@@ -1,13 +1,23 @@
 """The shape of the official UNet, separate from the network so that a recipe can be read without torch."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from mucs_ray.errors import InputError
+from mucs_ray.models.spec import ModelSpec, check_condition, check_numbers, check_size
+
+MAY_BE_ZERO = PROBABILITIES = ("dropout", "condition_drop", "condition_dim")
+MOST_GROUPS = 32
+"""The number of groups of a normalisation, of at least four channels each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class UNetConfig:
-    """The shape of the network; the defaults are the paper's CIFAR-10 model for EDM, and that for VP is 192 channels
-    wide.
-    """
+class UNetConfig(ModelSpec):
+    """The shape of the network; the defaults are the paper's CIFAR-10 model for EDM, but for its condition."""
+
+    trains: ClassVar[bool] = True
+    label: ClassVar[str] = "UNet"
 
     image_size: int = 32
     channels: int = 128
@@ -22,3 +32,59 @@ class UNetConfig:
     """The width of the condition vector; 0 = unconditional."""
     condition_drop: float = 0.1
     dropout: float = 0.1
+
+    @classmethod
+    def opened(cls, values: Mapping[str, Any], *, size: int, condition_dim: int) -> dict[str, Any]:
+        """Fill image size and width of the condition where they are left open."""
+        return {"image_size": size, "condition_dim": condition_dim, **values}
+
+    def check(self) -> None:
+        """Raise InputError if a size of the network makes no sense, or sizes do not divide."""
+        check_numbers(self, may_be_zero=MAY_BE_ZERO, probabilities=PROBABILITIES[:2])
+        halved = 2 ** (len(self.multipliers) - 1)
+        if not self.multipliers or self.image_size % halved:
+            raise InputError(
+                f"model.image_size {self.image_size} is not a multiple of {halved}, by which"
+                f" {len(self.multipliers)} levels (model.multipliers) divide it"
+            )
+        widths = {self.channels, *(self.channels * multiplier for multiplier in self.multipliers)}
+        for joined in sorted({*widths, *(one + other for one in widths for other in widths)}):
+            if joined % min(MOST_GROUPS, max(1, joined // 4)):
+                raise InputError(
+                    f"model.channels {self.channels} makes feature maps of {joined} channels, which do not divide into"
+                    f" {min(MOST_GROUPS, joined // 4)} groups; take a multiple of {MOST_GROUPS}"
+                )
+
+    def check_fits(self, *, size: int, condition_dim: int, data: str) -> None:
+        """Raise InputError unless the images have the network's size, and the condition its width."""
+        check_size(self.image_size, size=size, data=data)
+        check_condition("condition_dim", self.condition_dim, condition_dim=condition_dim, data=data)
+
+    @property
+    def conditional(self) -> bool:
+        """Whether there is a condition vector."""
+        return self.condition_dim > 0
+
+    def describe(self) -> str:
+        """Return one line for the report."""
+        widths = ", ".join(str(self.channels * multiplier) for multiplier in self.multipliers)
+        return f"{self.label}, {self.blocks} blocks in each level of widths {widths}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UNetEDMConfig(UNetConfig):
+    """The shape of a UNet-EDM."""
+
+    kind: ClassVar[str] = "unet-edm"
+    bound: ClassVar[Literal["drawn", "linear"]] = "drawn"
+    label: ClassVar[str] = "UNet-EDM"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UNetVPConfig(UNetConfig):
+    """The shape of a UNet-VP, which is wider."""
+
+    kind: ClassVar[str] = "unet-vp"
+    label: ClassVar[str] = "UNet-VP"
+
+    channels: int = 192

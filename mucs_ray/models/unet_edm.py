@@ -15,8 +15,10 @@ from mucs_ray.diffusion.model import DiffusionModel, Selector
 from mucs_ray.diffusion.process import Coefficients, Process
 from mucs_ray.diffusion.rows import per_row
 from mucs_ray.diffusion.vp_continuous import ContinuousVP
+from mucs_ray.models.pixel_adapter import PixelAdapter
 from mucs_ray.models.unet import Block, UNet
-from mucs_ray.models.unet_config import UNetConfig
+from mucs_ray.models.unet_config import UNetEDMConfig, UNetVPConfig
+from mucs_ray.spaces.augment import distorted_and_told_of_flips
 
 UNetSelector = Selector | Literal["weights"]
 """A choice of tensors. "mlp" stands for the blocks' convolutions, which work on each position and its neighbours;
@@ -93,6 +95,22 @@ def without_filters(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in state.items() if not name.endswith(RESAMPLE_FILTER)}
 
 
-def untrained(config: UNetConfig, process: Literal["edm", "vp"]) -> UNetEDM:
-    """Build a model with the weights from which training starts, drawn from torch's global generator."""
-    return (UNetEDM if process == "edm" else UNetVP)(UNet(config))
+class UNetEDMAdapter(PixelAdapter):
+    """The adapter of a UNet-EDM, which builds it from a recipe or from a file of the authors' code."""
+
+    spec_class = UNetEDMConfig
+    augment = staticmethod(distorted_and_told_of_flips)
+
+    def build(self) -> UNetEDM:
+        """Build the model; its output is nearly zero at first."""
+        return UNetEDM(UNet(self.spec))
+
+
+class UNetVPAdapter(PixelAdapter):
+    """The adapter of a UNet-VP, which builds it from a recipe or from a file of the authors' code."""
+
+    spec_class = UNetVPConfig
+
+    def build(self) -> UNetVP:
+        """Build the model; its output is nearly zero at first."""
+        return UNetVP(UNet(self.spec))

@@ -21,6 +21,8 @@ class RankedImage:
     score: float
     label: str
     text: str
+    name: str = ""
+    """What the image is called in its source, such as a path; "" if the data set does not know."""
     image: Picture
 
 
@@ -169,6 +171,7 @@ class HubImage:
     lists: int
     label: str
     text: str
+    name: str = ""
     image: Picture
 
 

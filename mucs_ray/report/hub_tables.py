@@ -14,6 +14,7 @@ class TrainingImage:
 
     label: str
     text: str
+    name: str = ""
     image: Picture
 
 
@@ -40,7 +41,14 @@ def _row(method: str, hubs: Hubs, images: Mapping[int, TrainingImage]) -> HubRow
         method=method,
         num_lists=hubs.num_lists,
         images=tuple(
-            HubImage(idx=frequent.idx, lists=frequent.lists, label=image.label, text=image.text, image=image.image)
+            HubImage(
+                idx=frequent.idx,
+                lists=frequent.lists,
+                label=image.label,
+                text=image.text,
+                name=image.name,
+                image=image.image,
+            )
             for frequent, image in frequent_images
         ),
     )

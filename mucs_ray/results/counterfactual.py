@@ -220,6 +220,7 @@ def hubs(pipelines: Sequence[Pipeline], methods: Iterable[str]) -> HubSection | 
         idx: TrainingImage(
             label=classes[row.label] if classes and row.label is not None else "",
             text=row.text[0] if row.text else "",
+            name=row.name or "",
             image=row.image,
         )
         for idx, row in rows.items()

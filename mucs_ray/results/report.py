@@ -118,6 +118,7 @@ def answer(
             score=float(row["score"]),
             label=row["label"],
             text=row["text"],
+            name=row.get("name", ""),  # topk.csv of earlier versions has none
             image=pictures[int(row["idx"])].image,
         )
         for row in rows[:SHOWN]
@@ -238,7 +239,12 @@ def attribution(pipeline: Pipeline, method: str) -> dict[str, Any]:
     """Return one method's answer as JSON values."""
     stage = pipeline.stages[f"attribute/{method}"]
     items = [
-        {"item": number, "idx": int(rows[0]["item_idx"]), "top": [[int(r["idx"]), float(r["score"])] for r in rows]}
+        {
+            "item": number,
+            "idx": int(rows[0]["item_idx"]),
+            "top": [[int(row["idx"]), float(row["score"])] for row in rows],
+            "names": [row.get("name", "") for row in rows],
+        }
         for number, rows in read_topk(stage).items()
     ]
     return {"scores": stage.url("scores.parquet"), "topk": stage.url("topk.csv"), "items": items}

@@ -43,6 +43,24 @@ def distorted(
     return images, {"augmented": flag}
 
 
+def distorted_and_told_of_flips(
+    z: Float[Tensor, "b c h w"], stream: np.random.Generator, *, probability: float, flip: bool
+) -> tuple[Float[Tensor, "b c h w"], Condition]:
+    """Apply `augment`, but mirror an image as rarely as it is distorted, and flag that too (spec/backbones 1.4)."""
+    flipped = torch.from_numpy(stream.random(len(z)) < probability) & flip
+    images, flag = augment(z, stream, probability=probability, flip=False)
+    images = torch.where(flipped[:, None, None, None], images.flip(3), images)
+    return images, {"augmented": flag | flipped.long()}
+
+
+def flipped_only(
+    z: Float[Tensor, "b c h w"], stream: np.random.Generator, *, probability: float, flip: bool
+) -> tuple[Float[Tensor, "b c h w"], Condition]:
+    """Mirror images but distort none, for a network that cannot be told of it."""
+    images, _ = augment(z, stream, probability=0.0, flip=flip)
+    return images, {}
+
+
 def distortions(stream: np.random.Generator, num: int, probability: float) -> tuple[Float[Tensor, "b 2 3"], Tensor]:
     """Return maps from output to input coordinates in [-1, 1], and which of them are not the identity."""
     applied = stream.random((4, num)) < probability

@@ -5,6 +5,9 @@ from torch import Tensor
 
 from mucs_ray.spaces.codec import Codec
 
+MEAN_SQUARE = 0.25
+"""The mean square of a pixel, about, where the data set at hand does not say."""
+
 
 class Pixels(Codec):
     """A codec between 0..255 and [-1, 1], for any number of channels."""

@@ -1,6 +1,6 @@
 """The file topk.csv, the result of an attribution.
 
-Its columns are item, item_idx, rank (1 = most influential), idx, score, label and text.
+Its columns are item, item_idx, rank (1 = most influential), idx, score, label, text and name.
 """
 
 import csv
@@ -13,7 +13,7 @@ from jaxtyping import Int64
 from mucs_ray.store.run import Stage
 
 TOPK_FILE = "topk.csv"
-COLUMNS = ("item", "item_idx", "rank", "idx", "score", "label", "text")
+COLUMNS = ("item", "item_idx", "rank", "idx", "score", "label", "text", "name")
 
 
 def topk_bytes(rows: Iterable[tuple[object, ...]]) -> bytes:

@@ -21,6 +21,7 @@ SMALL = {
     "model.width": 16, "model.depth": 1, "model.num_heads": 2, "model.condition_channels": 16,
     "train.updates": 60, "train.updates_per_epoch": 10, "generate.items": 2, "generate.steps": 4,
     "method.mucs.null_batches": 2, "method.mucs.max_updates": 4, "score.noises": 4, "engine.train_workers": 1,
+    "engine.trainings": 1,
 }  # fmt: skip
 """The demo, made small."""
 TOP = 85
@@ -189,7 +190,7 @@ def test_interrupted_and_killed_equals_undisturbed(undisturbed: dict[str, object
 def test_killed_between_two_retrainings(undisturbed: dict[str, object], place: Path):
     """The same similarities, and the finished one is not done again."""
     folder = place / "killed"
-    process = start(place, *small_demo("killed"), "--set", "engine.trainings=1")
+    process = start(place, *small_demo("killed"))
     code, said = stop_when(process, some(folder, "retrain/*/manifest.json"), signal.SIGKILL)
     assert code == -signal.SIGKILL, said
     times = {part: part.stat().st_mtime_ns for part in folder.glob("retrain/random/*.safetensors")}

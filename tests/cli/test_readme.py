@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from mucs_ray.cli.app import app
 from mucs_ray.data.sources import cifar10
-from mucs_ray.engine import preparing, ray_train
+from mucs_ray.engine import preparing, trainings
 from mucs_ray.engine.session import session
 from mucs_ray.models.dit import DiT, DiTConfig
 from mucs_ray.run import driver
@@ -86,7 +86,7 @@ def one_ray(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     Other tests see that each command starts its own, and that it trains through Ray Train.
     """
-    monkeypatch.setattr(ray_train, "train_all", train_all_plainly)
+    monkeypatch.setattr(trainings, "train_all", train_all_plainly)
     with session() as cluster:
         for module in (driver, preparing):
             monkeypatch.setattr(module, "session", lambda *_, **__: nullcontext(cluster))

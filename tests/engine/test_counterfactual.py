@@ -9,7 +9,7 @@ import torch
 
 from mucs_ray.data.local import LocalImages
 from mucs_ray.data.table import Dataset
-from mucs_ray.engine import generation, ray_train
+from mucs_ray.engine import generation, trainings
 from mucs_ray.engine.ray_train import TrainJob
 from mucs_ray.engine.session import Cluster
 from mucs_ray.errors import InputError
@@ -29,7 +29,8 @@ MSE = {"evaluate": {"metrics": ["mse"]}}
 
 @pytest.fixture(scope="module")
 def evaluated(data: Dataset, copied: Callable[[], Path], cluster: Cluster) -> Pipeline:
-    pipeline = open_tiny(data, copied(), **MSE)
+    one_group = {"engine": {"train_workers": 1, "actors": [1, 1], "trainings": 1}}  # trains one after the other
+    pipeline = open_tiny(data, copied(), **MSE, **one_group)
     work(pipeline, "evaluate", cluster)
     return pipeline
 
@@ -87,7 +88,7 @@ def test_each_item_by_itself(
     data: Dataset, copied: Callable[[], Path], tmp_path: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ):
     """A training an item, without its own list only; controls are not generated again. Ray Train is tested above."""
-    monkeypatch.setattr(ray_train, "train_all", train_all_plainly)
+    monkeypatch.setattr(trainings, "train_all", train_all_plainly)
     pipeline = open_tiny(data, copied(), methods=("random",), remove={"mode": "per-item"}, **MSE)
     work(pipeline, "evaluate", cluster)
     lists = top_lists(pipeline.stages["attribute/random"])

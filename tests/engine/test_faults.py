@@ -1,20 +1,26 @@
 """Workers are really killed, and the run ends with the same bits as an undisturbed one."""
 
+import io
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from mucs_ray import storage
 from mucs_ray.data.table import Dataset
-from mucs_ray.engine.ray_train import TrainJob
+from mucs_ray.engine.progress import bar
+from mucs_ray.engine.ray_train import TrainJob, TrainRun
 from mucs_ray.engine.session import Cluster
+from mucs_ray.engine.trainings import train_all
 from mucs_ray.pipeline.graph import Pipeline
 from mucs_ray.run.stages.rank import score_parts
 from mucs_ray.store import checkpoint
-from processes import killing
+from mucs_ray.store.run import Stage
+from processes import killing, pids_of
 from tiny_run import open_tiny, train_plainly, work
 
 
@@ -27,8 +33,7 @@ MANY = {"score": {"noises": 150}}
 """Enough work that a kill falls in the middle."""
 
 
-def last_weights(pipeline: Pipeline) -> dict[str, torch.Tensor]:
-    stage = pipeline.stages["pretrain"]
+def last_weights(stage: Stage) -> dict[str, torch.Tensor]:
     return checkpoint.load(stage.url(stage.part("last", "safetensors")))[0]
 
 
@@ -38,16 +43,41 @@ def all_scores(pipeline: Pipeline) -> tuple[np.ndarray, np.ndarray]:
     return idx, np.concatenate([np.stack(table["score"].to_numpy()) for table in tables])
 
 
-def test_a_killed_training_worker(data: Dataset, tmp_path: Path, cluster: Cluster):
-    """The undisturbed one is the plain loop."""
-    pipeline, calm = (open_tiny(data, tmp_path / name, **LONG) for name in ("disturbed", "calm"))
-    with killing("RayTrainWorker", lambda: parts_there(pipeline, "pretrain", "state.") > 0) as killed:
-        work(pipeline, "pretrain", cluster)
-    assert killed
-    recipe, stage = calm.recipe, calm.stages["pretrain"]
-    train_plainly(TrainJob(dataset=data, stage=stage, model=recipe.model, train=recipe.train, seed=recipe.seed))
-    expected, disturbed = last_weights(calm), last_weights(pipeline)
-    assert all(torch.equal(expected[name], disturbed[name]) for name in expected)
+def test_a_killed_worker_of_two_trainings(data: Dataset, tmp_path: Path, cluster: Cluster):
+    """One group of workers trains twice and is killed in the second training; the undisturbed one is the plain loop."""
+    recipe = open_tiny(data, tmp_path / "run", **LONG).recipe
+    url, engine = str(tmp_path / "run"), replace(recipe.engine, trainings=1)
+    jobs = [
+        TrainJob(
+            dataset=data,
+            stage=Stage(run_url=url, name=f"retrain/{name}", reads={}, inputs={}),
+            model=recipe.model,
+            train=recipe.train,
+            seed=recipe.seed,
+            removed=removed,
+        )
+        for name, removed in (("first", frozenset()), ("second", frozenset(range(9))))
+    ]
+    for job in jobs:
+        job.stage.begin([])
+
+    def second_has_begun() -> bool:
+        return any(name.startswith("state.") for name in storage.names(jobs[1].stage.folder))
+
+    runs = [TrainRun(job=job, num_workers=1) for job in jobs]
+    with bar(Console(file=io.StringIO()), "retrain", 400, "updates") as progress:
+        trained = train_all(runs, replace(cluster, engine=engine), bar=progress)
+        done = [next(trained)]
+        group = pids_of("RayTrainWorker")
+        with killing("RayTrainWorker", second_has_begun) as killed:
+            done += trained
+    assert killed == group and len(group) == 1
+    assert [(number, facts["updates"]) for number, facts in done] == [(0, 200), (1, 200)]
+    for job in jobs:
+        calm = replace(job, stage=Stage(run_url=str(tmp_path / "calm"), name=job.stage.name, reads={}, inputs={}))
+        train_plainly(calm)
+        expected, disturbed = last_weights(calm.stage), last_weights(job.stage)
+        assert all(torch.equal(expected[name], disturbed[name]) for name in expected)
 
 
 @pytest.mark.slow  # as chaos, and briefly in test_attempts

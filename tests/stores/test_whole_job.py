@@ -3,7 +3,7 @@
 import pytest
 
 from mucs_ray import storage
-from mucs_ray.engine import ray_train
+from mucs_ray.engine import trainings
 from mucs_ray.engine.session import Cluster
 from mucs_ray.pipeline.graph import Pipeline
 from stores.conftest import BUCKET
@@ -33,7 +33,7 @@ def on_disk(on_s3: Pipeline, tmp_path_factory: pytest.TempPathFactory, cluster: 
     """
     pipeline = open_tiny(tiny_dataset(tmp_path_factory.mktemp("data")), tmp_path_factory.mktemp("run"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ray_train, "train_all", train_all_plainly)
+        patch.setattr(trainings, "train_all", train_all_plainly)
         work(pipeline, "attribute", cluster)
     return pipeline
 

@@ -4,19 +4,30 @@ import io
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
 from waves import KIND, WavesConfig
 
-from mucs_ray.config.recipe import Recipe, build, check_fits, from_card
+from mucs_ray.config.recipe import Recipe, build, check_fits, from_card, model_spec, read_recipe
 from mucs_ray.data.table import Dataset
+from mucs_ray.diffusion.batch import Batch
+from mucs_ray.diffusion.model import DiffusionModel
+from mucs_ray.diffusion.noise import generator, normal
+from mucs_ray.diffusion.vp import VP
+from mucs_ray.diffusion.vp_config import Betas
 from mucs_ray.errors import InputError
 from mucs_ray.models.adapters import KINDS, adapter, find
 from mucs_ray.models.dit_config import DiTConfig
 from mucs_ray.models.dit_edm import DiTEDM
+from mucs_ray.models.spec import ModelSpec
 from mucs_ray.pipeline.graph import Pipeline, reopen
 from mucs_ray.storage import join, publish_json
+from mucs_ray.store.weights import model_facts
+from mucs_ray.store.weights import model_spec as weights_spec
+from mucs_ray.training.config import TrainConfig
+from mucs_ray.training.step import TrainState, WorkerContext, training
 from tiny import TINY, tiny_dataset, tiny_recipe
 
 CPU = torch.device("cpu")
@@ -86,6 +97,125 @@ def test_an_adapter_builds_the_model_that_its_name_stands_for():
     assert all(torch.equal(tensor, different[name]) for name, tensor in model.network.state_dict().items())
     assert not model.training and not any(parameter.requires_grad for parameter in model.parameters())
     assert {parameter.device.type for parameter in kind.model(torch.device("meta")).parameters()} == {"meta"}
+
+
+def small(name: str) -> ModelSpec:
+    """A network of each kind that takes no time."""
+    values: dict[str, Any] = {
+        "dit-edm": TINY["model"],
+        "dit-vp": {**TINY["model"], "registers": 0},
+        "unet-edm": {"image_size": 8, "channels": 8, "multipliers": [1, 2], "blocks": 1, "attention_at": [4]},
+        "unet-vp": {"image_size": 8, "channels": 8, "multipliers": [1, 2], "blocks": 1, "attention_at": [4]},
+        "unet2d": {
+            "image_size": 8, "channels": [8, 16], "layers": 1, "attention_down": [False, True],
+            "attention_up": [False, True], "head_width": 4, "groups": 4, "timesteps": 50,
+        },
+    }  # fmt: skip
+    return model_spec({"kind": name, **values[name]})
+
+
+class Pictures:
+    """Thirty of them."""
+
+    def __init__(self, model: DiffusionModel) -> None:
+        self.shape, self.nothing = model.shape, model.nothing(30)
+
+    def __len__(self) -> int:
+        return 30
+
+    def batch(self, rows: np.ndarray, stream: np.random.Generator | None = None) -> Batch:
+        z = torch.tanh(normal(generator(1, "pictures"), 30, *self.shape))
+        condition = {name: torch.ones_like(tensor) for name, tensor in self.nothing.items()}
+        return Batch(idx=torch.arange(30), z=z, condition=condition)[torch.from_numpy(rows)]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind_is_trained(name: str):
+    """Some updates bring the loss down; the weights come back out of what a run stores."""
+    spec = small(name)
+    spec.check()
+    kind = adapter(spec)
+    model, trainer = kind.untrained(1, CPU), kind.trainer()
+    assert model is not None and trainer is not None
+    images = Pictures(model)
+    config = TrainConfig(updates=30, updates_per_epoch=15, batch_size=16, learning_rate=3e-3, warmup_epochs=0)
+    state = TrainState.fresh(model, config)
+    updates = training(state, images, images, config, seed=1, worker=WorkerContext(), augment=trainer.augment)
+    losses = [update.loss.item() for update in updates]
+    assert np.mean(losses[-5:]) < np.mean(losses[:5])
+    saved = kind.model(CPU, state.average.network.state_dict())
+    again = adapter(weights_spec(model_facts(spec), "x")).model(CPU, saved.network.state_dict())
+    assert all(map(torch.equal, saved.state_dict().values(), again.state_dict().values()))
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_kind_fills_what_its_recipe_leaves_open_and_refuses_what_does_not_fit(name: str, dataset: Dataset):
+    plain = {"name": "x", "data": dataset.url, "train": {"batch_size": 8}, "generate": {"items": 1, "controls": 1}}
+    recipe = build(from_card({**plain, "model": {"kind": name}}, dataset.card))
+    shape = adapter(recipe.model).model(torch.device("meta")).shape
+    assert shape == (3, dataset.card.size, dataset.card.size)
+    assert recipe.model.conditional
+    other = build({**plain, "model": {"kind": name, "image_size": 64}})
+    with pytest.raises(InputError, match=r"is 64 but .* holds 8 px images"):
+        check_fits(other, dataset.card)
+    width = "num_classes" if name == "unet2d" else "condition_dim"
+    other = build({**plain, "model": {"kind": name, "image_size": 8, width: 7}})
+    with pytest.raises(InputError, match=rf"model\.{width} is 7 but .* has conditions of width 3"):
+        check_fits(other, dataset.card)
+
+
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        ({"kind": "dit-vp", "registers": 4}, "model.registers must be 0 for a DiT-VP, found 4"),
+        ({"kind": "unet-edm", "image_size": 30}, "model.image_size 30 is not a multiple of 4"),
+        ({"kind": "unet-vp", "channels": 0}, "model.channels must be at least 1, found 0"),
+        ({"kind": "unet-vp", "channels": 36}, "feature maps of 144 channels, which do not divide into 32 groups"),
+        ({"kind": "unet2d", "image_size": 20}, "model.image_size 20 is not a multiple of 8"),
+        ({"kind": "unet2d", "attention_up": [True]}, "model.attention_up: expected true or false for each of 4 levels"),
+        ({"kind": "unet2d", "channels": [48, 96, 96, 96]}, "model.channels 48 must be even and a multiple of groups"),
+        ({"kind": "unet2d", "in_channels": 4}, "model.in_channels is 4, but pictures have 3 channels"),
+        ({"kind": "unet2d", "beta_start": 0.5}, "expected 0 < model.beta_start < model.beta_end < 1; found 0.5"),
+        ({"kind": "unet2d", "beta_schedule": "trained"}, "belong together; give both"),
+        ({"kind": "unet2d", "dropout": 1.5}, "model.dropout must be at most 1, found 1.5"),
+    ],
+)
+def test_sizes_that_make_no_network_are_one_line(model: dict[str, Any], told: str):
+    with pytest.raises(InputError) as refused:
+        model_spec(model).check()
+    assert told in str(refused.value) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("size", "width", "depth"), [("S", 384, 12), ("B", 768, 12), ("L", 1024, 24), ("XL", 1152, 28)]
+)
+def test_a_size_of_the_dit_is_one_word(size: str, width: int, depth: int):
+    """Counted by hand: attention 4 w^2 + w, MLP 8 w^2 + 5 w, and six vectors of w out of 256 channels, with bias."""
+    spec = model_spec({"size": size})
+    assert isinstance(spec, DiTConfig) and "size" not in spec.to_dict()
+    network = adapter(spec).model(torch.device("meta")).network
+    blocks = [each.numel() for name, each in network.named_parameters() if name.startswith("dit_backbone.")]
+    assert sum(blocks) == depth * (12 * width**2 + 6 * width + 6 * width * 257)
+
+
+def test_a_size_that_is_none_or_is_told_twice():
+    with pytest.raises(InputError, match=r"recipe key model\.size: expected one of S, B, L, XL; found 'M'"):
+        model_spec({"size": "M"})
+    with pytest.raises(InputError, match=r"model\.size says what model\.depth is; leave one of them out"):
+        model_spec({"size": "S", "depth": 3})
+
+
+@pytest.mark.parametrize("name", ["cifar10_dit_vp", "cifar10_unet_edm", "cifar10_unet_vp", "ddpm", "custom-small"])
+def test_the_recipes_of_other_networks_are_recipes(name: str):
+    recipe = build(read_recipe(name))
+    recipe.model.check()
+    assert adapter(recipe.model).model(torch.device("meta")).shape == (3, 32, 32)
+
+
+def test_the_recipe_of_ddpm_is_the_network_of_guda():
+    model = adapter(build(read_recipe("ddpm")).model).model(torch.device("meta"))
+    assert sum(each.numel() for each in model.network.parameters()) == 49_062_787
+    assert isinstance(model.process, VP) and model.process.betas == Betas(schedule="squaredcos_cap_v2", steps=4000)
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from mucs_ray.diffusion.betas import Betas
 from mucs_ray.diffusion.bound import linear_bound, relative_sigma, zero_output_loss
 from mucs_ray.diffusion.condition import NO_CONDITION, Condition
 from mucs_ray.diffusion.edm import EDM
@@ -15,6 +14,7 @@ from mucs_ray.diffusion.loss import denoising_loss
 from mucs_ray.diffusion.noise import generator, normal
 from mucs_ray.diffusion.process import Coefficients, Process
 from mucs_ray.diffusion.vp import VP
+from mucs_ray.diffusion.vp_config import Betas
 
 SD = VP(betas=Betas(schedule="scaled_linear", first=0.00085, last=0.012))
 COSINE = VP(betas=Betas(schedule="squaredcos_cap_v2"))

@@ -142,7 +142,7 @@ def test_losses_of_the_raw_output_are_the_denoising_losses():
         noises.level,
         for_each(condition, NOISES),
     )
-    found = made.measured(IMAGES.z[2], condition).losses
+    found = made.measure(IMAGES.z[2], condition).losses
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
     assert not found.requires_grad
 

@@ -51,7 +51,7 @@ def test_idx_counts_train_then_test(listing, rows):
 def test_the_held_out_tenth_is_fixed_for_life(listing):
     first_idx, members, _ = listing.tasks[1].payload
     assert (first_idx, len(members)) == (1715, 188)
-    assert [name for _, name, _ in members[:3]] == [
+    assert [name for _, name, _, _ in members[:3]] == [
         "NEGATIVE SQUARED LATIN CAPITAL LETTER A",
         "NEGATIVE SQUARED LATIN CAPITAL LETTER O",
         "SQUARED VS",

@@ -13,7 +13,8 @@ from mucs_ray.diffusion.edm import EDM
 from mucs_ray.diffusion.generation import ancestral, ddim, euler, towards
 from mucs_ray.diffusion.noise import generator, normal
 from mucs_ray.diffusion.process import Process
-from mucs_ray.diffusion.vp import VP, Prediction
+from mucs_ray.diffusion.vp import VP
+from mucs_ray.diffusion.vp_config import Prediction
 from mucs_ray.diffusion.vp_continuous import ContinuousVP
 
 FIXTURE = tensors("eps_contract/eps_contract")

@@ -11,7 +11,7 @@ from families import COSINE, UNET2D
 from fixture_files import document, tensors
 from mucs_ray.diffusion.generation import ddim
 from mucs_ray.diffusion.vp import VP
-from mucs_ray.models.ddpm import DDPM, untrained
+from mucs_ray.models.ddpm import DDPM
 from mucs_ray.models.unet2d import Resnet, SelfAttention, UNet2DModel
 from mucs_ray.models.unet2d_config import UNet2DConfig
 
@@ -90,7 +90,7 @@ OLD_CIFAR10 = UNet2DConfig(
 )
 def test_counts_of_what_is_unlearned(config: UNet2DConfig, which: str, count: int):
     with torch.device("meta"):
-        model = untrained(config, VP())
+        model = DDPM(UNet2DModel(config), VP())
     names = model.names(which)  # type: ignore[arg-type]
     found = sum(model.network.get_parameter(name).numel() for name in names)
     assert found == (pytest.approx(count, abs=50_000) if count % 100_000 == 0 else count)
@@ -140,7 +140,7 @@ def test_classes():
         head_width=4,
         num_classes=3,
     )
-    model = untrained(config, VP()).eval()
+    model = DDPM(UNet2DModel(config), VP()).eval()
     x, level = torch.randn(4, 3, 8, 8), torch.tensor([5.0, 5, 700, 999])
     assert model.nothing(4)["condition"].shape == (4, 3)
     torch.testing.assert_close(model(x, level, model.nothing(4)), model(x, level))
@@ -151,7 +151,7 @@ def test_classes():
     torch.testing.assert_close(found, model(x, level))
     hook.remove()
     assert not torch.allclose(found, model(x, level))
-    assert untrained(UNET2D, VP()).nothing(4) == {}
+    assert DDPM(UNet2DModel(UNET2D), VP()).nothing(4) == {}
 
 
 def test_a_predicted_variance_is_left_out():

@@ -12,8 +12,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from fixture_files import document, tensors
-from mucs_ray.diffusion.betas import Betas
 from mucs_ray.diffusion.vp import VP
+from mucs_ray.diffusion.vp_config import Betas
 from mucs_ray.errors import InputError
 from mucs_ray.models.scheduler_config import document_of, process_of
 from mucs_ray.models.unet2d import UNet2DModel

@@ -6,13 +6,14 @@ import torch
 from torch import Tensor
 
 from fixture_files import document, tensors
-from mucs_ray.diffusion.betas import Betas, alpha_bar, betas
+from mucs_ray.diffusion.betas import alpha_bar, betas
 from mucs_ray.diffusion.condition import NO_CONDITION, Condition
 from mucs_ray.diffusion.loss import denoising_loss
 from mucs_ray.diffusion.noise import generator, normal
 from mucs_ray.diffusion.process import Process
 from mucs_ray.diffusion.rows import row_means
-from mucs_ray.diffusion.vp import VP, Prediction
+from mucs_ray.diffusion.vp import VP
+from mucs_ray.diffusion.vp_config import Betas, Prediction
 from mucs_ray.diffusion.vp_continuous import ContinuousVP, sigma_of, time_of
 
 SD = Betas(schedule="scaled_linear", first=0.00085, last=0.012)

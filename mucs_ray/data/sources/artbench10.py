@@ -59,7 +59,7 @@ def read(task: Task) -> Iterator[Row | Reject]:
         except (DecodeError, OSError) as error:
             yield Reject(idx=idx, where=path, reason=str(error))
         else:
-            yield Row(idx=idx, image=image, label=label, text=(classes[label],))
+            yield Row(idx=idx, image=image, label=label, text=(classes[label],), name=path)
 
 
 def find(where: str | None) -> tuple[str, str]:

@@ -61,7 +61,8 @@ def read(task: Task) -> Iterator[Row | Reject]:
         labels, images = load(url)
         for _, row in group:
             label = int(labels[row])
-            yield Row(idx=idx, image=images[row], label=label, text=(classes[label],))
+            batch = url.rsplit("/", 1)[-1].removesuffix(".bin")
+            yield Row(idx=idx, image=images[row], label=label, text=(classes[label],), name=f"{batch}:{row}")
             idx += 1
 
 

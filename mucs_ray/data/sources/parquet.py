@@ -139,7 +139,7 @@ def row_of(idx: int, name: str, record: dict[str, object], payload: Payload, ids
         values = value if isinstance(value, list) else [value]
         texts = tuple(caption for caption in values if isinstance(caption, str))
     try:
-        return Row(idx=idx, image=decode(content, size=payload.size), label=label, text=texts)
+        return Row(idx=idx, image=decode(content, size=payload.size), label=label, text=texts, name=name)
     except DecodeError as error:
         return Reject(idx=idx, where=name, reason=str(error))
 

@@ -15,6 +15,7 @@ from mucs_ray.attribution.base import MethodContext
 from mucs_ray.attribution.ensemble import ensemble_scores
 from mucs_ray.attribution.loss_change import select_measure
 from mucs_ray.attribution.ranking import Ranking, mutual_ranks, top_k
+from mucs_ray.data.show import descriptions
 from mucs_ray.data.table import open_parquet
 from mucs_ray.diffusion.batch import Batch
 from mucs_ray.pipeline.graph import Pipeline
@@ -170,20 +171,8 @@ def score_matrix(table: pa.Table) -> np.ndarray:
 
 def topk_rows(pipeline: Pipeline, rankings: list[Ranking]) -> Iterator[tuple[object, ...]]:
     """The rows of topk.csv."""
-    described = labels_and_texts(pipeline, {int(idx) for ranking in rankings for idx in ranking.idx})
+    described = descriptions(pipeline.dataset, {int(idx) for ranking in rankings for idx in ranking.idx})
     items = pipeline.stages["generate"].facts()["items"]
     for number, ranking in enumerate(rankings):
         for rank, (idx, score) in enumerate(zip(ranking.idx.tolist(), ranking.score.tolist(), strict=True), start=1):
             yield number, items[number]["idx"], rank, idx, f"{score:.6f}", *described[idx]
-
-
-def labels_and_texts(pipeline: Pipeline, wanted: set[int]) -> dict[int, tuple[str, str]]:
-    """The label and the first text of training images, by idx."""
-    classes = pipeline.dataset.card.classes
-    labels = {}
-    for table in pipeline.dataset.stream("train", ["idx", "label", "text"]):
-        for row in table.to_pylist():
-            if row["idx"] in wanted:
-                label = classes[row["label"]] if classes and row["label"] is not None else ""
-                labels[row["idx"]] = (label, (row["text"] or [""])[0])
-    return labels

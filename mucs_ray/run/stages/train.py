@@ -5,8 +5,9 @@ import io
 from collections.abc import Iterator, Sequence
 
 from mucs_ray import storage
-from mucs_ray.engine import ray_train
+from mucs_ray.engine import trainings as ray_trainings
 from mucs_ray.engine.progress import bar
+from mucs_ray.engine.ray_train import TrainJob, TrainRun, workers_for
 from mucs_ray.engine.session import Cluster
 from mucs_ray.pipeline.graph import StageRef
 from mucs_ray.run.stages.files import Output, digests
@@ -19,7 +20,7 @@ def train(refs: Sequence[StageRef], cluster: Cluster) -> Iterator[tuple[StageRef
     runs = [prepare_training(ref, cluster, trainings=len(refs)) for ref in refs]
     first, updates = refs[0].pipeline, sum(ref.pipeline.recipe.train.updates for ref in refs)
     with bar(first.console, refs[0].phase, updates, "updates", first.events) as progress:
-        for number, facts in ray_train.train_all(runs, cluster, bar=progress):
+        for number, facts in ray_trainings.train_all(runs, cluster, bar=progress):
             ref, run = refs[number], runs[number]
             facts = {**facts, "workers": run.num_workers, **model_facts(run.job.model)}
             if ref.phase == "retrain":
@@ -29,7 +30,7 @@ def train(refs: Sequence[StageRef], cluster: Cluster) -> Iterator[tuple[StageRef
                 storage.remove(run.job.stage.url(run.job.stage.part("state", "safetensors")))
 
 
-def prepare_training(ref: StageRef, cluster: Cluster, *, trainings: int) -> ray_train.TrainRun:
+def prepare_training(ref: StageRef, cluster: Cluster, *, trainings: int) -> TrainRun:
     """What a training needs; the images that it leaves out are written down first."""
     pipeline, name = ref
     recipe, stage = pipeline.recipe, pipeline.stages[name]
@@ -42,7 +43,7 @@ def prepare_training(ref: StageRef, cluster: Cluster, *, trainings: int) -> ray_
     stage.begin(training_files(ref))
     if ref.phase == "retrain":
         storage.publish(stage.url(stage.part("removed", "csv")), removed_csv(removed))
-    job = ray_train.TrainJob(
+    job = TrainJob(
         dataset=pipeline.dataset,
         stage=stage,
         model=recipe.model,
@@ -51,8 +52,8 @@ def prepare_training(ref: StageRef, cluster: Cluster, *, trainings: int) -> ray_
         removed=removed,
         captures=recipe.engine.cuda_graphs,
     )
-    workers = ray_train.workers_for(recipe.train, num_workers, cluster, trainings=trainings)
-    return ray_train.TrainRun(job=job, num_workers=workers)
+    workers = workers_for(recipe.train, num_workers, cluster, trainings=trainings)
+    return TrainRun(job=job, num_workers=workers)
 
 
 def training_files(ref: StageRef) -> list[str]:
