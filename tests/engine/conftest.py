@@ -1,4 +1,4 @@
-"""One real Ray for all tests of this folder, and one tiny run made through it."""
+"""All tests of this folder share one real Ray, and one tiny run made through it."""
 
 import os
 import shutil
@@ -36,7 +36,7 @@ def data(tmp_path_factory: pytest.TempPathFactory, own_cache: None) -> Dataset:
 
 @pytest.fixture(scope="session")
 def copied(finished: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
-    """Makes copies of the finished run, for tests that go on from its network and images."""
+    """Return a function that copies the finished run, for tests that go on from its network and images."""
 
     def copy() -> Path:
         return Path(shutil.copytree(finished.run_url, tmp_path_factory.mktemp("copy") / "run"))
@@ -46,7 +46,7 @@ def copied(finished: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> Call
 
 @pytest.fixture(scope="session")
 def finished(data: Dataset, tmp_path_factory: pytest.TempPathFactory, cluster: Cluster) -> Pipeline:
-    """The whole main job through Ray, with two scorers and the loss table kept."""
+    """Do the whole main job through Ray, with two scorers, and keep the loss table."""
     pipeline = open_tiny(data, tmp_path_factory.mktemp("run"), score={"keep_losses": True}, engine={"train_workers": 1})
     work(pipeline, "attribute", cluster)
     return pipeline

@@ -32,7 +32,7 @@ CPU = torch.device("cpu")
 
 
 def job_of(pipeline: Pipeline, folder: Path, removed: frozenset[int] = frozenset()) -> TrainJob:
-    """The same training, into another folder."""
+    """Return the job of the same training, into another folder."""
     recipe, stage = pipeline.recipe, pipeline.stages["pretrain"]
     elsewhere = Stage(run_url=str(folder), name="pretrain", reads=stage.reads, inputs=stage.inputs)
     return TrainJob(

@@ -1,4 +1,6 @@
-"""How far it is from a command to the network: our frames on the stack of a scoring pass. Ray is not started."""
+"""The way from a command to the network is short: the tests count this package's frames on the stack. No Ray is
+started.
+"""
 
 import traceback
 from collections.abc import Callable, Iterator
@@ -34,7 +36,7 @@ Frames = list[tuple[str, str]]
 
 
 def frames() -> Frames:
-    """(file, function) of each of our frames on the stack, the outermost first."""
+    """Return (file, function) of each of this package's frames on the stack, the outermost first."""
     stack = [frame for frame in traceback.extract_stack() if Path(frame.filename).is_relative_to(OURS)]
     return [(str(Path(frame.filename).relative_to(OURS)), frame.name) for frame in stack]
 
@@ -45,7 +47,7 @@ def pipeline(tmp_path: Path) -> Pipeline:
 
 
 def on_the_driver(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Frames:
-    """The frames while a pass waits for its workers."""
+    """Return the frames while a pass waits for its workers."""
     seen: list[Frames] = []
 
     @contextmanager
@@ -79,7 +81,7 @@ class OneAttempt(SimpleNamespace):
 
 
 def in_the_worker(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> tuple[Frames, Frames]:
-    """The frames when the bank of models has forwards to make, and when the network makes one."""
+    """Return the frames when the bank of models has forwards to make, and when the network makes one."""
     spec = pipeline.method_stages[SCORE]
     job = attribute_job(pipeline, spec)
     job = replace(job, method_stage=replace(job.method_stage, uses_items=False))  # none is generated
@@ -104,7 +106,10 @@ def in_the_worker(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> tuple[
 
 
 def test_forwards_are_8_frames_in_5_files_from_the_command(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch):
-    """On the driver, then in the worker, down to where the bank of models makes forwards; 6 more reach the network."""
+    """The frames are those on the driver, then those in the worker down to where the bank of models makes forwards.
+
+    At most 6 more reach the network.
+    """
     on_driver = on_the_driver(pipeline, monkeypatch)
     in_bank, in_network = in_the_worker(pipeline, monkeypatch)
     assert on_driver == [("run/driver.py", "run_stages"), ("run/stages/one_pass.py", "run_pass")]

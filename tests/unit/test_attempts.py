@@ -1,4 +1,4 @@
-"""Attempts at units: who counts, who is given up, and what is told."""
+"""Attempts at units are counted: which failures count, which units are given up, and what the error says."""
 
 import pytest
 
@@ -71,7 +71,7 @@ def test_a_lost_node_never_counts(tracker: AttemptTracker):
 
 
 def test_what_dies_before_it_begins_counts(tracker: AttemptTracker):
-    """Else a task that cannot even be unpickled would be begun for ever."""
+    """Else a task that cannot even be unpickled would be started for ever."""
     for _ in range(ATTEMPTS):
         tracker.record_lost("u", "crashed")
     assert tracker.is_given_up("u")
@@ -102,7 +102,7 @@ def failure(unit: str, cause: str, error: Exception | None = None) -> Failure:
     return Failure(unit=unit, kind="error", cause=cause, place="host a", error=error)  # type: ignore[arg-type]
 
 
-def test_what_is_told_names_one_unit_and_keeps_all():
+def test_the_error_names_one_unit_and_keeps_all():
     error = given_up_error({"u1": [failure("u1", "bang")] * 3, "u2": [failure("u2", "boom")] * 3}, 7)
     assert isinstance(error, RunFailed)
     assert str(error) == (
@@ -112,20 +112,20 @@ def test_what_is_told_names_one_unit_and_keeps_all():
     assert error.units == {"u1": "bang", "u2": "boom"}
 
 
-def test_one_corrupt_file_that_fails_many_units_is_told_once():
+def test_one_corrupt_file_that_fails_many_units_is_named_once():
     corrupt = InputError("shard 3 is corrupt")
-    told = {unit: [failure(unit, "InputError", corrupt)] for unit in ("u1", "u2")}
-    error = given_up_error(told, 7)
+    given_up = {unit: [failure(unit, "InputError", corrupt)] for unit in ("u1", "u2")}
+    error = given_up_error(given_up, 7)
     assert isinstance(error, InputError) and str(error) == "shard 3 is corrupt"
 
 
 def test_signs_of_life_are_seldom_and_end_with_the_unit(monkeypatch: pytest.MonkeyPatch):
-    clock, told = Clock(), []
+    clock, sent = Clock(), []
     monkeypatch.setattr("mucs_ray.engine.attempts.time.monotonic", clock)
     heartbeat()
-    with heartbeats(lambda: told.append(clock.now)):
+    with heartbeats(lambda: sent.append(clock.now)):
         for _ in range(100):
             clock.now += HEARTBEAT_S / 10
             heartbeat()
     heartbeat()
-    assert len(told) == 10
+    assert len(sent) == 10

@@ -1,4 +1,4 @@
-"""What a machine says of itself, and the small files that show whether a folder is shared."""
+"""A machine describes itself, and small files show whether a folder is shared."""
 
 import platform
 import subprocess
@@ -13,20 +13,20 @@ from mucs_ray.engine import host, shared_folder
 from mucs_ray.storage import StoreError
 
 
-def test_it_tells_versions_memory_and_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_machine_describes_versions_memory_and_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MUCS_RAY_CACHE", str(tmp_path / "cache"))
-    found = host.describe_machine()
-    assert found.versions["ray"] == version("ray") and found.versions["mucs-ray"].startswith(__version__)
-    assert found.memory_bytes > 2**28
-    assert found.cache == str(tmp_path / "cache") and found.cache_free_bytes and not found.cache_problem
+    actual = host.describe_machine()
+    assert actual.versions["ray"] == version("ray") and actual.versions["mucs-ray"].startswith(__version__)
+    assert actual.memory_bytes > 2**28
+    assert actual.cache == str(tmp_path / "cache") and actual.cache_free_bytes and not actual.cache_problem
     assert list((tmp_path / "cache").iterdir()) == []
 
 
 def test_a_cache_that_cannot_be_written_has_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("MUCS_RAY_CACHE", str(tmp_path / "file" / "cache"))
-    found = host.describe_machine()
-    assert found.cache_free_bytes is None and found.cache_problem == "Not a directory"
+    actual = host.describe_machine()
+    assert actual.cache_free_bytes is None and actual.cache_problem == "Not a directory"
 
 
 @pytest.mark.parametrize(("limit", "expected"), [("1048576\n", 2**20), ("max\n", None), (None, None)])
@@ -65,7 +65,7 @@ def test_a_probe_with_other_content_is_not_ours(tmp_path: Path):
 
 
 def test_doctor_goes_on_where_a_store_fails(monkeypatch: pytest.MonkeyPatch):
-    """A line for the run directory, and not the end of all lines."""
+    """The run directory has its line, and the other lines follow."""
 
     def fails(url: str) -> str:
         raise StoreError(f"{url}: no answer")

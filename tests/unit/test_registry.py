@@ -1,4 +1,4 @@
-"""The methods there are: built in, installed, and by MODULE:CLASS."""
+"""The registry finds methods that are built in, installed, or named by MODULE:CLASS."""
 
 import sys
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ class Other:
 
 @pytest.fixture(autouse=True)
 def a_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """`mine` on the path, and nothing remembered, before and after."""
+    """Put `mine` on the path, and let the registry remember nothing before and after."""
     (tmp_path / "mine.py").write_text(MINE)
     (tmp_path / "broken.py").write_text("raise ValueError('half of it')\n")
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -47,8 +47,8 @@ def a_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def install(monkeypatch: pytest.MonkeyPatch, **points: str) -> None:
-    found = [EntryPoint(name=name, value=value, group=registry.ENTRY_POINTS) for name, value in points.items()]
-    monkeypatch.setattr(registry, "entry_points", lambda *, group: found if group == registry.ENTRY_POINTS else [])
+    actual = [EntryPoint(name=name, value=value, group=registry.ENTRY_POINTS) for name, value in points.items()]
+    monkeypatch.setattr(registry, "entry_points", lambda *, group: actual if group == registry.ENTRY_POINTS else [])
 
 
 def test_by_module_and_class():
@@ -59,7 +59,7 @@ def test_by_module_and_class():
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [
         ("mine:None", "mine has no attribute|module 'mine' has no attribute 'None'"),
         ("nowhere:Mine", "ModuleNotFoundError: No module named 'nowhere'"),
@@ -69,14 +69,14 @@ def test_by_module_and_class():
         ("magic", "unknown method 'magic'; known: random, pixel"),
     ],
 )
-def test_what_is_no_method_is_one_line(name: str, told: str):
-    with pytest.raises(InputError, match=told) as caught:
+def test_what_is_no_method_is_one_line(name: str, message: str):
+    with pytest.raises(InputError, match=message) as caught:
         find_method(name)
     assert len(str(caught.value).splitlines()) == 1
 
 
 def test_installed_methods(monkeypatch: pytest.MonkeyPatch):
-    """One that cannot be loaded does not take the others with it; none replaces one of ours."""
+    """One that cannot be loaded does not hide the others; none replaces a method of the package."""
     install(monkeypatch, theirs="mine:Mine", half="broken:Mine", mucs="mine:Mine")
     assert find_method("theirs").label == "Mine" and all_methods()["theirs"].name == "theirs"
     assert all_methods()["mucs"].load() is find_method("mucs").load() is MUCS
@@ -100,16 +100,16 @@ def test_cost_classes():
     assert all(json_ready(value) for method in METHODS.values() for value in method.facts().values())
 
 
-def test_the_command_tells_of_each_what_it_needs_and_costs_and_where_it_is_from():
+def test_the_command_lists_needs_cost_and_source_of_each():
     result = CliRunner().invoke(app, ["methods"])
     assert result.exit_code == 0
-    told = result.stdout.splitlines()
+    lines = result.stdout.splitlines()
     for name, method in all_methods().items():
-        (at,) = [at for at, line in enumerate(told) if line.startswith(f"{name}  {method.cost_class}  ")]
-        assert method.summary in told[at]
-        assert told[at + 1].endswith(f"needs {method.needs}; costs {method.cost}; {method.source}")
-        assert all(f"{key}={value}" in told[at + 1] for key, value in (method.weights or method.settings).items())
-    assert "needs finished tests on other seeds, ensemble.learned_from" in told[-1]
+        (at,) = [at for at, line in enumerate(lines) if line.startswith(f"{name}  {method.cost_class}  ")]
+        assert method.summary in lines[at]
+        assert lines[at + 1].endswith(f"needs {method.needs}; costs {method.cost}; {method.source}")
+        assert all(f"{key}={value}" in lines[at + 1] for key, value in (method.weights or method.settings).items())
+    assert "needs finished tests on other seeds, ensemble.learned_from" in lines[-1]
 
 
 def json_ready(value: object) -> bool:
