@@ -160,7 +160,7 @@ def parts(run_url: str, name: str, prefix: str) -> list[Tensors]:
     manifest = stage.manifest()
     if manifest is None:
         raise InputError(f"{name} of {run_url} is not done; give the run directory of a finished attribution")
-    files = sorted(file for file in manifest["files"] if file.startswith(prefix) and file.endswith(".safetensors"))
+    files = sorted(file for file in manifest.files if file.startswith(prefix) and file.endswith(".safetensors"))
     return [checkpoint.parse(stage.checked(file, manifest), stage.url(file))[0] for file in files]
 
 

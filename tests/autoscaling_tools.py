@@ -1,4 +1,4 @@
-"""A Ray cluster that grows and shrinks by itself, on loopback: Ray's autoscaler v2 with machines that are processes.
+"""A Ray cluster on loopback that grows and shrinks by itself: Ray's autoscaler v2 starts processes as its machines.
 
 The wheel's own `AutoscalingCluster` reads a file that is not packaged, and stops every Ray of the machine.
 """

@@ -1,4 +1,4 @@
-"""A Ray cluster of several nodes on this machine, on loopback: for tests of what a single node cannot show.
+"""Ray clusters of several nodes on this machine, on loopback, for tests that a single node is not enough for.
 
 The nodes share the machine's files and its host name, but each has a working folder of its own.
 """
@@ -15,26 +15,24 @@ import pytest
 from ray.cluster_utils import Cluster
 
 OBJECT_STORE_BYTES = 100_000_000
-SOON_NOTICED = {"health_check_initial_delay_ms": 500, "health_check_period_ms": 300}
+QUICK_HEALTH_CHECKS = {"health_check_initial_delay_ms": 500, "health_check_period_ms": 300}
 """A killed node is noticed after 2 seconds, not 15. A slow one is unaffected: an answer may still take 10 seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Nodes:
-    """The running cluster; `mucs_ray.engine.session.session(nodes.address)` joins it."""
+    """A running cluster, which `mucs_ray.engine.session.session(nodes.address)` joins."""
 
     cluster: Cluster
     folder: Path
-    """Each node works in a folder in here, the head in "head"."""
+    """The folder that holds the working folder of each node; the head's is "head"."""
 
     @property
     def address(self) -> str:
         return self.cluster.address
 
     def add(self, **options: Any) -> Any:
-        """Add a node, with one CPU unless told otherwise, and return its handle for `kill`; call it
-        in the main thread.
-        """
+        """Add a node, by default with one CPU, and return its handle for `kill`. Call it in the main thread."""
         with chdir(tempfile.mkdtemp(prefix="node-", dir=self.folder)):
             return self.cluster.add_node(object_store_memory=OBJECT_STORE_BYTES, **options)
 
@@ -50,7 +48,7 @@ def two_nodes(**options: Any) -> AbstractContextManager[Nodes]:
 
 @contextmanager
 def some_nodes(count: int, **options: Any) -> Iterator[Nodes]:
-    """Yield the same with any number of nodes beside the head."""
+    """Yield a cluster of a head without CPUs and this many nodes."""
     folder = Path(tempfile.mkdtemp(prefix="mucs-", dir="/tmp"))  # short: it is part of the names of sockets
     (folder / "ray_bootstrap_config.yaml").write_text("provider: {type: local}\n")  # so that Ray looks for no cloud
     (folder / "head").mkdir()
@@ -66,7 +64,7 @@ def some_nodes(count: int, **options: Any) -> Iterator[Nodes]:
                     num_cpus=0,
                     include_dashboard=False,
                     object_store_memory=OBJECT_STORE_BYTES,
-                    _system_config=SOON_NOTICED,
+                    _system_config=QUICK_HEALTH_CHECKS,
                 )
             for _ in range(count):
                 nodes.add(**options)

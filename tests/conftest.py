@@ -1,4 +1,4 @@
-"""Every test process has one thread: the same numbers and speed on every machine. Ray stays on loopback."""
+"""Every test process computes with one thread, for the same numbers on every machine, and Ray stays on loopback."""
 
 import os
 

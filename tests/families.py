@@ -1,4 +1,4 @@
-"""The families of networks, tiny, with weights that depend on nothing but their names."""
+"""The families of networks as tiny models, whose weights depend only on their names."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -48,15 +48,15 @@ FAMILIES: dict[str, Callable[[], DiffusionModel]] = {
 
 
 def family(name: str) -> DiffusionModel:
-    """Frozen; every weight is some number, also those that training starts at zero."""
+    """Build a frozen model without zero weights, although training starts some of them at zero."""
     model = FAMILIES[name]().eval().requires_grad_(False)
-    for each, parameter in model.network.named_parameters():
-        one = parameter.new_ones(()) if "norm" in each and each.endswith("weight") else parameter.new_zeros(())
-        parameter.copy_(one + 0.2 * normal(generator(3, each), *parameter.shape))
+    for weight, parameter in model.network.named_parameters():
+        mean = 1.0 if "norm" in weight and weight.endswith("weight") else 0.0
+        parameter.copy_(mean + 0.2 * normal(generator(3, weight), *parameter.shape))
     return model
 
 
 def classes(model: DiffusionModel, num: int) -> dict[str, torch.Tensor]:
-    """A condition for each of so many images, if the model reads one."""
+    """Return conditions of `num` images of different classes; none if the model reads no condition."""
     nothing = model.nothing(num)
     return {name: torch.eye(tensor.shape[1])[torch.arange(num) % tensor.shape[1]] for name, tensor in nothing.items()}

@@ -1,4 +1,4 @@
-"""Reference values in tests/fixtures, by folder and file."""
+"""Functions that read reference values from tests/fixtures."""
 
 import json
 from pathlib import Path

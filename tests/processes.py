@@ -1,4 +1,4 @@
-"""Finding and killing our own processes by their titles: Ray names its workers."""
+"""Functions that find and kill our own processes by their titles, which Ray gives its workers."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""A Ray that somebody else started: `ray start --head` on loopback, in its own processes."""
+"""A Ray that this process does not start by `ray.init`, but by `ray start --head` on loopback."""
 
 import os
 import shutil
@@ -14,7 +14,7 @@ from pathlib import Path
 
 OBJECT_STORE_BYTES = 100_000_000
 PATIENCE_S = 120
-LAST_WORDS_S = 10
+SHUTDOWN_S = 10
 
 
 @contextmanager
@@ -39,7 +39,7 @@ def ray_head(*options: str, port: int, environment: Mapping[str, str] | None = N
     finally:
         head.send_signal(signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
-            head.wait(timeout=LAST_WORDS_S)
+            head.wait(timeout=SHUTDOWN_S)
         for pid in processes_of(folder):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

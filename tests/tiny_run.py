@@ -50,7 +50,7 @@ def work(pipeline: Pipeline, target: str, cluster: Cluster) -> list[str]:
 
 
 def train_plainly(job: TrainJob, notes: dict[str, Any] | None = None) -> TrainState:
-    """Train in this process; `notes` takes what a worker would post."""
+    """Train in this process; `notes` receives what a worker would post."""
     posted: dict[str, Any] = {} if notes is None else notes
     return run_training(job, WorkerContext(), torch.device("cpu"), posted.__setitem__)
 

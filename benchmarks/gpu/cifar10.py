@@ -137,7 +137,7 @@ class Scale:
         model = replace(TINY, image_size=32, condition_dim=0)
         train = replace(TRAIN, batch_size=16, precision="fp32")
         return cls(
-            model=model, train=train, images=200, items=2, max_noises=4, max_updates=3, dim=64, share_of_time=0.02,
+            model=model, train=train, images=64, items=2, max_noises=4, max_updates=3, dim=64, share_of_time=0.02,
             null_batches=2, methods=("random", "mucs"), unlearn_jobs=1,
         )  # fmt: skip
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from common import (
@@ -261,7 +262,7 @@ def other_passes(results: Results, name: str, measured: Measured) -> dict[str, f
         for method in (DTRAK, DAS) if precision == "TF32" or measured.tiny else (DTRAK,):
             ready = method(features_context(settings, measured.denoiser))
             try:
-                took = seconds_a_call(lambda: ready.features(batch[:2]), measured.budget / 2)  # noqa: B023
+                took = seconds_a_call(partial(ready.features, batch[:2]), measured.budget / 2)
             except Exception as error:
                 results[f"{name}, features of {method.card.label}, {precision}"] = (
                     f"failed: {type(error).__name__}: {error}"

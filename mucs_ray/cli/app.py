@@ -1,10 +1,10 @@
-"""The command line. Works like make: a command does what is needed and missing, and skips what is done.
+"""The command line. It works like make: a command runs the stages that it needs and that are missing.
 
-Neither torch nor ray is imported before a command needs it, so `--help` is quick.
+Neither torch nor ray is imported before a command needs it, so that `--help` is quick.
 Exit codes: 0 done, 1 failed (the run directory is consistent, run again), 2 bad input, 3 the machine, 130 interrupted.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -39,6 +39,7 @@ from mucs_ray.cli.terminal import Terminal, print_left_out, show_answer, show_es
 
 if TYPE_CHECKING:
     from mucs_ray.pipeline.graph import Pipeline
+    from mucs_ray.store.run import State
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -49,52 +50,57 @@ app = typer.Typer(
 app.add_typer(data_app, name="data")
 
 
-def open_pipeline(speaking: Terminal, options: Options, *, seeds: Sequence[int] | None = None) -> "list[Pipeline]":
-    """Recipe, data set and run directory out of a command's options: one run, or one a seed."""
+def open_pipeline(output: Terminal, options: Options, *, seeds: Sequence[int] | None = None) -> "list[Pipeline]":
+    """Open the run that a command's options describe, or one run for each of several seeds."""
     from mucs_ray.pipeline.graph import Pipeline
     from mucs_ray.run.resolve import method_names, resolve
     from mucs_ray.run.seeds import check_owner, folder
 
-    given = {"generate.items": options.items, "seed": options.seed}
-    told = [f"{key}={value}" for key, value in given.items() if value is not None]
+    settings = {"generate.items": options.items, "seed": options.seed}
+    given = [f"{key}={value}" for key, value in settings.items() if value is not None]
     methods = method_names(options.methods)
     recipe, data = resolve(
         dataset=options.dataset,
         recipe=options.recipe,
         weights=options.weights,
-        settings=[*told, *options.settings],
+        settings=[*given, *options.settings],
         methods=methods,
-        console=speaking.console,
+        console=output.console,
     )
     url = options.run or f"runs/{recipe.name}"
     check_owner(url, several=seeds is not None)
     runs = [(recipe, url)] if seeds is None else [(replace(recipe, seed=n), f"{url}/{folder(n)}") for n in seeds]
     return [
         Pipeline.open(
-            each,
+            recipe_of_run,
             data,
-            where,
-            console=speaking.console,
+            run_url,
+            console=output.console,
             methods=methods,
             weights_dir=options.weights_dir,
             address=options.address,
             verbose=options.verbose,
         )
-        for each, where in runs
+        for recipe_of_run, run_url in runs
     ]
 
 
-def work(command: str, speaking: Terminal, pipeline: "Pipeline") -> None:
-    """Print the plan, do what is missing, tell the result."""
+def print_plan(output: Terminal, pipeline: "Pipeline", plan: "Mapping[str, State]") -> None:
+    """Print the state of each stage of a run."""
+    show_plan(output.console, plan, title=pipeline.recipe.name, run_url=pipeline.run_url)
+
+
+def work(command: str, output: Terminal, pipeline: "Pipeline") -> None:
+    """Print the plan of a command, run its missing stages, and print the result."""
     plan = pipeline.plan(command)
-    show_plan(speaking.console, pipeline, plan)
+    print_plan(output, pipeline, plan)
     if command == "evaluate":
-        print_left_out(speaking.console, pipeline)
+        print_left_out(output.console, pipeline.similarities[1])
     from mucs_ray.run import driver
 
     done = [name for _, name in driver.run([pipeline], command)]
     if not done:
-        speaking.console.print("nothing to do")
+        output.console.print("nothing to do")
     document: dict[str, Any] = {
         "run": pipeline.run_url,
         "done_now": done,
@@ -105,27 +111,27 @@ def work(command: str, speaking: Terminal, pipeline: "Pipeline") -> None:
 
         analysis = counterfactual.analysis_of([pipeline])
         document |= report.as_json(pipeline, analysis) | {"report": f"{pipeline.run_url}/report.html"}
-        show_answer(speaking.console, document, analysis)
-    speaking.result(document)
+        show_answer(output.console, document, analysis)
+    output.result(document)
 
 
-def work_on_seeds(speaking: Terminal, options: Options, seeds: Sequence[int]) -> None:
-    """The counterfactual test over several seeds."""
+def work_on_seeds(output: Terminal, options: Options, seeds: Sequence[int]) -> None:
+    """Run the counterfactual test over several seeds, and print the result."""
     from mucs_ray.run.experiment import Experiment
 
-    pipelines = open_pipeline(speaking, options, seeds=seeds)
+    pipelines = open_pipeline(output, options, seeds=seeds)
     url = pipelines[0].run_url.rpartition("/")[0]
     experiment = Experiment(run_url=url, pipelines=tuple(pipelines))
     for pipeline in pipelines:
-        show_plan(speaking.console, pipeline, pipeline.plan("evaluate"))
-    print_left_out(speaking.console, pipelines[0])
+        print_plan(output, pipeline, pipeline.plan("evaluate"))
+    print_left_out(output.console, pipelines[0].similarities[1])
     done = experiment.run()
     if not done:
-        speaking.console.print("nothing to do")
+        output.console.print("nothing to do")
     analysis = experiment.analysis
     document = {**experiment.as_json(analysis), "done_now": done, "report": f"{experiment.run_url}/report.html"}
-    show_answer(speaking.console, document, analysis)
-    speaking.result(document)
+    show_answer(output.console, document, analysis)
+    output.result(document)
 
 
 @app.callback(invoke_without_command=True)
@@ -145,8 +151,8 @@ def demo(
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Everything on the embedded emoji, in minutes on a laptop: train, generate, attribute, and test the answer."""
-    with terminal(as_json=as_json) as speaking:
+    """Run everything on the embedded emoji, in minutes on a laptop: train, generate, attribute, and test the answer."""
+    with terminal(as_json=as_json) as output:
         options = Options(
             dataset="emoji",
             run=run or "runs/demo",
@@ -155,7 +161,7 @@ def demo(
             weights_dir=weights_dir,
             verbose=verbose,
         )
-        work("evaluate", speaking, *open_pipeline(speaking, options))
+        work("evaluate", output, *open_pipeline(output, options))
 
 
 def stage_command(name: str, summary: str) -> None:
@@ -176,7 +182,7 @@ def stage_command(name: str, summary: str) -> None:
         as_json: JsonOption = False,
         verbose: VerboseOption = False,
     ) -> None:
-        with terminal(as_json=as_json) as speaking:
+        with terminal(as_json=as_json) as output:
             options = Options(
                 dataset=dataset,
                 recipe=recipe,
@@ -190,7 +196,7 @@ def stage_command(name: str, summary: str) -> None:
                 address=address,
                 verbose=verbose,
             )
-            work(name, speaking, *open_pipeline(speaking, options))
+            work(name, output, *open_pipeline(output, options))
 
 
 stage_command("pretrain", "Train the diffusion model through Ray Train (or take --weights).")
@@ -216,8 +222,8 @@ def run_everything(
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """The whole protocol, for any methods and seeds: train, attribute, retrain, regenerate, evaluate, report."""
-    with terminal(as_json=as_json) as speaking:
+    """Run the whole protocol, for any methods and seeds: train, attribute, retrain, regenerate, evaluate, report."""
+    with terminal(as_json=as_json) as output:
         options = Options(
             dataset=dataset,
             recipe=recipe,
@@ -230,11 +236,11 @@ def run_everything(
             verbose=verbose,
         )
         if seeds is None:
-            work("evaluate", speaking, *open_pipeline(speaking, options))
+            work("evaluate", output, *open_pipeline(output, options))
             return
         from mucs_ray.run.seeds import parse_seeds
 
-        work_on_seeds(speaking, options, parse_seeds(seeds))
+        work_on_seeds(output, options, parse_seeds(seeds))
 
 
 @app.command()
@@ -253,11 +259,11 @@ def plan(
     price: PriceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """What `attribute` or `run` would do now: stages, forwards, FLOP, bytes, and time and money as measured.
+    """Show what `attribute` or `run` would do now: stages, forwards, FLOP, bytes, time and money.
 
-    For a few seconds on this machine, or in the run itself, once it has streamed for a minute.
+    The speed is measured on this machine in a few seconds, or by the run itself, once it has streamed for a minute.
     """
-    with terminal(as_json=as_json) as speaking:
+    with terminal(as_json=as_json) as output:
         options = Options(
             dataset=dataset,
             recipe=recipe,
@@ -269,34 +275,34 @@ def plan(
             methods=method,
             weights_dir=weights_dir,
         )
-        (pipeline,) = open_pipeline(speaking, options)
+        (pipeline,) = open_pipeline(output, options)
         from mucs_ray.planning.cost import estimate
 
         planned = "evaluate" if command == "run" else command
         estimated = estimate(pipeline, planned, workers=workers, price=price)
-        show_plan(speaking.console, pipeline, pipeline.plan(planned))
-        show_estimate(speaking.console, estimated)
-        speaking.result(estimated.to_dict())
+        print_plan(output, pipeline, pipeline.plan(planned))
+        show_estimate(output.console, estimated)
+        output.result(estimated.to_dict())
 
 
 @app.command()
 def status(run: Annotated[str, typer.Option("--run", help="Run directory.")], as_json: JsonOption = False) -> None:
-    """Where a run stands, or the runs of several seeds, read off its directory; needs no Ray."""
-    with terminal(as_json=as_json) as speaking:
+    """Show where a run stands, or the runs of several seeds, from its directory alone and without Ray."""
+    with terminal(as_json=as_json) as output:
         from mucs_ray.pipeline.graph import reopen
         from mucs_ray.run.seeds import is_experiment, reopen_seeds
 
         several = is_experiment(run)
-        console = speaking.console
+        console = output.console
         runs = reopen_seeds(run, console=console) if several else [reopen(run, console=console)]
-        told = []
+        described = []
         for pipeline in runs:
             command = "evaluate" if several else pipeline.last_command()
             plan = pipeline.plan(command)
-            show_plan(console, pipeline, plan)
+            print_plan(output, pipeline, plan)
             states = {name: asdict(state) for name, state in plan.items()}
-            told.append({"run": pipeline.run_url, "stages": states})
-        speaking.result({"run": run, "seeds": told} if several else told[0])
+            described.append({"run": pipeline.run_url, "stages": states})
+        output.result({"run": run, "seeds": described} if several else described[0])
 
 
 @app.command()
@@ -308,7 +314,7 @@ def doctor(
     verbose: VerboseOption = False,
 ) -> None:
     """Check this machine, and every node of a cluster: packages, processors, memory, Ray, folders, optional weights."""
-    with terminal(as_json=as_json) as speaking:
+    with terminal(as_json=as_json) as output:
         from mucs_ray.doctor import check
 
         findings = check(run, address=address, dataset=dataset, verbose=verbose)
@@ -317,27 +323,27 @@ def doctor(
                 "[green]ok[/]     " if finding.ok else ("[yellow]missing[/]" if finding.optional else "[red]bad[/]    ")
             )
             text = f"{mark} {finding.name:<12} {escape(finding.found)}"
-            speaking.console.print(text, highlight=False, soft_wrap=True)
-        speaking.result({"findings": [asdict(finding) for finding in findings]})
+            output.console.print(text, highlight=False, soft_wrap=True)
+        output.result({"findings": [asdict(finding) for finding in findings]})
         if not all(finding.ok or finding.optional for finding in findings):
             raise typer.Exit(3)
 
 
 @app.command()
 def methods(as_json: JsonOption = False) -> None:
-    """The attribution methods, each with its variants, and the ensembles."""
-    with terminal(as_json=as_json) as speaking:
+    """List the attribution methods, each with its variants, and the ensembles."""
+    with terminal(as_json=as_json) as output:
         from mucs_ray.attribution.registry import all_methods
 
         for method in all_methods().values():
-            told = f"[bold]{escape(method.name)}[/]  [cyan]{method.cost_class}[/]  {escape(method.summary)}"
+            text = f"[bold]{escape(method.name)}[/]  [cyan]{method.cost_class}[/]  {escape(method.summary)}"
             settings = ", ".join(f"{key}={value}" for key, value in (method.weights or method.settings).items())
             more = f"needs {method.needs}; costs {method.cost}; {method.source}"
-            told += f"\n    [dim]{escape('; '.join(filter(None, (settings, more))))}[/]"
-            speaking.console.print(told, highlight=False, soft_wrap=True)
-        speaking.result({"methods": [method.facts() for method in all_methods().values()]})
+            text += f"\n    [dim]{escape('; '.join(filter(None, (settings, more))))}[/]"
+            output.console.print(text, highlight=False, soft_wrap=True)
+        output.result({"methods": [method.facts() for method in all_methods().values()]})
 
 
 def main() -> None:
-    """Console script."""
+    """Run the command line; this is the console script."""
     app()

@@ -1,4 +1,4 @@
-"""The commands `mucs-ray data ...`: a training set is prepared, and looked at."""
+"""The commands `mucs-ray data ...`, which prepare a training set and show its images."""
 
 import io
 from typing import TYPE_CHECKING, Annotated
@@ -35,7 +35,7 @@ def data_prepare(
     verbose: VerboseOption = False,
 ) -> None:
     """Write a training set in the canonical form: Parquet shards and a card."""
-    with terminal(as_json=as_json) as speaking:
+    with terminal(as_json=as_json) as output:
         from mucs_ray.run.resolve import prepare_data
 
         prepared = prepare_data(
@@ -44,19 +44,19 @@ def data_prepare(
             out or f"data/{name}",
             size,
             rows_per_unit=rows_per_unit,
-            console=speaking.console,
+            console=output.console,
             address=address,
             verbose=verbose,
         )
         card = prepared.card
         counts = {split: card.num_images(split) for split in ("train", "test")}
-        speaking.console.print(
+        output.console.print(
             f"{prepared.url}: {counts['train']:,} train, {counts['test']:,} test images of {card.size} px,"
             f" condition {card.condition} {card.condition_dim or ''}, {card.num_rejected} rejected",
             highlight=False,
             soft_wrap=True,
         )
-        speaking.result({"url": prepared.url, "counts": counts, "rejected": card.num_rejected, "size": card.size})
+        output.result({"url": prepared.url, "counts": counts, "rejected": card.num_rejected, "size": card.size})
 
 
 @data_app.command("show")
@@ -71,38 +71,38 @@ def data_show(
     out: Annotated[str | None, typer.Option("--out", help="Draw the images on one sheet, a PNG at any URL.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Images of a prepared set: their names, classes, captions and pixels."""
-    with terminal(as_json=as_json) as speaking:
+    """Show images of a prepared set: their names, classes, captions and pixels."""
+    with terminal(as_json=as_json) as output:
         from mucs_ray import storage
         from mucs_ray.data import show
         from mucs_ray.data.table import Dataset
         from mucs_ray.run.resolve import data_url
 
         opened = Dataset.open(data_url(dataset))
-        found = show.find_images(opened, idx=idx or (), names=name or ())
-        for shown in found:
-            speaking.console.print(line(shown), highlight=False, soft_wrap=True)
-            if out is None and speaking.console.is_terminal:
-                speaking.console.print(drawn(show.middle(shown.row, opened.card.size)))
+        images = show.find_images(opened, idx=idx or (), names=name or ())
+        for shown in images:
+            output.console.print(line(shown), highlight=False, soft_wrap=True)
+            if out is None and output.console.is_terminal:
+                output.console.print(drawn(show.middle(shown.row, opened.card.size)))
         if out is not None:
             buffer = io.BytesIO()
-            show.sheet(found, opened.card.size).save(buffer, "PNG")
+            show.sheet(images, opened.card.size).save(buffer, "PNG")
             storage.publish(storage.absolute(out), buffer.getvalue())
-            speaking.console.print(f"drawn at {escape(out)}", highlight=False, soft_wrap=True)
-        speaking.result({"dataset": opened.url, "images": [shown.facts() for shown in found], "sheet": out})
+            output.console.print(f"drawn at {escape(out)}", highlight=False, soft_wrap=True)
+        output.result({"dataset": opened.url, "images": [shown.facts() for shown in images], "sheet": out})
 
 
 def line(shown: "Shown") -> str:
-    """What is known of one image, in one line."""
+    """Return what is known of one image as one line."""
     facts = shown.facts()
-    told = [f"idx {facts['idx']}", str(facts["name"] or ""), shown.split, shown.label]
-    told += [f'"{caption}"' for caption in shown.row.text if caption != shown.label]
-    told += [f"{facts['width']} x {facts['height']} px", f"sha256 {str(facts['sha256'])[:12]}"]
-    return escape("  ".join(" ".join(part.split()) for part in told if part))
+    parts = [f"idx {facts['idx']}", str(facts["name"] or ""), shown.split, shown.label]
+    parts += [f'"{caption}"' for caption in shown.row.text if caption != shown.label]
+    parts += [f"{facts['width']} x {facts['height']} px", f"sha256 {str(facts['sha256'])[:12]}"]
+    return escape("  ".join(" ".join(part.split()) for part in parts if part))
 
 
 def drawn(picture: "Image.Image") -> Text:
-    """A small copy of a picture in half blocks: a character shows two pixels, one above the other."""
+    """Return a small copy of a picture in half blocks: a character shows two pixels, one above the other."""
     small = picture.resize((DRAWN_PX, DRAWN_PX)).convert("RGB")
     text = Text()
     for top in range(0, DRAWN_PX, 2):

@@ -1,4 +1,4 @@
-"""What the commands can be told: one type for each option, with its help, and the values of those of a pipeline."""
+"""The options of the commands: one type for each with its help, and the values of those that open a run."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -48,7 +48,7 @@ VerboseOption = Annotated[bool, typer.Option("--verbose", help="Show Ray's own o
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What the commands that run a pipeline have in common."""
+    """The values of the options that commands which open a run have in common."""
 
     dataset: str | None = None
     recipe: str | None = None

@@ -1,4 +1,4 @@
-"""How a command speaks: plan, answer, results for programs, and its own errors as one line."""
+"""The output of commands: the plan, the answer, results for programs, and our own errors as one line."""
 
 import json
 import sys
@@ -15,67 +15,64 @@ from mucs_ray.errors import MucsError
 
 if TYPE_CHECKING:
     from mucs_ray.evaluation.analysis import Analysis
-    from mucs_ray.pipeline.graph import Pipeline
     from mucs_ray.planning.cost import Estimate
     from mucs_ray.store.run import State
 
 
 SHOWN = 4
-"""The places that the terminal shows of each item."""
+"""The number of places that the terminal shows of each item."""
 
 
 class Terminal:
-    """Where a command speaks: people on stdout (stderr with --json), results on stdout.
+    """The output of one command: text for people on stdout (on stderr with --json), results for programs on stdout.
 
     Ray prints stray lines to sys.stdout, so that is pointed at stderr for the whole command.
     """
 
     def __init__(self, *, as_json: bool) -> None:
-        """Takes over sys.stdout."""
+        """Point sys.stdout at stderr until the command ends."""
         self.out: TextIO = sys.stdout
         sys.stdout = sys.stderr
         self.as_json = as_json
         self.console = Console(file=sys.stderr if as_json else self.out)
 
     def result(self, document: dict[str, Any]) -> None:
-        """The machine-readable answer."""
+        """Print a JSON document on stdout if --json was given."""
         if self.as_json:
             print(json.dumps(document), file=self.out, flush=True)
 
 
 @contextmanager
 def terminal(*, as_json: bool = False) -> Iterator[Terminal]:
-    """A command's frame: our own errors become one line and an exit code."""
-    speaking = Terminal(as_json=as_json)
+    """Yield the output of a command, and turn our own errors into one line and an exit code."""
+    output = Terminal(as_json=as_json)
     try:
-        yield speaking
+        yield output
     except MucsError as error:
         Console(file=sys.stderr).print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         raise typer.Exit(error.exit_code) from None
     except OSError as error:
-        told = escape(" ".join(str(error).splitlines()) or type(error).__name__)
-        Console(file=sys.stderr).print(f"[red]error:[/] {told}", highlight=False, soft_wrap=True)
+        message = escape(" ".join(str(error).splitlines()) or type(error).__name__)
+        Console(file=sys.stderr).print(f"[red]error:[/] {message}", highlight=False, soft_wrap=True)
         raise typer.Exit(3) from None
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         raise typer.Exit(130) from None
     finally:
-        sys.stdout = speaking.out
+        sys.stdout = output.out
 
 
-def print_left_out(console: Console, pipeline: "Pipeline") -> None:
-    """One line on the metrics that cannot be measured here."""
+def print_left_out(console: Console, reasons: Mapping[str, str]) -> None:
+    """Print a line on the metrics that cannot be measured here, given the reason for each by name."""
     from mucs_ray.results.counterfactual import left_out
 
-    for line in left_out([pipeline]):
+    for line in left_out(reasons):
         console.print(f"[yellow]{escape(line)}[/]", highlight=False, soft_wrap=True)
 
 
-def show_plan(console: Console, pipeline: "Pipeline", plan: "Mapping[str, State]") -> None:
-    """One line a stage: where it stands and why."""
-    console.print(
-        f"[bold]{escape(pipeline.recipe.name)}[/]  {escape(pipeline.run_url)}", highlight=False, soft_wrap=True
-    )
+def show_plan(console: Console, plan: "Mapping[str, State]", *, title: str, run_url: str) -> None:
+    """Print one line for each stage with its state and the reason."""
+    console.print(f"[bold]{escape(title)}[/]  {escape(run_url)}", highlight=False, soft_wrap=True)
     width = max(len(name) for name in plan)
     for name, state in plan.items():
         colour = "green" if state.status == "done" else "yellow"
@@ -85,30 +82,30 @@ def show_plan(console: Console, pipeline: "Pipeline", plan: "Mapping[str, State]
 
 
 def show_estimate(console: Console, estimated: "Estimate") -> None:
-    """A line a stage, the sum, and what it rests on."""
+    """Print one line for each stage, the sum, and the measurement that the estimate rests on."""
     # on a narrow screen the words take more lines; stages are called as beside their progress
     words = [Column(title, overflow="fold", min_width=8) for title in ("stage", "work")]
     numbers = [Column(title, justify="right", no_wrap=True) for title in estimated.titles()]
     table = Table(*words, *numbers, box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    for each in (*estimated.stages, estimated.total):
-        table.add_row(each.stage.removeprefix("attribute/").replace("/", " "), each.work, *each.cells())
+    for cost in (*estimated.stages, estimated.total):
+        table.add_row(cost.stage.removeprefix("attribute/").replace("/", " "), cost.work, *cost.cells())
     console.print(table)
     console.print(estimated.basis, highlight=False, soft_wrap=True)
 
 
 def show_answer(console: Console, document: dict[str, Any], analysis: "Analysis | None") -> None:
-    """The first places of each item, the verdict of the counterfactual test, and where the rest is."""
+    """Print the first places of each item's list, the result of the counterfactual test, and where the files are."""
     from mucs_ray.results.counterfactual import sentence, without_variants
 
     attributions = document.get("attributions", {})
     for method in without_variants(list(attributions)):
-        found = attributions[method]
+        attribution = attributions[method]
         table = Table("item", "test idx", f"most influential training images by {method}: idx (score) name", box=None)
-        for item in found["items"]:
+        for item in attribution["items"]:
             table.add_row(str(item["item"]), str(item["idx"]), escape(top_places(item)))
         console.print(table)
         for name in ("scores", "topk"):
-            console.print(f"{name:<7} {found[name]}", highlight=False, soft_wrap=True)
+            console.print(f"{name:<7} {attribution[name]}", highlight=False, soft_wrap=True)
     if analysis is not None:
         console.print(auc_table(analysis))
         console.print(sentence(analysis), highlight=False, soft_wrap=True)
@@ -116,16 +113,16 @@ def show_answer(console: Console, document: dict[str, Any], analysis: "Analysis 
 
 
 def top_places(item: Mapping[str, Any]) -> str:
-    """The first places of an item: side by side as idx and score, or a line each where the images have names."""
-    told = [
+    """Return the first places of an item: idx and score side by side, or one line for each if the images have names."""
+    places = [
         f"{idx} ({score:.3f}) {name}".rstrip()
         for (idx, score), name in zip(item["top"][:SHOWN], item["names"], strict=False)
     ]
-    return ("\n" if any(item["names"][:SHOWN]) else "  ").join(told)
+    return ("\n" if any(item["names"][:SHOWN]) else "  ").join(places)
 
 
 def auc_table(analysis: "Analysis") -> Table:
-    """AUC against random removal by method and metric; .5 = no effect, 1 = total separation."""
+    """Return a table of the AUC against random removal by method and metric; .5 = no effect, 1 = total separation."""
     table = Table("AUC", "removed", *analysis.metrics, box=None)
     for method in analysis.methods:
         values = [f"{method.metrics[metric].auc:.3f}" for metric in analysis.metrics]

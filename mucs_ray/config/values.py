@@ -105,8 +105,9 @@ def refuse_old_sections(values: Mapping[str, Any]) -> None:
 
 
 def with_new_sections(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Raw values of a run that was begun before methods had sections of their own, or with their earlier keys, under
-    the keys of today.
+    """Return the raw values of an older run under the present keys.
+
+    Such a run was begun before methods had sections of their own, or when keys of theirs had other names.
     """
     rest = {key: value for key, value in values.items() if key not in MOVED}
     own = {new: values[old] for old, new in MOVED.items() if old in values} | rest.get("method", {})

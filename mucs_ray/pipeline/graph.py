@@ -1,9 +1,9 @@
-"""The stages in order, as one reads the paper (spec 12).
+"""The stages of a run in the paper's order (spec 12).
 
     pretrain -> generate -> attribute(method) -> retrain(method) -> regenerate(method) -> evaluate(method) -> report
 
-What each stage reads is listed here once; its fingerprint, and so what a changed knob makes stale, follows from it.
-A stage's name is its folder in the run directory.
+The values that each stage reads are listed only here. Its fingerprint follows from them, and with it which stages a
+changed setting makes stale. A stage's name is the name of its folder in the run directory.
 """
 
 from collections.abc import Collection, Mapping
@@ -33,36 +33,37 @@ from mucs_ray.pipeline.method_stages import (
     ready_encoders,
     recipe_slice,
 )
+from mucs_ray.pipeline.recipe_file import RecordedRun, read_recorded_run
 from mucs_ray.store.events import EventLog
 from mucs_ray.store.item_names import item_name
-from mucs_ray.store.run import Stage, State, open_run, read_json_or_none
+from mucs_ray.store.run import Stage, State, open_run
 
 REPORT_LAYOUT = 4
-"""Raise when the report changes, so that reports are made again."""
+"""The version of the report's layout; a higher one makes finished reports stale."""
 PHASES = ("pretrain", "generate", "attribute", "retrain", "regenerate", "evaluate", "report")
-"""First folders of the stages' names, in order."""
+"""The first folders of the stages' names, in order."""
 UNRELATED = "unrelated"
-"""Not a method: the similarities of different generated images, as a level to compare with."""
+"""The key, beside the methods' names, of the similarities of different generated images: a level to compare with."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pipeline:
-    """One run: a recipe with its seed, a data set, a run directory, and the methods that are compared in it."""
+    """One run: a recipe with its seed, a data set, a run directory, and the methods to compare."""
 
     recipe: Recipe
     dataset: Dataset
     run_url: str
     console: Console
     methods: tuple[str, ...] = ("mucs",)
-    """Besides the reference, random removal, which every counterfactual test has."""
+    """The methods besides the reference, random removal, which every counterfactual test has."""
     weights_dir: str | None = None
-    """Where the weights of similarity metrics are looked for first."""
+    """The folder in which the weights of similarity metrics are looked for first."""
     address: str | None = None
     verbose: bool = False
     weights_digest: str | None = None
-    """sha256 of the recipe's `weights`, if it has any."""
+    """The sha256 of the recipe's `weights`; None if it has none."""
     learned: Mapping[str, float] = field(default_factory=dict)
-    """Weights of ensemble/learned, if recipe.json has any: the run they are from may have been moved since."""
+    """The weights of ensemble/learned in recipe.json: the run from which they were learned may have moved since."""
 
     @classmethod
     def open(
@@ -72,30 +73,38 @@ class Pipeline:
         run_url: str,
         *,
         weights_dir: str | None = None,
-        **how: Any,  # noqa: ANN401
+        **options: Any,  # noqa: ANN401 - other fields
     ) -> "Pipeline":
-        """Check that model, data and counts fit and that the run directory can be written. InputError if not."""
+        """Open a run after checking that model, data and counts fit and that the run directory can be written.
+
+        InputError if they do not fit or it cannot.
+        """
         check_fits(recipe, dataset.card)
         digest = sha256(storage.read_bytes(recipe.weights)).hexdigest() if recipe.weights else None
         run_url = open_run(run_url)
         if weights_dir is None:  # as in the command before, or a report would lose what was measured with them
-            known = read_json_or_none(storage.join(run_url, "recipe.json")) or {}
-            weights_dir = known.get("weights_dir")
+            recorded = read_recorded_run(run_url)
+            weights_dir = recorded.weights_dir if recorded else None
         else:
             weights_dir = storage.absolute(weights_dir)
         return cls(
-            recipe=recipe, dataset=dataset, run_url=run_url, weights_dir=weights_dir, weights_digest=digest, **how
+            recipe=recipe, dataset=dataset, run_url=run_url, weights_dir=weights_dir, weights_digest=digest, **options
         )
 
     def describe(self) -> dict[str, Any]:
-        """The content of recipe.json: enough to see where the run stands from any folder, without the weights' file."""
-        more = {"weights_sha256": self.weights_digest, "methods": self.methods, "weights_dir": self.weights_dir}
-        learned = dict(self.known[LEARNED].weights)
-        return {**self.recipe.to_dict(), "data": self.dataset.url, **more, **({"learned": learned} if learned else {})}
+        """Return the content of recipe.json."""
+        recorded = RecordedRun(
+            recipe={**self.recipe.to_dict(), "data": self.dataset.url},
+            weights_sha256=self.weights_digest,
+            methods=self.methods,
+            weights_dir=self.weights_dir,
+            learned=self.known[LEARNED].weights,
+        )
+        return recorded.to_json()
 
     @cached_property
     def events(self) -> EventLog:
-        """What this command does on this run."""
+        """The log of what this command does on this run."""
         return EventLog(self.run_url)
 
     @cached_property
@@ -105,7 +114,10 @@ class Pipeline:
 
     @cached_property
     def similarities(self) -> tuple[list[ReadyMetric], dict[str, str]]:
-        """The metrics that can be measured here, and by name a line on each that cannot."""
+        """The metrics that can be measured here, and one line, by name, on each that cannot.
+
+        InputError if the recipe names SSIM and the images are too small for it.
+        """
         asked = self.recipe.evaluate.metrics
         ready, left_out = ready_metrics(asked, self.weights_dir)
         if self.dataset.card.size < SSIM_LEAST_PX and any(metric.name == "ssim" for metric in ready):
@@ -117,64 +129,64 @@ class Pipeline:
 
     @cached_property
     def known(self) -> dict[str, MethodCard]:
-        """The methods of the package, those asked for, and installed ones that the run directory holds, by name."""
+        """By name, the package's methods, those asked for, and installed ones with a folder in the run directory."""
         begun = [name for name in self.begun() if name in installed_methods()]
         return known_methods(tuple(dict.fromkeys((*self.methods, *begun))), self.learn)
 
     def begun(self) -> list[str]:
-        """The folders of methods, each shared with its variants, of which the run directory holds something."""
+        """Return the methods of which the run directory has a folder, which each shares with its variants."""
         return sorted(storage.names(storage.join(self.run_url, "attribute")))
 
     def learn(self, methods: Collection[str]) -> Mapping[str, float]:
-        """Weights of ensemble/learned: as this run has had them, else out of the run that the recipe names."""
+        """Return the weights of ensemble/learned: those of recipe.json, else those of the run that the recipe names."""
         source, recipe = self.recipe.ensemble.learned_from, self.recipe
         return self.learned or (learned_from(source, self.run_url, recipe.seed, methods) if source else {})
 
     @cached_property
     def needed(self) -> tuple[str, ...]:
-        """The methods to attribute with: those asked for, and the members of ensembles among them."""
+        """The methods to attribute with: the compared ones and the members of ensembles among them."""
         members = [member for name in self.methods for member in self.known[name].weights]
         return tuple(dict.fromkeys((*self.compared, *members)))
 
     @cached_property
     def encoders(self) -> dict[str, ReadyMetric]:
-        """The pretrained networks that methods compare images with, by name, as far as their weights are here."""
+        """By name, the pretrained networks with which methods compare images and whose weights are on this machine."""
         return ready_encoders(self.weights_dir)
 
     @cached_property
     def method_stages(self) -> dict[str, StageSpec]:
         """Each stage under attribute/, by its name."""
-        chosen = ("train.checkpoint",) if self.recipe.trains else ()
-        return all_method_stages(self.recipe, self.known.values(), chosen, self.encoders)
+        checkpoint = ("train.checkpoint",) if self.recipe.trains else ()
+        return all_method_stages(self.recipe, self.known.values(), checkpoint, self.encoders)
 
     def stages_of(self, method: str) -> list[str]:
-        """Every stage of a method's attribution, those included that it shares with others."""
+        """Return the names of all stages of a method's attribution, also of those that it shares with other methods."""
         waiting, names = [f"attribute/{method}"], set[str]()
         while waiting:
             name = waiting.pop()
             names.add(name)
-            waiting += [each for each in self.method_stages[name].inputs if each in self.method_stages]
+            waiting += [earlier for earlier in self.method_stages[name].inputs if earlier in self.method_stages]
         return [name for name in self.method_stages if name in names]
 
     @cached_property
     def stages(self) -> dict[str, Stage]:
-        """Every stage but the report as it would be run now, in order, by its name."""
+        """Every stage but the evaluations and the report, as it would be run now, in order, by its name."""
         stages: dict[str, Stage] = {}
-        extra = {"data": self.dataset.card.fingerprint}
+        dataset = {"data": self.dataset.card.fingerprint}
 
         def stage(name: str, reads: Mapping[str, Any], *inputs: str) -> None:
-            known = {each: one.fingerprint for each, one in stages.items()} | extra
-            picked = {each: known[each] for each in inputs}
-            stages[name] = Stage(run_url=self.run_url, name=name, reads=reads, inputs=picked)
+            fingerprints = {earlier: stages[earlier].fingerprint for earlier in inputs if earlier in stages} | dataset
+            own = {earlier: fingerprints[earlier] for earlier in inputs}
+            stages[name] = Stage(run_url=self.run_url, name=name, reads=reads, inputs=own)
 
         recipe = self.recipe
-        chosen = ("train.checkpoint",) if recipe.trains else ()
+        checkpoint = ("train.checkpoint",) if recipe.trains else ()
         trained = recipe_slice(recipe, "model", "train", "seed", without=("train.checkpoint",))
         if not recipe.trains:
             stage("pretrain", {"weights": self.weights_digest, **recipe_slice(recipe, "model")})
         else:
             stage("pretrain", trained, "data")
-        generated = recipe_slice(recipe, "generate", "seed", *chosen)
+        generated = recipe_slice(recipe, "generate", "seed", *checkpoint)
         stage("generate", generated, "data", "pretrain")
         # the controls are generated beside the targets, but no attribution depends on them
         targets = {name: value for name, value in generated.items() if name != "generate.controls"}
@@ -192,23 +204,26 @@ class Pipeline:
 
     @cached_property
     def evaluations(self) -> dict[str, Stage]:
-        """The stages that compare images. MachineError if a metric was asked for by name and its weights are absent."""
+        """The stages that compare images, by name; none if the run does not train its model.
+
+        MachineError if the recipe names a metric whose weights are absent.
+        """
         if not self.recipe.trains:
             return {}
-        reads = {f"metric.{each.name}": each.digest for each in self.similarities[0]}
+        reads = {f"metric.{metric.name}": metric.digest for metric in self.similarities[0]}
         pairs = {method: ("generate", f"regenerate/{method}") for method in self.known} | {UNRELATED: ("generate",)}
         return {
             name: Stage(
                 run_url=self.run_url,
                 name=name,
                 reads=reads if key != UNRELATED else {**reads, **recipe_slice(self.recipe, "evaluate.unrelated")},
-                inputs={each: self.stages[each].fingerprint for each in inputs},
+                inputs={earlier: self.stages[earlier].fingerprint for earlier in inputs},
             )
             for key, name, inputs in ((key, f"evaluate/{key}", inputs) for key, inputs in pairs.items())
         }
 
     def report(self, planned: Collection[str] = ()) -> Stage:
-        """The report of this run, which shows whatever is done, or will be by then."""
+        """Return the stage of this run's report, which shows the stages that are done and the `planned` ones."""
         methods = self.available_methods()
         evaluated = [name for name in self.evaluated if name.removeprefix("evaluate/") in (*methods, UNRELATED)]
         candidates = ("generate", *(f"attribute/{method}" for method in methods), *evaluated)
@@ -218,32 +233,35 @@ class Pipeline:
         return Stage(run_url=self.run_url, name="report", reads=reads, inputs=inputs)
 
     def available_methods(self) -> list[str]:
-        """Methods that are asked for here, or of which the run directory holds something."""
+        """Return the methods that this command needs, and those of which the run directory has a folder."""
         begun = self.begun()
         return [name for name in self.known if name in self.needed or name.split("/")[0] in begun]
 
     @property
     def evaluated(self) -> dict[str, Stage]:
-        """The stages that compare images, if the metrics' weights are here."""
+        """The stages that compare images; none if weights of metrics are absent."""
         try:
             return self.evaluations
         except MucsError:
             return {}
 
     def stage(self, name: str) -> Stage:
-        """A stage by its name; the report as of what is done now."""
+        """Return a stage by its name; the report shows what is done now."""
         if name == "report":
             return self.report()
         return self.evaluations[name] if name.startswith("evaluate/") else self.stages[name]
 
     def retrained(self, method: str) -> list[str]:
-        """The trainings without a method's images: one, or one an item."""
+        """Return the names of the trainings without a method's images: one, or one for each item."""
         if self.recipe.remove.mode != "per-item":
             return [f"retrain/{method}"]
         return [f"retrain/{method}/{item_name(number)}" for number in range(self.recipe.generate.items)]
 
     def target_stages(self, command: str) -> list[str]:
-        """The stages a command is for."""
+        """Return the names of the stages that a command is for.
+
+        InputError or MachineError if the command cannot run with this model, data set or these methods.
+        """
         if command not in ("pretrain", "generate"):
             for name in self.needed:
                 check_method(self.known[name], self.dataset.card, self.weights_dir)
@@ -271,18 +289,18 @@ class Pipeline:
                 return [*(f"attribute/{method}" for method in self.methods), *compared, "report"]
 
     def last_command(self) -> str:
-        """The furthest of the commands that this run's directory shows to have been given."""
+        """Return the last of the commands, in the order of the stages, that the folders of the run directory show."""
         folders = set(storage.names(self.run_url))
-        return next((each for each in ("evaluate", "regenerate", "retrain") if each in folders), "attribute")
+        return next((command for command in ("evaluate", "regenerate", "retrain") if command in folders), "attribute")
 
     def plan(self, command: str) -> dict[str, State]:
-        """Where each stage stands that a command needs, in order, and why."""
+        """Return the state of each stage that a command needs, by name, in order."""
         needed: set[str] = set()
         waiting = [name for name in self.target_stages(command) if name != "report"]
         while waiting:
             name = waiting.pop()
             needed.add(name)
-            waiting += [GENERATED.get(each, each) for each in self.stage(name).inputs if each != "data"]
+            waiting += [GENERATED.get(earlier, earlier) for earlier in self.stage(name).inputs if earlier != "data"]
         order = [*self.stages, *(self.evaluations if command == "evaluate" else ())]
         states = {name: self.stage(name).state() for name in order if name in needed}
         if "report" in self.target_stages(command):
@@ -305,34 +323,31 @@ class StageRef(NamedTuple):
 
     @property
     def is_training(self) -> bool:
-        """Whether the stage trains a network."""
+        """True if the stage trains a network."""
         return self.phase == "retrain" or (self.name == "pretrain" and self.pipeline.recipe.trains)
 
     @property
     def streams(self) -> bool:
-        """Whether the stage goes over the training set unit by unit, and so can share a pass with others."""
+        """True if the stage streams the training set unit by unit, and so can share a pass with others."""
         spec = self.pipeline.method_stages.get(self.name)
         return spec is not None and spec.streams
 
 
 def reopen(run_url: str, *, console: Console) -> Pipeline:
-    """A run as its directory describes it. InputError if there is none."""
+    """Open a run as its directory describes it. InputError if there is none."""
     run_url = storage.absolute(run_url)
-    values = read_json_or_none(storage.join(run_url, "recipe.json"))
-    if values is None:
+    recorded = read_recorded_run(run_url)
+    if recorded is None:
         raise InputError(
             f"no run at {run_url} (expected recipe.json there); start one with: mucs-ray attribute --run URL"
         )
-    digest, weights_dir = values.pop("weights_sha256", None), values.pop("weights_dir", None)
-    methods, learned = tuple(values.pop("methods", ("mucs",))), values.pop("learned", {})
-    recipe, dataset = build(with_new_sections(values), methods), Dataset.open(values["data"])
     return Pipeline(
-        recipe=recipe,
-        dataset=dataset,
+        recipe=build(with_new_sections(dict(recorded.recipe)), recorded.methods),
+        dataset=Dataset.open(recorded.recipe["data"]),
         run_url=run_url,
         console=console,
-        methods=methods,
-        weights_dir=weights_dir,
-        weights_digest=digest,
-        learned=learned,
+        methods=recorded.methods,
+        weights_dir=recorded.weights_dir,
+        weights_digest=recorded.weights_sha256,
+        learned=recorded.learned,
     )

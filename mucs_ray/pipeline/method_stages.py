@@ -1,4 +1,4 @@
-"""The stages of each method's attribution, and what they read: what variants share is one stage, done once.
+"""The stages of each method's attribution and the values that they read; variants share equal stages.
 
 attribute/METHOD/STAGE    a hook of the method (mucs_ray.attribution.base), in the order of its card
 attribute/METHOD          scores.parquet and topk.csv
@@ -17,41 +17,44 @@ from mucs_ray.config.recipe import Recipe, for_method
 from mucs_ray.data.table import Card
 from mucs_ray.errors import InputError, MachineError
 from mucs_ray.evaluation.metrics import ReadyMetric, ready_metrics
+from mucs_ray.store.run import jsonable, read_json_or_none
 
 if TYPE_CHECKING:
     from mucs_ray.attribution.base import Attributor
 
 TARGETS = "targets"
 GENERATED = {TARGETS: "generate"}
-"""What attributions read of the generated images: those to be attributed, without the controls."""
+"""An attribution depends on the generated images that it explains, and not on the controls beside them."""
 ENCODERS = ("clip", "dino")
-"""Pretrained networks that methods compare images with, by the names that the metrics have too."""
+"""The pretrained networks with which methods compare images; the metrics have the same names."""
 
 
 def recipe_slice(recipe: Recipe, *keys: str, without: Sequence[str] = ()) -> dict[str, Any]:
-    """The part of a recipe that a stage reads: its values under sections or dotted keys, flat, as they look in JSON."""
+    """Return the recipe values under these sections or dotted keys, by dotted key, as they look in JSON."""
     shared = recipe.to_dict()
     own = shared.pop("method")
     sections = shared | {f"method.{name}": values for name, values in own.items()}
     flat: dict[str, Any] = {}
     for key, value in sections.items():
-        entries = {f"{key}.{inner}": each for inner, each in value.items()} if isinstance(value, dict) else {key: value}
-        flat |= {name: list(each) if isinstance(each, tuple) else each for name, each in entries.items()}
-    chosen = {name: value for name, value in flat.items() if name in keys or name.rpartition(".")[0] in keys}
-    return {name: value for name, value in chosen.items() if name not in without}
+        entries = (
+            {f"{key}.{inner}": setting for inner, setting in value.items()} if isinstance(value, dict) else {key: value}
+        )
+        flat |= {name: jsonable(setting) for name, setting in entries.items()}
+    read = {name: value for name, value in flat.items() if name in keys or name.rpartition(".")[0] in keys}
+    return {name: value for name, value in read.items() if name not in without}
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageSpec:
-    """What a stage of an attribution does and reads: a stage on the method's card, or the ranking."""
+    """A stage of an attribution: a stage of the method's card with the values that it reads, or the ranking."""
 
     method: MethodCard
     recipe: Recipe
-    """With the method's settings."""
+    """The recipe, with the method's own settings applied."""
     method_stage: MethodStage | None
-    """None for the ranking."""
+    """The stage of the method's card; None for the ranking."""
     name: str
-    """Folder of the stage in the run directory."""
+    """The stage's folder in the run directory."""
     reads: dict[str, Any]
     inputs: tuple[str, ...]
 
@@ -62,31 +65,32 @@ class StageSpec:
 
     @property
     def streams(self) -> bool:
-        """Whether it goes over the training set unit by unit, with a part for each, and so can share a pass."""
+        """True if the stage streams the training set unit by unit, with one part for each, and so can share a pass."""
         return self.hook in ("features", "sample", "score")
 
     def load(self) -> "type[Attributor]":
-        """The class whose hook this is: the method's own, or that of the method whose stage it takes over."""
+        """Import the class whose hook the stage runs: the method's own, or that of the stage's owner."""
         return load_class((self.method_stage.owner if self.method_stage else "") or self.method.implementation)
 
 
 Shared = dict[tuple[Any, ...], str]
-"""The stage that does something, by what it does and reads: so variants share what is the same."""
+"""The names of stages by what they do and read, through which variants find the stages that they can share."""
 
 
 def method_stages(
-    recipe: Recipe, method: MethodCard, chosen: Sequence[str], encoder: str | None, shared: Shared
+    recipe: Recipe, method: MethodCard, checkpoint: Sequence[str], encoder: str | None, shared: Shared
 ) -> Iterator[StageSpec]:
-    """The stages of a method's attribution, but for those that another method has already; the last one ranks.
+    """Yield the stages of a method's attribution, except those that `shared` has already; the last one is the ranking.
 
-    `chosen`: which of the trained weights are used; `encoder`: digest of the pretrained network's weights.
+    `checkpoint` is the key of the setting that selects the trained weights, if there is one; `encoder` is the digest of
+    the weights of the pretrained network, if the method has one.
     """
     recipe, folder = for_method(recipe, method), f"attribute/{method.name}"
     ranked = recipe_slice(recipe, "rank", "seed")
     earlier: list[str] = []
     read: set[str] = set()
     for stage in method.stages:
-        values = recipe_slice(recipe, *stage.reads, *(chosen if stage.uses_model else ()))
+        values = recipe_slice(recipe, *stage.reads, *(checkpoint if stage.uses_model else ()))
         values = {key: value for key, value in values.items() if key not in read} | {"seed": recipe.seed}
         if method.encoder:
             values[f"encoder.{method.encoder}"] = encoder
@@ -105,14 +109,14 @@ def method_stages(
 
 
 def all_method_stages(
-    recipe: Recipe, methods: Iterable[MethodCard], chosen: Sequence[str], encoders: Mapping[str, ReadyMetric]
+    recipe: Recipe, methods: Iterable[MethodCard], checkpoint: Sequence[str], encoders: Mapping[str, ReadyMetric]
 ) -> dict[str, StageSpec]:
-    """The stages of all methods by name; members of ensembles come before the ensembles."""
+    """Return the stages of all methods by name; members of ensembles come before the ensembles."""
     shared: Shared = {}
     specs = {}
     for method in sorted(methods, key=lambda method: method.is_ensemble):
         encoder = encoders.get(method.encoder or "")
-        for spec in method_stages(recipe, method, chosen, encoder.digest if encoder else None, shared):
+        for spec in method_stages(recipe, method, checkpoint, encoder.digest if encoder else None, shared):
             specs[spec.name] = spec
     return specs
 
@@ -120,13 +124,12 @@ def all_method_stages(
 def known_methods(
     names: Collection[str], learn: Callable[[Collection[str]], Mapping[str, float]]
 ) -> dict[str, MethodCard]:
-    """All methods that there are, by name.
+    """Return all methods by name: those of the package, and those in `names`.
 
-    An ensemble that is asked for and has no weights gets what is learned from the tests of the single methods, which
-    `learn` is told the names of.
+    If an ensemble in `names` has no weights, it gets those that `learn` returns for the names of the single methods.
     """
     methods = available_methods(names)
-    single = [name for name, each in methods.items() if not each.is_ensemble]
+    single = [name for name, method in methods.items() if not method.is_ensemble]
     for name in names:
         if methods[name].is_ensemble and not methods[name].weights:
             methods[name] = replace(methods[name], weights=learn(single))
@@ -134,7 +137,7 @@ def known_methods(
 
 
 def ready_encoders(weights_dir: str | None) -> dict[str, ReadyMetric]:
-    """The pretrained networks whose weights are on this machine."""
+    """Return, by name, the pretrained networks whose weights are on this machine."""
     encoders = {}
     for name in ENCODERS:
         try:
@@ -145,7 +148,7 @@ def ready_encoders(weights_dir: str | None) -> dict[str, ReadyMetric]:
 
 
 def check_method(method: MethodCard, card: Card, weights_dir: str | None) -> None:
-    """MachineError or InputError, in one line, if a method lacks what it needs."""
+    """Raise InputError or MachineError, in one line, if a method lacks conditions, weights or a pretrained network."""
     if method.needs_condition and card.condition == "none":
         raise InputError(f"{method.name} compares labels or captions, and this data set has none; choose other methods")
     if method.is_ensemble and not method.weights:
@@ -158,28 +161,42 @@ def check_method(method: MethodCard, card: Card, weights_dir: str | None) -> Non
 
 
 def learned_from(source: str, run_url: str, seed: int, methods: Collection[str]) -> dict[str, float]:
-    """Weights of some methods for a run, out of another run's finished tests (spec 10).
+    """Return weights of these methods, learned from the finished counterfactual tests of another run (spec 10).
 
-    InputError if those are of this seed, or if this run's report would take the other's place.
+    InputError if `source` has no such tests, if they are of this run's own seed, or if `source` is this run itself,
+    whose report would replace the one to learn from.
     """
     source = storage.absolute(source)
     if f"{run_url}/".startswith(f"{source.rstrip('/')}/"):
         raise InputError(f"ensemble.learned_from: {source} is this run itself; give another folder with --run")
     url = storage.join(source, "report/report.json")
-    try:
-        document = storage.read_json(url)
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        raise InputError(f"ensemble.learned_from: no report at {url}; run mucs-ray run there first") from None
-    evaluation = document.get("evaluation")
-    if not evaluation:
+    document = read_json_or_none(url)
+    if document is None:
+        raise InputError(f"ensemble.learned_from: no report at {url}; run mucs-ray run there first")
+    tests = finished_tests(document)
+    if tests is None:
         raise InputError(f"ensemble.learned_from: {url} has no counterfactual test; run mucs-ray run there first")
-    if seed in evaluation["seeds"]:
+    if seed in tests.seeds:
         raise InputError(f"ensemble.learned_from: {url} has seed {seed} itself; learn weights on other seeds")
-    tested = {each["method"]: mean_auc(each) for each in evaluation["methods"]}
-    return learned_weights({method: auc for method, auc in tested.items() if method in methods})
+    return learned_weights({method: auc for method, auc in tests.mean_auc.items() if method in methods})
 
 
-def mean_auc(tested: Mapping[str, Any]) -> float:
-    """The mean AUC of one method in a report, over the metrics."""
-    values = [metric["auc"] for metric in tested["metrics"].values()]
-    return sum(values) / len(values)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinishedTests:
+    """The part of a report's numbers from which weights are learned."""
+
+    seeds: list[int]
+    mean_auc: dict[str, float]
+    """The AUC of each method against random removal, mean over the metrics."""
+
+
+def finished_tests(report: Mapping[str, Any]) -> FinishedTests | None:
+    """Return the counterfactual tests in the content of report.json; None if there are none."""
+    evaluation = report.get("evaluation")
+    if not evaluation:
+        return None
+    auc = {
+        tested["method"]: [metric["auc"] for metric in tested["metrics"].values()] for tested in evaluation["methods"]
+    }
+    means = {method: sum(values) / len(values) for method, values in auc.items()}
+    return FinishedTests(seeds=evaluation["seeds"], mean_auc=means)

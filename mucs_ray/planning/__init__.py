@@ -1,1 +1,1 @@
-"""What a run will cost, before it starts."""
+"""The estimate of what a run will cost, before it starts."""

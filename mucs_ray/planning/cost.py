@@ -1,4 +1,4 @@
-"""What a run will cost: its work, at the speed of one worker, in FLOP, wall time, time of workers, and money."""
+"""The cost of a run: its work, at the speed of one worker, in FLOP, wall time, workers' time and money."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -20,12 +20,12 @@ FORWARD_AND_BACKWARD = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
-    """The estimated cost of one stage, of all that retrain or regenerate, or the total."""
+    """The estimated cost of one stage, of all retrainings or regenerations, or of all stages."""
 
     stage: str
     work: str
     forwards: int
-    """Forward passes, those before a backward pass included."""
+    """The number of forward passes, including those before a backward pass."""
     flop: float
     written_bytes: int
     seconds: float
@@ -36,7 +36,7 @@ class Cost:
     """The price in its currency; None if none was given."""
 
     def cells(self) -> list[str]:
-        """The numbers, for a table."""
+        """Return the numbers as texts, for a row of a table."""
         flop = f"{self.flop:.2g}" if self.flop else ""
         forwards = f"{self.forwards:,}" if self.forwards else ""
         times = [hours_text(self.worker_seconds), time_text(self.seconds)]
@@ -52,18 +52,19 @@ class Estimate:
     total: Cost
     workers: int
     processor: str
-    """What each of them has one of: "GPU" or "CPU"."""
+    """"GPU" or "CPU", of which each worker has one."""
     price: float | None
     """The price of one processor for an hour."""
     basis: str
+    """A sentence on the measured speed and the number of workers."""
 
     def titles(self) -> list[str]:
-        """The titles over the cells."""
+        """Return the titles of the columns of `Cost.cells`."""
         money = [] if self.price is None else ["money"]
         return ["forwards", "FLOP", "written", f"{self.processor}-h", "time", *money]
 
     def to_dict(self) -> dict[str, Any]:
-        """The estimate for --json."""
+        """Return the estimate as JSON values, for --json."""
         return asdict(self)
 
 
@@ -74,10 +75,10 @@ def estimate(
     workers: int | None = None,
     price: float | None = None,
 ) -> Estimate:
-    """Count the work of every stage that is not done, at the speed of one worker.
+    """Estimate the cost of every stage that is not done, at the speed of one worker.
 
-    `workers`: None = all that this machine has room for; `price`: of a GPU for an hour, or of a CPU without GPUs.
-    InputError if the price is none.
+    `workers` is their number, None for as many as this machine has room for; `price` is what one GPU, or without GPUs
+    one CPU, costs for an hour. InputError if the price is not a positive number.
     """
     if price is not None and not 0 < price < inf:
         raise InputError(f"--price {price:g}: expected a number above 0, what one GPU or CPU costs for an hour")
@@ -85,7 +86,7 @@ def estimate(
     speed = speed_of(pipeline, states)
     workers = workers or torch.cuda.device_count() or usable_cpus()
     work = left_to_do(pipeline, states, processor=speed.processor)
-    stages = [cost(each, speed, workers=workers, price=price) for each in work]
+    stages = [cost(of_stage, speed, workers=workers, price=price) for of_stage in work]
     basis = (
         f"measured {speed.measured}: {readable(1 / speed.forward_s)} forwards/s"
         f" ({readable(speed.forward_flop / speed.forward_s / 1e9)} GFLOP/s); time with {workers} {speed.processor}"
@@ -102,7 +103,7 @@ def estimate(
 
 
 def cost(work: Work, speed: Speed, *, workers: int, price: float | None) -> Cost:
-    """The cost of one stage. In the last round some workers may have no piece: that is waited for, and not paid."""
+    """Return the cost of one stage. Workers without a piece in the last round count for wall time, not for money."""
     forwards, backwards = work.passes.forwards, work.passes.backwards
     seconds = forwards * speed.forward_s + backwards * speed.backward_s
     return Cost(
@@ -118,22 +119,22 @@ def cost(work: Work, speed: Speed, *, workers: int, price: float | None) -> Cost
 
 
 def total(stages: Sequence[Cost], *, price: float | None) -> Cost:
-    """The cost of all stages, one after another."""
-    seconds = sum(each.worker_seconds for each in stages)
+    """Return the cost of all stages, which run one after another."""
+    seconds = sum(stage.worker_seconds for stage in stages)
     return Cost(
         stage="in all",
         work="",
-        forwards=sum(each.forwards for each in stages),
-        flop=sum(each.flop for each in stages),
-        written_bytes=sum(each.written_bytes for each in stages),
-        seconds=sum(each.seconds for each in stages),
+        forwards=sum(stage.forwards for stage in stages),
+        flop=sum(stage.flop for stage in stages),
+        written_bytes=sum(stage.written_bytes for stage in stages),
+        seconds=sum(stage.seconds for stage in stages),
         worker_seconds=seconds,
         money=None if price is None else price * seconds / 3600,
     )
 
 
 def size_text(num_bytes: float) -> str:
-    """1234567 -> "1.2 MB"."""
+    """Format bytes with a decimal unit, e.g. 1234567 as "1.23 MB"."""
     for unit in ("B", "kB", "MB", "GB"):
         if num_bytes < 1000:
             return f"{num_bytes:.3g} {unit}"
@@ -142,13 +143,13 @@ def size_text(num_bytes: float) -> str:
 
 
 def time_text(seconds: float) -> str:
-    """Seconds as a text with a unit."""
+    """Format seconds with a unit."""
     if seconds < 100:
         return f"{seconds:.1f} s"
     return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:,.1f} h"
 
 
 def hours_text(seconds: float) -> str:
-    """Seconds as hours, without a unit."""
+    """Format seconds as hours, without a unit."""
     hours = seconds / 3600
     return f"{hours:.3f}" if hours < 10 else f"{hours:,.1f}"

@@ -1,20 +1,23 @@
-"""How fast one worker is: measured here for a few seconds, or in the run itself once it has streamed for a minute."""
+"""The speed of one worker, measured here in a few seconds, or by the run itself once it has streamed for a minute."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from mucs_ray import storage
 from mucs_ray.attribution.tuning import precisions
+from mucs_ray.config.recipe import Recipe
 from mucs_ray.diffusion.loss import denoising_loss
 from mucs_ray.engine.pace import PACE
 from mucs_ray.models.adapters import adapter
 from mucs_ray.pipeline.graph import Pipeline
 from mucs_ray.store.events import read_events
+from mucs_ray.store.facts import StreamingFacts, read_facts
 from mucs_ray.store.run import State
+from mucs_ray.store.typed import typed
 from mucs_ray.training.config import Precision
 from mucs_ray.training.step import autocast
 
@@ -27,57 +30,76 @@ class Speed:
 
     forward_s: float
     backward_s: float
-    """Forward and backward together."""
+    """The seconds of a forward and its backward pass together."""
     forward_flop: float
     processor: str
-    """What a worker has one of: "GPU" or "CPU"."""
+    """The kind of processor of which a worker has one: "GPU" or "CPU"."""
     measured: str
-    """Where it was measured, for a sentence that begins with "measured"."""
+    """The place of the measurement, for a sentence that begins with "measured"."""
 
 
 def speed_of(pipeline: Pipeline, states: Mapping[str, State]) -> Speed:
-    """As this run has shown it to be, else as measured here. `states`: of the stages that are looked at."""
-    here, streamed = measure(pipeline), facts_of_streams(pipeline, states)
-    forwards = sum(facts["forwards"] for facts in streamed.values())
+    """Return the speed that this run has shown in the stages of `states`; if it has shown none, measure it here."""
+    local, streamed = measure(pipeline.recipe), facts_of_streams(pipeline, states)
+    forwards = sum(facts.forwards for facts in streamed.values())
     if not forwards:
-        return here
-    forward_s = sum(facts["worker_seconds"] for facts in streamed.values()) / forwards
+        return local
+    forward_s = sum(facts.worker_seconds for facts in streamed.values()) / forwards
     *_, last = streamed.values()
     return replace(
-        here,
+        local,
         forward_s=forward_s,
-        backward_s=here.backward_s * forward_s / here.forward_s,  # only forwards are streamed
-        processor=last.get("processor", here.processor),
+        backward_s=local.backward_s * forward_s / local.forward_s,  # only forwards are streamed
+        processor=last.processor or local.processor,
         measured=f"in this run on {', '.join(streamed)}",
     )
 
 
-def facts_of_streams(pipeline: Pipeline, states: Mapping[str, State]) -> dict[str, Mapping[str, Any]]:
-    """`forwards` and `worker_seconds` of stages that were streamed under these settings: at the end, else so far.
+def facts_of_streams(pipeline: Pipeline, states: Mapping[str, State]) -> dict[str, StreamingFacts]:
+    """Return, by stage, the work of the stages of `states` that called the network while they streamed.
 
-    Not of features, where a backward pass comes with each forward.
+    The work is that of the whole stage if it is done, else of its first minute under the same settings. Features are
+    left out, since a backward pass comes with each of their forwards.
     """
-    so_far = {event["stage"]: event for event in read_events(pipeline.run_url) if event["event"] == PACE}
-    facts_by_stage = {}
+    first_minutes = {pace.stage: pace for pace in read_paces(pipeline.run_url)}
+    streamed = {}
     scoring = [
         name
         for name in states
         if name in pipeline.method_stages and pipeline.method_stages[name].hook in ("sample", "score")
     ]
     for name in scoring:
-        stage, facts = pipeline.stages[name], so_far.get(name, {})
+        stage, pace = pipeline.stages[name], first_minutes.get(name)
         if states[name].status == "done":
-            facts = stage.facts()
-        elif facts.get("fingerprint") != stage.fingerprint:
+            facts = read_facts(stage, StreamingFacts)
+        elif pace is not None and pace.fingerprint == stage.fingerprint:
+            facts = pace.work
+        else:
             continue
-        if facts.get("forwards"):
-            facts_by_stage[name] = facts
-    return facts_by_stage
+        if facts.forwards:
+            streamed[name] = facts
+    return streamed
 
 
-def measure(pipeline: Pipeline) -> Speed:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FirstMinute:
+    """The work of a streamed stage in its first minute, as its event in the run directory has it."""
+
+    stage: str
+    fingerprint: str
+    work: StreamingFacts
+
+
+def read_paces(run_url: str) -> Iterator[FirstMinute]:
+    """Yield the first minutes of the stages of a run, the latest last."""
+    for event in read_events(run_url):
+        if event["event"] == PACE:
+            work = typed(event, StreamingFacts, storage.join(run_url, "events"))
+            yield FirstMinute(stage=event["stage"], fingerprint=event.get("fingerprint", ""), work=work)
+
+
+def measure(recipe: Recipe) -> Speed:
     """Time forwards as scoring does them and backwards as training does, with untrained weights."""
-    recipe = pipeline.recipe
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # a worker has one
@@ -111,7 +133,7 @@ def measure(pipeline: Pipeline) -> Speed:
 
 
 def timed(call: Callable[[], object], *, budget_s: float = MEASURE_S) -> float:
-    """Seconds a call, over about `budget_s` seconds and at least once after a first call to warm up."""
+    """Return the seconds that a call takes, from calls over about `budget_s` seconds; the first call is not counted."""
 
     def synchronized_clock() -> float:
         if torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""What a command has to do that is not done: passes and bytes by counting, and into how many pieces they fall."""
+"""The work that a command has left: its passes through the network and bytes, counted, and the number of its pieces."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -9,6 +9,8 @@ import torch
 
 from mucs_ray.attribution.base import Passes
 from mucs_ray.config.engine import LEAST_IMAGES, SUM_SHARDS
+from mucs_ray.config.recipe import Recipe
+from mucs_ray.data.table import Dataset
 from mucs_ray.diffusion.model import DiffusionModel
 from mucs_ray.models.adapters import adapter
 from mucs_ray.pipeline.graph import Pipeline
@@ -24,46 +26,46 @@ WORK = {
     "fit_screen": "once",
     "score": "{num_images:,} images x {num_items} items",
 }
-"""What the stages of methods go over, by their hook."""
+"""The work of a method's stage in words, by the stage's hook."""
 
 TESTING = ("retrain", "regenerate")
-"""Stages of the counterfactual test, one or more a method."""
+"""The first folders of the names of stages of which each method has one or more of its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """The work of one stage, or of all that retrain or regenerate."""
+    """The work of one stage, or of all retrainings or regenerations."""
 
     stage: str
     work: str
     passes: Passes
     written_bytes: int
     pieces: int
-    """About equal pieces, of which a worker does one at a time."""
+    """The number of about equal pieces, of which a worker does one at a time."""
 
 
 def left_to_do(pipeline: Pipeline, states: Mapping[str, State], *, processor: str) -> Iterator[Work]:
-    """The work of the stages that are not done, in order; rankings and comparisons of images are negligible.
+    """Yield the work of the stages that are not done, in order; rankings and comparisons of images are negligible.
 
-    `processor`: "GPU" or "CPU", what a worker has one of.
+    `processor` is "GPU" or "CPU", of which a worker has one.
     """
-    model = adapter(pipeline.recipe.model).model(torch.device("meta"))
-    every = sum(4 * each.numel() for each in model.parameters())
-    todo = [name for name, state in states.items() if state.status != "done"]
-    # all retrainings together, for they run side by side, and all that is generated from them
-    rows = Counter(name.split("/")[0] if name.startswith(TESTING) else name for name in todo)
-    for name, count in rows.items():
-        if name == "retrain" or (name == "pretrain" and pipeline.recipe.trains):
-            yield trainings(pipeline, name, count, every=every, processor=processor)
-        elif name in ("generate", "regenerate"):
-            yield generation(pipeline, name, count, model)
-        elif spec := pipeline.method_stages.get(name):
-            yield from method_stage_work(pipeline, spec, model)
-
-
-def trainings(pipeline: Pipeline, name: str, count: int, *, every: int, processor: str) -> Work:
-    """The work of trainings to their last update, though most stop sooner; `every`: bytes of the network."""
     recipe = pipeline.recipe
+    model = adapter(recipe.model).model(torch.device("meta"))
+    network_bytes = sum(4 * parameter.numel() for parameter in model.parameters())
+    missing = [name for name, state in states.items() if state.status != "done"]
+    # all retrainings together, for they run side by side, and all that is generated from them
+    rows = Counter(name.split("/")[0] if name.startswith(TESTING) else name for name in missing)
+    for name, count in rows.items():
+        if name == "retrain" or (name == "pretrain" and recipe.trains):
+            yield trainings(recipe, name, count, network_bytes=network_bytes, processor=processor)
+        elif name in ("generate", "regenerate"):
+            yield generation(recipe, name, count, model)
+        elif spec := pipeline.method_stages.get(name):
+            yield from method_stage_work(spec, pipeline.dataset, model)
+
+
+def trainings(recipe: Recipe, name: str, count: int, *, network_bytes: int, processor: str) -> Work:
+    """Return the work of trainings up to their last update, though most stop sooner."""
     train = recipe.train
     workers = recipe.engine.train_workers or (max(1, train.batch_size // LEAST_IMAGES) if processor == "GPU" else 2)
     updates = f"{train.updates:,} updates (at most)"
@@ -71,16 +73,20 @@ def trainings(pipeline: Pipeline, name: str, count: int, *, every: int, processo
         stage=name,
         work=updates if name == "pretrain" else f"{count} x {updates}",
         passes=Passes(backwards=count * train.updates * train.batch_size),
-        written_bytes=count * every * (5 if name == "pretrain" else 2),  # a retraining's state is deleted at its end
+        # a retraining's state is deleted at its end
+        written_bytes=count * network_bytes * (5 if name == "pretrain" else 2),
         pieces=count * workers,
     )
 
 
-def generation(pipeline: Pipeline, name: str, count: int, model: DiffusionModel) -> Work:
-    """The work of generating targets and controls; only targets come again where each has a retraining of its own."""
-    config = pipeline.recipe.generate
+def generation(recipe: Recipe, name: str, count: int, model: DiffusionModel) -> Work:
+    """Return the work of generating targets and controls.
+
+    If each target has a retraining of its own, only targets are generated again.
+    """
+    config = recipe.generate
     samples = config.items
-    if name == "generate" or pipeline.recipe.remove.mode != "per-item":
+    if name == "generate" or recipe.remove.mode != "per-item":
         samples += config.controls
     times = f"{count} x " if name == "regenerate" else ""
     evaluations = (2 * config.steps - 1) * (1 if config.guidance == 1 else 2)
@@ -93,14 +99,14 @@ def generation(pipeline: Pipeline, name: str, count: int, model: DiffusionModel)
     )
 
 
-def method_stage_work(pipeline: Pipeline, spec: StageSpec, model: DiffusionModel) -> Iterator[Work]:
-    """The work of a method's stage; nothing for a ranking. `model`: the names and shapes of its tensors count."""
+def method_stage_work(spec: StageSpec, dataset: Dataset, model: DiffusionModel) -> Iterator[Work]:
+    """Yield the work of a method's stage; nothing for a ranking. Only names and shapes of the model's tensors count."""
     if spec.method_stage is None:
         return
     stage, method = spec.method_stage, spec.load()
-    units, num_items = len(pipeline.dataset.units("train")), pipeline.recipe.generate.items
+    units, num_items = len(dataset.units("train")), spec.recipe.generate.items
     pieces = {"fit": 1, "fit_screen": 1, "fit_item": num_items, "accumulate": min(SUM_SHARDS, units)}
-    counts = {"num_images": pipeline.dataset.card.num_images("train"), "num_items": num_items}
+    counts = {"num_images": dataset.card.num_images("train"), "num_items": num_items}
     yield Work(
         stage=spec.name,
         work=WORK[stage.hook].format(**counts),

@@ -1,1 +1,1 @@
-"""What a finished run says."""
+"""The results of a finished run, as a report and as numbers."""

@@ -8,7 +8,8 @@ import pyarrow as pa
 import torch
 
 from mucs_ray.attribution.registry import REFERENCE, find_method
-from mucs_ray.data.table import open_parquet
+from mucs_ray.config.recipe import Recipe
+from mucs_ray.data.table import Card, open_parquet
 from mucs_ray.evaluation.analysis import Analysis, analyse
 from mucs_ray.evaluation.hubs import Hubs, find_hubs
 from mucs_ray.evaluation.outcome import MethodOutcome, Unrelated
@@ -19,6 +20,7 @@ from mucs_ray.report.hub_tables import TrainingImage, hub_section
 from mucs_ray.report.published import Published, published
 from mucs_ray.report.tables import densities, headline, remarks, tables
 from mucs_ray.spaces.codec import Codec
+from mucs_ray.store.facts import DoneFacts, RemovalFacts, TrainingFacts, read_facts
 from mucs_ray.store.items import load_item, shown
 from mucs_ray.store.run import Stage
 from mucs_ray.store.topk import top_lists
@@ -52,16 +54,17 @@ def outcome(pipeline: Pipeline, method: str) -> MethodOutcome:
     """Return what was measured for one method in one seed."""
     stage = pipeline.stage(f"evaluate/{method}")
     table = similarities(stage)
+    attribution = [pipeline.stages[name] for name in pipeline.stages_of(method)]
     return MethodOutcome(
         seed=pipeline.recipe.seed,
         method=method,
         num_images=pipeline.dataset.card.num_images("train"),
         mode=pipeline.recipe.remove.mode,
-        removed=stage.facts()["removed"],
+        removed=read_facts(stage, RemovalFacts).removed,
         top=np.stack(top_lists(pipeline.stages[f"attribute/{method}"])),
         similarity=by_metric(table, "target"),
         controls=by_metric(table, "control"),
-        seconds_an_item=attribution_seconds(pipeline, method) / pipeline.recipe.generate.items,
+        seconds_an_item=wall_seconds(attribution) / pipeline.recipe.generate.items,
     )
 
 
@@ -91,9 +94,9 @@ def by_metric(table: pa.Table, role: str) -> dict[str, np.ndarray]:
     return {metric: np.asarray(values, dtype=np.float64) for metric, values in values_of.items()}
 
 
-def attribution_seconds(pipeline: Pipeline, method: str) -> float:
-    """Return the wall time of all parts of an attribution."""
-    return sum(pipeline.stages[name].facts()["seconds"] for name in pipeline.stages_of(method))
+def wall_seconds(stages: Iterable[Stage]) -> float:
+    """Return the wall time of finished stages, added up."""
+    return sum(read_facts(stage, DoneFacts).seconds for stage in stages)
 
 
 def analysis_of(pipelines: Sequence[Pipeline]) -> Analysis | None:
@@ -114,15 +117,15 @@ def labels(analysis: Analysis) -> dict[str, str]:
     return {analysed.method: find_method(analysed.method).label for analysed in analysis.methods}
 
 
-def paper_numbers(pipeline: Pipeline) -> Published | None:
+def paper_numbers(recipe: Recipe, card: Card) -> Published | None:
     """Return the paper's numbers; None unless data set and protocol are the paper's."""
-    from_paper = pipeline.dataset.card.request.get("name") == pipeline.recipe.name
-    return published(pipeline.recipe.name) if from_paper and pipeline.recipe.remove.mode == "union" else None
+    from_paper = card.request.get("name") == recipe.name
+    return published(recipe.name) if from_paper and recipe.remove.mode == "union" else None
 
 
-def left_out(pipelines: Sequence[Pipeline]) -> list[str]:
-    """Return sentences on the metrics that cannot be measured here."""
-    lines = dict(pipelines[0].similarities[1])
+def left_out(reasons: Mapping[str, str]) -> list[str]:
+    """Return sentences on the metrics that cannot be measured here, given the reason for each by name."""
+    lines = dict(reasons)
     sentences = [f"Left out: {lines.pop('ssim')}."] if "ssim" in lines else []
     if lines:
         sentences.append(
@@ -136,7 +139,9 @@ def bad_retrainings(pipelines: Sequence[Pipeline], method_labels: Mapping[str, s
     """Return sentences on retrainings that went much worse than the best one of their seed."""
     sentences = []
     for pipeline in pipelines:
-        losses = {method: validation_loss(pipeline, method) for method in method_labels}
+        losses = {
+            method: worst_loss(pipeline.stages[name] for name in pipeline.retrained(method)) for method in method_labels
+        }
         best = min(losses.values())
         sentences += [
             f"Seed {pipeline.recipe.seed}, {method_labels[method]}: its retraining ended at a validation loss of"
@@ -148,23 +153,22 @@ def bad_retrainings(pipelines: Sequence[Pipeline], method_labels: Mapping[str, s
     return sentences
 
 
-def validation_loss(pipeline: Pipeline, method: str) -> float:
-    """Return the lowest loss of the retraining without a method's images.
-
-    If each item has its own retraining, this is the loss of the worst of them.
-    """
-    return max(pipeline.stages[name].facts()["best_loss"] for name in pipeline.retrained(method))
+def worst_loss(retrainings: Iterable[Stage]) -> float:
+    """Return the lowest validation loss of a retraining; of several retrainings, that of the worst."""
+    return max(read_facts(retraining, TrainingFacts).best_loss for retraining in retrainings)
 
 
 def section(pipelines: Sequence[Pipeline], analysis: Analysis) -> Evaluation:
     """Lay out the report's section on the counterfactual test."""
     measured = outcomes(pipelines, [analysed.method for analysed in analysis.methods])
-    named = labels(analysis)
-    sentences = (*remarks(analysis, method_labels=named), *bad_retrainings(pipelines, named), *left_out(pipelines))
+    named, first = labels(analysis), pipelines[0]
+    sentences = [*remarks(analysis, method_labels=named), *bad_retrainings(pipelines, named)]
+    sentences += left_out(first.similarities[1])
+    paper = paper_numbers(first.recipe, first.dataset.card)
     return Evaluation(
         headline=sentence(analysis),
-        remarks=sentences,
-        tables=tables(analysis, published=paper_numbers(pipelines[0]), method_labels=named),
+        remarks=tuple(sentences),
+        tables=tables(analysis, published=paper, method_labels=named),
         densities=densities(measured, method_labels=named),
         grids=tuple(
             grid(pipeline, [outcome for outcome in measured if outcome.seed == pipeline.recipe.seed])
@@ -181,7 +185,7 @@ def grid(pipeline: Pipeline, measured: Sequence[MethodOutcome]) -> Grid:
     rows = [GridRow(label="Generated", note="", cells=generated)]
     for outcome in measured:
         after = pipeline.stages[f"regenerate/{outcome.method}"]
-        cells = tuple(GridCell(image=picture(after, n, codec), note=note(outcome, n)) for n in numbers)
+        cells = tuple(GridCell(image=picture(after, n, codec), note=similarity_text(outcome, n)) for n in numbers)
         removed = f"without {outcome.removed:,} of {outcome.num_images:,}"
         rows.append(GridRow(label=find_method(outcome.method).label, note=removed, cells=cells))
     return Grid(title=f"Seed {pipeline.recipe.seed}", rows=tuple(rows))
@@ -192,13 +196,13 @@ def picture(stage: Stage, number: int, codec: Codec) -> np.ndarray:
     return shown(load_item(stage, number), codec)
 
 
-def note(outcome: MethodOutcome, number: int) -> str:
-    """Return the first of the similarities, for the place under a picture."""
+def similarity_text(outcome: MethodOutcome, number: int) -> str:
+    """Return the first of an item's similarities, to be shown under a picture; "" if it has none of them."""
     metric = next((name for name in SHOWN_UNDER_IMAGES if name in outcome.similarity), None)
     return "" if metric is None else f"{metric.upper()} {outcome.similarity[metric][number]:.2f}"
 
 
-def found_hubs(pipelines: Sequence[Pipeline], methods: Iterable[str]) -> dict[str, Hubs]:
+def hubs_by_method(pipelines: Sequence[Pipeline], methods: Iterable[str]) -> dict[str, Hubs]:
     """Return, by method, the training images that are in more lists than chance explains; all seeds are pooled."""
     num = pipelines[0].dataset.card.num_images("train")
     lists = {
@@ -208,11 +212,11 @@ def found_hubs(pipelines: Sequence[Pipeline], methods: Iterable[str]) -> dict[st
     return {method: find_hubs(tops, num_images=num) for method, tops in lists.items()}
 
 
-def hubs(pipelines: Sequence[Pipeline], methods: Iterable[str]) -> HubSection | None:
+def hubs_report(pipelines: Sequence[Pipeline], methods: Iterable[str]) -> HubSection | None:
     """Lay out the report's section on hubs; None for a single item."""
-    hubs = found_hubs(pipelines, methods)
-    pictured = [find_method(method).label for method in without_variants(list(hubs))]
-    hubs_of = {find_method(method).label: of_method for method, of_method in hubs.items()}
+    by_method = hubs_by_method(pipelines, methods)
+    pictured = [find_method(method).label for method in without_variants(list(by_method))]
+    hubs_of = {find_method(method).label: hubs for method, hubs in by_method.items()}
     dataset = pipelines[0].dataset
     rows = dataset.find({frequent.idx for method in pictured for frequent in hubs_of[method].most_frequent}, "train")
     classes = dataset.card.classes

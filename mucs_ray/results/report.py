@@ -2,7 +2,7 @@
 
 import json
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from hashlib import sha256
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 
 from mucs_ray import storage
 from mucs_ray.attribution.registry import REFERENCE
-from mucs_ray.data.table import Row
+from mucs_ray.data.table import Card, Row
 from mucs_ray.evaluation.analysis import Analysis
 from mucs_ray.models.adapters import adapter
 from mucs_ray.pipeline.graph import Pipeline
@@ -21,10 +21,24 @@ from mucs_ray.report.html import render
 from mucs_ray.results import counterfactual
 from mucs_ray.results.counterfactual import is_done
 from mucs_ray.store import checkpoint
+from mucs_ray.store.facts import (
+    DoneFacts,
+    FittingFacts,
+    GenerationFacts,
+    NullLossFacts,
+    RankingFacts,
+    ScoreHistogram,
+    ScoringFacts,
+    StreamingFacts,
+    TrainingFacts,
+    UnlearningTrace,
+    read_facts,
+)
 from mucs_ray.store.item_names import item_file
 from mucs_ray.store.items import load_item, shown
 from mucs_ray.store.run import Stage
 from mucs_ray.store.topk import read_topk
+from mucs_ray.store.typed import typed
 
 SHOWN = 16
 """The number of training images shown for each item."""
@@ -72,19 +86,19 @@ def document(pipeline: Pipeline, analysis: Analysis | None) -> Report:
     """Collect everything that the report shows."""
     methods = shown_methods(pipeline)
     pictured = counterfactual.without_variants(methods)
-    facts = pipeline.stages[f"attribute/{methods[0]}"].facts()
+    ranked = read_facts(pipeline.stages[f"attribute/{methods[0]}"], RankingFacts)
     sections = item_sections(pipeline, pictured)
     return Report(
         title=f"{pipeline.recipe.name}, seed {pipeline.recipe.seed}",
-        subtitle=f"{len(sections)} generated images attributed to {facts['num_images']:,} training images",
+        subtitle=f"{len(sections)} generated images attributed to {ranked.num_images:,} training images",
         methods=method_lines(pipeline),
-        top_k=facts["k"],
-        num_training_images=facts["num_images"],
+        top_k=ranked.k,
+        num_training_images=ranked.num_images,
         facts=tuple(run_facts(pipeline)),
-        stages=tuple(stage_times(pipeline)),
+        stages=tuple(stage_times(pipeline.stages | pipeline.evaluated)),
         items=tuple(sections),
         evaluation=None if analysis is None else counterfactual.section([pipeline], analysis),
-        hubs=counterfactual.hubs([pipeline], methods),
+        hubs=counterfactual.hubs_report([pipeline], methods),
     )
 
 
@@ -93,26 +107,36 @@ def item_sections(pipeline: Pipeline, methods: Sequence[str]) -> list[ItemSectio
     tops = {method: read_topk(pipeline.stages[f"attribute/{method}"]) for method in methods}
     pictured = {int(row["idx"]) for top in tops.values() for rows in top.values() for row in rows[:SHOWN]}
     pictures = pipeline.dataset.find(pictured, "train")
-    planned = pipeline.stages["generate"].facts()["items"]
-    test_rows = pipeline.dataset.find({item["idx"] for item in planned}, "test")
-    codec, sections = adapter(pipeline.recipe.model).codec(torch.device("cpu")), []
+    histograms = {
+        method: read_facts(pipeline.stages[f"attribute/{method}"], RankingFacts).histograms for method in methods
+    }
+    planned = read_facts(pipeline.stages["generate"], GenerationFacts).items
+    test_rows = pipeline.dataset.find({item.idx for item in planned}, "test")
+    model, card, sections = pipeline.recipe.model, pipeline.dataset.card, []
+    codec = adapter(model).codec(torch.device("cpu"))
     for number in range(pipeline.recipe.generate.items):
         item = load_item(pipeline.stages["generate"], number)
-        answers = [answer(pipeline, method, number, top[number], pictures) for method, top in tops.items()]
-        label = condition_name(pipeline, test_rows[planned[number]["idx"]])
+        answers = [
+            Answer(
+                method=pipeline.known[method].label,
+                ranked=tuple(ranked_images(top[number], pictures)),
+                unlearning=unlearning(pipeline, method, number),
+                histogram=histogram(histograms[method][number], top[number]),
+            )
+            for method, top in tops.items()
+        ]
+        row = test_rows[planned[number].idx]
+        label = condition_name(row, card) if model.conditional else "unconditional"
         sections.append(
             ItemSection(number=number, idx=item.idx, label=label, image=shown(item, codec), answers=tuple(answers))
         )
     return sections
 
 
-def answer(
-    pipeline: Pipeline, method: str, number: int, rows: list[dict[str, str]], pictures: dict[int, Row]
-) -> Answer:
-    """Return one method's top training images of an item, the course of its unlearning, and all its scores."""
-    histogram = pipeline.stages[f"attribute/{method}"].facts()["histograms"][number]
-    ranked = [
-        RankedImage(
+def ranked_images(rows: Sequence[Mapping[str, str]], pictures: Mapping[int, Row]) -> Iterator[RankedImage]:
+    """Yield the first training images of an item's ranking, which `rows` of topk.csv hold, best first."""
+    for row in rows[:SHOWN]:
+        yield RankedImage(
             rank=int(row["rank"]),
             idx=int(row["idx"]),
             score=float(row["score"]),
@@ -121,25 +145,15 @@ def answer(
             name=row.get("name", ""),  # topk.csv of earlier versions has none
             image=pictures[int(row["idx"])].image,
         )
-        for row in rows[:SHOWN]
-    ]
-    return Answer(
-        method=pipeline.known[method].label,
-        ranked=tuple(ranked),
-        unlearning=unlearning(pipeline, method, number),
-        histogram=Histogram(
-            edges=tuple(histogram["edges"]),
-            counts=tuple(histogram["counts"]),
-            top_k_score=float(rows[-1]["score"]),
-        ),
-    )
 
 
-def condition_name(pipeline: Pipeline, test_row: Row) -> str:
-    """Return what the item was generated from: a caption, a class, or nothing."""
-    card = pipeline.dataset.card
-    if not pipeline.recipe.model.conditional:
-        return "unconditional"
+def histogram(scores: ScoreHistogram, rows: Sequence[Mapping[str, str]]) -> Histogram:
+    """Return the histogram of an item's scores for the report, with the k-th highest score."""
+    return Histogram(edges=tuple(scores.edges), counts=tuple(scores.counts), top_k_score=float(rows[-1]["score"]))
+
+
+def condition_name(test_row: Row, card: Card) -> str:
+    """Return the condition from which an item was generated in words: a caption, a class, or nothing."""
     if card.condition == "embedding":
         return test_row.text[0] if test_row.text else ""
     return card.classes[test_row.label] if test_row.label is not None and card.classes else ""
@@ -151,24 +165,30 @@ def unlearning(pipeline: Pipeline, method: str, number: int) -> Unlearning | Non
         part, stage = pipeline.method_stages[name].method_stage, pipeline.stages[name]
         if part is None or part.hook != "fit_item":
             continue
-        _, facts = checkpoint.load(stage.url(item_file(stage, number)))
-        if "target" in facts:
+        if trace := unlearning_trace(stage, number):
+            seconds = read_facts(stage, FittingFacts).seconds_an_item.get(number, 0.0)
             return Unlearning(
-                steps=facts["updates"],
-                outcome=facts["outcome"],
-                seconds=stage.facts()["seconds_an_item"].get(str(number), 0.0),
-                null_loss=facts["null_loss"],
-                target=facts["target"],
-                item_loss=tuple(facts["item_loss"]),
-                train_loss=tuple(facts["train_loss"]),
+                steps=trace.updates,
+                outcome=trace.outcome,
+                seconds=seconds,
+                null_loss=trace.null_loss,
+                target=trace.target,
+                item_loss=tuple(trace.item_loss),
+                train_loss=tuple(trace.train_loss),
             )
     return None
 
 
-def run_facts(pipeline: Pipeline) -> Iterable[tuple[str, str]]:
+def unlearning_trace(stage: Stage, number: int) -> UnlearningTrace | None:
+    """Read the trace in the header of an item's tensors; None if the method does not unlearn up to a bound."""
+    url = stage.url(item_file(stage, number))
+    _, header = checkpoint.load(url)
+    return typed(header, UnlearningTrace, url) if "target" in header else None
+
+
+def run_facts(pipeline: Pipeline) -> Iterator[tuple[str, str]]:
     """Yield the name and value of each fact that a reader needs to judge or repeat the run."""
     recipe, card = pipeline.recipe, pipeline.dataset.card
-    trained = pipeline.stages["pretrain"].facts()
     counts = {split: f"{card.num_images(split):,} {split}" for split in ("train", "test")}
     yield "recipe", f"{recipe.name}, seed {recipe.seed}"
     yield "data set", f"{card.name}: {counts['train']}, {counts['test']}, {card.size} px"
@@ -177,46 +197,47 @@ def run_facts(pipeline: Pipeline) -> Iterable[tuple[str, str]]:
     if recipe.weights:
         yield "weights", recipe.weights.rsplit("/", 1)[-1]
     elif recipe.trains:
-        yield "training", f"{trained['updates']:,} updates of {recipe.train.batch_size}, {trained['workers']} workers"
-        yield "validation loss", f"{trained['best_loss']:.4f} (best, after {trained['best_step']:,} updates)"
+        trained = read_facts(pipeline.stages["pretrain"], TrainingFacts)
+        yield "training", f"{trained.updates:,} updates of {recipe.train.batch_size}, {trained.workers} workers"
+        yield "validation loss", f"{trained.best_loss:.4f} (best, after {trained.best_step:,} updates)"
     if any(is_done(stage) for stage in pipeline.evaluated.values()):
         yield "removed", f"{recipe.remove.mode}: top {recipe.rank.top_percent:g} % an image"
     if is_done(pipeline.stages["attribute/mucs"]):
-        yield from mucs_facts(pipeline)
+        yield from mucs_facts(pipeline.stages, recipe.score.noises)
     if is_done(pipeline.stages["attribute/mucs/screen"]):
         screen = pipeline.method_stages["attribute/mucs/screen/bounds"].load()
         yield "screening", screen.expectation(pipeline.stages["attribute/mucs/screen/bounds"].facts())
-    versions = {**pipeline.stages["generate"].facts()["versions"], "python": platform.python_version()}
+    versions = {**read_facts(pipeline.stages["generate"], DoneFacts).versions, "python": platform.python_version()}
     yield "versions", ", ".join(f"{name} {value}" for name, value in versions.items())
     yield "fingerprint", pipeline.report().fingerprint[:16]
 
 
-def mucs_facts(pipeline: Pipeline) -> Iterable[tuple[str, str]]:
-    """Yield the facts that only MUCS has."""
-    stages, score = pipeline.stages, pipeline.recipe.score
-    measured = stages["attribute/mucs/score"].facts()
-    yield "null loss", f"{stages['attribute/mucs/null'].facts()['null_loss']:.4f}"
-    compiled = ", compiled" if measured["compile"] == "on" else ""
-    together = "1 image" if measured["images_per_forward"] == 1 else f"{measured['images_per_forward']} images"
-    how = f"{measured['precision']}, {together} a forward{compiled}"
-    yield "noises an image", f"{score.noises}; {how}"
-    if measured.get("forwards"):
-        rate = measured["forwards"] / measured["wall_seconds"]
-        outside = measured["worker_seconds_outside"] / measured["worker_seconds"]
-        yield "scoring", f"{measured['forwards']:,} forwards, {rate:,.0f}/s, {outside:.1%} outside the network"
+def mucs_facts(stages: Mapping[str, Stage], num_noises: int) -> Iterator[tuple[str, str]]:
+    """Yield the name and value of the facts that only MUCS has."""
+    null_loss = read_facts(stages["attribute/mucs/null"], NullLossFacts).null_loss
+    settings = read_facts(stages["attribute/mucs/score"], ScoringFacts)
+    work = read_facts(stages["attribute/mucs/score"], StreamingFacts)
+    yield "null loss", f"{null_loss:.4f}"
+    compiled = ", compiled" if settings.compile == "on" else ""
+    together = "1 image" if settings.images_per_forward == 1 else f"{settings.images_per_forward} images"
+    yield "noises an image", f"{num_noises}; {settings.precision}, {together} a forward{compiled}"
+    if work.forwards:
+        rate = work.forwards / work.wall_seconds
+        outside = work.worker_seconds_outside / work.worker_seconds
+        yield "scoring", f"{work.forwards:,} forwards, {rate:,.0f}/s, {outside:.1%} outside the network"
 
 
-def stage_times(pipeline: Pipeline) -> Iterable[tuple[str, str]]:
+def stage_times(stages: Mapping[str, Stage]) -> Iterator[tuple[str, str]]:
     """Yield the name and wall time of each stage that is done, in order."""
-    for name, seconds in seconds_by_stage(pipeline):
+    for name, seconds in seconds_by_stage(stages):
         yield name, f"{seconds:.1f} s"
 
 
-def seconds_by_stage(pipeline: Pipeline) -> Iterable[tuple[str, float]]:
+def seconds_by_stage(stages: Mapping[str, Stage]) -> Iterator[tuple[str, float]]:
     """Yield the name and seconds of each stage that is done, in order."""
-    for name, stage in (pipeline.stages | pipeline.evaluated).items():
+    for name, stage in stages.items():
         if is_done(stage):
-            yield name, stage.facts()["seconds"]
+            yield name, read_facts(stage, DoneFacts).seconds
 
 
 def as_json(pipeline: Pipeline, analysis: Analysis | None) -> dict[str, Any]:
@@ -229,15 +250,14 @@ def as_json(pipeline: Pipeline, analysis: Analysis | None) -> dict[str, Any]:
         "run": pipeline.run_url,
         "recipe": pipeline.recipe.name,
         "seed": pipeline.recipe.seed,
-        "attributions": {method: attribution(pipeline, method) for method in methods},
-        "hubs": {name: asdict(hubs) for name, hubs in counterfactual.found_hubs([pipeline], methods).items()},
+        "attributions": {method: attribution(pipeline.stages[f"attribute/{method}"]) for method in methods},
+        "hubs": {name: asdict(hubs) for name, hubs in counterfactual.hubs_by_method([pipeline], methods).items()},
         "evaluation": None if analysis is None else asdict(analysis),
     }
 
 
-def attribution(pipeline: Pipeline, method: str) -> dict[str, Any]:
-    """Return one method's answer as JSON values."""
-    stage = pipeline.stages[f"attribute/{method}"]
+def attribution(stage: Stage) -> dict[str, Any]:
+    """Return a finished attribution as JSON values."""
     items = [
         {
             "item": number,

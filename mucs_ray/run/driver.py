@@ -1,4 +1,4 @@
-"""Runs what is missing of one or several runs, phase by phase, in one Ray session."""
+"""The driver runs the missing stages of one or several runs, phase by phase, in one Ray session."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,16 +15,17 @@ from mucs_ray.engine.session import Cluster, alive_node_ids, await_worker, sessi
 from mucs_ray.errors import MucsError
 from mucs_ray.pipeline.graph import PHASES, Pipeline, StageRef
 from mucs_ray.pipeline.passes import in_passes
+from mucs_ray.pipeline.recipe_file import RECIPE_FILE
 from mucs_ray.store.run import Stage
 
 
 def run(pipelines: Sequence[Pipeline], command: str) -> list[StageRef]:
-    """Do what a command needs and is missing; returns the stages done now. The same call resumes an interrupted one."""
+    """Run the missing stages that a command needs, and return them. The same call resumes an interrupted one."""
     missing = missing_stages(pipelines, command)
     if not missing:
         return []
     for pipeline in pipelines:
-        storage.publish_json(storage.join(pipeline.run_url, "recipe.json"), pipeline.describe())
+        storage.publish_json(storage.join(pipeline.run_url, RECIPE_FILE), pipeline.describe())
         pipeline.events.add("command", command=command, version=__version__)
     reports = [ref for ref in missing if ref.name == "report"]
     if others := [ref for ref in missing if ref.name != "report"]:
@@ -37,7 +38,7 @@ def run(pipelines: Sequence[Pipeline], command: str) -> list[StageRef]:
 
 
 def missing_stages(pipelines: Sequence[Pipeline], command: str) -> list[StageRef]:
-    """The stages that are not done, phase by phase: all runs' trainings side by side, then all they generate, ..."""
+    """Return the stages that are not done, phase by phase: first the trainings of all runs, then what they generate."""
     plans = [(pipeline, pipeline.plan(command)) for pipeline in pipelines]
     missing = [
         StageRef(pipeline, name) for pipeline, plan in plans for name, state in plan.items() if state.status != "done"
@@ -46,15 +47,15 @@ def missing_stages(pipelines: Sequence[Pipeline], command: str) -> list[StageRef
 
 
 def run_stages(refs: Sequence[StageRef]) -> None:
-    """Do these stages inside a running session, and publish the manifest of each once all of its files are there.
+    """Run these stages inside a running session, and publish the manifest of each once all of its files exist.
 
-    Stages of one pass that fail are raised as one error once the others are finished.
+    If stages of a pass fail, the others are finished first; then one error is raised for all that failed.
     """
     from mucs_ray.run.stages import run_together  # imports Ray's libraries, which a finished run does not need
 
-    checked: dict[str, set[str]] = {}
+    checked_nodes: dict[str, set[str]] = {}
     for together in batches(refs):
-        check_new_nodes([ref.pipeline.run_url for ref in together], checked)
+        check_new_nodes([ref.pipeline.run_url for ref in together], checked_nodes)
         started, errors = time.monotonic(), dict[str, MucsError]()
         first = together[0].pipeline
         with record_stage_events(together):
@@ -70,7 +71,7 @@ def run_stages(refs: Sequence[StageRef]) -> None:
 
 
 def batches(refs: Sequence[StageRef]) -> Iterator[list[StageRef]]:
-    """What is done at once, in order: the trainings of a phase, the stages of a pass over the data, or a single one."""
+    """Yield, in order, the stages that run together: a phase's trainings, the stages of a pass, or a single stage."""
     for _, phase in groupby(refs, key=lambda ref: ref.phase):
         stages = list(phase)
         if trainings := [ref for ref in stages if ref.is_training]:
@@ -85,9 +86,9 @@ def batches(refs: Sequence[StageRef]) -> Iterator[list[StageRef]]:
 
 
 def check_new_nodes(run_urls: Sequence[str], checked: dict[str, set[str]]) -> None:
-    """MachineError if a node has come that does not see a run directory: its work would be lost.
+    """Raise MachineError if a node has joined that does not see a run directory, since its work would be lost.
 
-    `checked` has the nodes that were looked at before, by run directory, and is brought up to date.
+    `checked` holds the nodes that were checked before, by run directory, and is updated.
     """
     from mucs_ray.engine.nodes import check_shared
 
@@ -99,7 +100,7 @@ def check_new_nodes(run_urls: Sequence[str], checked: dict[str, set[str]]) -> No
 
 
 def combined_error(errors: Mapping[str, MucsError]) -> MucsError:
-    """The failures of several stages in one line, of the kind of the first one. `status` has the causes of all."""
+    """Return one error, of the class of the first, for the failures of several stages; `status` shows all causes."""
     (name, first), *others = errors.items()
     more = f"; {len(others)} more stages failed, see mucs-ray status" if others else ""
     error = type(first)(f"{name}: {first}{more}")
@@ -108,14 +109,14 @@ def combined_error(errors: Mapping[str, MucsError]) -> MucsError:
 
 
 def current_cluster(engine: EngineConfig, console: Console) -> Cluster:
-    """The cluster as it stands before a stage: nodes come and go, and there may be none for a while."""
+    """Return the present cluster, after waiting for a worker: nodes join and leave between stages."""
     await_worker(lambda: console.print("waiting for a first worker"))
     return Cluster.now(engine)
 
 
 @contextmanager
 def record_stage_events(refs: Sequence[StageRef]) -> Iterator[None]:
-    """Record that stages begin and fail; what failed, and why, is also in the stage's folder for `status`."""
+    """Record events when these stages begin and fail; a failure is also recorded in the stage's folder for `status`."""
     for pipeline, name in refs:
         pipeline.events.add("stage begun", stage=name)
     try:
@@ -131,14 +132,14 @@ def record_stage_events(refs: Sequence[StageRef]) -> Iterator[None]:
 
 
 def fail(ref: StageRef, error: MucsError) -> None:
-    """Keep in the stage's folder, and in the events, why it could not be finished."""
+    """Record in the stage's folder, and in the events, why the stage could not be finished."""
     pipeline, name = ref
     pipeline.stage(name).fail(str(error), error.units)
     pipeline.events.add("stage failed", stage=name, error=str(error), units=error.units)
 
 
 def finish(pipeline: Pipeline, stage: Stage, output: tuple[dict[str, str], dict[str, Any]], started: float) -> None:
-    """Publish the manifest, and print a line. A stage that others ran beside has its own `seconds` in its facts."""
+    """Publish the manifest and print a line. A stage of a pass has its own share of the `seconds` in its facts."""
     files, facts = output
     facts = {"seconds": round(time.monotonic() - started, 2), **facts}
     versions = {"mucs-ray": __version__, **{name: version(name) for name in ("ray", "torch")}}
@@ -149,7 +150,7 @@ def finish(pipeline: Pipeline, stage: Stage, output: tuple[dict[str, str], dict[
 
 
 def write_report(pipeline: Pipeline) -> None:
-    """Write report.html, and beside it the numbers."""
+    """Write report.html, and its numbers in the folder report/."""
     from mucs_ray.results import report
 
     started = time.monotonic()

@@ -1,6 +1,6 @@
-"""Several seeds of one recipe: a run directory for each seed, and one report over all of them.
+"""An experiment runs one recipe with several seeds, each in its own run directory, and reports over all of them.
 
-<run>/experiment.json   which seeds
+<run>/experiment.json   the seeds
 <run>/seed-1/ ...       complete run directories
 <run>/report.html       the counterfactual test, the items of all seeds pooled
 """
@@ -18,24 +18,24 @@ from mucs_ray.report.document import Report
 from mucs_ray.results import counterfactual
 from mucs_ray.results import report as summary
 from mucs_ray.run.driver import finish, run
-from mucs_ray.run.seeds import EXPERIMENT, folder
-from mucs_ray.store.run import Stage, State, read_json_or_none
+from mucs_ray.run.seeds import folder, record_seeds
+from mucs_ray.store.run import Stage, State
 
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """The runs of several seeds; they differ in the seed only."""
+    """The runs of several seeds, which differ only in the seed."""
 
     run_url: str
     pipelines: tuple[Pipeline, ...]
 
     @property
     def seeds(self) -> list[int]:
-        """The seeds in the order given."""
+        """The seeds in the order in which they were given."""
         return [pipeline.recipe.seed for pipeline in self.pipelines]
 
     def report(self) -> Stage:
-        """The report over all seeds."""
+        """Return the stage of the report over all seeds."""
         first = self.pipelines[0]
         methods = dict.fromkeys((*first.compared, *counterfactual.evaluated_methods(self.pipelines)))
         compared = [f"evaluate/{method}" for method in (*methods, UNRELATED)]
@@ -48,16 +48,14 @@ class Experiment:
         return Stage(run_url=self.run_url, name="report", reads=reads, inputs=inputs)
 
     def report_state(self) -> State:
-        """Where the report over all seeds stands."""
+        """Return the state of the report over all seeds."""
         if not storage.exists(storage.join(self.run_url, "report.html")):
             return State(status="missing", reason="no report.html")
         return self.report().state()
 
     def run(self) -> list[str]:
-        """Do what is missing, of all seeds side by side; returns the stages done now."""
-        url = storage.join(self.run_url, EXPERIMENT)
-        known = (read_json_or_none(url) or {"seeds": []})["seeds"]
-        storage.publish_json(url, {"seeds": sorted({*known, *self.seeds})})
+        """Run the missing stages of all seeds side by side, and return the names of the stages that ran."""
+        record_seeds(self.run_url, self.seeds)
         done = [f"{folder(pipeline.recipe.seed)}/{name}" for pipeline, name in run(self.pipelines, "evaluate")]
         if self.report_state().status != "done":
             started = time.monotonic()
@@ -67,18 +65,18 @@ class Experiment:
 
     @cached_property
     def analysis(self) -> Analysis:
-        """The statistics over all seeds, once everything is done."""
+        """The statistics over all seeds; every evaluation must be done."""
         analysis = counterfactual.analysis_of(self.pipelines)
         assert analysis is not None
         return analysis
 
     def write(self) -> tuple[dict[str, str], dict[str, Any]]:
-        """Publish the report over all seeds."""
+        """Publish the report over all seeds, and return its digests and facts."""
         analysis = self.analysis
         return summary.publish(self.report(), self.run_url, self.document(analysis), self.as_json(analysis), analysis)
 
     def document(self, analysis: Analysis) -> Report:
-        """The counterfactual test; what made each image is in the reports of the seeds."""
+        """Lay out the report on the counterfactual test; each seed's own report has the attributions of its items."""
         first = self.pipelines[0]
         own = ("training", "validation loss", "null loss", "scoring", "fingerprint")
         facts = {name: value for name, value in summary.run_facts(first) if name not in own}
@@ -94,25 +92,25 @@ class Experiment:
             stages=tuple(self.stage_times()),
             items=(),
             evaluation=counterfactual.section(self.pipelines, analysis),
-            hubs=counterfactual.hubs(self.pipelines, [each.method for each in analysis.methods]),
+            hubs=counterfactual.hubs_report(self.pipelines, [tested.method for tested in analysis.methods]),
         )
 
     def stage_times(self) -> list[tuple[str, str]]:
-        """Wall time of each stage, summed over the seeds."""
+        """Return the name and wall time of each stage, summed over the seeds."""
         times: dict[str, float] = {}
         for pipeline in self.pipelines:
-            for name, seconds in summary.seconds_by_stage(pipeline):
+            for name, seconds in summary.seconds_by_stage(pipeline.stages | pipeline.evaluated):
                 times[name] = times.get(name, 0.0) + seconds
         return [(name, f"{seconds:.1f} s") for name, seconds in times.items()]
 
     def as_json(self, analysis: Analysis) -> dict[str, Any]:
-        """The report for programs."""
+        """Return the report as JSON values, for other programs."""
         runs = {str(pipeline.recipe.seed): pipeline.run_url for pipeline in self.pipelines}
-        hubs = counterfactual.found_hubs(self.pipelines, [each.method for each in analysis.methods])
+        hubs = counterfactual.hubs_by_method(self.pipelines, [tested.method for tested in analysis.methods])
         return {
             "run": self.run_url,
             "seeds": self.seeds,
             "runs": runs,
-            "hubs": {method: asdict(each) for method, each in hubs.items()},
+            "hubs": {method: asdict(of_method) for method, of_method in hubs.items()},
             "evaluation": asdict(analysis),
         }

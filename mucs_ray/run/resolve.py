@@ -1,4 +1,4 @@
-"""From what a user names (a data set, a recipe, weights) to a checked recipe and an opened data set."""
+"""Functions that turn what a user names (a data set, a recipe, weights) into a checked recipe and a data set."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ from mucs_ray.data.table import Dataset
 from mucs_ray.errors import InputError
 
 EMBEDDED = "emoji"
-"""The data set that needs no source: prepared on first use."""
+"""The data set that needs no source, and is prepared on first use."""
 
 
 def resolve(
@@ -25,9 +25,9 @@ def resolve(
     methods: Sequence[str] = (),
     console: Console,
 ) -> tuple[Recipe, Dataset]:
-    """The recipe with everything applied, and the data set it runs on. InputError in one line for anything wrong.
+    """Return the recipe with all settings applied, and its data set. InputError, in one line, for anything wrong.
 
-    `methods`: those that are asked for, whose settings the recipe may have.
+    `methods` are the methods asked for, whose settings the recipe may hold.
     """
     if dataset is None and recipe is None:
         raise InputError("which data set? give --dataset NAME_OR_URL (or --recipe); `mucs-ray demo` needs neither")
@@ -38,18 +38,21 @@ def resolve(
     if "data" not in values:
         raise InputError('the recipe names no data set; give --dataset, or data = "URL" in the recipe')
     opened = open_dataset(str(values["data"]), console)
-    chosen = build(from_card(values, opened.card), methods)
-    if chosen.weights is not None:
+    built = build(from_card(values, opened.card), methods)
+    if built.weights is not None:
         from mucs_ray.store.weights import load_weights
 
-        spec, _ = load_weights(chosen.weights, values.get("model", {}))
-        chosen = build({**values, "model": spec.to_dict()}, methods)
-    return chosen, opened
+        spec, _ = load_weights(built.weights, values.get("model", {}))
+        built = build({**values, "model": spec.to_dict()}, methods)
+    return built, opened
 
 
 def method_names(asked: Sequence[str] | None) -> tuple[str, ...]:
-    """--method a,b --method c as names, in the order of the registry. InputError for a method that there is not."""
-    names = [name.strip() for each in asked or ["mucs"] for name in each.split(",") if name.strip()]
+    """Parse the values of --method, e.g. "a,b" and "c"; return the names in the order of the registry.
+
+    InputError for an unknown method.
+    """
+    names = [name.strip() for value in asked or ["mucs"] for name in value.split(",") if name.strip()]
     if not names:
         raise InputError(f"--method names no method; known: {', '.join(all_methods())}")
     for name in names:
@@ -58,25 +61,25 @@ def method_names(asked: Sequence[str] | None) -> tuple[str, ...]:
 
 
 def raw_recipe(dataset: str | None, recipe: str | None) -> Values:
-    """A recipe by name or file; without one, the recipe named like the data set, or "custom"."""
+    """Read a recipe by name or file; without one, the recipe with the name of the data set, or else "custom"."""
     if recipe is not None:
         values = read_recipe(recipe)
         return values if dataset is None else {**values, "data": data_url(dataset)}
     assert dataset is not None
     if dataset in recipe_names():
         return read_recipe(dataset)
-    name = Dataset.open(dataset).card.request.get("name", "")  # the source it was prepared from
+    name = Dataset.open(dataset).card.request.get("name", "")  # of the source that it was prepared from
     own_name = dataset.rstrip("/").rsplit("/", 1)[-1]  # so that two data sets do not share a run directory
     return {**read_recipe(name if name in recipe_names() else "custom"), "data": dataset, "name": own_name}
 
 
 def data_url(dataset: str) -> str:
-    """Where a data set named on the command line is."""
+    """Return the URL of a data set that the command line names by its recipe or its URL."""
     return str(read_recipe(dataset)["data"]) if dataset in recipe_names() else dataset
 
 
 def open_dataset(url: str, console: Console) -> Dataset:
-    """The prepared data set; the embedded one is prepared if it is not there yet."""
+    """Open a prepared data set; the embedded one is prepared first if it is absent."""
     if url == read_recipe(EMBEDDED)["data"] and not storage.exists(storage.join(url, "card.json")):
         return prepare_data(EMBEDDED, None, url, None, console=console)
     return Dataset.open(url)
@@ -93,7 +96,7 @@ def prepare_data(
     address: str | None = None,
     verbose: bool = False,
 ) -> Dataset:
-    """Prepare a data set; large sources are decoded through Ray Data."""
+    """Prepare a data set, decoding large sources through Ray Data."""
     from mucs_ray.engine.preparing import executor
 
     load_source(name)

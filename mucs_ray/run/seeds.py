@@ -1,61 +1,80 @@
-"""Run directories of several seeds: how they are called, and which there are; without what a report takes.
+"""The run directories of several seeds: their names, and which of them exist. This module imports no report.
 
-<run>/experiment.json   which seeds
+<run>/experiment.json   the seeds
 <run>/seed-1/ ...       complete run directories
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from rich.console import Console
 
 from mucs_ray import storage
 from mucs_ray.errors import InputError
 from mucs_ray.pipeline.graph import Pipeline, reopen
-from mucs_ray.store.run import read_json_or_none
+from mucs_ray.pipeline.recipe_file import RECIPE_FILE
+from mucs_ray.store.run import read_document
 
 EXPERIMENT = "experiment.json"
-MOST_SEEDS = 1000
+MAX_SEEDS = 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordedSeeds:
+    """The content of experiment.json."""
+
+    seeds: list[int]
 
 
 def folder(seed: int) -> str:
-    """Of one seed's run."""
+    """Return the name of the run directory of one seed."""
     return f"seed-{seed}"
 
 
 def parse_seeds(text: str) -> list[int]:
-    """ "1..3" and "1,2,5" as numbers. InputError for anything else."""
+    """Parse "1..3" or "1,2,5" as numbers. InputError for anything else."""
     seeds: list[int] = []
     for part in text.split(","):
         first, dots, last = part.partition("..")
         try:
-            some = range(int(first), int(last if dots else first) + 1)
+            numbers = range(int(first), int(last if dots else first) + 1)
         except ValueError:
             raise InputError(f"--seeds {text!r}: expected numbers, e.g. 1..6 or 1,2,5") from None
-        seeds += some[: MOST_SEEDS + 1]
-    if not seeds or len(set(seeds)) < len(seeds) or len(seeds) > MOST_SEEDS or min(seeds) < 0:
+        seeds += numbers[: MAX_SEEDS + 1]
+    if not seeds or len(set(seeds)) < len(seeds) or len(seeds) > MAX_SEEDS or min(seeds) < 0:
         raise InputError(f"--seeds {text!r}: expected different numbers from 0 up, e.g. 1..6 or 1,2,5")
     return seeds
 
 
 def is_experiment(run_url: str) -> bool:
-    """Whether a directory holds the runs of several seeds."""
+    """Return True if a directory holds the runs of several seeds."""
     return storage.exists(storage.join(storage.absolute(run_url), EXPERIMENT))
 
 
 def check_owner(run_url: str, *, several: bool) -> None:
-    """InputError if a directory is that of one seed and should be of several, or the other way round."""
-    if several and storage.exists(storage.join(storage.absolute(run_url), "recipe.json")):
+    """Raise InputError if a directory holds one run but should hold those of several seeds, or the other way round."""
+    if several and storage.exists(storage.join(storage.absolute(run_url), RECIPE_FILE)):
         raise InputError(f"{run_url} holds a run of one seed; give --seeds another --run")
     if not several and is_experiment(run_url):
         raise InputError(f"{run_url} holds the runs of several seeds; give one of them, or another --run")
 
 
+def recorded_seeds(run_url: str) -> list[int]:
+    """Return the seeds in experiment.json; none if there is no such file."""
+    experiment = read_document(storage.join(run_url, EXPERIMENT), RecordedSeeds)
+    return experiment.seeds if experiment else []
+
+
+def record_seeds(run_url: str, seeds: Sequence[int]) -> None:
+    """Add seeds to experiment.json."""
+    storage.publish_json(storage.join(run_url, EXPERIMENT), {"seeds": sorted({*recorded_seeds(run_url), *seeds})})
+
+
 def reopen_seeds(run_url: str, *, console: Console) -> list[Pipeline]:
-    """The runs of the seeds that have begun, as their directory describes them."""
+    """Open the runs of the seeds that have begun, as their directory describes them. InputError if none has begun."""
     run_url = storage.absolute(run_url)
-    described = read_json_or_none(storage.join(run_url, EXPERIMENT)) or {"seeds": []}
-    begun: Sequence[int] = [
-        seed for seed in described["seeds"] if storage.exists(storage.join(run_url, folder(seed), "recipe.json"))
+    begun = [
+        seed for seed in recorded_seeds(run_url) if storage.exists(storage.join(run_url, folder(seed), RECIPE_FILE))
     ]
     if not begun:
         raise InputError(f"no run of {run_url} has begun; run `mucs-ray run` with its --seeds again")

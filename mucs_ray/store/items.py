@@ -13,6 +13,7 @@ from mucs_ray.spaces.pictures import StoredPicture, to_bytes
 from mucs_ray.store import checkpoint
 from mucs_ray.store.item_names import item_file, item_name
 from mucs_ray.store.run import Stage
+from mucs_ray.store.typed import typed
 
 Role = Literal["target", "control"]
 
@@ -26,6 +27,13 @@ class PlannedItem:
     """The number of the row in the test split."""
     idx: int
     role: Role
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ItemHeader:
+    """The part of the header of an item's file that is read again."""
+
+    idx: int
 
 
 def shown(item: Item, codec: Codec) -> StoredPicture:
@@ -50,6 +58,7 @@ def save_item(stage: Stage, item: Item, codec: Codec, facts: dict[str, Any]) -> 
 
 def load_item(stage: Stage, number: int) -> Item:
     """Read an item that was generated."""
-    tensors, facts = checkpoint.load(stage.url(item_file(stage, number)))
+    url = stage.url(item_file(stage, number))
+    tensors, header = checkpoint.load(url)
     z = tensors.pop("image")
-    return Item(number=number, idx=facts["idx"], condition=tensors, z=z)
+    return Item(number=number, idx=typed(header, ItemHeader, url).idx, condition=tensors, z=z)

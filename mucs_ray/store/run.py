@@ -11,17 +11,49 @@ A stage is done when its manifest has the present fingerprint; otherwise `State.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from hashlib import sha256
 from json import dumps
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from mucs_ray import storage
 from mucs_ray.errors import InputError, MachineError
 
 LAYOUT_VERSION = 1
 FAILED = "failed.json"
+Document = TypeVar("Document")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """The content of manifest.json, which is written when a stage is done."""
+
+    fingerprint: str
+    reads: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    files: Mapping[str, str]
+    """The sha256 digest of each file, by the file's name."""
+    facts: Mapping[str, Any]
+    """Times, counts and results as JSON values; `mucs_ray.store.facts` reads them with their types."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The part of plan.json that is read again."""
+
+    fingerprint: str
+    parts: list[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """The content of failed.json."""
+
+    fingerprint: str
+    error: str
+    units: Mapping[str, str]
+    """The cause of failure of each unit of work that failed, by its name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,39 +99,40 @@ class Stage:
         """Return the URL of a file of this stage."""
         return storage.join(self.folder, file)
 
-    def manifest(self) -> dict[str, Any] | None:
+    def manifest(self) -> Manifest | None:
         """Return the stored manifest, of whatever settings; None if there is none."""
-        return read_json_or_none(self.url("manifest.json"))
+        return read_document(self.url("manifest.json"), Manifest)
 
     def state(self) -> State:
         """Compare the folder with the present settings: done, stale (with the changed keys), failed, partial or
         missing.
         """
         manifest = self.manifest()
-        if manifest and manifest["fingerprint"] == self.fingerprint:
-            absent = set(manifest["files"]) - set(storage.names(self.folder))
+        if manifest and manifest.fingerprint == self.fingerprint:
+            absent = set(manifest.files) - set(storage.names(self.folder))
             if not absent:
                 return State(status="done")
-        plan = read_json_or_none(self.url("plan.json"))
-        if plan and plan["fingerprint"] == self.fingerprint:
+        plan = read_document(self.url("plan.json"), Plan)
+        if plan and plan.fingerprint == self.fingerprint:
             existing = set(storage.names(self.folder))
-            num_existing = sum(name in existing for name in plan["parts"])
-            planned, failure = len(plan["parts"]), read_json_or_none(self.url(FAILED)) or {}
-            failed = failure.get("fingerprint") == self.fingerprint
+            num_existing = sum(name in existing for name in plan.parts)
+            reason = f"{num_existing} of {len(plan.parts)} parts"
+            failure = read_document(self.url(FAILED), Failure)
+            failed = failure if failure and failure.fingerprint == self.fingerprint else None
             return State(
                 status="failed" if failed else "partial",
-                reason=f"{num_existing} of {planned} parts" + (f"; {failure['error']}" if failed else ""),
+                reason=f"{reason}; {failed.error}" if failed else reason,
                 parts_there=num_existing,
-                parts_planned=planned,
-                failed=failure.get("units", {}) if failed else {},
+                parts_planned=len(plan.parts),
+                failed=failed.units if failed else {},
             )
         if manifest:
             return State(status="stale", reason=self.difference(manifest))
         return State(status="missing", reason="not run yet")
 
-    def difference(self, manifest: Mapping[str, Any]) -> str:
+    def difference(self, manifest: Manifest) -> str:
         """Name the settings or inputs that differ from those of a manifest."""
-        before, now = manifest["reads"], {key: jsonable(value) for key, value in self.reads.items()}
+        before, now = manifest.reads, {key: jsonable(value) for key, value in self.reads.items()}
         moved, sections = moved_settings(before, now)
         changes = [
             f"{key} {before.get(key)} -> {self.reads.get(key)}"
@@ -109,8 +142,8 @@ class Stage:
         changes += [f"settings of {old} are now those of {new}" for old, new in sections]
         changes += [
             f"{key} changed"
-            for key in sorted({*manifest["inputs"], *self.inputs})
-            if manifest["inputs"].get(key) != self.inputs.get(key)
+            for key in sorted({*manifest.inputs, *self.inputs})
+            if manifest.inputs.get(key) != self.inputs.get(key)
         ]
         return ", ".join(changes) or "made by another version"
 
@@ -124,7 +157,7 @@ class Stage:
     def retract(self) -> None:
         """Delete an outdated manifest before untagged files are overwritten, since it would vouch for the old ones."""
         manifest = self.manifest()
-        if manifest and manifest["fingerprint"] != self.fingerprint:
+        if manifest and manifest.fingerprint != self.fingerprint:
             storage.remove(self.url("manifest.json"))
 
     def fail(self, error: str, units: Mapping[str, str]) -> None:
@@ -151,27 +184,27 @@ class Stage:
             if tagged and name not in keep and pieces[1] != self.fingerprint[:8]:
                 storage.remove(self.url(name))
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> Mapping[str, Any]:
         """Return the facts of the finished stage; InputError if it is not done."""
         manifest = self.manifest()
-        if manifest is None or manifest["fingerprint"] != self.fingerprint:
+        if manifest is None or manifest.fingerprint != self.fingerprint:
             raise InputError(f"stage {self.name} of {self.run_url} is not done; run it first")
-        return manifest["facts"]
+        return manifest.facts
 
-    def checked(self, file: str, manifest: Mapping[str, Any] | None = None) -> bytes:
+    def checked(self, file: str, manifest: Manifest | None = None) -> bytes:
         """Read a file of the finished stage. InputError if it is absent or differs from the manifest.
 
         A caller that reads many files passes the manifest, so that it is read only once.
         """
         manifest = manifest or self.manifest()
         again = f"delete it and {self.url('manifest.json')}, and run the command again"
-        if manifest is None or file not in manifest["files"]:
+        if manifest is None or file not in manifest.files:
             raise InputError(f"{self.name} has no file {file}; {again}")
         try:
             content = storage.read_bytes(self.url(file))
         except FileNotFoundError:
             raise InputError(f"{self.url(file)} is in the manifest but absent; {again}") from None
-        if sha256(content).hexdigest() != manifest["files"][file]:
+        if sha256(content).hexdigest() != manifest.files[file]:
             raise InputError(f"{self.url(file)} is corrupt: its sha256 differs from the manifest's; {again}")
         return content
 
@@ -207,6 +240,15 @@ def read_json_or_none(url: str) -> dict[str, Any] | None:
     try:
         return storage.read_json(url)
     except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+
+
+def read_document(url: str, kind: type[Document]) -> Document | None:
+    """Read a JSON object as a dataclass, leaving out other keys; None if it is absent, torn, or lacks a field."""
+    values = read_json_or_none(url)
+    try:
+        return None if values is None else kind(**{field.name: values[field.name] for field in fields(kind)})  # pyright: ignore[reportArgumentType]
+    except KeyError:
         return None
 
 

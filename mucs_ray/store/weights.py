@@ -6,7 +6,7 @@ last.<tag>.safetensors    EMA weights at the end (+ .json card)
 """
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
@@ -19,9 +19,21 @@ from mucs_ray.models.adapters import adapter, find, kind_of
 from mucs_ray.models.spec import ModelSpec
 from mucs_ray.store import checkpoint
 from mucs_ray.store.run import Stage
+from mucs_ray.store.typed import typed
 from mucs_ray.training.step import TrainState
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """The progress of a training in the header of its state."""
+
+    step: int
+    """The number of updates done."""
+    best_loss: float
+    best_step: int
+    """The number of updates at which the validation loss was lowest; 0 before the first validation."""
 
 
 def state_tensors(state: TrainState) -> dict[str, Tensor]:
@@ -38,8 +50,8 @@ def save_state(stage: Stage, state: TrainState, facts: dict[str, Any]) -> None:
     """Publish the best weights before the state, so that a crash in between leaves them consistent with the state."""
     if state.best_step == state.step:
         save_average(stage, "best", state, facts)
-    progress = {"step": state.step, "best_loss": state.best_loss, "best_step": state.best_step}
-    checkpoint.save(stage.url(stage.part("state", "safetensors")), state_tensors(state), {**facts, **progress})
+    progress = Progress(step=state.step, best_loss=state.best_loss, best_step=state.best_step)
+    checkpoint.save(stage.url(stage.part("state", "safetensors")), state_tensors(state), {**facts, **asdict(progress)})
 
 
 def save_average(stage: Stage, kind: str, state: TrainState, facts: dict[str, Any]) -> str:
@@ -54,17 +66,18 @@ def load_state(stage: Stage, state: TrainState) -> bool:
     url = stage.url(stage.part("state", "safetensors"))
     if not storage.exists(url):
         return False
-    tensors, facts = checkpoint.load(url)
-    if facts["best_step"] and not storage.exists(stage.url(stage.part("best", "safetensors"))):
+    tensors, header = checkpoint.load(url)
+    progress = typed(header, Progress, url)
+    if progress.best_step and not storage.exists(stage.url(stage.part("best", "safetensors"))):
         return False  # the best weights are gone and are not in the state: train again
     for prefix, module in (("live.", state.live), ("ema.", state.average)):
         own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
         checkpoint.strict_load(module.network, own, source=url)
     for name, parameter in state.live.network.named_parameters():
         moments = {moment: tensors[f"{moment}.{name}"].to(parameter.device) for moment in MOMENTS}
-        step = parameter.new_tensor(float(facts["step"]), dtype=moments["exp_avg"].dtype)
+        step = parameter.new_tensor(float(progress.step), dtype=moments["exp_avg"].dtype)
         state.optimizer.state[parameter] = {"step": step, **moments}
-    state.step, state.best_loss, state.best_step = facts["step"], facts["best_loss"], facts["best_step"]
+    state.step, state.best_loss, state.best_step = progress.step, progress.best_loss, progress.best_step
     return True
 
 

@@ -1,4 +1,4 @@
-"""Bad input: one line that says what was expected, what was found and what to do; exit code 2; nothing written."""
+"""Bad input gives exit code 2 and one line: what was expected, what was found and what to do. Nothing is written."""
 
 from pathlib import Path
 
@@ -22,14 +22,14 @@ def data(tmp_path: Path) -> Dataset:
 
 @pytest.fixture
 def recipe(tmp_path: Path, data: Dataset) -> str:
-    """TINY as a recipe file."""
+    """Write TINY as a recipe file and return its path."""
     path = tmp_path / "tiny.toml"
     path.write_text(tiny_toml(data.url))
     return str(path)
 
 
 def refused(*arguments: str, code: int = 2) -> str:
-    """Run a command that must be refused; its one line."""
+    """Run a command that must be refused, and return its one line."""
     result = CliRunner().invoke(app, list(arguments))
     assert result.exit_code == code, result.output
     lines = [line for line in result.stderr.splitlines() if line.strip()]
@@ -65,7 +65,7 @@ def test_wrong_shape(recipe: str, tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("setting", "told"),
+    ("setting", "expected"),
     [
         ("score.nioses=3", "did you mean score.noises?"),
         ("nonsense.key=1", "nonsense"),
@@ -80,9 +80,9 @@ def test_wrong_shape(recipe: str, tmp_path: Path):
         ("train.batch_size=64", "60 training images are fewer than one batch of 64"),
     ],
 )
-def test_settings(recipe: str, tmp_path: Path, setting: str, told: str):
+def test_settings(recipe: str, tmp_path: Path, setting: str, expected: str):
     line = refused("attribute", "--recipe", recipe, "--set", setting, "--run", str(tmp_path / "run"))
-    assert told in line
+    assert expected in line
     assert not (tmp_path / "run").exists()
 
 
@@ -148,14 +148,14 @@ def test_unknown_option_is_a_usage_error():
 
 @pytest.fixture
 def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No weights of similarity metrics anywhere."""
+    """Hide all weights of similarity metrics."""
     for name in ("MUCS_RAY_WEIGHTS", "MUCS_RAY_CLIP_WEIGHTS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
 
 
 def test_similarity_metrics(recipe: str, tmp_path: Path, bare: None):
-    """One that is asked for by name must be there; before anything is trained."""
+    """The weights of a metric that is asked for by name must exist; this is checked before anything is trained."""
     command = ("evaluate", "--recipe", recipe, "--run", str(tmp_path / "run"))
     assert "unknown metric fid; choose from ssim" in refused(*command, "--set", 'evaluate.metrics=["fid"]')
     line = refused(*command, "--set", 'evaluate.metrics=["mse", "sscd"]', code=3)
@@ -193,6 +193,6 @@ def test_a_price_that_is_none(recipe: str, tmp_path: Path, price: str):
 
 
 def test_an_address_where_no_cluster_answers(recipe: str, tmp_path: Path):
-    """At once: Ray itself tries for a quarter of an hour."""
+    """The command is refused at once, while Ray itself tries for a quarter of an hour."""
     options = ("--recipe", recipe, "--run", str(tmp_path / "run"), "--address", "127.0.0.1:9")
     assert "no Ray cluster answers at 127.0.0.1:9" in refused("pretrain", *options, code=3)

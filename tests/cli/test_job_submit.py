@@ -1,4 +1,4 @@
-"""`ray job submit --working-dir . -- python cli.py ...`: this repository as it is here, on a Ray of somebody else."""
+"""`ray job submit --working-dir . -- python cli.py ...` runs this working tree on a Ray that somebody else started."""
 
 import os
 import subprocess
@@ -14,27 +14,27 @@ from tiny import tiny_dataset, tiny_toml
 
 ROOT = Path(__file__).parents[2]
 UPLOAD_BYTES = 20_000_000
-"""More would be slow to send; Ray refuses 500 MiB."""
+"""The largest upload that is still quick to send; Ray refuses 500 MiB."""
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where jobs go: a Ray with a dashboard, and a folder that it and we see."""
+    """A Ray with a dashboard, to which jobs are submitted, and a folder that both it and this process see."""
 
     dashboard: str
     sessions: Path
     folder: Path
 
     def submit(self, *words: str) -> subprocess.CompletedProcess[str]:
-        """From the root of the repository; comes back when the job has ended."""
+        """Submit a command from the root of the repository, and return when the job has ended."""
         submit = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--address", self.dashboard]
         command = [*submit, "--working-dir", ".", "--", "python", "cli.py", *words]
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400)
 
     def uploaded(self) -> dict[Path, int]:
-        """What the last job found in its working folder, with sizes in bytes; compiled files are the jobs' own."""
+        """Return the files that the last job had in its working folder, with sizes in bytes, but not compiled ones."""
         unpacked = self.sessions.glob("ray/session_2*/runtime_resources/working_dir_files/_ray_pkg_*/")
         last = max(unpacked, key=lambda folder: folder.stat().st_mtime)
         files = [path for path in last.rglob("*") if path.is_file() and path.suffix != ".pyc"]
@@ -76,14 +76,14 @@ def test_a_job_gives_the_scores_of_the_local_command(place: Place, monkeypatch: 
 def test_bad_input_is_one_line_and_a_failed_job(place: Place):
     job = place.submit("attribute", "--dataset", str(place.folder / "nowhere"), "--run", str(place.folder / "bad"))
     assert job.returncode == 1 and "failed with exit code 2" in job.stdout
-    said = job.stdout + job.stderr
-    (line,) = {line for line in said.splitlines() if "error:" in line}  # Ray shows the end of the log once more
+    output = job.stdout + job.stderr
+    (line,) = {line for line in output.splitlines() if "error:" in line}  # Ray shows the end of the log once more
     assert f"no data set at {place.folder}/nowhere" in line
-    assert "Traceback" not in said and not (place.folder / "bad").exists()
+    assert "Traceback" not in output and not (place.folder / "bad").exists()
 
 
 def test_what_is_uploaded(place: Place):
-    """The code and what goes with it; nothing that `.gitignore` names, no history."""
+    """Code and package data are uploaded; the history and files that `.gitignore` names are not."""
     assert "mucs-ray " in place.submit("--version").stdout
     files = place.uploaded()
     assert {Path("cli.py"), Path("mucs_ray/cli/app.py"), Path("mucs_ray/report/template.html.j2")} <= files.keys()

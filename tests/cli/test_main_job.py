@@ -1,4 +1,4 @@
-"""The main job as a user runs it: a process of its own, interrupted, killed, resumed, and looked at."""
+"""A user runs the main job in a process of its own, interrupts, kills and resumes it, and reads its results."""
 
 import json
 import os
@@ -23,14 +23,14 @@ SMALL = {
     "method.mucs.null_batches": 2, "method.mucs.max_updates": 4, "score.noises": 4, "engine.train_workers": 1,
     "engine.trainings": 1,
 }  # fmt: skip
-"""The demo, made small."""
+"""Settings that make the demo small."""
 TOP = 85
-"""5 % of its 1,715 training images."""
+"""The length of a top-k list: 5 % of 1,715 training images."""
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A user's folder, with a cache of its own."""
+    """Return a user's folder, which has its own cache."""
     return tmp_path_factory.mktemp("user")
 
 
@@ -49,7 +49,7 @@ def start(place: Path, *arguments: str) -> subprocess.Popen[str]:
 
 
 def hear_ctrl_c() -> None:
-    """A shell's background jobs, and so tests started as one, ignore it."""
+    """Let a command receive Ctrl-C, which background jobs of a shell, and so tests that are one, ignore."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
@@ -60,7 +60,10 @@ def run(place: Path, *arguments: str) -> tuple[int, str, str]:
 
 
 def run_here(folder: Path, *arguments: str) -> tuple[int, str, str]:
-    """The same command in this process, which has imported everything already; in a folder below that of `place`."""
+    """Run a command in `folder` in this process, which has already imported everything.
+
+    Return the exit code, stdout and stderr.
+    """
     with pytest.MonkeyPatch.context() as patch, chdir(folder):
         patch.setenv("MUCS_RAY_CACHE", str(folder / "cache"))
         patch.setenv("COLUMNS", "120")
@@ -78,18 +81,18 @@ def small_demo(folder: str) -> list[str]:
 
 
 def stop_when(process: subprocess.Popen[str], when: Callable[[], bool], with_signal: int) -> tuple[int, str]:
-    """Signal a command as soon as `when` holds; its exit code and what it said."""
+    """Signal a command as soon as `when` holds, and return its exit code and stderr."""
     deadline = time.monotonic() + 300
     while not when():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.02)
     process.send_signal(with_signal)
-    _, said = process.communicate(timeout=100)
-    return process.returncode, said
+    _, stderr = process.communicate(timeout=100)
+    return process.returncode, stderr
 
 
-def some(folder: Path, pattern: str) -> Callable[[], bool]:
+def file_exists(folder: Path, pattern: str) -> Callable[[], bool]:
     return lambda: any(folder.glob(pattern))
 
 
@@ -118,7 +121,7 @@ def test_stdout_is_one_json_document(undisturbed: dict[str, object], place: Path
     assert len(table) == len(set(table["idx"].to_pylist())) and table.column_names == ["idx", "score"]
     evaluation = undisturbed["evaluation"]
     assert evaluation["metrics"] == ["ssim", "mse"] and evaluation["num_items"] == 2
-    assert [found["method"] for found in evaluation["methods"]] == ["random", "mucs"]
+    assert [tested["method"] for tested in evaluation["methods"]] == ["random", "mucs"]
 
 
 def test_topk_csv_is_the_top_of_scores(undisturbed: dict[str, object]):
@@ -161,21 +164,21 @@ def test_again_does_nothing(undisturbed: dict[str, object], place: Path):
 
 
 def test_interrupted_and_killed_equals_undisturbed(undisturbed: dict[str, object], place: Path):
-    """Ctrl-C once the null loss is there, kill -9 in the scoring; the same command goes on each time.
+    """Ctrl-C once the null loss is done, then kill -9 during scoring; the same command resumes each time.
 
-    It ends with the same scores, and nothing that was finished has been done again. The weights are those of the
-    undisturbed run: that an interrupted training goes on is seen in tests/engine/test_faults.py.
+    It ends with the same scores, and nothing that was finished is done again. The weights are those of the undisturbed
+    run: tests/engine/test_faults.py shows that an interrupted training resumes.
     """
     (weights,) = (place / "calm/pretrain").glob("last.*.safetensors")
     folder = place / "rough"
     command = small("attribute", "--dataset", "emoji", "--run", "rough", "--weights", str(weights))
     null_loss = "attribute/mucs/null/manifest.json"
-    code, said = stop_when(start(place, *command), some(folder, null_loss), signal.SIGINT)
-    assert code == 130, said
-    assert "the same command goes on from here" in said
+    code, stderr = stop_when(start(place, *command), file_exists(folder, null_loss), signal.SIGINT)
+    assert code == 130, stderr
+    assert "the same command goes on from here" in stderr
     scored = "attribute/mucs/score/train-*.parquet"
-    code, said = stop_when(start(place, *command), some(folder, scored), signal.SIGKILL)
-    assert code == -signal.SIGKILL, said
+    code, stderr = stop_when(start(place, *command), file_exists(folder, scored), signal.SIGKILL)
+    assert code == -signal.SIGKILL, stderr
     times = {part: part.stat().st_mtime_ns for part in folder.glob(scored)}
     code, out, err = run(place, *command)
     assert code == 0, err
@@ -188,11 +191,11 @@ def test_interrupted_and_killed_equals_undisturbed(undisturbed: dict[str, object
 
 @pytest.mark.slow
 def test_killed_between_two_retrainings(undisturbed: dict[str, object], place: Path):
-    """The same similarities, and the finished one is not done again."""
+    """The same command gives the same similarities, and the finished retraining is not repeated."""
     folder = place / "killed"
     process = start(place, *small_demo("killed"))
-    code, said = stop_when(process, some(folder, "retrain/*/manifest.json"), signal.SIGKILL)
-    assert code == -signal.SIGKILL, said
+    code, stderr = stop_when(process, file_exists(folder, "retrain/*/manifest.json"), signal.SIGKILL)
+    assert code == -signal.SIGKILL, stderr
     times = {part: part.stat().st_mtime_ns for part in folder.glob("retrain/random/*.safetensors")}
     assert times and not (folder / "retrain/mucs/manifest.json").exists()
     code, out, err = run(place, *small_demo("killed"))

@@ -29,12 +29,12 @@ SMALL = {
     "method.dtrak.noises": 1, "method.dtrak.dim": 16, "method.das.noises": 1, "method.das.dim": 16,
 }  # fmt: skip
 RECORDS = 400
-"""In a stand-in for a batch of CIFAR-10, instead of 10,000."""
+"""The number of images in a stand-in for a batch of CIFAR-10, which has 10,000."""
 SMALL_MODEL = {"width": 64, "depth": 1, "num_heads": 1, "registers": 1, "condition_channels": 16}
 
 
 def commands() -> list[list[str]]:
-    """The `mucs-ray` lines of the README's shell blocks, as arguments."""
+    """Return the `mucs-ray` lines of the README's shell blocks as lists of arguments."""
     blocks = re.findall(r"```sh\n(.*?)```", README.read_text(), flags=re.DOTALL)
     lines = [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
     return [shlex.split(line)[1:] for line in lines if line.startswith("mucs-ray ")]
@@ -42,7 +42,7 @@ def commands() -> list[list[str]]:
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A user's folder with CIFAR-10 in its official layout, weights of its model, and some pictures."""
+    """Fill a user's folder with CIFAR-10 in its official layout, weights of its model, and some pictures."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("MUCS_RAY_CACHE", str(tmp_path / "cache"))
@@ -58,7 +58,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (batches / "batches.meta.txt").write_text("\n".join(classes) + "\n")
     network = DiT(DiTConfig(**SMALL_MODEL))
     torch.save({"ema": network.state_dict(), "epoch": 1}, tmp_path / "cifar10.ckpt")
-    (tmp_path / "weights").mkdir()  # of similarity metrics: none, so those are left out
+    (tmp_path / "weights").mkdir()  # no weights of similarity metrics, which are therefore left out
     for name in ("cat", "dog"):
         (tmp_path / "pictures" / name).mkdir(parents=True)
         for number in range(20):
@@ -68,7 +68,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def small(arguments: list[str]) -> list[str]:
-    """The command with the settings of SMALL added; weights bring their own model."""
+    """Add the settings of SMALL to a command, and those of the model unless weights bring their own."""
     if arguments[0] not in ("attribute", "plan", "demo", "pretrain", "generate", "report", "run", "evaluate"):
         return arguments
     settings = {**SMALL, **({} if "--weights" in arguments else {f"model.{k}": v for k, v in SMALL_MODEL.items()})}
@@ -82,9 +82,9 @@ def test_there_are_commands():
 
 @pytest.fixture
 def one_ray(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """One Ray for all commands, and the trainings in a plain loop.
+    """Run all commands in one Ray session, with the trainings in a plain loop.
 
-    Other tests see that each command starts its own, and that it trains through Ray Train.
+    Other tests show that each command starts its own session and trains through Ray Train.
     """
     monkeypatch.setattr(trainings, "train_all", train_all_plainly)
     with session() as cluster:
@@ -96,12 +96,12 @@ def one_ray(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_every_command_runs(home: Path, one_ray: None):
     for arguments in commands():
         expanded = [argument.replace("~", str(home)).replace("1..3", "1..1") for argument in arguments]
-        if "coco" in arguments:  # nobody can prepare it without CLIP's weights; its options are checked all the same
-            expected, told = 2, "no data set at"
+        if "coco" in arguments:  # it cannot be prepared without CLIP's weights, but its options are checked
+            expected, message = 2, "no data set at"
         else:
-            expected, told = 0, ""
+            expected, message = 0, ""
         result = CliRunner().invoke(app, small(expanded))
         assert result.exit_code == expected, (arguments, result.output)
-        assert told in result.stderr
+        assert message in result.stderr
     assert (home / "runs/cifar10/report.html").exists() and (home / "runs/mine/report.html").exists()
     assert {path.name for path in (home / "runs/emoji").iterdir()} >= {"report.html", "report", "seed-1"}

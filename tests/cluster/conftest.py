@@ -1,4 +1,4 @@
-"""One cluster of a head and two nodes for the tests of a file that leave it as it is; to kill nodes, start your own."""
+"""The tests of a file share a cluster of a head and two nodes; tests that kill nodes start clusters of their own."""
 
 from collections.abc import Iterator
 
@@ -23,6 +23,6 @@ def nodes(own_cache: None) -> Iterator[Nodes]:
 
 @pytest.fixture(scope="module")
 def cluster(nodes: Nodes) -> Iterator[Cluster]:
-    """Of a file, not of all tests: this process can be in one session at a time, and other folders have theirs."""
+    """Yield a session for one file: this process can only be in one at a time, and other folders have theirs."""
     with session(nodes.address) as joined:
         yield joined

@@ -1,7 +1,7 @@
-"""`mucs-ray doctor` on a cluster: every node is looked at, and what must be shared is proven to be shared.
+"""`mucs-ray doctor` checks every node of a cluster, and that what must be shared is shared.
 
-The nodes of the tests are on one machine. A path that means another folder on each of them goes through
-/proc/self/cwd, since each node works in a folder of its own.
+The nodes of the tests are on one machine, but each works in a folder of its own. A path through /proc/self/cwd
+therefore means another folder on each of them.
 """
 
 import json
@@ -38,7 +38,7 @@ MACHINE = Machine(
 
 @pytest.fixture
 def apart(tmp_path: Path, nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A path to a folder that the driver and the head share, and that each other node has of its own."""
+    """Return a path to a folder that the driver and the head share, while each other node has its own."""
     if not Path("/proc/self/cwd").exists():
         pytest.skip("needs /proc")
     monkeypatch.chdir(nodes.folder / "head")
@@ -47,14 +47,14 @@ def apart(tmp_path: Path, nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> Path
 
 
 def refused(check: partial[None]) -> str:
-    with pytest.raises(MachineError) as told:
+    with pytest.raises(MachineError) as error:
         check()
-    assert len(str(told.value).splitlines()) == 1
-    return str(told.value)
+    assert len(str(error.value).splitlines()) == 1
+    return str(error.value)
 
 
 def in_folders(nodes: Nodes, name: str) -> list[Path]:
-    """What there is of that name in the nodes' working folders."""
+    """Return the files of that name in the nodes' working folders."""
     return sorted(nodes.folder.glob(f"*/{name}"))
 
 
@@ -64,12 +64,12 @@ def test_the_command_looks_at_every_node(nodes: Nodes, apart: Path, tmp_path: Pa
     command += ["--run", str(apart / "run"), "--dataset", data.url]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 3, done.stderr
-    findings = {each["name"]: each for each in json.loads(done.stdout)["findings"]}
-    bad = [name for name, each in findings.items() if not each["ok"] and not each["optional"]]
-    assert [name for name in bad if not name.startswith("node ")] == ["shared run"]  # a node: while the code is edited
+    findings = {finding["name"]: finding for finding in json.loads(done.stdout)["findings"]}
+    bad = [name for name, finding in findings.items() if not finding["ok"] and not finding["optional"]]
+    assert [name for name in bad if not name.startswith("node ")] == ["shared run"]  # nodes: edited code
 
     assert findings["ray"]["found"] == "3 node(s), 2 CPUs, 0 GPUs"
-    lines = sorted(each["found"] for name, each in findings.items() if name.startswith("node "))
+    lines = sorted(finding["found"] for name, finding in findings.items() if name.startswith("node "))
     assert [line.split(",")[0].split(": ")[1] for line in lines] == ["0 CPUs", "1 CPUs", "1 CPUs"]
     assert all("GiB memory" in line and "cache free" in line for line in lines)
     assert "can be written" in findings["run"]["found"] and "on all nodes" in findings["dataset"]["found"]
@@ -85,8 +85,8 @@ def test_a_folder_that_all_nodes_see_is_shared_and_nothing_stays_there(cluster: 
     check_shared(str(tmp_path / "old"))
     check_shared(str(tmp_path / "new" / "run"))
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["old", "recipe.json"]
-    torch_there = partial(eval, "'torch' in __import__('sys').modules")
-    assert set(run_on_each_node(dict.fromkeys(alive_nodes(), torch_there))[0].values()) == {False}, (
+    torch_is_imported = partial(eval, "'torch' in __import__('sys').modules")
+    assert set(run_on_each_node(dict.fromkeys(alive_nodes(), torch_is_imported))[0].values()) == {False}, (
         "importing it would take long"
     )
     (finding,) = doctor.same_files(str(tmp_path / "old"), None)
@@ -108,7 +108,7 @@ def test_a_place_of_each_processs_own_is_not_called_a_local_path(cluster: Cluste
 
 
 def test_a_node_that_cannot_write_is_named(cluster: Cluster, nodes: Nodes, apart: Path):
-    """As where the disk is not mounted, and a user may not make the folder."""
+    """The file stands for a disk that is not mounted, or a folder that the user may not create."""
     bad = next(node for node in alive_nodes() if node.cpus)
     folder = Path(run_on_each_node({bad: os.getcwd})[0][bad])
     (folder / "blocked").write_text("in the way")
@@ -134,7 +134,7 @@ def test_a_data_set_must_be_the_same_on_all_nodes(cluster: Cluster, nodes: Nodes
 def test_a_node_that_does_not_answer_in_time_is_named(cluster: Cluster):
     first, *others = alive_nodes()
     questions = {first: partial(time.sleep, 60), **dict.fromkeys(others, os.getpid)}
-    run_on_each_node(dict.fromkeys(others, os.getpid))  # a worker is there
+    run_on_each_node(dict.fromkeys(others, os.getpid))  # so that each has a worker
     answers, problems = run_on_each_node(questions, timeout_s=2)
     assert set(answers) == set(others) and problems == {first: "did not answer in 2 s"}
 
@@ -164,15 +164,15 @@ def test_the_line_of_a_node():
 
 @pytest.mark.parametrize("package", ["python", "mucs-ray", "ray", "torch"])
 def test_a_version_that_differs_from_the_drivers_is_bad(package: str):
-    there = replace(MACHINE, versions={**MACHINE.versions, package: "0.9"})
-    finding = doctor.node_finding(NODE, there, MACHINE.versions)
+    other = replace(MACHINE, versions={**MACHINE.versions, package: "0.9"})
+    finding = doctor.node_finding(NODE, other, MACHINE.versions)
     assert not finding.ok and not finding.optional
     assert finding.found.endswith(f"; {package} 0.9, the driver has {MACHINE.versions[package]}")
 
 
 def test_gpus_that_torch_cannot_use_and_a_cache_that_cannot_be_written_are_bad():
-    there = replace(MACHINE, gpus=(), cache_free_bytes=None, cache_problem="Permission denied")
-    finding = doctor.node_finding(NODE, there, MACHINE.versions)
+    other = replace(MACHINE, gpus=(), cache_free_bytes=None, cache_problem="Permission denied")
+    finding = doctor.node_finding(NODE, other, MACHINE.versions)
     assert not finding.ok
     assert "Ray counts 2 GPUs, torch can use 0" in finding.found
     assert "/cache: Permission denied; set MUCS_RAY_CACHE" in finding.found

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 
 
 def parts(pipeline: Pipeline, method: str) -> dict[str, bytes]:
-    """By unit."""
+    """Return the content of a method's parts by unit."""
     folder = Path(pipeline.stages[f"attribute/{method}/score"].folder)
     return {file.name.split(".")[0]: file.read_bytes() for file in folder.glob("train-*")}
 
@@ -34,7 +34,7 @@ def wait_until(holds: Callable[[], bool]) -> None:
 
 
 def test_a_node_that_joins_scores_its_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """With all defaults: one node scores MUCS; then the same again, and a second node comes in the middle."""
+    """With all defaults, one node scores MUCS; then the same is scored again, and a second node joins in the middle."""
     (tmp_path / "together").mkdir()
     monkeypatch.setenv("MUCS_RAY_TOGETHER", str(tmp_path / "together"))
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1] / "plugins"), prepend=os.pathsep)

@@ -1,7 +1,7 @@
-"""Two hosts with addresses of their own (network namespaces), real CIFAR-10 images; one host's cable is pulled.
+"""Two hosts with addresses of their own (network namespaces) score real CIFAR-10 images; one host's cable is pulled.
 
-The cut host goes on working for a while and writes late to the shared disk: what it writes is what the others write.
-Needs root and `ip`; slow. `-s` prints what happened when.
+The cut host works on for a while and writes to the shared disk late; it writes what the others write.
+The test is slow, and needs root and `ip`. `-s` prints the times of the events.
 """
 
 import json
@@ -22,7 +22,7 @@ DATA = Path(os.environ.get("MUCS_RAY_TEST_DATA") or Path(__file__).parents[3] / 
 SCRIPT = DATA / "unpack_cifar10.py"
 NET, PORT = "10.77.0", 26379
 NOTICED = {"health_check_period_ms": 1000, "health_check_timeout_ms": 5000, "health_check_failure_threshold": 3}
-"""A silent host is missed after some 18 seconds, not a minute."""
+"""With these settings a silent host is noticed after some 18 seconds, not after a minute."""
 RECIPE = """
 name = "two-hosts"
 data = "{data}"
@@ -77,7 +77,7 @@ def bridge() -> Iterator[None]:
 
 @contextmanager
 def host(number: int) -> Iterator[str]:
-    """A network namespace on the bridge; its name is also that of its cable."""
+    """Yield the name of a network namespace on the bridge, which is also the name of its cable."""
     name = f"mucs{number}"
     ip("netns", "add", name)
     try:
@@ -96,7 +96,7 @@ def host(number: int) -> Iterator[str]:
 
 @contextmanager
 def ray_node(*words: str, inside: tuple[str, ...] = ()) -> Iterator[None]:
-    """A Ray node for as long as the block runs."""
+    """Run a Ray node as long as the `with` block runs."""
     command = [*inside, sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *words]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
@@ -107,14 +107,14 @@ def ray_node(*words: str, inside: tuple[str, ...] = ()) -> Iterator[None]:
 
 
 def wait_for(nodes: int) -> None:
-    """Until that many are alive."""
+    """Wait until this many nodes are alive."""
     from ray._raylet import GcsClient
 
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         with suppress(Exception):
-            found = GcsClient(address=f"{NET}.1:{PORT}").get_all_node_info(timeout=5)
-            if sum(node.state == 0 for node in found.values()) >= nodes:
+            listed = GcsClient(address=f"{NET}.1:{PORT}").get_all_node_info(timeout=5)
+            if sum(node.state == 0 for node in listed.values()) >= nodes:
                 return
         time.sleep(0.5)
     raise TimeoutError(f"{nodes} nodes did not come")
@@ -122,7 +122,7 @@ def wait_for(nodes: int) -> None:
 
 @contextmanager
 def two_hosts(folder: Path) -> Iterator[str]:
-    """A head without CPUs, and two hosts of one CPU each."""
+    """Yield the address of a cluster of a head without CPUs and two hosts with one CPU each."""
     with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
         (folder / "ray_bootstrap_config.yaml").write_text("provider: {type: local}\n")
         for name, value in {"HOME": str(folder), "RAY_TMPDIR": str(folder), "OMP_NUM_THREADS": "1"}.items():
@@ -136,19 +136,19 @@ def two_hosts(folder: Path) -> Iterator[str]:
         stack.enter_context(ray_node(*head, *common, f"--system-config={json.dumps(NOTICED)}"))
         wait_for(1)
         for number, name in enumerate(hosts, start=2):
-            told = (f"--address={NET}.1:{PORT}", f"--node-ip-address={NET}.{number}", "--num-cpus=1", *common)
-            stack.enter_context(ray_node(*told, inside=("ip", "netns", "exec", name)))
+            options = (f"--address={NET}.1:{PORT}", f"--node-ip-address={NET}.{number}", "--num-cpus=1", *common)
+            stack.enter_context(ray_node(*options, inside=("ip", "netns", "exec", name)))
             wait_for(number)
         yield f"{NET}.1:{PORT}"
 
 
 def prepare(folder: Path) -> None:
-    """A fifth of CIFAR-10, and a recipe with a small DiT."""
+    """Prepare a fifth of CIFAR-10, and a recipe with a small DiT."""
     unpack = [sys.executable, str(SCRIPT), str(folder / "original"), "--batches", "1"]
     subprocess.run(unpack, check=True, capture_output=True)
     (folder / "tiny.toml").write_text(RECIPE.format(data=folder / "data"))
-    told = ["data", "prepare", "cifar10", "--source", str(folder / "original"), "--out", str(folder / "data")]
-    subprocess.run([sys.executable, "-m", "mucs_ray.cli", *told], check=True, capture_output=True)
+    command = ["data", "prepare", "cifar10", "--source", str(folder / "original"), "--out", str(folder / "data")]
+    subprocess.run([sys.executable, "-m", "mucs_ray.cli", *command], check=True, capture_output=True)
 
 
 def scores(run: Path) -> dict[str, bytes]:
@@ -162,8 +162,8 @@ def test_a_host_is_cut_off_in_the_middle(tmp_path: Path):
     with pytest.MonkeyPatch.context() as patch, two_hosts(short) as address:
         patch.setenv("MUCS_RAY_CACHE", str(tmp_path / "cache"))
         patch.setenv("RAY_AUTH_MODE", "disabled")
-        told = ["--dataset", str(tmp_path / "data"), "--recipe", str(tmp_path / "tiny.toml"), "--address", address]
-        command = [sys.executable, "-m", "mucs_ray.cli", "attribute", *told, "--run"]
+        options = ["--dataset", str(tmp_path / "data"), "--recipe", str(tmp_path / "tiny.toml"), "--address", address]
+        command = [sys.executable, "-m", "mucs_ray.cli", "attribute", *options, "--run"]
         started = time.monotonic()
         process = subprocess.Popen(
             [*command, str(tmp_path / "cut")], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -173,10 +173,10 @@ def test_a_host_is_cut_off_in_the_middle(tmp_path: Path):
             assert process.poll() is None, process.communicate()[0]
             time.sleep(0.2)
         ip("link", "set", "mucs3", "down")
-        cut, there = time.monotonic() - started, len(list(folder.glob("train-*")))
+        cut_s, num_parts = time.monotonic() - started, len(list(folder.glob("train-*")))
         out, _ = process.communicate(timeout=900)
         assert process.returncode == 0, out
-        print(f"\ncut after {cut:.0f} s with {there} parts there, done after {time.monotonic() - started:.0f} s")
+        print(f"\ncut after {cut_s:.0f} s with {num_parts} parts, done after {time.monotonic() - started:.0f} s")
         ip("link", "set", "mucs3", "up")
         calm = subprocess.run([*command, str(tmp_path / "calm")], capture_output=True, text=True, timeout=900)
         assert calm.returncode == 0, calm.stderr

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from mucs_ray.data.table import Dataset
+from mucs_ray.engine import trainings
 from mucs_ray.engine.session import Cluster, session
 from mucs_ray.pipeline.graph import Pipeline
 from tiny import tiny_dataset
-from tiny_run import open_tiny, work
+from tiny_run import open_tiny, train_all_plainly, work
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -46,7 +47,12 @@ def copied(finished: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> Call
 
 @pytest.fixture(scope="session")
 def finished(data: Dataset, tmp_path_factory: pytest.TempPathFactory, cluster: Cluster) -> Pipeline:
-    """Do the whole main job through Ray, with two scorers, and keep the loss table."""
+    """Do the whole main job through Ray except for the training, with two scorers, and keep the loss table.
+
+    What Ray Train trains is compared with the plain loop in test_counterfactual.py and test_faults.py.
+    """
     pipeline = open_tiny(data, tmp_path_factory.mktemp("run"), score={"keep_losses": True}, engine={"train_workers": 1})
-    work(pipeline, "attribute", cluster)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainings, "train_all", train_all_plainly)
+        work(pipeline, "attribute", cluster)
     return pipeline

@@ -23,7 +23,8 @@ ENGINE = {"train_workers": 1, "actors": [1, 1], "timeout": 25.0}
 
 
 def scores_of(pipeline: Pipeline, method: str) -> tuple[np.ndarray, np.ndarray]:
-    tables = list(score_parts(pipeline, pipeline.method_stages[f"attribute/{method}"]))
+    (scored,) = pipeline.method_stages[f"attribute/{method}"].inputs
+    tables = list(score_parts(pipeline.stages[scored], pipeline.dataset.units("train"), "skew"))
     idx = np.concatenate([table["idx"].to_numpy() for table in tables])
     return idx, np.concatenate([np.stack(table["score"].to_numpy()) for table in tables])
 

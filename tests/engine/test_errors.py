@@ -59,7 +59,7 @@ def test_a_nan_is_named(finished: Pipeline, data: Dataset, tmp_path: Path, clust
     digest = checkpoint.save(url, tensors, facts)
     manifest = stage.manifest()
     assert manifest is not None
-    stage.finish({**manifest["files"], item_file(stage, 1): digest}, manifest["facts"])
+    stage.finish({**manifest.files, item_file(stage, 1): digest}, manifest.facts)
     with pytest.raises(RunFailed, match=r"train-part-00000-0000: the loss of training image idx=\d+ is not finite"):
         work(pipeline, "attribute/mucs/score", cluster)
     assert stage.state().status == "done" and pipeline.stages["attribute/mucs/score"].manifest() is None

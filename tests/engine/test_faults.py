@@ -38,7 +38,7 @@ def last_weights(stage: Stage) -> dict[str, torch.Tensor]:
 
 
 def all_scores(pipeline: Pipeline) -> tuple[np.ndarray, np.ndarray]:
-    tables = list(score_parts(pipeline, pipeline.method_stages["attribute/mucs"]))
+    tables = list(score_parts(pipeline.stages["attribute/mucs/score"], pipeline.dataset.units("train"), "skew"))
     idx = np.concatenate([table["idx"].to_numpy() for table in tables])
     return idx, np.concatenate([np.stack(table["score"].to_numpy()) for table in tables])
 
@@ -101,8 +101,8 @@ def test_lost_parts_are_scored_again_by_a_larger_pool(data: Dataset, copied: Cal
     stage = pipeline.stages["attribute/mucs/score"]
     idx, calm = all_scores(pipeline)
     manifest = stage.manifest()
-    for name in ["manifest.json", *list(manifest["files"])[1:3]]:
+    for name in ["manifest.json", *list(manifest.files)[1:3]]:
         storage.remove(stage.url(name))
     assert work(pipeline, "attribute", cluster) == ["attribute/mucs/score"]
-    assert stage.manifest()["files"] == manifest["files"]
+    assert stage.manifest().files == manifest.files
     assert np.array_equal(all_scores(pipeline)[1], calm) and np.array_equal(all_scores(pipeline)[0], idx)

@@ -107,7 +107,7 @@ def plain_scores(pipeline: Pipeline, method: str) -> np.ndarray:
 
 @pytest.mark.parametrize("method", METHODS[1:])
 def test_a_method_through_ray_is_the_plain_loop(compared: Pipeline, method: str):
-    idx, scores = all_scores(stored_scores(compared, method))
+    idx, scores = all_scores(stored_scores(compared.stages[f"attribute/{method}"]))
     plain = plain_scores(compared, method)
     assert np.array_equal(idx, whole(compared.dataset).idx.numpy())
     assert np.abs(scores).max() > 0 and scores.std(axis=0).max() > 0
@@ -119,8 +119,8 @@ def test_a_method_through_ray_is_the_plain_loop(compared: Pipeline, method: str)
 
 def test_screening_leaves_something_out_and_says_what_to_expect(compared: Pipeline):
     stages = compared.stages
-    _, scores = all_scores(stored_scores(compared, "mucs/screen"))
-    _, exact = all_scores(stored_scores(compared, "mucs"))
+    _, scores = all_scores(stored_scores(compared.stages["attribute/mucs/screen"]))
+    _, exact = all_scores(stored_scores(compared.stages["attribute/mucs"]))
     out = scores < -1
     assert 0 < out.mean() < 1
     np.testing.assert_allclose(scores[~out], exact[~out], atol=1e-6)
@@ -140,21 +140,21 @@ def test_settings_that_tuning_finds_are_kept(
     stage = pipeline.stages["attribute/mucs/score"]
     file = stage.part("tuning", "json")
     actual = stage.manifest()
-    assert actual is not None and file in actual["files"]
+    assert actual is not None and file in actual.files
     tuning = storage.read_json(stage.url(file))
     assert tuning["images_per_forward"] >= 1 and tuning["compile"] == "off" and tuning["seconds_a_forward"] > 0
-    _, scores = all_scores(stored_scores(pipeline, "mucs"))
+    _, scores = all_scores(stored_scores(pipeline.stages["attribute/mucs"]))
     rounding = 1e-4 if tuning["precision"] == "fp32" else 0.02
-    np.testing.assert_allclose(scores, all_scores(stored_scores(compared, "mucs"))[1], atol=rounding)
+    np.testing.assert_allclose(scores, all_scores(stored_scores(compared.stages["attribute/mucs"]))[1], atol=rounding)
     assert {knob: stage.facts()[knob] for knob in AUTO_SETTINGS} == {knob: tuning[knob] for knob in AUTO_SETTINGS}
     storage.remove(stage.url("manifest.json"))
-    lost = next(name for name in actual["files"] if name.endswith(".parquet"))
+    lost = next(name for name in actual.files if name.endswith(".parquet"))
     storage.remove(stage.url(lost))
     storage.publish_json(stage.url(file), {**tuning, "seconds_a_forward": 12.5})
     work(pipeline, "attribute", cluster)
     assert storage.read_json(stage.url(file))["seconds_a_forward"] == 12.5  # not tried again
     again = stage.manifest()
-    assert again is not None and again["files"][lost] == actual["files"][lost]
+    assert again is not None and again.files[lost] == actual.files[lost]
 
 
 def test_the_speed_of_the_run_is_that_of_scoring_alone(compared: Pipeline):
@@ -180,22 +180,25 @@ def test_only_unlearning_on_a_gpu_multiplies_as_training_does(kind: type[Attribu
 
 
 def test_methods_differ(compared: Pipeline):
-    lists = [all_scores(stored_scores(compared, method))[1].argsort(axis=0).tobytes() for method in METHODS]
+    lists = [
+        all_scores(stored_scores(compared.stages[f"attribute/{method}"]))[1].argsort(axis=0).tobytes()
+        for method in METHODS
+    ]
     assert len({*lists}) == len(METHODS)
 
 
 def test_the_ensemble_of_mucs_alone_orders_as_mucs(compared: Pipeline):
-    idx, scores = all_scores(stored_scores(compared, "mucs"))
-    _, together = all_scores(stored_scores(compared, "ensemble/R"))
+    idx, scores = all_scores(stored_scores(compared.stages["attribute/mucs"]))
+    _, together = all_scores(stored_scores(compared.stages["attribute/ensemble/R"]))
     for number in range(scores.shape[1]):
         name, seed = ranking_name(number), compared.recipe.seed
         assert np.array_equal(ranks(scores[:, number], idx, seed, name), ranks(together[:, number], idx, seed, name))
 
 
 def test_mutual_ranks_are_those_of_all_scores(compared: Pipeline):
-    idx, scores = all_scores(stored_scores(compared, "mucs"))
+    idx, scores = all_scores(stored_scores(compared.stages["attribute/mucs"]))
     names = [ranking_name(number) for number in range(scores.shape[1])]
-    _, mutual = all_scores(stored_scores(compared, "mucs/mutual"))
+    _, mutual = all_scores(stored_scores(compared.stages["attribute/mucs/mutual"]))
     assert np.array_equal(mutual, mutual_ranks(scores, idx, compared.recipe.seed, names))
 
 
@@ -207,8 +210,12 @@ def test_the_ensemble_of_mucs_alone_orders_as_mucs_when_corrected(
         data, copied(), methods=("random", "mucs", "ensemble/R"), rank={"correction": "mutual"}, method=SMALL
     )
     work(mutual, "attribute", cluster)
-    actual = {name: all_scores(stored_scores(mutual, name)) for name in ("random", "mucs", "ensemble/R")}
-    plain = {name: all_scores(stored_scores(compared, name)) for name in ("random", "mucs/mutual")}
+    actual = {
+        name: all_scores(stored_scores(mutual.stages[f"attribute/{name}"])) for name in ("random", "mucs", "ensemble/R")
+    }
+    plain = {
+        name: all_scores(stored_scores(compared.stages[f"attribute/{name}"])) for name in ("random", "mucs/mutual")
+    }
     assert np.array_equal(actual["random"][1], plain["random"][1])
     assert np.array_equal(actual["mucs"][1], plain["mucs/mutual"][1])
     idx, scores = actual["mucs"]
@@ -226,7 +233,7 @@ def test_an_encoder_through_ray_is_the_plain_network(
     run = copied()
     pipeline = open_tiny(data, run, methods=("users:SmallDINO",), weights_dir=str(tmp_path))
     work(pipeline, "attribute", cluster)
-    idx, scores = all_scores(stored_scores(pipeline, "users:SmallDINO"))
+    idx, scores = all_scores(stored_scores(pipeline.stages["attribute/users:SmallDINO"]))
     network, images = users.small_network(str(weights), CPU), whole(data)
     items = [load_item(pipeline.stages["generate"], n).z for n in range(pipeline.recipe.generate.items)]
     of_images, of_items = (network.embed((each.clamp(-1, 1) + 1) / 2) for each in (images.z, torch.stack(items)))
@@ -247,10 +254,10 @@ def test_lost_features_are_made_again(compared: Pipeline, data: Dataset, cluster
     stage = compared.stages["attribute/das/features"]
     manifest = stage.manifest()
     assert manifest is not None
-    lost = sorted(manifest["files"])[1]
+    lost = sorted(manifest.files)[1]
     path = Path(stage.url(lost))
     content = path.read_bytes()
     path.unlink()
     assert work(compared, "attribute", cluster) == ["attribute/das/features"]
     again = stage.manifest()
-    assert path.read_bytes() == content and again is not None and again["facts"]["rows"] == 16
+    assert path.read_bytes() == content and again is not None and again.facts["rows"] == 16

@@ -35,7 +35,7 @@ def parts(pipeline: Pipeline, name: str) -> dict[str, bytes]:
     stage = pipeline.stages[name]
     manifest = stage.manifest()
     assert manifest is not None
-    return {file: storage.read_bytes(stage.url(file)) for file in manifest["files"]}
+    return {file: storage.read_bytes(stage.url(file)) for file in manifest.files}
 
 
 def test_stages_of_one_level_are_one_pass(together: Pipeline):

@@ -29,7 +29,7 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
 
 
 def test_its_own_weights_take_the_place_of_a_training(pipeline: Pipeline):
-    files, facts = import_weights(pipeline)
+    files, facts = import_weights(pipeline.stages["pretrain"], pipeline.recipe)
     (name,) = files
     spec, weights = load_weights(pipeline.stages["pretrain"].url(name))
     assert spec == pipeline.recipe.model == model_spec(facts, "facts")

@@ -61,12 +61,6 @@ def denoiser_of(pipeline: Pipeline):
     return build_denoiser(pipeline.recipe.model, to_arrays(tensors), CPU)
 
 
-def test_pretraining(finished: Pipeline, tmp_path: Path):
-    stage = finished.stages["pretrain"]
-    state = train_plainly(job_of(finished, tmp_path))
-    assert_equal(dict(state.average.network.state_dict()), tensors_of(stage, stage.part("last", "safetensors")))
-
-
 def test_retraining_with_nothing_removed_is_pretraining(finished: Pipeline, tmp_path: Path):
     again = train_plainly(job_of(finished, tmp_path / "a", removed=frozenset()))
     without = train_plainly(job_of(finished, tmp_path / "b", removed=frozenset({3, 4})))
@@ -128,7 +122,7 @@ def test_scores(finished: Pipeline, plain_method: LossChange):
     tables = [finished.dataset.batch(read_unit(unit)) for unit in units]
     plain = np.concatenate([plain_method.skew(plain_method.losses(batch)).numpy() for batch in tables])
     idx = np.concatenate([batch.idx.numpy() for batch in tables])
-    through_ray = list(score_parts(finished, finished.method_stages["attribute/mucs"]))
+    through_ray = list(score_parts(finished.stages["attribute/mucs/score"], finished.dataset.units("train"), "skew"))
     assert np.array_equal(np.concatenate([table["idx"].to_numpy() for table in through_ray]), idx)
     scores = np.concatenate([np.stack(table["score"].to_numpy()) for table in through_ray])
     assert np.abs(scores).max() > 1e-4
@@ -149,8 +143,8 @@ def test_ranking_reads_every_part_once(
     files, facts = rank(pipeline, pipeline.method_stages["attribute/mucs"])
     parts = [name for name in read if name.startswith("train-")]
     assert len(parts) == len({*parts}) == 4
-    assert manifest is not None and files == manifest["files"]
-    assert facts["histograms"] == manifest["facts"]["histograms"]
+    assert manifest is not None and files == manifest.files
+    assert facts["histograms"] == manifest.facts["histograms"]
 
 
 def test_kept_losses_give_the_scores(finished: Pipeline):

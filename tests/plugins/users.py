@@ -1,4 +1,4 @@
-"""Methods as users write them: two that compute what is not a number, and DINO with a small network."""
+"""Three methods as users write them: two whose results are not numbers, and DINO with a small network."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -15,11 +15,11 @@ from mucs_ray.engine import attributors
 from mucs_ray.errors import RunFailed
 
 BAD = 21
-"""idx of the training image that they cannot cope with."""
+"""The idx of the training image for which the methods fail."""
 
 
 class Undefined(Attributor):
-    """Scores of which one is 0 / 0."""
+    """A method one of whose scores is 0 / 0."""
 
     card = MethodCard(
         name="undefined",
@@ -34,7 +34,7 @@ class Undefined(Attributor):
 
 
 class UndefinedSum(Undefined):
-    """Sums over the training set that it refuses to make."""
+    """A method that refuses to sum over the training set."""
 
     card = replace(
         Undefined.card,
@@ -53,7 +53,7 @@ class UndefinedSum(Undefined):
 
 
 def small_network(path: str, device: torch.device) -> Encoder:
-    """Instead of DINOv2; the weights are what the file says."""
+    """Return a stand-in for DINOv2, whose weights are drawn from the seed in the file."""
     seed = int(Path(path).read_text())
     weights = torch.randn(3 * 8 * 8, 16, generator=torch.Generator().manual_seed(seed))
     return Encoder(network=lambda images: images.flatten(1) @ weights, prepare=lambda x: x, dim=16, device=device)

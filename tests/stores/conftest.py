@@ -1,4 +1,4 @@
-"""One S3 server for all tests of this folder, behind a proxy that can spoil its answers, and one real Ray."""
+"""The tests of this folder share an S3 server, behind a proxy that can spoil its answers, and one real Ray."""
 
 import os
 import socket
@@ -37,7 +37,7 @@ def wait_for(server: subprocess.Popen[bytes], port: int) -> None:
 
 @pytest.fixture(scope="session")
 def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of an S3 server that keeps everything in memory."""
+    """Yield the URL of an S3 server that keeps everything in memory."""
     port = free_port()
     with (tmp_path_factory.mktemp("moto") / "log").open("wb") as log:
         command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
@@ -52,15 +52,15 @@ def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def proxy(moto: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
-    """What every client here takes for S3, by the environment alone, which Ray's workers inherit."""
-    with Proxy(moto) as standing_before, pytest.MonkeyPatch.context() as patch:
+    """Yield the proxy, which every client takes for S3 because of environment variables that Ray's workers inherit."""
+    with Proxy(moto) as running, pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith(("AWS_", "FSSPEC_"))]:
             patch.delenv(name)
         for name, value in {
             "AWS_ACCESS_KEY_ID": "someone",
             "AWS_SECRET_ACCESS_KEY": "secret",
             "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_ENDPOINT_URL": standing_before.url,
+            "AWS_ENDPOINT_URL": running.url,
             "AWS_CONFIG_FILE": os.devnull,
             "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
             "AWS_EC2_METADATA_DISABLED": "true",
@@ -68,19 +68,19 @@ def proxy(moto: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy
         }.items():
             patch.setenv(name, value)
         s3fs.S3FileSystem(skip_instance_cache=True).mkdir(BUCKET)
-        yield standing_before
-        standing_before.shutdown()
+        yield running
+        running.shutdown()
 
 
 @pytest.fixture
 def folder(proxy: Proxy, request: pytest.FixtureRequest) -> str:
-    """A test's own place in the bucket."""
+    """Return the URL of a folder of the bucket for one test."""
     return f"s3://{BUCKET}/{request.node.name}"
 
 
 @pytest.fixture
 def settings(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
-    """Settings of a user, as fsspec reads them from ~/.config/fsspec and FSSPEC_S3_... when it is imported."""
+    """Yield a function that sets what fsspec reads from ~/.config/fsspec and FSSPEC_S3_... when it is imported."""
 
     def give(**values: object) -> None:
         monkeypatch.setitem(fsspec.config.conf, "s3", values)
@@ -92,9 +92,9 @@ def settings(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
 
 @pytest.fixture(scope="module")
 def cluster(proxy: Proxy) -> Iterator[Cluster]:
-    """A Ray whose processes know the store's address from fsspec's settings alone, of which pyarrow knows nothing.
+    """Yield a Ray whose processes know the store's address only from fsspec's settings, which pyarrow does not read.
 
-    Its environment is that of this moment; the Ray of tests/engine, if it is still there, had another.
+    A Ray of tests/engine that still runs is ended first, since it started with another environment.
     """
     ray.shutdown()
     with pytest.MonkeyPatch.context() as patch:

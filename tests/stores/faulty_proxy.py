@@ -12,9 +12,9 @@ from typing import Literal, cast
 from urllib.parse import urlsplit
 
 Fault = Literal["busy", "forbidden", "late", "cut", "refuse"]
-"""busy, forbidden: an S3 error instead of an answer. late: the answer comes after some seconds.
-cut: done, but the answer stops in the middle, or does not come at all if it has no body.
-refuse: not done, the connection ends in the middle of what is sent.
+"""busy, forbidden: an S3 error is sent instead of an answer. late: the answer comes after some seconds.
+cut: the request is done, but its answer stops in the middle, or does not come at all if it has no body.
+refuse: the request is not done, and the connection ends in the middle of it.
 """
 S3_ERRORS = {
     "busy": (503, "SlowDown", "Please reduce your request rate."),
@@ -24,26 +24,26 @@ S3_ERRORS = {
 
 @dataclass(kw_only=True)
 class Rule:
-    """Spoil every n-th request whose "METHOD /path?query" has a match, the first of them too if `every` is 1."""
+    """A rule that spoils every n-th request whose "METHOD /path?query" matches; n is `every`."""
 
     fault: Fault
     every: int = 1
     at_most: int = 10**9
     match: str = ""
     seconds: float = 0.0
-    """How late a late answer is."""
+    """The delay of a late answer."""
     seen: int = 0
     spoilt: int = 0
 
     def applies(self, request: str) -> bool:
-        """Whether this is the n-th; counts it."""
+        """Count a request, and return True if it is to be spoilt."""
         matches = re.search(self.match, request) is not None
         self.seen += matches
         return matches and self.seen % self.every == 0 and self.spoilt < self.at_most
 
 
 class Proxy(ThreadingHTTPServer):
-    """Serves on a free port of loopback until it is closed; remembers what was asked for."""
+    """A proxy on a free port of loopback, which runs until it is closed and keeps a list of all requests."""
 
     def __init__(self, upstream: str) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -57,7 +57,7 @@ class Proxy(ThreadingHTTPServer):
 
     @contextmanager
     def spoiling(self, *rules: Rule) -> Iterator[None]:
-        """Apply these rules, for the duration of a `with` block."""
+        """Apply these rules for the duration of a `with` block."""
         self.rules = list(rules)
         try:
             yield
@@ -65,7 +65,7 @@ class Proxy(ThreadingHTTPServer):
             self.rules = []
 
     def rule_for(self, request: str) -> Rule | None:
-        """The first rule that spoils this request; every rule counts it."""
+        """Return the first rule that spoils this request; every rule counts the request."""
         with self.lock:
             self.requests.append(request)
             applying = [rule for rule in self.rules if rule.applies(request)]
@@ -75,11 +75,11 @@ class Proxy(ThreadingHTTPServer):
             return applying[0]
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Clients that hang up are what this is for."""
+        """Ignore clients that hang up, which these tests make them do."""
 
 
 class Handler(BaseHTTPRequestHandler):
-    """One connection."""
+    """The handler of one connection."""
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
@@ -111,23 +111,25 @@ class Handler(BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = do_any
 
     def forward(self, sent: bytes) -> tuple[list[tuple[str, str]], bytes]:
-        """Ask the server; the first line of its answer is on its way then."""
-        asked = {name: value for name, value in self.headers.items() if name.lower() not in ("expect", "connection")}
+        """Forward a request to the server, send the first line of its answer, and return its headers and content."""
+        headers = {name: value for name, value in self.headers.items() if name.lower() not in ("expect", "connection")}
         connection = http.client.HTTPConnection(self.server.upstream, timeout=60)
         try:
-            connection.request(self.command, self.path, sent, asked)
+            connection.request(self.command, self.path, sent, headers)
             answer = connection.getresponse()
             content = answer.read()
         finally:
             connection.close()
-        kept = [each for each in answer.getheaders() if each[0].lower() not in ("connection", "transfer-encoding")]
+        kept = [
+            header for header in answer.getheaders() if header[0].lower() not in ("connection", "transfer-encoding")
+        ]
         if "content-length" not in (name.lower() for name, _ in kept):
             kept.append(("Content-Length", str(len(content))))
         self.send_response_only(answer.status)
         return kept, content
 
     def error(self, fault: str) -> tuple[list[tuple[str, str]], bytes]:
-        """An error as S3 words it."""
+        """Send the first line of an S3 error, and return its headers and content."""
         status, code, message = S3_ERRORS[fault]
         content = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>{message}</Message></Error>".encode()
         self.send_response_only(status)
@@ -135,4 +137,4 @@ class Handler(BaseHTTPRequestHandler):
         return [("Content-Type", "application/xml"), ("Content-Length", str(len(content)))], content
 
     def log_message(self, *_: object) -> None:
-        """Silent."""
+        """Log nothing."""

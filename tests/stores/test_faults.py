@@ -1,4 +1,4 @@
-"""S3 that is throttled, slow or cut off: what passes is got over, what does not is one line."""
+"""An S3 that is throttled, slow or cut off: passing faults are overcome, lasting ones give one line."""
 
 from collections.abc import Callable, Iterator
 from hashlib import sha256
@@ -19,10 +19,10 @@ from tiny import rows, write_dataset
 
 CONTENT = bytes(range(256)) * 400
 IMPATIENT = {"retries": {"max_attempts": 0}}
-"""A user's settings: none of botocore's own retries, which wait for seconds."""
+"""A user's settings that turn off botocore's own retries, which wait for seconds."""
 
 
-# --- what passes ------------------------------------------------------------------------------------------------------
+# --- passing faults ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("fault", ["busy", "late", "cut", "refuse"])
@@ -45,8 +45,8 @@ def test_every_second_request_is_spoilt_and_all_is_right_in_the_end(
 
 @pytest.mark.parametrize("fault", ["busy", "cut", "refuse"])
 def test_a_unit_is_read_whole_through_faults(fault: Fault, folder: str, proxy: Proxy):
-    made = rows(40, first_idx=0, seed=1)
-    unit = write_dataset(folder, made, made[:1]).units("train")[1]
+    images = rows(40, first_idx=0, seed=1)
+    unit = write_dataset(folder, images, images[:1]).units("train")[1]
     undisturbed = read_unit(unit)
     spoilt = Rule(fault=fault, every=2)
     with proxy.spoiling(spoilt):
@@ -57,7 +57,7 @@ def test_a_unit_is_read_whole_through_faults(fault: Fault, folder: str, proxy: P
 def test_a_read_that_was_cut_off_is_begun_again_not_pieced_together(
     folder: str, proxy: Proxy, settings: Callable[..., None]
 ):
-    """Above its block size s3fs reads in pieces, and does not try a lost one again; see `storage.read_bytes`."""
+    """Above its block size s3fs reads in pieces and does not request a lost piece again; see `storage.read_bytes`."""
     url = storage.join(folder, "a.bin")
     storage.publish(url, CONTENT)
     settings(default_block_size=1000)
@@ -67,11 +67,11 @@ def test_a_read_that_was_cut_off_is_begun_again_not_pieced_together(
     assert proxy.requests[asked:] == [f"GET {url.removeprefix('s3:/')}"] * 3
 
 
-# --- what does not ----------------------------------------------------------------------------------------------------
+# --- lasting faults ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("fault", "told"),
+    ("fault", "message"),
     [
         ("busy", "OSError: Please reduce your request rate."),
         ("forbidden", "PermissionError: Access Denied"),
@@ -81,17 +81,18 @@ def test_a_read_that_was_cut_off_is_begun_again_not_pieced_together(
     ],
 )
 def test_a_server_that_always_fails_is_one_line(
-    fault: Fault, told: str, folder: str, proxy: Proxy, settings: Callable[..., None]
+    fault: Fault, message: str, folder: str, proxy: Proxy, settings: Callable[..., None]
 ):
-    """ "late" is a server that never answers. After attempts that can be counted; those cut off before the answer has
-    begun are made twice by the HTTP client.
+    """The number of attempts is bounded. Here "late" means that the server never answers.
+
+    The HTTP client itself repeats a request that is cut off before its answer has begun.
     """
     url = storage.join(folder, "a.bin")
     storage.publish(url, CONTENT)
     settings(config_kwargs={**IMPATIENT, "read_timeout": 0.2 if fault == "late" else 20})
     asked = len(proxy.requests)
     with proxy.spoiling(Rule(fault=fault, seconds=60)):
-        check_line(lambda: storage.read_bytes(url), url, told)
+        check_line(lambda: storage.read_bytes(url), url, message)
         assert len(proxy.requests) - asked <= 2 * storage.S3_RETRIES**2
         check_line(lambda: storage.exists(url), url)
         check_line(lambda: storage.publish(url, CONTENT), url)
@@ -100,20 +101,20 @@ def test_a_server_that_always_fails_is_one_line(
 
 
 def check_line(work: Callable[[], object], *parts: str) -> None:
-    """What may pass is a StoreError, so that workers try again; what does not is a MachineError, which is final."""
+    """Check that an error is one line, and a StoreError, after which workers try again, if the fault may pass."""
     with pytest.raises((StoreError, MachineError)) as error:
         work()
-    said = str(error.value)
-    assert "\n" not in said and all(part in said for part in parts), said
-    barred = "PermissionError: " in said or "NoCredentialsError: " in said
+    line = str(error.value)
+    assert "\n" not in line and all(part in line for part in parts), line
+    barred = "PermissionError: " in line or "NoCredentialsError: " in line
     assert type(error.value) is (MachineError if barred else StoreError)
     hint = "check your credentials for this store" if barred else "run the command again later"
-    assert said.endswith(hint)
+    assert line.endswith(hint)
 
 
 def test_a_unit_that_cannot_be_fetched_is_not_called_corrupt(folder: str, proxy: Proxy, settings: Callable[..., None]):
-    made = rows(40, first_idx=0, seed=1)
-    unit = write_dataset(folder, made, made[:1]).units("train")[0]
+    images = rows(40, first_idx=0, seed=1)
+    unit = write_dataset(folder, images, images[:1]).units("train")[0]
     settings(config_kwargs=IMPATIENT)
     with proxy.spoiling(Rule(fault="busy", match="GET")):
         check_line(lambda: read_unit(unit), unit.url, "Please reduce your request rate.")
@@ -124,7 +125,7 @@ def test_a_unit_that_cannot_be_fetched_is_not_called_corrupt(folder: str, proxy:
 
 @pytest.fixture
 def checking_credentials(moto: str) -> Iterator[None]:
-    """The server refuses unknown users, as S3 does."""
+    """Let the server refuse unknown users, as S3 does."""
     reset, plain = f"{moto}/moto-api/reset-auth", {"Content-Type": "text/plain"}
     urlopen(Request(reset, data=b"0", headers=plain)).close()
     try:
@@ -135,8 +136,8 @@ def checking_credentials(moto: str) -> Iterator[None]:
 
 def test_wrong_credentials(folder: str, checking_credentials: None):
     url = storage.join(folder, "a.bin")
-    known = "PermissionError: The AWS Access Key Id you provided does not exist in our records"
-    check_line(lambda: storage.publish(url, CONTENT), url, known)
+    message = "PermissionError: The AWS Access Key Id you provided does not exist in our records"
+    check_line(lambda: storage.publish(url, CONTENT), url, message)
     check_line(lambda: storage.read_bytes(url), url, "PermissionError")
 
 
@@ -171,7 +172,7 @@ def test_a_bucket_that_is_not_there(proxy: Proxy):
 
 
 def command(*arguments: str) -> tuple[int, list[str]]:
-    """Exit code and lines of stderr."""
+    """Run a command, and return its exit code and the lines of stderr."""
     result = CliRunner().invoke(app, list(arguments))
     return result.exit_code, result.stderr.splitlines()
 

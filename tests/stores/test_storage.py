@@ -1,4 +1,4 @@
-"""What `mucs_ray.storage` promises, on S3."""
+"""The promises of `mucs_ray.storage` hold on S3."""
 
 from collections.abc import Callable
 from hashlib import sha256
@@ -55,7 +55,7 @@ def test_what_another_process_writes_is_seen_at_once(folder: str):
 
 
 def test_a_file_is_read_in_one_request(folder: str, proxy: Proxy, settings: Callable[..., None]):
-    """In several, two versions of a file that is written over meanwhile would be mixed."""
+    """Several requests could mix two versions of a file that is overwritten meanwhile."""
     url = storage.join(folder, "a.bin")
     storage.publish(url, CONTENT)
     settings(default_block_size=1000)
@@ -77,7 +77,7 @@ def test_a_unit_is_read_without_the_rest_of_its_shard(folder: str, proxy: Proxy)
 
 
 def test_the_users_settings_win(folder: str, proxy: Proxy, settings: Callable[..., None]):
-    """Both places of an address, and timeouts; what is not set is as s3fs has it, which must not be for ever."""
+    """A user sets the address in either of two places, and timeouts; the defaults of s3fs must end at some time."""
     url = storage.join(folder, "a.bin")
     storage.publish(url, CONTENT)
     assert any(url.removeprefix("s3:/") in request for request in proxy.requests)  # as AWS_ENDPOINT_URL says
@@ -92,6 +92,6 @@ def test_the_users_settings_win(folder: str, proxy: Proxy, settings: Callable[..
 
 
 def client_config(url: str) -> object:
-    """What botocore was told."""
+    """Return botocore's configuration."""
     fs, _ = storage.filesystem(url)
     return fs.s3.meta.config

@@ -1,4 +1,4 @@
-"""The main job with its data set and its run on S3, while the server fails now and then."""
+"""The main job runs with its data set and its run directory on S3, while some requests fail."""
 
 import pytest
 
@@ -12,12 +12,12 @@ from tiny import tiny_dataset
 from tiny_run import open_tiny, train_all_plainly, work
 
 FAULTS = [Rule(fault="busy", every=101), Rule(fault="cut", every=37), Rule(fault="refuse", every=53)]
-"""One request in 18, of about a thousand."""
+"""These rules spoil one request in 18, of about a thousand."""
 
 
 @pytest.fixture(scope="module")
 def on_s3(proxy: Proxy, cluster: Cluster) -> Pipeline:
-    """From the data set to the report, through faults."""
+    """Run the job from the data set to the report, through faults."""
     with proxy.spoiling(*FAULTS):
         data = tiny_dataset(f"s3://{BUCKET}/data")
         pipeline = open_tiny(data, f"s3://{BUCKET}/run")
@@ -27,9 +27,9 @@ def on_s3(proxy: Proxy, cluster: Cluster) -> Pipeline:
 
 @pytest.fixture(scope="module")
 def on_disk(on_s3: Pipeline, tmp_path_factory: pytest.TempPathFactory, cluster: Cluster) -> Pipeline:
-    """The same without faults, and trained in a plain loop.
+    """Run the same job without faults, with the training in a plain loop.
 
-    After the other: its images are then on this machine, and would not be read from S3.
+    It comes after the other, because it leaves the images on this machine, which would then not be read from S3.
     """
     pipeline = open_tiny(tiny_dataset(tmp_path_factory.mktemp("data")), tmp_path_factory.mktemp("run"))
     with pytest.MonkeyPatch.context() as patch:
@@ -52,29 +52,29 @@ def test_the_results_are_those_of_local_files_bit_for_bit(on_s3: Pipeline, on_di
         "attribute/mucs/score",
         "attribute/mucs",
     ):
-        there, here = on_s3.stage(name), on_disk.stage(name)
-        files = here.manifest()["files"]
-        assert there.manifest()["files"] == files
-        assert {file: there.checked(file) for file in files} == {file: here.checked(file) for file in files}
+        remote, local = on_s3.stage(name), on_disk.stage(name)
+        files = local.manifest().files
+        assert remote.manifest().files == files
+        assert {file: remote.checked(file) for file in files} == {file: local.checked(file) for file in files}
     assert "scores.parquet" in files
 
 
 def test_what_is_there_is_what_is_there_on_disk(on_s3: Pipeline, on_disk: Pipeline):
-    """Nothing is left of Ray Train's own files, nor of what was tried on the way."""
-    here = files_under(on_disk.run_url)
-    assert files_under(on_s3.run_url) == here
-    assert "report.html" in here
+    """No files of Ray Train, and none of failed attempts, are left."""
+    files = files_under(on_disk.run_url)
+    assert files_under(on_s3.run_url) == files
+    assert "report.html" in files
 
 
 def files_under(url: str) -> list[str]:
-    """All paths; those of event logs without the time that is in their names."""
+    """Return all paths, those of event logs without the time in their names."""
     fs, root = storage.filesystem(url)
-    found = [path.removeprefix(f"{root}/") for path in fs.find(root)]
-    return sorted("events/*" if path.startswith("events/") else path for path in found)
+    paths = [path.removeprefix(f"{root}/") for path in fs.find(root)]
+    return sorted("events/*" if path.startswith("events/") else path for path in paths)
 
 
 def test_again_does_nothing(on_s3: Pipeline, proxy: Proxy, cluster: Cluster):
     before = len(proxy.requests)
     assert work(on_s3, "attribute", cluster) == []
-    asked = {request.split()[0] for request in proxy.requests[before:]}
-    assert asked and asked <= {"GET", "HEAD"}
+    methods = {request.split()[0] for request in proxy.requests[before:]}
+    assert methods and methods <= {"GET", "HEAD"}

@@ -1,4 +1,4 @@
-"""What the report says of retrainings that went badly."""
+"""The report names retrainings that went badly."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -8,12 +8,18 @@ from mucs_ray.results.counterfactual import bad_retrainings
 LABELS = {"random": "Random", "mucs": "MUCS", "das": "DAS"}
 
 
+def retraining(loss: float) -> Any:
+    """Return a finished training with this lowest validation loss."""
+    facts = {"updates": 12, "best_loss": loss, "best_step": 8, "workers": 1}
+    return SimpleNamespace(facts=lambda: facts, url=lambda file: file)
+
+
 def run(seed: int, losses: dict[str, list[float]]) -> Any:
-    """A run of which nothing but the retrainings' lowest validation losses is known."""
+    """Return a run of which only the lowest validation losses of its retrainings are known."""
     stages = {
-        f"retrain/{method}/{number}": SimpleNamespace(facts=lambda loss=loss: {"best_loss": loss})
-        for method, each in losses.items()
-        for number, loss in enumerate(each)
+        f"retrain/{method}/{number}": retraining(loss)
+        for method, of_method in losses.items()
+        for number, loss in enumerate(of_method)
     }
     return SimpleNamespace(
         recipe=SimpleNamespace(seed=seed),
@@ -37,6 +43,6 @@ def test_a_retraining_far_above_the_best_of_its_seed_is_named():
 
 
 def test_of_a_retraining_for_each_item_the_worst_counts():
-    one = run(1, {"random": [0.4, 0.41], "mucs": [0.4, 0.6], "das": [0.4, 0.4]})
-    (told,) = bad_retrainings([one], LABELS)
-    assert told.startswith("Seed 1, MUCS: its retraining ended at a validation loss of 0.600")
+    per_item = run(1, {"random": [0.4, 0.41], "mucs": [0.4, 0.6], "das": [0.4, 0.4]})
+    (sentence,) = bad_retrainings([per_item], LABELS)
+    assert sentence.startswith("Seed 1, MUCS: its retraining ended at a validation loss of 0.600")

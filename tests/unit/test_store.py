@@ -188,7 +188,7 @@ def test_a_late_writer_of_other_settings_changes_nothing(folder: str):
     publish(late, "a", b"late")
     assert (done.manifest(), told(done)) == (manifest, ("done", ""))
     assert done.checked(done.part("a", "parquet")) == b"content"
-    assert late.part("a", "parquet") not in done.manifest()["files"]
+    assert late.part("a", "parquet") not in done.manifest().files
 
 
 def test_facts_of_a_stage_that_is_not_done_are_refused(folder: str):

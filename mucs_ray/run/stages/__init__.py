@@ -1,6 +1,6 @@
-"""What each stage of the pipeline does: from the earlier stages' files to its own files and facts.
+"""The work of each stage of the pipeline: it reads earlier stages' files and publishes its own.
 
-Every stage returns ({file name: sha256}, facts) for its manifest.
+Every stage returns the digests of its files and the facts for its manifest (`mucs_ray.run.stages.files.Output`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,9 +13,9 @@ from mucs_ray.run.stages.files import Output
 
 
 def run_together(refs: Sequence[StageRef], cluster: Cluster) -> Iterator[tuple[StageRef, Output | MucsError]]:
-    """Each of these stages with its output, or with why it failed while the others went on, as soon as that is known.
+    """Run these stages and yield each, as soon as it has ended, with its output or the error that ended it alone.
 
-    They are trainings, or stages of one run that share a pass over the training set, or else only one.
+    They are trainings, or stages of one run that share a pass over the training set, or a single other stage.
     """
     if refs[0].is_training:
         return train.train(refs, cluster)
@@ -25,11 +25,11 @@ def run_together(refs: Sequence[StageRef], cluster: Cluster) -> Iterator[tuple[S
 
 
 def run_stage(ref: StageRef, cluster: Cluster) -> Output:
-    """Do a stage that is neither a training nor one of a pass over the training set."""
+    """Run a stage that is neither a training nor part of a pass over the training set."""
     pipeline, name = ref
     match name.split("/"):
         case ["pretrain"]:
-            return generate.import_weights(pipeline)
+            return generate.import_weights(pipeline.stages[name], pipeline.recipe)
         case ["generate"]:
             return generate.generate(pipeline, cluster)
         case ["attribute", *_]:
@@ -41,4 +41,4 @@ def run_stage(ref: StageRef, cluster: Cluster) -> Output:
             compare = regenerate.unrelated if key == [UNRELATED] else regenerate.evaluate
             return compare(pipeline, "/".join(key), cluster)
         case _:
-            raise AssertionError(f"nothing does stage {name}")
+            raise AssertionError(f"no code runs stage {name}")

@@ -1,9 +1,10 @@
-"""The stages of an attribution that stand alone: each a hook of the method (mucs_ray.attribution.base).
+"""The stages of an attribution that run alone; each of them runs a hook of the method (mucs_ray.attribution.base).
 
-Stages that go over the training set unit by unit are done together: `mucs_ray.run.stages.one_pass`.
+Stages that stream the training set unit by unit run together, in `mucs_ray.run.stages.one_pass`.
 """
 
 from contextlib import AbstractContextManager
+from dataclasses import asdict
 
 from ray import ObjectRef
 
@@ -15,18 +16,19 @@ from mucs_ray.engine.session import Cluster
 from mucs_ray.pipeline.graph import Pipeline
 from mucs_ray.pipeline.method_stages import StageSpec
 from mucs_ray.run.stages.files import Load, Output, digests, weights_ref
+from mucs_ray.store.facts import FittingFacts
 from mucs_ray.store.item_names import item_file
 from mucs_ray.store.run import Stage
 
 
 def run_hook(pipeline: Pipeline, spec: StageSpec, cluster: Cluster) -> Output:
-    """Do a stage of a method that stands alone."""
+    """Run a stage of a method that runs alone."""
     hooks = {"accumulate": accumulate, "fit": fit, "fit_screen": fit, "fit_item": fit_items}
     return hooks[spec.hook](pipeline, spec, cluster)
 
 
 def fit_items(pipeline: Pipeline, spec: StageSpec, cluster: Cluster) -> Output:
-    """Fit each target in a task of its own; targets that an earlier call has fitted are kept."""
+    """Fit each item in a task of its own, except items that an earlier command has fitted."""
     stage = pipeline.stages[spec.name]
     numbers = {item_file(stage, number): number for number in range(pipeline.recipe.generate.items)}
     missing = [numbers[file] for file in stage.begin(list(numbers))]
@@ -36,11 +38,11 @@ def fit_items(pipeline: Pipeline, spec: StageSpec, cluster: Cluster) -> Output:
         fitted = fitting.fit_items(job, inputs, missing, cluster=cluster, bar=progress)
     seconds = {item.number: round(item.seconds, 2) for item in fitted}
     new = {item_file(stage, item.number): item.sha256 for item in fitted}
-    return digests(stage, list(numbers), new), {"seconds_an_item": seconds}
+    return digests(stage, list(numbers), new), asdict(FittingFacts(seconds_an_item=seconds))
 
 
 def fit(pipeline: Pipeline, spec: StageSpec, cluster: Cluster) -> Output:
-    """Call a hook that runs once a run."""
+    """Run a hook that is called once a run."""
     stage = pipeline.stages[spec.name]
     file = stage.part("prepared", "safetensors")
     stage.begin([file])
@@ -54,7 +56,7 @@ def fit(pipeline: Pipeline, spec: StageSpec, cluster: Cluster) -> Output:
 
 
 def accumulate(pipeline: Pipeline, spec: StageSpec, cluster: Cluster) -> Output:
-    """Sum over the training set; each shard of its units makes one part."""
+    """Sum over the training set; the sum over each shard of its units is one part."""
     stage, units = pipeline.stages[spec.name], pipeline.dataset.units("train")
     shards = {stage.part(f"sum-{n:04d}", "safetensors"): shard for n, shard in enumerate(fitting.sum_shards(units))}
     missing = {file: shards[file] for file in stage.begin(list(shards))}
@@ -66,12 +68,12 @@ def accumulate(pipeline: Pipeline, spec: StageSpec, cluster: Cluster) -> Output:
 
 
 def progress_bar(pipeline: Pipeline, spec: StageSpec, count: int, unit: str) -> AbstractContextManager[Bar]:
-    """Show the progress of a stage."""
+    """Return a context manager that shows the progress of a stage."""
     return bar(pipeline.console, spec.name, count, unit, pipeline.events)
 
 
 def attribute_job(pipeline: Pipeline, spec: StageSpec) -> AttributeJob:
-    """What a worker needs to know of a stage."""
+    """Return what a worker needs to know about a stage."""
     assert spec.method_stage is not None
     tables = {"accumulate": "features", "fit": "features", "score": "features", "fit_screen": "sample"}
     features = earlier_stages(pipeline, spec, tables.get(spec.hook, ""))
@@ -88,29 +90,30 @@ def attribute_job(pipeline: Pipeline, spec: StageSpec) -> AttributeJob:
 
 
 def input_refs(pipeline: Pipeline, spec: StageSpec, load: Load = load_arrays.remote) -> Refs:
-    """What earlier stages made for a stage, on its way into the object store."""
+    """Put the results of earlier stages that a stage reads into the object store."""
     assert spec.method_stage is not None
-    once = earlier_stages(pipeline, spec, "accumulate", "fit", "fit_screen")[-1:]
+    fitted = earlier_stages(pipeline, spec, "accumulate", "fit", "fit_screen")[-1:]
     items = earlier_stages(pipeline, spec, "fit_item")
+    uses_model, pretraining = spec.method_stage.uses_model, pipeline.stages["pretrain"]
     return Refs(
-        weights=weights_ref(pipeline, load=load) if spec.method_stage.uses_model else None,
-        fitted=fitting.load_fitted(once[0], tensor_files(once[0])) if once else None,
+        weights=weights_ref(pretraining, pipeline.recipe, load=load) if uses_model else None,
+        fitted=fitting.load_fitted(fitted[0], tensor_files(fitted[0])) if fitted else None,
         item_states=tuple(load_items(items[0], pipeline.recipe.generate.items, load)) if items else (),
     )
 
 
 def earlier_stages(pipeline: Pipeline, spec: StageSpec, *hooks: str) -> list[Stage]:
-    """The stages with these hooks that a stage reads, in order."""
+    """Return those inputs of a stage that are stages with one of these hooks, in order."""
     specs = [pipeline.method_stages[name] for name in spec.inputs if name in pipeline.method_stages]
     return [pipeline.stages[earlier.name] for earlier in specs if earlier.hook in hooks]
 
 
 def tensor_files(stage: Stage) -> list[str]:
-    """The tensors of a finished stage, in order."""
+    """Return the names of the files with tensors of a finished stage, in order."""
     manifest = stage.manifest()
-    return sorted(name for name in manifest["files"] if name.endswith(".safetensors")) if manifest else []
+    return sorted(name for name in manifest.files if name.endswith(".safetensors")) if manifest else []
 
 
 def load_items(stage: Stage, num_items: int, load: Load) -> list[ObjectRef]:
-    """What a stage made for each item, into the object store."""
+    """Put the tensors that a stage has fitted for each item into the object store."""
     return [load(stage, item_file(stage, number)) for number in range(num_items)]

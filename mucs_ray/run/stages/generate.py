@@ -1,4 +1,4 @@
-"""The model and its images: F1 from elsewhere, and the items it generates. Trainings: `mucs_ray.run.stages.train`."""
+"""The stages that import the weights of F1 from elsewhere and generate items; `mucs_ray.run.stages.train` trains."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -6,6 +6,7 @@ from dataclasses import asdict
 import torch
 from ray import ObjectRef
 
+from mucs_ray.config.recipe import Recipe
 from mucs_ray.engine import generation
 from mucs_ray.engine.progress import bar
 from mucs_ray.engine.session import Cluster
@@ -13,16 +14,18 @@ from mucs_ray.models.adapters import adapter
 from mucs_ray.pipeline.graph import Pipeline
 from mucs_ray.run.stages.files import Output, digests, weights_ref
 from mucs_ray.store import checkpoint
+from mucs_ray.store.facts import GenerationFacts
 from mucs_ray.store.item_names import item_file
 from mucs_ray.store.items import PlannedItem
+from mucs_ray.store.run import Stage
 from mucs_ray.store.weights import load_weights, model_facts
 
 
-def import_weights(pipeline: Pipeline) -> Output:
-    """Copy weights that were trained elsewhere into the run, as safetensors with a card: those of the recipe, or the
-    model's own.
+def import_weights(stage: Stage, recipe: Recipe) -> Output:
+    """Copy weights that were trained elsewhere into the run, as safetensors with a card.
+
+    They are those that the recipe names, else those that come with the model.
     """
-    recipe, stage = pipeline.recipe, pipeline.stages["pretrain"]
     if recipe.weights is not None:
         spec, tensors = load_weights(recipe.weights, recipe.model.to_dict())
     else:
@@ -34,29 +37,33 @@ def import_weights(pipeline: Pipeline) -> Output:
 
 
 def generate(pipeline: Pipeline, cluster: Cluster) -> Output:
-    """Generate targets and controls; what an earlier call has generated is kept."""
+    """Generate targets and controls, except those that an earlier command has generated."""
     recipe = pipeline.recipe
     planned = generation.plan_items(pipeline.dataset, recipe.generate, recipe.seed)
-    files = generate_items(pipeline, "generate", planned, lambda todo: [(weights_ref(pipeline), todo)], cluster)
-    return files, {"items": [asdict(each) for each in planned]}
+    weights = weights_ref(pipeline.stages["pretrain"], recipe)
+    files = generate_items(pipeline, "generate", planned, lambda missing: [(weights, missing)], cluster)
+    return files, asdict(GenerationFacts(items=planned))
 
 
 def generate_items(
     pipeline: Pipeline,
     name: str,
     planned: Sequence[PlannedItem],
-    grouped: Callable[[list[PlannedItem]], list[tuple[ObjectRef, list[PlannedItem]]]],
+    with_weights: Callable[[list[PlannedItem]], list[tuple[ObjectRef, list[PlannedItem]]]],
     cluster: Cluster,
 ) -> dict[str, str]:
-    """The missing items of a stage, each of the `grouped` ones with its weights; sha256 by file, of all items."""
+    """Generate the missing items of a stage, and return the sha256 of the files of all items.
+
+    `with_weights` splits missing items into groups, each with the weights that generate it.
+    """
     recipe, stage = pipeline.recipe, pipeline.stages[name]
-    names = [item_file(stage, each.number) for each in planned]
-    todo = set(stage.begin(names))
+    names = [item_file(stage, item.number) for item in planned]
+    missing_files = set(stage.begin(names))
     job = generation.GenerateJob(
         dataset=pipeline.dataset, model=recipe.model, config=recipe.generate, seed=recipe.seed, stage=stage
     )
-    missing = [each for each in planned if item_file(stage, each.number) in todo]
-    with bar(pipeline.console, name, len(planned), "items", pipeline.events) as shown:
-        shown.start_at(len(names) - len(todo))
-        made = generation.generate(job, grouped(missing), cluster=cluster, bar=shown)
-    return digests(stage, names, made)
+    missing = [item for item in planned if item_file(stage, item.number) in missing_files]
+    with bar(pipeline.console, name, len(planned), "items", pipeline.events) as progress:
+        progress.start_at(len(names) - len(missing))
+        new = generation.generate(job, with_weights(missing), cluster=cluster, bar=progress)
+    return digests(stage, names, new)

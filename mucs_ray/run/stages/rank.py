@@ -1,7 +1,8 @@
-"""From scores to the ranking of each item."""
+"""The last stage of an attribution: it turns the scores into a ranking of the training images for each item."""
 
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -12,87 +13,97 @@ import torch
 
 from mucs_ray import storage
 from mucs_ray.attribution.base import MethodContext
+from mucs_ray.attribution.config import Measure
 from mucs_ray.attribution.ensemble import ensemble_scores
 from mucs_ray.attribution.loss_change import select_measure
 from mucs_ray.attribution.ranking import Ranking, mutual_ranks, top_k
 from mucs_ray.data.show import descriptions
-from mucs_ray.data.table import open_parquet
+from mucs_ray.data.table import Dataset, Unit, open_parquet
 from mucs_ray.diffusion.batch import Batch
 from mucs_ray.pipeline.graph import Pipeline
 from mucs_ray.pipeline.method_stages import StageSpec
 from mucs_ray.run.stages.files import Output
-from mucs_ray.store.items import load_item
+from mucs_ray.store.facts import GenerationFacts, RankingFacts, ScoreHistogram, read_facts
+from mucs_ray.store.items import PlannedItem, load_item
 from mucs_ray.store.parts import fixed_lists, matrix, read_part, score_schema, unit_part
+from mucs_ray.store.run import Stage
 from mucs_ray.store.topk import TOPK_FILE, topk_bytes
 
 HISTOGRAM_BINS = 60
 
 
 def rank(pipeline: Pipeline, spec: StageSpec) -> Output:
-    """scores.parquet (idx, score[items]) and topk.csv, streaming the scores."""
+    """Write scores.parquet (idx, score[items]) and topk.csv, streaming the scores.
+
+    Only ensembles and the correction by mutual ranks hold all scores in memory.
+    """
     recipe, stage = pipeline.recipe, pipeline.stages[spec.name]
     num_items, num_images = recipe.generate.items, pipeline.dataset.card.num_images("train")
     k = top_k(num_images, recipe.rank.top_percent)
-    rankings = empty_rankings(pipeline, k)
+    rankings = empty_rankings(k, num_items, recipe.seed)
     stage.begin(["scores.parquet", TOPK_FILE])
     stage.retract()
     low, high = np.full(num_items, np.inf), np.full(num_items, -np.inf)
     with TemporaryDirectory() as folder:
-        whole = Path(folder) / "scores.parquet"
-        with pq.ParquetWriter(whole, score_schema(num_items), compression="zstd") as writer:
+        scores_file = Path(folder) / "scores.parquet"
+        with pq.ParquetWriter(scores_file, score_schema(num_items), compression="zstd") as writer:
             for table in score_tables(pipeline, spec):
                 writer.write_table(table)
                 idx, scores = table["idx"].to_numpy(), score_matrix(table)
                 low, high = np.minimum(low, scores.min(axis=0)), np.maximum(high, scores.max(axis=0))
                 rankings = [ranking.add(idx, scores[:, number]) for number, ranking in enumerate(rankings)]
-        scores_digest = storage.publish_file(stage.url("scores.parquet"), whole)
-        histograms = score_histograms(row_groups(pq.ParquetFile(whole)), low, high)
+        scores_digest = storage.publish_file(stage.url("scores.parquet"), scores_file)
+        histograms = score_histograms(row_groups(pq.ParquetFile(scores_file)), low, high)
+    items = read_facts(pipeline.stages["generate"], GenerationFacts).items
+    described = descriptions(pipeline.dataset, {int(idx) for ranking in rankings for idx in ranking.idx})
     files = {
         "scores.parquet": scores_digest,
-        TOPK_FILE: storage.publish(stage.url(TOPK_FILE), topk_bytes(topk_rows(pipeline, rankings))),
+        TOPK_FILE: storage.publish(stage.url(TOPK_FILE), topk_bytes(topk_rows(rankings, items, described))),
     }
-    return files, {"k": k, "num_images": num_images, "histograms": histograms}
+    return files, asdict(RankingFacts(k=k, num_images=num_images, histograms=histograms))
 
 
-def score_histograms(tables: Iterable[pa.Table], low: np.ndarray, high: np.ndarray) -> list[dict[str, list[float]]]:
-    """Edges and counts of the scores of each item, between its lowest and its highest score."""
+def score_histograms(tables: Iterable[pa.Table], low: np.ndarray, high: np.ndarray) -> list[ScoreHistogram]:
+    """Return the histogram of each item's scores, between its lowest and its highest score."""
     edges = [np.linspace(a, b, HISTOGRAM_BINS + 1) for a, b in zip(low, high, strict=True)]
     counts = np.zeros((len(edges), HISTOGRAM_BINS), dtype=np.int64)
     for table in tables:
         scores = score_matrix(table)
-        counts += np.stack([np.histogram(scores[:, number], each)[0] for number, each in enumerate(edges)])
-    return [{"edges": e.tolist(), "counts": c.tolist()} for e, c in zip(edges, counts, strict=True)]
+        counts += np.stack([np.histogram(scores[:, number], bins)[0] for number, bins in enumerate(edges)])
+    return [ScoreHistogram(edges=e.tolist(), counts=c.tolist()) for e, c in zip(edges, counts, strict=True)]
 
 
 def ranking_name(number: int) -> str:
-    """The name of the random order among ties in an item's list."""
+    """Return the name of the random order among ties in an item's list."""
     return f"rank/item={number}"
 
 
-def empty_rankings(pipeline: Pipeline, k: int) -> list[Ranking]:
-    """A ranking for each item, before anything was ranked."""
-    recipe = pipeline.recipe
-    names = [ranking_name(number) for number in range(recipe.generate.items)]
-    return [Ranking.empty(k, seed=recipe.seed, name=name) for name in names]
+def empty_rankings(k: int, num_items: int, seed: int) -> list[Ranking]:
+    """Return a ranking for each item, before any image has been ranked."""
+    return [Ranking.empty(k, seed=seed, name=ranking_name(number)) for number in range(num_items)]
 
 
 def score_tables(pipeline: Pipeline, spec: StageSpec) -> Iterator[pa.Table]:
-    """idx and score of every unit, in order of idx; of all at once where a score depends on all."""
+    """Yield idx and score in order of idx: of one unit after the other, or of all where a score depends on all."""
+    stages, recipe = pipeline.stages, spec.recipe
     if spec.method.is_ensemble:
-        tables = ensemble_table(pipeline, spec)
+        members = {member: stages[f"attribute/{member}"] for member in spec.method.weights}
+        tables = iter([ensemble_table(members, spec.method.weights, recipe.generate.items, recipe.seed)])
     elif spec.method.stages:
-        tables = score_parts(pipeline, spec)
+        (scored,) = spec.inputs
+        tables = score_parts(stages[scored], pipeline.dataset.units("train"), recipe.rank.measure)
     else:
-        tables = scored_by_idx(pipeline, spec)
-    return iter(tables) if spec.recipe.rank.correction == "none" else mutual_table(pipeline, tables)
+        tables = scored_by_idx(stages["generate"], pipeline.dataset, spec)
+    return tables if recipe.rank.correction == "none" else mutual_table(tables, recipe.seed)
 
 
-def score_parts(pipeline: Pipeline, spec: StageSpec) -> Iterator[pa.Table]:
-    """What the scorers published, each part checked against the manifest; of several measures the one asked for."""
-    (scored,) = spec.inputs
-    stage, measure = pipeline.stages[scored], spec.recipe.rank.measure
+def score_parts(stage: Stage, units: Sequence[Unit], measure: Measure) -> Iterator[pa.Table]:
+    """Yield the scores of each unit from the parts of a scoring stage, each checked against the manifest.
+
+    Of parts that hold several measures, `measure` is taken.
+    """
     manifest = stage.manifest()
-    for unit in pipeline.dataset.units("train"):
+    for unit in units:
         table = read_part(stage.checked(unit_part(stage, unit), manifest))
         if "score" in table.column_names:
             scores = np.stack(table["score"].to_numpy())
@@ -102,77 +113,76 @@ def score_parts(pipeline: Pipeline, spec: StageSpec) -> Iterator[pa.Table]:
         yield score_table(table["idx"].to_numpy(), scores)
 
 
-def scored_by_idx(pipeline: Pipeline, spec: StageSpec) -> Iterator[pa.Table]:
-    """A method without parts reads nothing but idx: no pass over the pictures."""
-    items = [load_item(pipeline.stages["generate"], number) for number in range(pipeline.recipe.generate.items)]
-    num_images = pipeline.dataset.card.num_images("train")
+def scored_by_idx(generated: Stage, dataset: Dataset, spec: StageSpec) -> Iterator[pa.Table]:
+    """Yield the scores of a method without stages, which reads nothing but idx: no picture is decoded."""
+    items = [load_item(generated, number) for number in range(spec.recipe.generate.items)]
+    num_images = dataset.card.num_images("train")
     context = MethodContext(settings=spec.recipe, device=torch.device("cpu"), num_images=num_images, items=items)
     method = spec.load()(context)
-    for table in pipeline.dataset.stream("train", ["idx"]):
+    for table in dataset.stream("train", ["idx"]):
         idx = table["idx"].to_numpy()
         batch = Batch(idx=torch.from_numpy(idx.copy()), z=torch.zeros(len(idx), 0), condition={})
         yield score_table(idx, method.score(batch).numpy())
 
 
-def ensemble_table(pipeline: Pipeline, spec: StageSpec) -> list[pa.Table]:
-    """Ranks of the members, added up (spec 10)."""
-    whole = {member: all_scores(stored_scores(pipeline, member)) for member in spec.method.weights}
-    idx = next(iter(whole.values()))[0]
-    assert all(np.array_equal(idx, other) for other, _ in whole.values())
+def ensemble_table(members: Mapping[str, Stage], weights: Mapping[str, float], num_items: int, seed: int) -> pa.Table:
+    """Return the weighted sums of the members' ranks (spec 10); `members` are their finished attributions by name."""
+    scores_of = {member: all_scores(stored_scores(stage)) for member, stage in members.items()}
+    idx = next(iter(scores_of.values()))[0]
+    assert all(np.array_equal(idx, other) for other, _ in scores_of.values())
     columns = [
         ensemble_scores(
-            {member: scores[:, number] for member, (_, scores) in whole.items()},
-            spec.method.weights,
+            {member: scores[:, number] for member, (_, scores) in scores_of.items()},
+            weights,
             idx,
-            seed=pipeline.recipe.seed,
+            seed=seed,
             name=ranking_name(number),
         )
-        for number in range(pipeline.recipe.generate.items)
+        for number in range(num_items)
     ]
-    return [score_table(idx, np.stack(columns, axis=1))]
+    return score_table(idx, np.stack(columns, axis=1))
 
 
-def mutual_table(pipeline: Pipeline, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """Scores by the ranks of images and items for each other."""
+def mutual_table(tables: Iterable[pa.Table], seed: int) -> Iterator[pa.Table]:
+    """Yield one table of scores made of the ranks that images and items have for each other."""
     idx, scores = all_scores(tables)
     names = [ranking_name(number) for number in range(scores.shape[1])]
-    yield score_table(idx, mutual_ranks(scores, idx, pipeline.recipe.seed, names))
+    yield score_table(idx, mutual_ranks(scores, idx, seed, names))
 
 
 def all_scores(tables: Iterable[pa.Table]) -> tuple[np.ndarray, np.ndarray]:
-    """idx [N] and scores [N, items] of all images: 4 bytes a pair, for what cannot be streamed."""
+    """Return idx [N] and scores [N, items] of all images, 4 bytes for each pair, for what cannot be streamed."""
     kept = [(table["idx"].to_numpy(), score_matrix(table)) for table in tables]
     idx, scores = zip(*kept, strict=True)
     return np.concatenate(idx), np.concatenate(scores)
 
 
 def score_table(idx: np.ndarray, scores: np.ndarray) -> pa.Table:
-    """A table of idx and score[items]."""
+    """Return a table with the columns idx and score[items]."""
     columns = {"idx": idx, "score": fixed_lists(scores.astype(np.float32))}
     return pa.table(columns, schema=score_schema(scores.shape[1]))
 
 
-def stored_scores(pipeline: Pipeline, method: str) -> Iterator[pa.Table]:
-    """scores.parquet of a finished attribution, a row group at a time."""
-    stage = pipeline.stages[f"attribute/{method}"]
-    yield from row_groups(open_parquet(io.BytesIO(stage.checked("scores.parquet"))))
+def stored_scores(attribution: Stage) -> Iterator[pa.Table]:
+    """Yield scores.parquet of a finished attribution, one row group at a time."""
+    yield from row_groups(open_parquet(io.BytesIO(attribution.checked("scores.parquet"))))
 
 
 def row_groups(file: pq.ParquetFile) -> Iterator[pa.Table]:
-    """The row groups of a file as tables, one at a time."""
+    """Yield the row groups of a file as tables, one at a time."""
     for number in range(file.num_row_groups):
         yield file.read_row_group(number)
 
 
 def score_matrix(table: pa.Table) -> np.ndarray:
-    """The scores of a table as a matrix [rows, items]."""
+    """Return the scores of a table as a matrix [rows, items]."""
     return np.stack(table["score"].to_numpy())
 
 
-def topk_rows(pipeline: Pipeline, rankings: list[Ranking]) -> Iterator[tuple[object, ...]]:
-    """The rows of topk.csv."""
-    described = descriptions(pipeline.dataset, {int(idx) for ranking in rankings for idx in ranking.idx})
-    items = pipeline.stages["generate"].facts()["items"]
+def topk_rows(
+    rankings: Sequence[Ranking], items: Sequence[PlannedItem], described: Mapping[int, tuple[str, ...]]
+) -> Iterator[tuple[object, ...]]:
+    """Yield the rows of topk.csv; `described` has the last columns of each ranked image by idx."""
     for number, ranking in enumerate(rankings):
-        for rank, (idx, score) in enumerate(zip(ranking.idx.tolist(), ranking.score.tolist(), strict=True), start=1):
-            yield number, items[number]["idx"], rank, idx, f"{score:.6f}", *described[idx]
+        for place, (idx, score) in enumerate(zip(ranking.idx.tolist(), ranking.score.tolist(), strict=True), start=1):
+            yield number, items[number].idx, place, idx, f"{score:.6f}", *described[idx]

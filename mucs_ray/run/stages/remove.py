@@ -1,27 +1,30 @@
-"""Which images a retraining leaves out: from a method's ranking to a set of idx (spec 11)."""
+"""The training images that a retraining leaves out, chosen by a method's ranking (spec 11)."""
+
+from collections.abc import Mapping
 
 from mucs_ray.attribution.ranking import top_k
+from mucs_ray.config.recipe import Recipe
 from mucs_ray.errors import InputError
 from mucs_ray.evaluation.unions import drawn_in_turn, expected_union, union
-from mucs_ray.pipeline.graph import Pipeline
 from mucs_ray.run.stages.rank import empty_rankings, score_matrix, stored_scores
+from mucs_ray.store.run import Stage
 from mucs_ray.store.topk import top_lists
 
 
-def removed_images(pipeline: Pipeline, name: str) -> frozenset[int]:
-    """What the retraining `name` ("retrain/METHOD", or "retrain/METHOD/item-NNNN") leaves out.
+def removed_images(name: str, stages: Mapping[str, Stage], recipe: Recipe, num_images: int) -> frozenset[int]:
+    """Return the idx of the images that the retraining `name` leaves out of `num_images` training images.
 
+    `name` is "retrain/METHOD", or "retrain/METHOD/item-NNNN"; `stages` holds the finished attributions by name.
     InputError if too few images would be left to train on.
     """
-    recipe = pipeline.recipe
     method, _, number = name.removeprefix("retrain/").partition("/item-")
+    attribution = stages[f"attribute/{method}"]
     if number:
-        removed = union([top_lists(pipeline.stages[f"attribute/{method}"])[int(number)]])
+        removed = union([top_lists(attribution)[int(number)]])
     elif recipe.remove.mode == "matched":
-        removed = matched(pipeline, method)
+        removed = equally_many(attribution, recipe, num_images)
     else:
-        removed = union(top_lists(pipeline.stages[f"attribute/{method}"]))
-    num_images = pipeline.dataset.card.num_images("train")
+        removed = union(top_lists(attribution))
     if num_images - len(removed) < recipe.train.batch_size:
         raise InputError(
             f"{name} would remove {len(removed):,} of {num_images:,} training images, and a batch takes"
@@ -30,13 +33,12 @@ def removed_images(pipeline: Pipeline, name: str) -> frozenset[int]:
     return removed
 
 
-def matched(pipeline: Pipeline, method: str) -> frozenset[int]:
-    """As many images for every method, by going as far down the ranked lists as that takes."""
-    recipe, num_images = pipeline.recipe, pipeline.dataset.card.num_images("train")
+def equally_many(attribution: Stage, recipe: Recipe, num_images: int) -> frozenset[int]:
+    """Return as many images as for every other method, going as far down the ranked lists as that takes."""
     k = top_k(num_images, recipe.rank.top_percent)
     size = recipe.remove.size or expected_union(num_images, k, recipe.generate.items)
-    rankings = empty_rankings(pipeline, size)
-    for table in stored_scores(pipeline, method):
+    rankings = empty_rankings(size, recipe.generate.items, recipe.seed)
+    for table in stored_scores(attribution):
         idx, scores = table["idx"].to_numpy(), score_matrix(table)
         rankings = [ranking.add(idx, scores[:, number]) for number, ranking in enumerate(rankings)]
     return drawn_in_turn([ranking.idx for ranking in rankings], size)

@@ -1,8 +1,9 @@
-"""Pretraining and retraining: Ray Train runs, several at once where the cluster has room."""
+"""The stages that train a network through Ray Train, several of them at once where the cluster has room."""
 
 import csv
 import io
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 
 from mucs_ray import storage
 from mucs_ray.engine import trainings as ray_trainings
@@ -12,11 +13,12 @@ from mucs_ray.engine.session import Cluster
 from mucs_ray.pipeline.graph import StageRef
 from mucs_ray.run.stages.files import Output, digests
 from mucs_ray.run.stages.remove import removed_images
+from mucs_ray.store.facts import RemovalFacts, TrainingFacts, read_facts
 from mucs_ray.store.weights import model_facts
 
 
 def train(refs: Sequence[StageRef], cluster: Cluster) -> Iterator[tuple[StageRef, Output]]:
-    """Train all of these, and yield the output of each as soon as it is done."""
+    """Run these trainings, and yield the output of each as soon as it is done."""
     runs = [prepare_training(ref, cluster, trainings=len(refs)) for ref in refs]
     first, updates = refs[0].pipeline, sum(ref.pipeline.recipe.train.updates for ref in refs)
     with bar(first.console, refs[0].phase, updates, "updates", first.events) as progress:
@@ -24,22 +26,22 @@ def train(refs: Sequence[StageRef], cluster: Cluster) -> Iterator[tuple[StageRef
             ref, run = refs[number], runs[number]
             facts = {**facts, "workers": run.num_workers, **model_facts(run.job.model)}
             if ref.phase == "retrain":
-                facts |= {"removed": len(run.job.removed)}
+                facts |= asdict(RemovalFacts(removed=len(run.job.removed)))
             yield ref, (digests(run.job.stage, training_files(ref)), facts)
             if ref.phase == "retrain":  # the manifest stands: nothing resumes from the state any more
                 storage.remove(run.job.stage.url(run.job.stage.part("state", "safetensors")))
 
 
 def prepare_training(ref: StageRef, cluster: Cluster, *, trainings: int) -> TrainRun:
-    """What a training needs; the images that it leaves out are written down first."""
+    """Return what a training needs, after publishing the list of images that it leaves out."""
     pipeline, name = ref
     recipe, stage = pipeline.recipe, pipeline.stages[name]
     removed: frozenset[int] = frozenset()
     num_workers = recipe.engine.train_workers
     if ref.phase == "retrain":
-        removed = removed_images(pipeline, name)
+        removed = removed_images(name, pipeline.stages, recipe, pipeline.dataset.card.num_images("train"))
         # the same cut of batches over workers as in pretraining, so that nothing differs but the images
-        num_workers = num_workers or pipeline.stages["pretrain"].facts()["workers"]
+        num_workers = num_workers or read_facts(pipeline.stages["pretrain"], TrainingFacts).workers
     stage.begin(training_files(ref))
     if ref.phase == "retrain":
         storage.publish(stage.url(stage.part("removed", "csv")), removed_csv(removed))
@@ -57,14 +59,14 @@ def prepare_training(ref: StageRef, cluster: Cluster, *, trainings: int) -> Trai
 
 
 def training_files(ref: StageRef) -> list[str]:
-    """The files of a finished training."""
+    """Return the names of the files of a finished training."""
     stage = ref.pipeline.stages[ref.name]
     weights = [stage.part(kind, "safetensors") for kind in ("best", "last")]
     return [*weights, stage.part("removed", "csv")] if ref.phase == "retrain" else weights
 
 
 def removed_csv(removed: frozenset[int]) -> bytes:
-    """A table with one idx a line."""
+    """Return a CSV table with one idx a line, in ascending order."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([["idx"], *([idx] for idx in sorted(removed))])
     return text.getvalue().encode()

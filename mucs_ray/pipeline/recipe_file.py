@@ -1,0 +1,46 @@
+"""The file recipe.json of a run directory: the run's recipe, and how the run was asked for.
+
+It is enough to open the run again from any folder, without the file of its weights.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mucs_ray import storage
+from mucs_ray.store.run import read_json_or_none
+
+RECIPE_FILE = "recipe.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordedRun:
+    """The content of recipe.json."""
+
+    recipe: Mapping[str, Any]
+    """The recipe's values by section, with the URL of the data set as it was opened."""
+    weights_sha256: str | None = None
+    """The digest of the recipe's `weights`; None if it has none."""
+    methods: tuple[str, ...] = ("mucs",)
+    weights_dir: str | None = None
+    learned: Mapping[str, float] = field(default_factory=dict)
+    """The weights of ensemble/learned; empty if the run does not use it."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the file's content, which has the recipe's values beside the others."""
+        others = {"weights_sha256": self.weights_sha256, "methods": self.methods, "weights_dir": self.weights_dir}
+        return {**self.recipe, **others, **({"learned": dict(self.learned)} if self.learned else {})}
+
+
+def read_recorded_run(run_url: str) -> RecordedRun | None:
+    """Read recipe.json of a run directory; None if there is none."""
+    values = read_json_or_none(storage.join(run_url, RECIPE_FILE))
+    if values is None:
+        return None
+    return RecordedRun(
+        weights_sha256=values.pop("weights_sha256", None),
+        methods=tuple(values.pop("methods", ("mucs",))),
+        weights_dir=values.pop("weights_dir", None),
+        learned=values.pop("learned", {}),
+        recipe=values,
+    )
