@@ -19,7 +19,7 @@ from urllib.parse import urlsplit, urlunsplit
 from uuid import uuid4
 
 import fsspec
-from fsspec.core import url_to_fs
+from fsspec.core import split_protocol, url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from mucs_ray.errors import InputError, MachineError, MucsError
@@ -50,7 +50,10 @@ def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     filesystem does not cache listings, because other processes write too.
     """
     try:
-        fs, path = url_to_fs(url, use_listings_cache=False)
+        if "::" in url and "://" not in url.rpartition("::")[2]:
+            fs, path = unchained(url)
+        else:
+            fs, path = url_to_fs(url, use_listings_cache=False)
     except ImportError as error:
         raise MachineError(f"{redacted(url)}: {error}") from None
     except ValueError as error:
@@ -58,6 +61,14 @@ def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     if is_s3(fs):
         cast(Any, fs).retries = S3_RETRIES
     return fs, path
+
+
+def unchained(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """Return filesystem and path of a URL with "::" in the name of a file, which fsspec takes for a chain of URLs."""
+    protocol = split_protocol(url)[0] or "file"
+    kind = cast(Any, fsspec.get_filesystem_class(protocol))
+    options = kind._get_kwargs_from_urls(url)
+    return fsspec.filesystem(protocol, **options, use_listings_cache=False), kind._strip_protocol(url)
 
 
 def is_s3(fs: fsspec.AbstractFileSystem) -> bool:

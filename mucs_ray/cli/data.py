@@ -1,14 +1,18 @@
 """The commands `mucs-ray data ...`, which prepare a training set and show its images."""
 
 import io
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 from rich.text import Text
 
 from mucs_ray.cli.options import AddressOption, JsonOption, VerboseOption
 from mucs_ray.cli.terminal import terminal
+from mucs_ray.data.understood import lines
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -23,26 +27,44 @@ data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Prepar
 
 @data_app.command("prepare")
 def data_prepare(
-    name: Annotated[str, typer.Argument(help="emoji, cifar10, artbench10, coco, folder or parquet.")],
+    name: Annotated[str, typer.Argument(help="emoji, cifar10, artbench10, coco, folder, parquet or webdataset.")],
     source: Annotated[str | None, typer.Option("--source", help="Where the original files are.")] = None,
     out: Annotated[str | None, typer.Option("--out", help="URL to write to [default: data/NAME].")] = None,
     size: Annotated[int | None, typer.Option("--size", help="Shorter side in pixels.")] = None,
     rows_per_unit: Annotated[
         int | None, typer.Option("--rows-per-unit", min=1, help="Images in a unit of work [default: 256].")
     ] = None,
+    image_column: Annotated[
+        str | None,
+        typer.Option("--image-column", help="The column of file names or images, where it has another name."),
+    ] = None,
+    text_column: Annotated[
+        str | None, typer.Option("--text-column", help='The column of captions; "none": no captions.')
+    ] = None,
+    label_column: Annotated[
+        str | None, typer.Option("--label-column", help='The column of labels; "none": no labels.')
+    ] = None,
+    follow_links: Annotated[
+        bool, typer.Option("--follow-links", help="Read soft links that lead out of the source, or to folders.")
+    ] = False,
     address: AddressOption = None,
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Write a training set in the canonical form: Parquet shards and a card."""
+    """Write a training set in the canonical form, Parquet shards and a card, and say what was understood."""
     with terminal(as_json=as_json) as output:
+        from mucs_ray.data.sources import Choices
         from mucs_ray.run.resolve import prepare_data
 
+        choices = Choices(
+            image_column=image_column, text_column=text_column, label_column=label_column, follow_links=follow_links
+        )
         prepared = prepare_data(
             name,
             source,
             out or f"data/{name}",
             size,
+            choices=choices,
             rows_per_unit=rows_per_unit,
             console=output.console,
             address=address,
@@ -51,12 +73,16 @@ def data_prepare(
         card = prepared.card
         counts = {split: card.num_images(split) for split in ("train", "test")}
         output.console.print(
-            f"{prepared.url}: {counts['train']:,} train, {counts['test']:,} test images of {card.size} px,"
-            f" condition {card.condition} {card.condition_dim or ''}, {card.num_rejected} rejected",
+            escape(
+                f"{prepared.url}: {counts['train']:,} train, {counts['test']:,} test images of {card.size} px,"
+                f" condition {card.condition} {card.condition_dim or ''}, {card.num_rejected} rejected"
+            ),
             highlight=False,
             soft_wrap=True,
         )
-        output.result({"url": prepared.url, "counts": counts, "rejected": card.num_rejected, "size": card.size})
+        show_understood(output.console, card.understood)
+        summary = {"url": prepared.url, "counts": counts, "rejected": card.num_rejected, "size": card.size}
+        output.result({**summary, "understood": card.understood})
 
 
 @data_app.command("show")
@@ -90,6 +116,16 @@ def data_show(
             storage.publish(storage.absolute(out), buffer.getvalue())
             output.console.print(f"drawn at {escape(out)}", highlight=False, soft_wrap=True)
         output.result({"dataset": opened.url, "images": [shown.facts() for shown in images], "sheet": out})
+
+
+def show_understood(console: Console, understood: Mapping[str, Any]) -> None:
+    """Print a table of how a preparation has read the files of the source."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for subject, reading in lines(understood):
+        table.add_row(subject, Text(reading))
+    console.print(table)
 
 
 def line(shown: "Shown") -> str:

@@ -8,10 +8,14 @@ import warnings
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps, features
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
+AVIF = features.check("avif")
+"""Whether this Pillow reads AVIF, as official wheels do from 11.3 on."""
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", *(["AVIF"] if AVIF else []))
+EXTENSIONS = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", *([".avif"] if AVIF else []),
+)  # fmt: skip
 MAX_PIXELS = 64_000_000
 
 
@@ -22,16 +26,25 @@ class DecodeError(Exception):
 def decode(content: bytes, *, size: int | None, max_pixels: int = MAX_PIXELS) -> UInt8[np.ndarray, "3 h w"]:
     """Decode an encoded image and bring its shorter side to `size` px (None = unchanged). DecodeError if it is refused.
 
-    The first frame of an animation is used, and transparency becomes white; the EXIF rotation is ignored, as
-    torchvision does.
+    The first frame of an animation is used, transparency becomes white, and the image is turned upright as its EXIF
+    orientation says.
     """
+    return decode_upright(content, size=size, max_pixels=max_pixels)[0]
+
+
+def decode_upright(
+    content: bytes, *, size: int | None, max_pixels: int = MAX_PIXELS
+) -> tuple[UInt8[np.ndarray, "3 h w"], bool]:
+    """Decode as `decode` does, and tell whether the image had to be turned or mirrored."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the cap below is stricter
-            picture = Image.open(io.BytesIO(content), formats=FORMATS)
-        with picture:
-            check_pixels(picture.size, max_pixels, "has")
-            return to_array(flatten(picture), size, max_pixels)
+            warnings.filterwarnings("ignore", module="PIL")  # of damaged tags, which do not matter here
+            with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
+                check_pixels(picture.size, max_pixels, "has")
+                turned = is_turned(picture)
+                upright = ImageOps.exif_transpose(picture) if turned else picture
+                return to_array(flatten(upright), size, max_pixels), turned
     except DecodeError:
         raise
     except Image.UnidentifiedImageError:
@@ -39,6 +52,14 @@ def decode(content: bytes, *, size: int | None, max_pixels: int = MAX_PIXELS) ->
     except Exception as error:  # Pillow's plugins raise almost any exception on foreign bytes
         reason = (str(error).splitlines() or [""])[0][:120]
         raise DecodeError(f"cannot be decoded: {reason or type(error).__name__}") from None
+
+
+def is_turned(picture: Image.Image) -> bool:
+    """Return True if the EXIF orientation says that the image must be turned or mirrored; EXIF may be damaged."""
+    try:
+        return picture.getexif().get(ExifTags.Base.Orientation) in range(2, 9)
+    except Exception:  # its parser raises almost any exception on foreign bytes
+        return False
 
 
 def check_pixels(size: tuple[int, int], max_pixels: int, verb: str) -> None:

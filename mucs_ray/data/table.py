@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from errno import EINVAL
 from functools import cached_property
 from hashlib import sha256
-from typing import IO, TYPE_CHECKING, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -47,6 +47,8 @@ class Row:
     condition: Float32[np.ndarray, "captions d"] | None = None
     name: str | None = None
     """What the image is called in its source; None in sets that were prepared before names were kept."""
+    turned: bool = False
+    """Whether it was turned upright as its EXIF orientation says; counted, not stored."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +92,8 @@ class Card:
     schema_version: int = SCHEMA_VERSION
     request: dict[str, str] = field(default_factory=dict)
     """The arguments of `data prepare`; the same request again does nothing."""
+    understood: dict[str, Any] = field(default_factory=dict)
+    """What was made of the source's files (mucs_ray.data.understood); {} for sets of earlier versions."""
 
     @cached_property
     def fingerprint(self) -> str:

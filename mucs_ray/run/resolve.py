@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 
 from rich.console import Console
+from rich.markup import escape
 
 from mucs_ray import storage
 from mucs_ray.attribution.registry import all_methods, available_methods, find_method
 from mucs_ray.config.recipe import Recipe, Values, build, from_card, read_recipe, recipe_names, with_settings
 from mucs_ray.data.prepare import prepare
+from mucs_ray.data.sources import Choices
 from mucs_ray.data.sources.registry import load_source
 from mucs_ray.data.table import Dataset
 from mucs_ray.errors import InputError
@@ -91,6 +93,7 @@ def prepare_data(
     out: str,
     size: int | None,
     *,
+    choices: Choices | None = None,
     rows_per_unit: int | None = None,
     console: Console,
     address: str | None = None,
@@ -100,6 +103,8 @@ def prepare_data(
     from mucs_ray.engine.preparing import executor
 
     load_source(name)
-    console.print(f"preparing {name} at {out}", highlight=False, soft_wrap=True)
+    console.print(f"preparing {escape(name)} at {escape(out)}", highlight=False, soft_wrap=True)
     execute = executor(address, console, verbose=verbose)
-    return prepare(name, where=source, out=out, size=size, rows_per_unit=rows_per_unit, execute=execute)
+    return prepare(
+        name, where=source, out=out, size=size, choices=choices, rows_per_unit=rows_per_unit, execute=execute
+    )

@@ -45,9 +45,7 @@ def test_lossless_pixels_are_unchanged_and_channels_come_first():
     np.testing.assert_array_equal(decode(encoded(picture), size=5), np.asarray(picture).transpose(2, 0, 1))
 
 
-@pytest.mark.parametrize(
-    "content", [encoded(noise(4, 4), "TIFF"), encoded(noise(4, 4), "PPM"), b"", b"GIF89a", b"text"]
-)
+@pytest.mark.parametrize("content", [encoded(noise(4, 4), "PPM"), b"", b"GIF89a", b"text"])
 def test_other_content_is_refused(content):
     with pytest.raises(DecodeError, match=r"^(not a readable image of a known format|cannot be decoded)"):
         decode(content, size=8)

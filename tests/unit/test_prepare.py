@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from mucs_ray.data.prepare import WrittenShard, prepare
-from mucs_ray.data.sources import Task
+from mucs_ray.data.sources import Choices, Task
 from mucs_ray.data.table import Dataset
 from mucs_ray.errors import InputError
 
@@ -62,7 +62,7 @@ def test_the_same_request_again_does_nothing(tmp_path: Path, where: str) -> None
     out = tmp_path / "out"
     first = prepare("artbench10", where=where, out=str(out), size=4)
     before = stamps(out)
-    Path(where, "ArtBench-10.csv").unlink()
+    Path(where).rename(tmp_path / "moved")
     again = prepare("artbench10", where=where, out=str(out), size=4)
     assert stamps(out) == before and again.card == first.card
 
@@ -123,3 +123,55 @@ def test_an_unknown_source_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cifar10") as caught:
         prepare("cifar", where=None, out=str(tmp_path / "out"), size=None)
     assert "\n" not in str(caught.value)
+
+
+def test_a_source_that_has_changed_is_told(tmp_path: Path, where: str) -> None:
+    out = tmp_path / "out"
+    first = prepare("artbench10", where=where, out=str(out), size=4)
+    (Path(where) / "train/a/0.png").unlink()
+    (Path(where) / "train/a/9.png").write_bytes(png(9))
+    (Path(where) / "train/a/2.png").write_bytes(png(2) + b" ")
+    with pytest.raises(InputError, match=r"has changed since .* 1 new \(train/a/9.png\), 1 gone .*, 1 changed") as told:
+        prepare("artbench10", where=where, out=str(out), size=4)
+    assert "\n" not in str(told.value) and "delete" in str(told.value)
+    assert Dataset.open(str(out)).card == first.card
+
+
+def test_a_preparation_that_failed_is_not_in_the_way(tmp_path: Path, where: str) -> None:
+    bad = art(tmp_path / "bad", {"train/a/0.png": b"rubbish", "test/a/2.png": png(2)})
+    out = tmp_path / "out"
+    with pytest.raises(InputError, match="no training image"):
+        prepare("artbench10", where=bad, out=str(out), size=4)
+    assert [path for path in out.rglob("*") if path.is_file()] == []
+    assert prepare("artbench10", where=where, out=str(out), size=4).card.num_images("train") == 3
+
+
+def test_a_preparation_that_was_cut_off_is_done_anew(tmp_path: Path, where: str) -> None:
+    def cut_off(write: Callable[[Task], WrittenShard], tasks: Sequence[Task]) -> Iterator[WrittenShard]:
+        yield write(tasks[0])
+        raise KeyboardInterrupt
+
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        prepare("artbench10", where=where, out=str(out), size=5, execute=cut_off)
+    assert (out / "preparing.json").exists() and (out / "train/part-00000.parquet").exists()
+    assert prepare("artbench10", where=where, out=str(out), size=4).card.size == 4
+    (out / "card.json").unlink()
+    with pytest.raises(InputError, match="not empty and holds no data set"):
+        prepare("artbench10", where=where, out=str(out), size=4)
+
+
+def test_choices_are_part_of_the_request_and_refused_where_they_mean_nothing(tmp_path: Path, where: str) -> None:
+    with pytest.raises(InputError, match="artbench10 has no use for --label-column"):
+        prepare("artbench10", where=where, out=str(tmp_path / "a"), size=4, choices=Choices(label_column="x"))
+    source = str(Path(where, "train"))
+    made = prepare("folder", where=source, out=str(tmp_path / "b"), size=4, choices=Choices(label_column="none"))
+    assert made.card.request["label_column"] == "none" and made.card.condition == "none"
+    with pytest.raises(InputError, match=r"already holds folder .*label_column none"):
+        prepare("folder", where=source, out=str(tmp_path / "b"), size=4)
+
+
+def test_a_set_without_test_images_says_what_it_can_be_used_for(tmp_path: Path, where: str) -> None:
+    (Path(where) / "test/b/5.png").write_bytes(b"rubbish")
+    told = prepare("artbench10", where=where, out=str(tmp_path / "out"), size=4).card.understood
+    assert told["splits"][1]["images"] == 0 and "generate.conditions=train" in told["notes"][0]

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mucs_ray.data.prepare import prepare
-from mucs_ray.data.sources import Listing, Reject, Source
+from mucs_ray.data.sources import Choices, Listing, Reject, Source, parquet
 from mucs_ray.data.sources.cutting import held_out, tasks_of
 from mucs_ray.data.sources.registry import load_source
 from mucs_ray.data.table import Row
@@ -340,7 +340,11 @@ def test_parquet_cuts_by_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize(
     ("columns", "told"),
-    [({"picture": [b""]}, "image"), ({"image": ["a string"]}, "image"), ({"image": [b""], "label": [0.5]}, "label")],
+    [
+        ({"jpg2": ["x"]}, "jpg2.*--image-column"),
+        ({"image": ["a string"]}, "image"),
+        ({"image": [b""], "label": [0.5]}, "label"),
+    ],
 )
 def test_parquet_of_other_columns_is_one_line(tmp_path: Path, columns: dict[str, object], told: str) -> None:
     hub(tmp_path / "a.parquet", columns)
@@ -358,3 +362,51 @@ def test_parquet_that_is_not_there_or_is_not_parquet_is_one_line(tmp_path: Path)
         with pytest.raises(InputError) as caught:
             source.plan(where, None)
         one_line(caught)
+
+
+def test_parquet_in_folders_of_splits(tmp_path: Path) -> None:
+    hub(tmp_path / "default/train/0000.parquet", {"img": images(range(4)), "fine_label": [3, 1, 1, 3]})
+    hub(tmp_path / "default/validation/0000.parquet", {"img": images(range(4, 6)), "fine_label": [3, 1]})
+    hub(tmp_path / "default/test/0000.parquet", {"img": images(range(6, 8)), "fine_label": [-1, -1]})
+    source = load_source("parquet")
+    listing = source.plan(str(tmp_path), 4)
+    assert listing.classes == ("1", "3") and [task.split for task in listing.tasks] == ["train", "test"]
+    rows = [each for each in everything(source, listing) if isinstance(each, Row)]
+    assert [(row.idx, int(row.image[0, 0, 0])) for row in rows] == [(n, n) for n in range(6)]
+    assert rows[4].name == "default/validation/0000.parquet:0:4.png"
+    assert [(each.reason, each.count) for each in listing.understood.passed_over] == [
+        ("held-out rows whose labels are all hidden", 2)]  # fmt: skip
+
+
+def test_parquet_of_several_configurations_is_refused(tmp_path: Path) -> None:
+    for name in ("de", "en"):
+        hub(tmp_path / name / "train/0000.parquet", {"image": images(range(2))})
+    with pytest.raises(InputError, match="several data sets: de/, en/") as caught:
+        load_source("parquet").plan(str(tmp_path), 4)
+    one_line(caught)
+
+
+def test_parquet_columns_are_recognised_or_named(tmp_path: Path) -> None:
+    where = str(hub(tmp_path / "a.parquet", {"scan": images(range(8)), "says": ["x"] * 8, "kind": ["cat ", "cat"] * 4}))
+    listing = parquet.plan(where, 4)
+    assert (listing.condition, listing.understood.notes) == ("none", ("columns that are not read: says, kind",))
+    listing = parquet.plan(where, 4, Choices(text_column="says", label_column="kind"))
+    rows = [each for task in listing.tasks for each in parquet.read(task) if isinstance(each, Row)]
+    assert (listing.classes, {row.text for row in rows}, len(rows)) == (("cat",), {("x",)}, 8)
+    for choices, told in [
+        (Choices(image_column="says"), "column 'says' is string; .*scan"),
+        (Choices(text_column="scan"), "column 'scan' is struct.*expected strings"),
+        (Choices(label_column="gone"), "no column 'gone' for --label-column; its columns: scan, says, kind"),
+    ]:
+        with pytest.raises(InputError, match=told) as caught:
+            parquet.plan(where, 4, choices)
+        one_line(caught)
+
+
+@pytest.mark.parametrize("values", [[[1, 2]] * 4, [0.5] * 4, [{"a": 1}] * 4])
+def test_parquet_labels_that_are_none_name_the_way_without(tmp_path: Path, values: list[object]) -> None:
+    where = str(hub(tmp_path / "a.parquet", {"image": images(range(4)), "labels": values}))
+    with pytest.raises(InputError, match=r"'labels'.*--label-column names another column, or none") as caught:
+        parquet.plan(where, 4)
+    one_line(caught)
+    assert parquet.plan(where, 4, Choices(label_column="none")).condition == "none"

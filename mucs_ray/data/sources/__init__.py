@@ -3,14 +3,34 @@
 A source is a module (or any object) with two functions:
     plan(where, size) -> Listing     reads only what is needed to list the images; InputError/MachineError in one line
     read(task) -> Iterator[Row | Reject]   decodes the images of one task, anywhere in the cluster
+A source that lets the user choose names in CHOICES the fields of `Choices` that it knows, and `plan` takes them third.
 A third party adds a source through the entry point group `mucs_ray.sources`.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol
 
 from mucs_ray.data.table import Row, Split
+from mucs_ray.data.understood import Understood
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choices:
+    """What the user says about a source where its files alone do not say it, or say it otherwise."""
+
+    image_column: str | None = None
+    """The column of file names or of images."""
+    text_column: str | None = None
+    """The column of captions; "none" for no captions at all."""
+    label_column: str | None = None
+    """The column of labels; "none" for no labels at all."""
+    follow_links: bool = False
+    """Whether soft links may lead out of the source."""
+
+    def given(self) -> dict[str, str]:
+        """Return what was said, as text; nothing for what was left open."""
+        return {name: str(value) for name, value in asdict(self).items() if value}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +66,8 @@ class Listing:
     """The number of images in a row group: seconds of scoring on the device that the set is meant for."""
     distributed: bool = False
     """Whether the images are decoded through Ray Data, because there are many, or else in this process."""
+    understood: Understood = field(default_factory=Understood)
+    """What the source took its files for."""
 
 
 class Source(Protocol):
@@ -57,4 +79,12 @@ class Source(Protocol):
 
     def read(self, task: Task) -> Iterator[Row | Reject]:
         """Decode one task's images, in order of idx."""
+        ...
+
+
+class ChoosingSource(Protocol):
+    """A source that lets the user choose."""
+
+    def plan(self, where: str | None, size: int | None, choices: Choices | None = None) -> Listing:
+        """List the images as the user says."""
         ...
