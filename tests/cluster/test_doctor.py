@@ -146,7 +146,7 @@ def test_a_node_that_dies_is_named_and_the_others_answer(
     listed = alive_nodes()
     nodes.kill(doomed)
     started = time.monotonic()
-    monkeypatch.setattr("mucs_ray.engine.nodes.alive", lambda: listed)
+    monkeypatch.setattr("mucs_ray.engine.nodes.alive_nodes", lambda: listed)
     monkeypatch.setattr(machine, "describe_machine", partial(replace, MACHINE, versions=machine.versions()))
     check_shared(str(tmp_path))
     findings = list(doctor.nodes())

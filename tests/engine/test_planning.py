@@ -60,7 +60,7 @@ def test_a_streamed_stage_prints_its_pace_and_plan_reads_it(
     """The pace comes with the first receipt here, because the test sets the minute to 0 s on the driver, which keeps
     the time.
     """
-    monkeypatch.setattr(pace, "FIRST_S", 0.0)
+    monkeypatch.setattr(pace, "MEASURED_S", 0.0)
     pipeline, score = open_tiny(data, copied(), score={"noises": 7}), "attribute/mucs/score"
     before = pipeline.plan("attribute")
     assert before[score].status == "stale"
