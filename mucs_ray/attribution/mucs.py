@@ -114,7 +114,7 @@ class MUCS(LossAttributor):
 def resolve_bound(config: MUCSConfig, settings: MethodSettings) -> Literal["drawn", "linear", "zero-output"] | float:
     """Return the bound to use for a model of this kind, in place of "auto"."""
     if config.bound == "auto":
-        return "drawn" if settings.model.trains else "linear"
+        return settings.model.bound
     return config.bound
 
 

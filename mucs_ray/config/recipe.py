@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import resources
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt
 
@@ -38,7 +38,12 @@ class GenerateConfig:
     """The number of targets, which are the generated images that are attributed."""
     controls: Annotated[int, Ge(0)] = 20
     """The number of generated images that are not attributed, to detect collateral damage."""
+    sampler: Literal["auto", "heun", "ddim", "ancestral", "euler"] = "auto"
+    """heun; ddim or ancestral where the network predicts on a table of steps; euler for the official networks on a
+    continuous one. "auto": the first that is usual for the model's process (mucs_ray/diffusion/samplers.py)."""
     steps: Annotated[int, Gt(0)] = 32
+    compat: bool = False
+    """Leave out euler's last step, as the official code does; some noise stays in the images."""
     guidance: float = 1.0
     items_per_forward: Annotated[int, Gt(0)] = 1
     """The number of images in one forward. At 1, in fp32, an image is bitwise independent of the others."""
@@ -191,6 +196,12 @@ def check_fits(recipe: Recipe, card: Card) -> None:
         raise InputError(
             f"{num_items} images to generate (items + controls), but the test split has only {num_conditions}"
             " conditions"
+        )
+    mucs = recipe.method.get("mucs")
+    if mucs is not None and mucs.bound == "drawn" and not recipe.model.trains:
+        raise InputError(
+            f"method.mucs.bound is drawn from untrained weights, and model.kind {recipe.model.kind} has none; set it to"
+            ' "linear"'
         )
     num_images = card.num_images("train")
     if recipe.weights is None and recipe.model.trains and num_images < recipe.train.batch_size:

@@ -28,6 +28,9 @@ GENERATED = {TARGETS: "generate"}
 ENCODERS = ("clip", "dino")
 """The pretrained networks with which methods compare images; the metrics have the same names."""
 
+LATER = {"generate.sampler": "auto", "generate.compat": False, "score.lowest_sigma": None}
+"""Settings that came later, with the values that mean what was done before: those are not part of a fingerprint."""
+
 
 def recipe_slice(recipe: Recipe, *keys: str, without: Sequence[str] = ()) -> dict[str, Any]:
     """Return the recipe values under these sections or dotted keys, by dotted key, as they look in JSON."""
@@ -41,7 +44,8 @@ def recipe_slice(recipe: Recipe, *keys: str, without: Sequence[str] = ()) -> dic
         )
         flat |= {name: jsonable(setting) for name, setting in entries.items()}
     read = {name: value for name, value in flat.items() if name in keys or name.rpartition(".")[0] in keys}
-    return {name: value for name, value in read.items() if name not in without}
+    left_out = {*without, *(name for name, before in LATER.items() if read.get(name, before) == before)}
+    return {name: value for name, value in read.items() if name not in left_out}
 
 
 @dataclass(frozen=True, kw_only=True)
