@@ -372,7 +372,7 @@ STALE: dict[str, tuple[Any, set[str]]] = {
     "evaluate.unrelated": (1, {"evaluate/unrelated", "report"}),
     "engine.train_workers": (2, set()),
     "engine.trainings": (1, set()),
-    "engine.check_weights": (False, set()),
+    "engine.check_weights": (True, set()),
     "engine.actors": ([1, 2], set()),
     "engine.stages_per_pass": (1, set()),
     "engine.max_failures": (1, set()),
