@@ -10,7 +10,7 @@ export OMP_NUM_THREADS ?= 1
 # without .pyc files every process of Ray starts several times slower
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test test-all test-plain test-engine test-commands lint format clean
+.PHONY: setup demo demo-full test test-all test-plain test-engine test-commands lint format clean
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
@@ -28,6 +28,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: setup
 	$(BIN)/mucs-ray demo
+
+demo-full: setup
+	$(BIN)/mucs-ray demo --full
 
 # side by side, in lanes that take about equally long: those with Ray wait for processes half of the time
 test: setup

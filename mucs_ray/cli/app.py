@@ -21,6 +21,7 @@ from mucs_ray.cli.options import (
     DatasetOption,
     DemoRunOption,
     ForOption,
+    FullOption,
     ImageOption,
     ItemsOption,
     JsonOption,
@@ -123,23 +124,27 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 @app.command()
 def demo(
     run: DemoRunOption = None,
+    full: FullOption = False,
     seed: SeedOption = None,
     settings: SetOption = None,
     weights_dir: WeightsDirOption = None,
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Run everything on the embedded emoji, in minutes on a laptop: train, generate, attribute, and test the answer."""
+    """Explain eight emoji that a small embedded model makes; with --full, train the model and test the answer too."""
+    from mucs_ray.run.resolve import DEMO_WEIGHTS, EMBEDDED
+
     with terminal(as_json=as_json) as output:
         options = Request(
-            dataset="emoji",
-            run=run or "runs/demo",
+            dataset=EMBEDDED,
+            run=run or ("runs/demo-full" if full else "runs/demo"),
+            weights=None if full else DEMO_WEIGHTS,
             seed=seed,
             settings=settings or (),
             weights_dir=weights_dir,
             verbose=verbose,
         )
-        work("evaluate", output, *open_pipeline(output, options))
+        work("evaluate" if full else "attribute", output, *open_pipeline(output, options))
 
 
 def stage_command(name: str, summary: str) -> None:

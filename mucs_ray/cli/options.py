@@ -9,7 +9,10 @@ DatasetOption = Annotated[
 ]
 RecipeOption = Annotated[str | None, typer.Option("--recipe", help="A recipe's name or a TOML file.")]
 RunOption = Annotated[str | None, typer.Option("--run", help="Run directory, any fsspec URL [default: runs/RECIPE].")]
-DemoRunOption = Annotated[str | None, typer.Option("--run", help="Run directory, any fsspec URL [default: runs/demo].")]
+DemoRunOption = Annotated[
+    str | None, typer.Option("--run", help="Run directory, any fsspec URL [default: runs/demo, runs/demo-full].")
+]
+FullOption = Annotated[bool, typer.Option("--full", help="Train the model here, and test the answer by removal.")]
 CheckRunOption = Annotated[
     str | None, typer.Option("--run", help="A run directory that every node should share, any fsspec URL.")
 ]

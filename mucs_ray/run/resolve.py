@@ -1,6 +1,7 @@
 """Functions that turn what a user names (a data set, a recipe, weights) into a checked recipe and a data set."""
 
 from collections.abc import Sequence
+from importlib import resources
 
 from rich.console import Console
 from rich.markup import escape
@@ -16,6 +17,9 @@ from mucs_ray.data.table import Dataset
 from mucs_ray.errors import InputError
 from mucs_ray.pipeline.recipe_file import read_recorded_run
 
+DEMO_WEIGHTS = str(resources.files("mucs_ray.recipes").joinpath("emoji.safetensors"))
+"""The weights of a network of the recipe emoji that was trained for longer than a demo may take
+(benchmarks/demo_weights.py)."""
 EMBEDDED = "emoji"
 """The data set that needs no source, and is prepared on first use."""
 

@@ -78,7 +78,7 @@ def small(*command: str) -> list[str]:
 
 
 def small_demo(folder: str) -> list[str]:
-    return small("demo", "--run", folder)
+    return small("demo", "--full", "--run", folder)
 
 
 def stop_when(process: subprocess.Popen[str], when: Callable[[], bool], with_signal: int) -> tuple[int, str]:
