@@ -100,7 +100,7 @@ def show_answer(console: Console, document: dict[str, Any], analysis: "Analysis 
     attributions = document.get("attributions", {})
     for method in without_variants(list(attributions)):
         attribution = attributions[method]
-        table = Table("item", "test idx", f"most influential training images by {method}: idx (score) name", box=None)
+        table = Table("item", "idx", f"most influential training images by {method}: idx (score) name", box=None)
         for item in attribution["items"]:
             table.add_row(str(item["item"]), str(item["idx"]), escape(top_places(item)))
         console.print(table)

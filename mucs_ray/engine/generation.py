@@ -30,8 +30,10 @@ from mucs_ray.store.run import Stage
 
 
 def plan_items(dataset: Dataset, config: GenerateConfig, seed: int) -> list[PlannedItem]:
-    """Test images in a seeded order: first the targets, then the controls (spec 6)."""
-    idx = np.concatenate([table["idx"].to_numpy() for table in dataset.stream("test", ["idx"])])
+    """Images that lend their conditions, those of the test split or as asked, in a seeded order: first the targets, then
+    the controls (spec 6).
+    """
+    idx = np.concatenate([table["idx"].to_numpy() for table in dataset.stream(config.conditions, ["idx"])])
     order = generator(seed, "generate/conditions").permutation(len(idx))[: config.items + config.controls]
 
     def role(number: int) -> Role:
@@ -44,13 +46,13 @@ def plan_items(dataset: Dataset, config: GenerateConfig, seed: int) -> list[Plan
 
 
 def generate_together(
-    denoiser: DiffusionModel, test: LocalImages, planned: Sequence[PlannedItem], config: GenerateConfig, seed: int
+    denoiser: DiffusionModel, lenders: LocalImages, planned: Sequence[PlannedItem], config: GenerateConfig, seed: int
 ) -> list[Item]:
     """Some items as one batch, each from its own named noise: alone in it, one does not depend on others to the last
     bit.
     """
     device = next(denoiser.parameters()).device
-    batch = test.batch(np.asarray([each.row for each in planned]))
+    batch = lenders.batch(np.asarray([each.row for each in planned]))
     condition = moved(batch.condition, device)
     size = denoiser.shape
     noise = torch.cat([normal(generator(seed, f"generate/idx={each.idx}"), 1, *size) for each in planned]).to(device)
@@ -78,10 +80,10 @@ def generate_items(
 ) -> dict[str, str]:
     """Generate and publish some items; sha256 by file."""
     codec = adapter(job.model).codec(next(denoiser.parameters()).device)
-    test = LocalImages(job.dataset, "test", on_unit=heartbeat)  # for its conditions
+    lenders = LocalImages(job.dataset, job.config.conditions, on_unit=heartbeat)
     digests = {}
     for some in batches(planned, job.config.items_per_forward):
-        for each, item in zip(some, generate_together(denoiser, test, some, job.config, job.seed), strict=True):
+        for each, item in zip(some, generate_together(denoiser, lenders, some, job.config, job.seed), strict=True):
             digests[item_file(job.stage, each.number)] = save_item(job.stage, item, codec, {"role": each.role})
             done(each.number)
     return digests

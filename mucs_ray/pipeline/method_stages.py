@@ -27,6 +27,8 @@ GENERATED = {TARGETS: "generate"}
 """An attribution depends on the generated images that it explains, and not on the controls beside them."""
 ENCODERS = ("clip", "dino")
 """The pretrained networks with which methods compare images; the metrics have the same names."""
+LATER = {"generate.conditions": "test"}
+"""Settings that came later, with the values that mean what was done before: those are not part of a fingerprint."""
 
 
 def recipe_slice(recipe: Recipe, *keys: str, without: Sequence[str] = ()) -> dict[str, Any]:
@@ -41,7 +43,8 @@ def recipe_slice(recipe: Recipe, *keys: str, without: Sequence[str] = ()) -> dic
         )
         flat |= {name: jsonable(setting) for name, setting in entries.items()}
     read = {name: value for name, value in flat.items() if name in keys or name.rpartition(".")[0] in keys}
-    return {name: value for name, value in read.items() if name not in without}
+    left_out = {*without, *(name for name, before in LATER.items() if read.get(name, before) == before)}
+    return {name: value for name, value in read.items() if name not in left_out}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -111,7 +111,7 @@ def item_sections(pipeline: Pipeline, methods: Sequence[str]) -> list[ItemSectio
         method: read_facts(pipeline.stages[f"attribute/{method}"], RankingFacts).histograms for method in methods
     }
     planned = read_facts(pipeline.stages["generate"], GenerationFacts).items
-    test_rows = pipeline.dataset.find({item.idx for item in planned}, "test")
+    lenders = pipeline.dataset.find({item.idx for item in planned}, pipeline.recipe.generate.conditions)
     model, card, sections = pipeline.recipe.model, pipeline.dataset.card, []
     codec = adapter(model).codec(torch.device("cpu"))
     for number in range(pipeline.recipe.generate.items):
@@ -125,7 +125,7 @@ def item_sections(pipeline: Pipeline, methods: Sequence[str]) -> list[ItemSectio
             )
             for method, top in tops.items()
         ]
-        row = test_rows[planned[number].idx]
+        row = lenders[planned[number].idx]
         label = condition_name(row, card) if model.conditional else "unconditional"
         sections.append(
             ItemSection(number=number, idx=item.idx, label=label, image=shown(item, codec), answers=tuple(answers))
