@@ -30,8 +30,8 @@ from mucs_ray.store.run import Stage
 
 
 def plan_items(dataset: Dataset, config: GenerateConfig, seed: int) -> list[PlannedItem]:
-    """Images that lend their conditions, those of the test split or as asked, in a seeded order: first the targets, then
-    the controls (spec 6).
+    """Images that lend their conditions, of the split that is asked for, in a seeded order: first the targets, then the
+    controls (spec 6).
     """
     idx = np.concatenate([table["idx"].to_numpy() for table in dataset.stream(config.conditions, ["idx"])])
     order = generator(seed, "generate/conditions").permutation(len(idx))[: config.items + config.controls]
