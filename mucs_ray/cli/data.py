@@ -81,8 +81,8 @@ def data_prepare(
             soft_wrap=True,
         )
         show_understood(output.console, card.understood)
-        told = {"url": prepared.url, "counts": counts, "rejected": card.num_rejected, "size": card.size}
-        output.result({**told, "understood": card.understood})
+        summary = {"url": prepared.url, "counts": counts, "rejected": card.num_rejected, "size": card.size}
+        output.result({**summary, "understood": card.understood})
 
 
 @data_app.command("show")
@@ -118,13 +118,13 @@ def data_show(
         output.result({"dataset": opened.url, "images": [shown.facts() for shown in images], "sheet": out})
 
 
-def show_understood(console: Console, told: Mapping[str, Any]) -> None:
-    """The table that a preparation ends with: what was made of the files."""
+def show_understood(console: Console, understood: Mapping[str, Any]) -> None:
+    """Print a table of how a preparation has read the files of the source."""
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
-    for what, how in lines(told):
-        table.add_row(what, Text(how))
+    for subject, reading in lines(understood):
+        table.add_row(subject, Text(reading))
     console.print(table)
 
 

@@ -93,7 +93,7 @@ def test_a_folder_that_all_nodes_see_is_shared_and_nothing_stays_there(cluster: 
     assert finding.ok and finding.found.startswith(f"{tmp_path}/old: ")
 
 
-def test_a_local_path_of_each_nodes_own_is_told_in_one_line(cluster: Cluster, nodes: Nodes, apart: Path):
+def test_a_local_path_of_each_nodes_own_is_one_line(cluster: Cluster, nodes: Nodes, apart: Path):
     line = refused(partial(check_shared, str(apart / "own-run")))
     blind = [str(node) for node in alive() if node.cpus]
     assert len(blind) == 2 and all(node in line for node in blind)

@@ -59,7 +59,7 @@ def test_the_results_are_those_of_local_files_bit_for_bit(on_s3: Pipeline, on_di
     assert "scores.parquet" in files
 
 
-def test_what_is_there_is_what_is_there_on_disk(on_s3: Pipeline, on_disk: Pipeline):
+def test_the_same_files_exist_as_on_disk(on_s3: Pipeline, on_disk: Pipeline):
     """No files of Ray Train, and none of failed attempts, are left."""
     files = files_under(on_disk.run_url)
     assert files_under(on_s3.run_url) == files

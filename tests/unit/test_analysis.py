@@ -1,4 +1,4 @@
-"""Pooling over seeds and methods: which numbers go together, and when they refuse to (spec 11.2)."""
+"""The analysis pools over seeds and methods, and refuses outcomes that are not comparable (spec 11.2)."""
 
 import json
 import math
@@ -25,7 +25,7 @@ def outcome(
     top: Sequence[Sequence[int]] | None = None,
     **facts: Any,
 ) -> MethodOutcome:
-    """By default the items' lists are (0, 1), (10, 11), ...: no overlap."""
+    """Return an outcome; by default the items' lists are (0, 1), (10, 11), ..., without overlap."""
     lists = [[10 * item, 10 * item + 1] for item in range(len(similarity))] if top is None else top
     values: dict[str, Any] = {"num_images": 1000, "removed": 40, "seconds_an_item": 1.0} | facts
     return MethodOutcome(
@@ -47,7 +47,7 @@ def with_metrics(base: MethodOutcome, similarity: Mapping[str, Sequence[float]])
 
 
 def two_seeds() -> list[MethodOutcome]:
-    """The mucs items of seed 2 are all below, those of seed 1 are mixed; given out of order."""
+    """Return outcomes out of order; the mucs items of seed 2 are all below random's, those of seed 1 are mixed."""
     return [
         outcome("mucs", 0.1, 0.2, 0.3, seed=2, removed=30, seconds_an_item=3.0),
         outcome("random", 0.5, 0.7, 0.9, seed=1),
@@ -58,9 +58,9 @@ def two_seeds() -> list[MethodOutcome]:
 
 def test_items_are_pooled_over_the_seeds():
     """Of the 36 pairs: 18 above the 0.1 to 0.3, 3 and a tie for each 0.6, a tie and one above for the 0.8."""
-    found = analyse(two_seeds(), [])
-    mucs = found.of("mucs")
-    assert (found.seeds, found.num_items, found.num_images, found.top_k) == ((1, 2), 6, 1000, 2)
+    actual = analyse(two_seeds(), [])
+    mucs = actual.of("mucs")
+    assert (actual.seeds, actual.num_items, actual.num_images, actual.top_k) == ((1, 2), 6, 1000, 2)
     assert (mucs.removed, mucs.removed_share, mucs.seconds_an_item) == ((20, 30), 0.025, 2.0)
     ssim = mucs.metrics["ssim"]
     assert (ssim.n, ssim.n_random) == (6, 6)
@@ -90,9 +90,9 @@ def test_random_against_itself_is_a_half_and_no_test():
 
 
 def test_methods_come_as_given_with_the_reference_first():
-    found = analyse([outcome(method, 0.5, 0.6) for method in ("dino", "random", "clip")], [])
-    assert [method.method for method in found.methods] == ["random", "dino", "clip"]
-    assert [method.method for method in found.compared] == ["dino", "clip"]
+    actual = analyse([outcome(method, 0.5, 0.6) for method in ("dino", "random", "clip")], [])
+    assert [method.method for method in actual.methods] == ["random", "dino", "clip"]
+    assert [method.method for method in actual.compared] == ["dino", "clip"]
     other = analyse([outcome(method, 0.5, 0.6) for method in ("dino", "random", "clip")], [], reference="clip")
     assert [method.method for method in other.methods] == ["clip", "dino", "random"]
 
@@ -124,18 +124,18 @@ def analyse_metrics(similarity: Mapping[str, Sequence[float]], random: Sequence[
 
 
 def test_the_papers_mean_is_over_its_four_metrics_only():
-    found = analyse_metrics(PAPERS_FOUR | {"dino": [0.0, 0.0]})
-    assert found.metrics == ("ssim", "sscd", "lpips", "clip", "dino")
-    assert (found.mean_label, found.of("mucs").mean_auc) == ("μ", pytest.approx(0.5))
-    assert found.of("mucs").mean_difference == pytest.approx(100 * ((0.15 + 0.5 + 0.5 + 0.65) / 4 / 0.45 - 1))
+    actual = analyse_metrics(PAPERS_FOUR | {"dino": [0.0, 0.0]})
+    assert actual.metrics == ("ssim", "sscd", "lpips", "clip", "dino")
+    assert (actual.mean_label, actual.of("mucs").mean_auc) == ("μ", pytest.approx(0.5))
+    assert actual.of("mucs").mean_difference == pytest.approx(100 * ((0.15 + 0.5 + 0.5 + 0.65) / 4 / 0.45 - 1))
     spread = [1.98 * width / 2 / 0.45 * 100 for width in (0.1, 0.8, 0.8, 0.1)]
-    assert found.of("mucs").mean_difference_half_width == pytest.approx(np.mean(spread))
+    assert actual.of("mucs").mean_difference_half_width == pytest.approx(np.mean(spread))
 
 
 def test_a_mean_of_fewer_metrics_says_so():
-    found = analyse_metrics({"dino": [0.0, 0.0], "ssim": [0.1, 0.2], "clip": [0.6, 0.7], "mse": [-0.2, -0.1]})
-    assert (found.mean_metrics, found.mean_label) == (("ssim", "clip"), "mean of SSIM, CLIP")
-    assert found.of("mucs").mean_auc == pytest.approx(0.5)
+    actual = analyse_metrics({"dino": [0.0, 0.0], "ssim": [0.1, 0.2], "clip": [0.6, 0.7], "mse": [-0.2, -0.1]})
+    assert (actual.mean_metrics, actual.mean_label) == (("ssim", "clip"), "mean of SSIM, CLIP")
+    assert actual.of("mucs").mean_auc == pytest.approx(0.5)
     none = analyse_metrics({"dino": [0.0, 0.0]})
     assert (none.mean_metrics, none.mean_label, none.of("mucs").mean_auc) == ((), "", None)
     assert none.of("mucs").mean_auc_interval is None
@@ -160,7 +160,7 @@ def test_distances_have_an_auc_but_no_relative_numbers():
 
 
 def test_controls_are_held_against_the_controls_of_random():
-    found = analyse(
+    actual = analyse(
         [
             outcome("random", 0.4, 0.5, controls=[0.5, 0.6, 0.7]),
             outcome("mucs", 0.1, 0.2, controls=[0.1, 0.2, 0.3]),
@@ -168,8 +168,8 @@ def test_controls_are_held_against_the_controls_of_random():
         ],
         [],
     )
-    assert found.of("mucs").controls == {"ssim": Control(n=3, auc=1, p=pytest.approx(2 / 20))}
-    assert (found.of("dino").controls, found.of("random").controls) == ({}, {})
+    assert actual.of("mucs").controls == {"ssim": Control(n=3, auc=1, p=pytest.approx(2 / 20))}
+    assert (actual.of("dino").controls, actual.of("random").controls) == ({}, {})
 
 
 def test_overlap_is_pooled_over_the_seeds_and_also_within_a_seed():
@@ -261,8 +261,8 @@ def test_an_analysis_is_json():
         for seed in (1, 2)
         for method in ("random", "mucs")
     ]
-    found = analyse(outcomes, [Unrelated(seed=1, similarity={"ssim": np.float32([0.1]), "mse": np.float32([-1])})])
-    read = json.loads(json.dumps(asdict(found), allow_nan=False))
+    analysis = analyse(outcomes, [Unrelated(seed=1, similarity={"ssim": np.float32([0.1]), "mse": np.float32([-1])})])
+    read = json.loads(json.dumps(asdict(analysis), allow_nan=False))
     assert read["methods"][1]["metrics"]["ssim"]["auc"] == 0.5
     assert read["methods"][1]["metrics"]["mse"]["difference"] is None
     assert read["methods"][1]["removed"] == [40, 40]

@@ -37,7 +37,7 @@ def document(name: str) -> dict[str, Any]:
 
 
 def values(node: object, path: str = "") -> Iterator[tuple[str, object]]:
-    """Every leaf with its path."""
+    """Yield every leaf of a document with its path."""
     if isinstance(node, dict):
         for key, value in node.items():
             yield from values(value, f"{path}.{key}")
@@ -53,10 +53,10 @@ def without_comments(name: str) -> str:
 
 
 def test_the_files_of_the_table_are_all_there_are():
-    told = set(re.findall(r"\| `cluster/([\w.-]+)` \|", text("README.md")))
+    listed = set(re.findall(r"\| `cluster/([\w.-]+)` \|", text("README.md")))
     others = {"README.md", "Dockerfile", "Dockerfile.dockerignore", "kubernetes.yaml", "grafana-dashboard.json"}
-    assert told | others == set(NAMES)
-    assert len(told) == 7
+    assert listed | others == set(NAMES)
+    assert len(listed) == 7
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name.endswith(".yaml")])
@@ -89,9 +89,9 @@ def test_ray_and_python_are_the_same_everywhere():
 
 def test_the_image_is_the_same_everywhere():
     named = {name: set(re.findall(r"\S*/mucs-ray:\S+", text(name))) for name in NAMES}
-    users = {name for name, found in named.items() if found}
+    users = {name for name, images in named.items() if images}
     assert users == {"README.md", "Dockerfile", "compose.yaml", *LAUNCHER, *KUBERAY}
-    assert all(found == {image()} for name, found in named.items() if name in users)
+    assert all(images == {image()} for name, images in named.items() if name in users)
 
 
 def instructions() -> list[tuple[str, str]]:
@@ -100,18 +100,18 @@ def instructions() -> list[tuple[str, str]]:
 
 
 def test_the_dockerfile():
-    told = instructions()
-    words = [word for word, _ in told]
+    steps = instructions()
+    words = [word for word, _ in steps]
     assert set(words) <= {"ARG", "FROM", "ENV", "WORKDIR", "COPY", "RUN", "USER"}
     assert words.count("FROM") == 1 and set(words[: words.index("FROM")]) <= {"ARG"}
-    assert ("FROM", "rayproject/ray:${RAY_VERSION}-${PYTHON}-cpu") in told
-    assert ("ARG", f"RAY_VERSION={PINS['ray']}") in told
-    assert told[-1][0] == "USER" and int(told[-1][1].split(":")[0]) == 1000  # a number: Kubernetes checks it is not 0
-    assert [word for word, rest in told if word == "USER" and rest.startswith(("root", "0"))] == []
-    (installed,) = [rest for word, rest in told if word == "RUN"]
+    assert ("FROM", "rayproject/ray:${RAY_VERSION}-${PYTHON}-cpu") in steps
+    assert ("ARG", f"RAY_VERSION={PINS['ray']}") in steps
+    assert steps[-1][0] == "USER" and int(steps[-1][1].split(":")[0]) == 1000  # a number: Kubernetes checks it is not 0
+    assert [word for word, rest in steps if word == "USER" and rest.startswith(("root", "0"))] == []
+    (installed,) = [rest for word, rest in steps if word == "RUN"]
     assert "--constraint constraints.txt" in installed and "index" not in installed
-    assert any("RAY_AUTH_MODE=token" in rest for word, rest in told if word == "ENV")
-    copied = [source for word, rest in told if word == "COPY" for source in rest.split()[:-1]]
+    assert any("RAY_AUTH_MODE=token" in rest for word, rest in steps if word == "ENV")
+    copied = [source for word, rest in steps if word == "COPY" for source in rest.split()[:-1]]
     assert [source for source in copied if not (ROOT / source).exists()] == []
     ignored = text("Dockerfile.dockerignore").splitlines()
     assert "*" in ignored
@@ -122,7 +122,7 @@ def test_the_dockerfile():
 
 
 def scripts(name: str) -> list[str]:
-    """What a shell gets to see: strings of YAML, code of a page, or the file."""
+    """Return the texts that a shell runs: strings of YAML, code of a page, or the file itself."""
     if name.endswith(".yaml"):
         return [value for each in yaml.safe_load_all(text(name)) for _, value in values(each) if isinstance(value, str)]
     return (
@@ -133,7 +133,7 @@ def scripts(name: str) -> list[str]:
 
 
 def entrypoints(name: str) -> list[list[str]]:
-    """The words after `mucs-ray` of every call in a file, to the end of the command."""
+    """Return, for every call of `mucs-ray` in a file, the words after it up to the end of the command."""
     called = []
     for script in scripts(name):
         joined = re.sub(r"\\\n\s*", " ", "".join(script))
@@ -230,7 +230,7 @@ def test_the_network_policy_lets_in_the_namespace_and_the_operator_alone():
 
 
 def check_launcher(config: dict[str, Any]) -> None:
-    """What Ray's validate_config checks, with the schema of the installed Ray."""
+    """Check a configuration against the schema of the installed Ray, as Ray's validate_config does."""
     schema = json.loads(Path(str(distribution("ray").locate_file("ray/autoscaler/ray-schema.json"))).read_text())
     jsonschema.validate(config, schema)
     kinds = config["available_node_types"]
@@ -299,7 +299,7 @@ JOB_FIELDS = {
 
 
 def spec_of(name: str) -> dict[str, Any]:
-    """The cluster's part."""
+    """Return the part of a document that describes the cluster."""
     spec = document(name)["spec"]
     return spec["rayClusterSpec"] if name == "rayjob.yaml" else spec
 
@@ -376,8 +376,8 @@ def test_the_cluster_of_kuberay():
     assert (head["rayStartParams"]["num-cpus"], head["rayStartParams"]["num-gpus"]) == ("0", "0")
     assert gpu["minReplicas"] == gpu["replicas"] == 0 < gpu["maxReplicas"]
     (worker,) = gpu["template"]["spec"]["containers"]
-    most = gpu["maxReplicas"] * worker["resources"]["limits"]["nvidia.com/gpu"]
-    assert {"name": "MUCS_RAY_MAX_GPUS", "value": str(most)} in head["template"]["spec"]["containers"][0]["env"]
+    max_gpus = gpu["maxReplicas"] * worker["resources"]["limits"]["nvidia.com/gpu"]
+    assert {"name": "MUCS_RAY_MAX_GPUS", "value": str(max_gpus)} in head["template"]["spec"]["containers"][0]["env"]
     for each in (head, gpu):
         pod = each["template"]["spec"]
         (container,) = pod["containers"]
@@ -394,9 +394,9 @@ def test_the_cluster_of_kuberay():
 
 def spot_labels(template: dict[str, Any], operator: str) -> set[str]:
     affinity = template["spec"]["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
-    found = [each for term in affinity["nodeSelectorTerms"] for each in term["matchExpressions"]]
-    assert {each["operator"] for each in found} == {operator}
-    return {each["key"] for each in found}
+    expressions = [each for term in affinity["nodeSelectorTerms"] for each in term["matchExpressions"]]
+    assert {each["operator"] for each in expressions} == {operator}
+    return {each["key"] for each in expressions}
 
 
 def test_pods_of_workers_are_on_spot_and_leave_in_order():
@@ -449,9 +449,9 @@ def test_scripts_parse():
 def test_slurm():
     lines = text("slurm.sbatch").splitlines()
     assert lines[0] == "#!/usr/bin/env bash"
-    told = dict(line.removeprefix("#SBATCH --").partition("=")[::2] for line in lines if line.startswith("#SBATCH"))
-    assert {"requeue", "exclusive", "time", "gpus-per-node", "cpus-per-task", "open-mode"} <= set(told)
-    assert told["ntasks-per-node"] == "1" and re.fullmatch(r"B:USR1@\d+", told["signal"])
+    options = dict(line.removeprefix("#SBATCH --").partition("=")[::2] for line in lines if line.startswith("#SBATCH"))
+    assert {"requeue", "exclusive", "time", "gpus-per-node", "cpus-per-task", "open-mode"} <= set(options)
+    assert options["ntasks-per-node"] == "1" and re.fullmatch(r"B:USR1@\d+", options["signal"])
     script = without_comments("slurm.sbatch")
     first_command = next(n for n, line in enumerate(lines) if line and not line.startswith("#"))
     assert max(n for n, line in enumerate(lines) if line.startswith("#SBATCH")) < first_command

@@ -1,4 +1,4 @@
-"""Which images are removed, and the reference method."""
+"""The removal of training images, and the reference method."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def test_union_by_hand():
 
 
 def test_drawn_in_turn_by_hand():
-    """Places: (3, 5), then (1, 3), then (9, 8): the second 3 adds nothing."""
+    """The places are (3, 5), then (1, 3), then (9, 8): the second 3 adds nothing."""
     lists = arrays([[3, 1, 9], [5, 3, 8]])
     assert [drawn_in_turn(lists, size) for size in range(6)] == [
         frozenset(), {3}, {3, 5}, {3, 5, 1}, {3, 5, 1, 9}, {3, 5, 1, 9, 8},
@@ -48,7 +48,7 @@ def test_as_many_as_the_union_is_the_union(lists: list[list[int]], k: int):
 
 
 def test_expected_union_is_a_third_in_the_paper():
-    """Spec 11.3: 33.2 % for 20 lists of 2 %, not 40 %."""
+    """20 lists of 2 % have 33.2 % of the images together, not 40 % (spec 11.3)."""
     assert expected_union(50_000, 1000, 20) == pytest.approx(0.332 * 50_000, rel=2e-3)
     assert expected_union(100, 100, 3) == 100 and expected_union(100, 7, 1) == 7
 
@@ -57,8 +57,8 @@ def test_random_lists_have_that_union_and_overlap_by_k():
     scores = random_scores(np.arange(5000), seed=3, num_items=20)
     top = np.argsort(-scores, axis=0)[:100].T
     assert len(union(list(top))) == pytest.approx(expected_union(5000, 100, 20), rel=0.03)
-    found = within_overlap(top)
-    assert found is not None and found[0] == pytest.approx(2.0, abs=0.3)
+    actual = within_overlap(top)
+    assert actual is not None and actual[0] == pytest.approx(2.0, abs=0.3)
 
 
 def test_random_scores_are_uniform_and_independent():

@@ -27,7 +27,7 @@ GRID_WIDTH = 24
 
 
 def names() -> tuple[str, ...]:
-    """NAMES of mucs_ray.engine.metrics."""
+    """Return NAMES of mucs_ray.engine.metrics."""
     (value,) = [
         node.value
         for node in METRICS.body
@@ -37,23 +37,23 @@ def names() -> tuple[str, ...]:
 
 
 def kinds() -> dict[str, str]:
-    """By name what it is: counter, gauge or histogram."""
+    """Return, by name, the kind of each metric: counter, gauge or histogram."""
     calls = [node for node in ast.walk(METRICS) if isinstance(node, ast.Call) and node.args]
-    found = {}
+    kind_of = {}
     for call in calls:
         first = call.args[0]
         if isinstance(first, ast.Constant) and first.value in names():
-            found[first.value] = ast.unparse(call.func).split(".")[-1].lower()
-    return found
+            kind_of[first.value] = ast.unparse(call.func).split(".")[-1].lower()
+    return kind_of
 
 
 def exported() -> set[str]:
-    """What Prometheus gets of ours."""
+    """Return the names under which Prometheus gets our metrics."""
     return {f"ray_{name}{suffix}" for name, kind in kinds().items() for suffix in SUFFIXES[kind]}
 
 
 def metrics_in(expression: str) -> set[str]:
-    """Names of metrics: what stands before a brace, or in a matcher of names."""
+    """Return the names of metrics in an expression: those before a brace, and those in a matcher of names."""
     matched = re.findall(r'__name__=~"([^"]*)"', expression)
     return set(re.findall(r"([a-z_]+)\{", expression)) | {name for each in matched for name in each.split("|")}
 
@@ -106,7 +106,7 @@ def test_what_is_chosen_at_the_top_is_used_everywhere(dashboard: dict[str, Any])
 
 
 def test_counters_are_summed_after_their_rate(dashboard: dict[str, Any]):
-    """A worker that ends takes its counter along; the rate of a sum would take that for a new start."""
+    """A worker that ends takes its counter along, which the rate of a sum would count as a restart."""
     for expression in expressions(dashboard):
         assert "rate(sum" not in expression.replace(" ", "")
 

@@ -1,4 +1,4 @@
-"""The documentation names only what there is, and its examples run."""
+"""The documentation names only things that exist, and its examples run."""
 
 import ast
 import importlib
@@ -47,7 +47,7 @@ PATH = re.compile(
 
 @cache
 def defined(file: str) -> set[str]:
-    """Names at the top of a file, and those in its classes as Class.name."""
+    """Return the names at the top level of a file, and those in its classes as Class.name."""
     tree = ast.parse((ROOT / file).read_text())
     return set(names_in(tree.body, ""))
 
@@ -61,7 +61,7 @@ def names_in(body: list[ast.stmt], prefix: str) -> Iterator[str]:
 
 
 def absent(text: str) -> list[str]:
-    """References of a page to which there is nothing."""
+    """Return the references of a page to things that do not exist."""
     missing = [path for path in PATH.findall(text) if not (ROOT / path).exists()]
     for file, name in REFERENCE.findall(text):
         if not (ROOT / file).is_file() or name not in defined(file):
@@ -70,9 +70,9 @@ def absent(text: str) -> list[str]:
 
 
 def block(page: str, language: str, containing: str) -> str:
-    """The one code block of a page that contains a text."""
-    found = re.findall(rf"```{language}\n(.*?)```", (ROOT / "docs" / page).read_text(), flags=re.DOTALL)
-    (only,) = [each for each in found if containing in each]
+    """Return the one code block of a page that contains a text."""
+    blocks = re.findall(rf"```{language}\n(.*?)```", (ROOT / "docs" / page).read_text(), flags=re.DOTALL)
+    (only,) = [each for each in blocks if containing in each]
     return only
 
 
@@ -111,7 +111,7 @@ def page_of_numbers() -> str:
 
 
 def commands() -> list[str]:
-    """Every line of a shell example that calls us."""
+    """Return every line of the shell examples that calls mucs-ray."""
     lines = [line for page in PAGES for code in re.findall(r"```sh\n(.*?)```", page.read_text(), flags=re.DOTALL)
              for line in code.splitlines()]  # fmt: skip
     calls = [re.split(r"^mucs-ray |python cli\.py ", line, maxsplit=1) for line in lines]
@@ -132,23 +132,23 @@ def test_commands_and_their_options_are_there():
 
 
 def recipe_keys() -> set[str]:
-    found = set()
+    keys = set()
     for each in fields(Recipe):
         default = each.default_factory() if callable(each.default_factory) else None
         if each.name == "method":
-            found |= {f"method.{name}.{f.name}" for name, own in default.items() for f in fields(own)}
+            keys |= {f"method.{name}.{f.name}" for name, own in default.items() for f in fields(own)}
             continue
-        found |= {f"{each.name}.{f.name}" for f in fields(default)} if is_dataclass(default) else {each.name}
-    return found
+        keys |= {f"{each.name}.{f.name}" for f in fields(default)} if is_dataclass(default) else {each.name}
+    return keys
 
 
 def test_the_recipe_has_every_key_at_its_default():
     values = tomllib.loads(block("your-own-model.md", "toml", "[engine]"))
     sections = values | {f"method.{name}": own for name, own in values["method"].items()}
     del sections["method"]
-    told = {f"{k}.{inner}" for k, v in sections.items() if isinstance(v, dict) for inner in v}
-    told |= {key for key, value in sections.items() if not isinstance(value, dict)}
-    assert told == recipe_keys() - {"weights", "ensemble.learned_from"}
+    documented = {f"{k}.{inner}" for k, v in sections.items() if isinstance(v, dict) for inner in v}
+    documented |= {key for key, value in sections.items() if not isinstance(value, dict)}
+    assert documented == recipe_keys() - {"weights", "ensemble.learned_from"}
     assert build(values) == build({"name": values["name"], "data": values["data"]})
 
 
@@ -175,7 +175,7 @@ def test_the_source_of_the_example_is_prepared(tmp_path: Path, monkeypatch: pyte
 
 
 def log_losses_by_hand(denoiser: DiTEDM, image: torch.Tensor, condition: torch.Tensor, seed: int) -> torch.Tensor:
-    """log mean (D(x + s n) - x)^2 (s^2 + 1/4) / (s / 2)^2 at the largest 4 of floor(4 / 0.7) = 5 levels."""
+    """Return log mean (D(x + s n) - x)^2 (s^2 + 1/4) / (s / 2)^2 at the largest 4 of floor(4 / 0.7) = 5 levels."""
     ends = 80 ** (1 / 7), 0.002 ** (1 / 7)
     levels = [(ends[0] + step / 4 * (ends[1] - ends[0])) ** 7 for step in range(4)]
     losses = []
@@ -186,7 +186,7 @@ def log_losses_by_hand(denoiser: DiTEDM, image: torch.Tensor, condition: torch.T
 
 
 def test_the_method_of_the_example_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Hook by hook, each in a worker of its own, as `mucs-ray attribute --method my_method:MyMethod` calls them."""
+    """The hooks run one by one, each in its own worker, as `mucs-ray attribute --method my_method:MyMethod` does it."""
     code = block("your-own-method.md", "python", "class MyMethod")
     assert len([line for line in code.splitlines() if line.strip()]) <= 36
     (tmp_path / "my_method.py").write_text(code)

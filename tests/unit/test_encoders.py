@@ -28,7 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ign
 
 
 def pictures(count: int, height: int = 32, width: int = 32, *, seed: int = 0) -> np.ndarray:
-    """8-bit pictures, n h w 3."""
+    """Return 8-bit pictures [n, h, w, 3]."""
     return np.random.default_rng(seed).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
 
 
@@ -37,7 +37,7 @@ def as_images(pixels: np.ndarray) -> torch.Tensor:
 
 
 def standardized(images: torch.Tensor, px: int) -> torch.Tensor:
-    """As torchvision resizes and normalises tensors."""
+    """Return images as torchvision resizes and normalises tensors."""
     from torchvision.transforms.v2.functional import resize
 
     return (resize(images, [px, px], antialias=True) - MEAN) / STD
@@ -48,7 +48,7 @@ def unit(vectors: torch.Tensor) -> torch.Tensor:
 
 
 def randomize(network: nn.Module) -> nn.Module:
-    """Weights with which every layer matters: an untrained one hides mistakes behind zeros and ones."""
+    """Draw weights with which every layer matters, since an untrained network hides mistakes behind zeros and ones."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in network.parameters():
@@ -65,7 +65,7 @@ def in_one_line(error: pytest.ExceptionInfo[InputError]) -> str:
 
 
 def clip_model(layers: int) -> nn.Module:
-    """open_clip's CLIP with ViT-L-14's image tower, so many layers of it."""
+    """Return open_clip's CLIP with this many layers of ViT-L-14's image tower."""
     from open_clip.model import CLIP
 
     vision = {"image_size": 224, "layers": layers, "width": 1024, "patch_size": 14}
@@ -74,7 +74,7 @@ def clip_model(layers: int) -> nn.Module:
 
 
 def official_clip(model: nn.Module, pixels: np.ndarray) -> torch.Tensor:
-    """With the preparation that open_clip's own table has for these weights."""
+    """Return open_clip's embeddings, with the preparation that its own table has for these weights."""
     from open_clip import get_pretrained_cfg, image_transform
 
     config = get_pretrained_cfg("ViT-L-14", "laion2b_s32b_b82k")
@@ -88,10 +88,10 @@ def check_clip(model: nn.Module, path: Path) -> None:
     encoder = load_clip(str(path), CPU)
     for shape in [(32, 32), (300, 260)]:
         pixels = pictures(2, *shape)
-        found, expected = encoder.embed(as_images(pixels)), official_clip(model, pixels)
-        assert found.shape == (2, 768) and found.dtype == torch.float32
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
-        assert (found[0] - found[1]).abs().max() > 1e-3
+        actual, expected = encoder.embed(as_images(pixels)), official_clip(model, pixels)
+        assert actual.shape == (2, 768) and actual.dtype == torch.float32
+        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
+        assert (actual[0] - actual[1]).abs().max() > 1e-3
 
 
 def test_clip_is_open_clips_with_two_of_24_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -107,16 +107,16 @@ def test_clip_is_open_clips_with_two_of_24_layers(tmp_path: Path, monkeypatch: p
         monkeypatch.setattr(open_clip, "get_model_config", lambda _: config)
         with pytest.raises(
             InputError, match=r"clip\.safetensors is not open_clip ViT-L-14.*resblocks\.2.* absent"
-        ) as told:
+        ) as error:
             load_clip(str(path), CPU)
-        in_one_line(told)
+        in_one_line(error)
     finally:
         path.unlink()
 
 
 @pytest.mark.slow
 def test_clip_is_open_clips(tmp_path: Path):
-    """1.2 GB on disk and 3 GB in memory."""
+    """This takes 1.2 GB on disk and 3 GB in memory."""
     model, path = clip_model(24), tmp_path / "open_clip_pytorch_model.bin"
     torch.save(model.state_dict(), path)
     try:
@@ -126,11 +126,11 @@ def test_clip_is_open_clips(tmp_path: Path):
 
 
 def test_clip_sees_the_8_bit_values_that_images_came_from():
-    """Each of 224 values, whatever arithmetic has done to it; values outside [0, 1] do not wrap around."""
+    """Each 8-bit value survives small errors of arithmetic, and values outside [0, 1] do not wrap around."""
     values = torch.arange(20, 244) / 255
     for error in (-0.4, 0.0, 0.4):
-        found = prepare_clip((values + error / 255).repeat(1, 3, 224, 1))
-        torch.testing.assert_close(found, (2 * values - 1).repeat(1, 3, 224, 1), rtol=0, atol=1e-6)
+        actual = prepare_clip((values + error / 255).repeat(1, 3, 224, 1))
+        torch.testing.assert_close(actual, (2 * values - 1).repeat(1, 3, 224, 1), rtol=0, atol=1e-6)
     outside = prepare_clip(torch.tensor([-0.2, 1.2]).repeat_interleave(112).repeat(1, 3, 224, 1))
     assert outside[..., 0].eq(-1).all() and outside[..., -1].eq(1).all()
 
@@ -139,7 +139,7 @@ def test_clip_sees_the_8_bit_values_that_images_came_from():
 
 
 def dino_weights() -> dict[str, torch.Tensor]:
-    """Random, with the names and shapes of Meta's dinov2_vitb14_pretrain.pth."""
+    """Return random weights with the names and shapes of Meta's dinov2_vitb14_pretrain.pth."""
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int, mean: float = 0.0, std: float = 0.03) -> torch.Tensor:
@@ -176,7 +176,7 @@ def dino_weights() -> dict[str, torch.Tensor]:
 
 
 def reference_dino(w: dict[str, torch.Tensor], images: torch.Tensor) -> torch.Tensor:
-    """The class token of the paper's ViT-B/14 on 224 px, position embeddings as torch hub's model resamples them."""
+    """Return the class token of the paper's ViT-B/14 on 224 px; position embeddings are resampled as torch hub's."""
     patches = nn.functional.conv2d(images, w["patch_embed.proj.weight"], w["patch_embed.proj.bias"], stride=14)
     tokens = torch.cat([w["cls_token"].expand(len(images), 1, 768), patches.flatten(2).mT], dim=1)
     grid = w["pos_embed"][:, 1:].reshape(1, 37, 37, 768).permute(0, 3, 1, 2)
@@ -197,7 +197,7 @@ def reference_dino(w: dict[str, torch.Tensor], images: torch.Tensor) -> torch.Te
 
 @pytest.fixture(scope="module")
 def dino(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[str, torch.Tensor], Path]]:
-    """Weights and the file of them, 340 MB."""
+    """Return weights and the path of their file, 340 MB."""
     weights, path = dino_weights(), tmp_path_factory.mktemp("dino") / "dinov2_vitb14_pretrain.pth"
     torch.save(weights, path)
     yield weights, path
@@ -205,17 +205,17 @@ def dino(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[str, t
 
 
 def test_dino_is_torch_hubs_dinov2(dino: tuple[dict[str, torch.Tensor], Path], monkeypatch: pytest.MonkeyPatch):
-    """Against the network written out from its definition; also in batches of 2."""
+    """The vectors equal those of the network written out from its definition, also in batches of 2."""
     weights, path = dino
     images = as_images(pictures(3, 300, 260))
     monkeypatch.setattr(batches, "BATCH", 2)
     encoder = load_dino(str(path), CPU)
-    found = encoder.embed(images)
+    actual = encoder.embed(images)
     with torch.inference_mode():
         expected = unit(reference_dino(weights, standardized(images, 224)))
-    assert found.shape == (3, 768) and found.dtype == torch.float32
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
-    assert (found[0] - found[1]).abs().max() > 1e-3
+    assert actual.shape == (3, 768) and actual.dtype == torch.float32
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
+    assert (actual[0] - actual[1]).abs().max() > 1e-3
     assert encoder.embed(images[:0]).shape == (0, 768)
 
 
@@ -229,12 +229,12 @@ def test_timms_file_has_the_same_names_and_shapes_as_metas():
 
 
 def test_another_dino_is_refused(tmp_path: Path):
-    """The ViT-S/14; and embeddings already resampled to 224 px."""
+    """The ViT-S/14 is refused, and position embeddings already resampled to 224 px."""
     small = {"cls_token": torch.zeros(1, 1, 384), "pos_embed": torch.zeros(1, 1370, 384)}
     torch.save(small, tmp_path / "small.pth")
-    with pytest.raises(InputError, match=r"small\.pth is not DINOv2 ViT-B/14: cls_token is \(1, 1, 384\), ex") as told:
+    with pytest.raises(InputError, match=r"small\.pth is not DINOv2 ViT-B/14: cls_token is \(1, 1, 384\), ex") as error:
         load_dino(str(tmp_path / "small.pth"), CPU)
-    in_one_line(told)
+    in_one_line(error)
     save_file({"cls_token": torch.zeros(1, 1, 768), "pos_embed": torch.zeros(1, 257, 768)}, tmp_path / "a.safetensors")
     with pytest.raises(InputError, match=r"pos_embed is \(1, 257, 768\), expected \(1, 1370, 768\)"):
         load_dino(str(tmp_path / "a.safetensors"), CPU)
@@ -244,7 +244,7 @@ def test_another_dino_is_refused(tmp_path: Path):
 
 
 class Descriptor(nn.Module):
-    """SSCD's network: ResNet-50, generalised mean (p = 3), a linear map to 512, length 1."""
+    """SSCD's network: a ResNet-50, a generalised mean (p = 3), a linear map to 512, and length 1."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -260,7 +260,7 @@ class Descriptor(nn.Module):
 
 
 class Gives(nn.Module):
-    """So many numbers for an image."""
+    """A network that returns this many numbers for an image."""
 
     def __init__(self, count: int, *, pair: bool = False) -> None:
         super().__init__()
@@ -272,7 +272,7 @@ class Gives(nn.Module):
 
 
 def traced(network: nn.Module, path: Path, px: int = 320) -> Path:
-    """TorchScript as SSCD's published file is: traced on an example."""
+    """Trace a network on an example, as SSCD's published file was made."""
     torch.jit.trace(network.eval(), torch.rand(2, 3, px, px)).save(str(path))
     return path
 
@@ -284,19 +284,19 @@ def test_sscd_is_the_network_in_the_file(tmp_path: Path):
     images = as_images(pictures(2, 400, 340))
     images[1] = images[1, :, :1, :1]
     try:
-        found = load_sscd(str(path), CPU).embed(images)
+        actual = load_sscd(str(path), CPU).embed(images)
     finally:
         path.unlink()
     with torch.inference_mode():
         expected = network(standardized(images, 320))
-    assert found.shape == (2, 512) and found.dtype == torch.float32
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
-    assert (found[0] - found[1]).abs().max() > 1e-3
-    torch.testing.assert_close(found.norm(dim=1), torch.ones(2))
+    assert actual.shape == (2, 512) and actual.dtype == torch.float32
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
+    assert (actual[0] - actual[1]).abs().max() > 1e-3
+    torch.testing.assert_close(actual.norm(dim=1), torch.ones(2))
 
 
 def test_files_that_are_not_sscd(tmp_path: Path):
-    """Another descriptor, two outputs, a network for other images, weights without code, half a file, no zip at all."""
+    """Each of these files is refused with a reason of its own."""
     files = {
         "large.pt": r"returns \(1, 1024\) for one image, expected \(1, 512\)",
         "pair.pt": "returns tuple for one image, expected",
@@ -313,6 +313,6 @@ def test_files_that_are_not_sscd(tmp_path: Path):
     (tmp_path / "half.pt").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "text.pt").write_text("not found")
     for name, reason in files.items():
-        with pytest.raises(InputError, match=rf"{name} is not SSCD disc_mixup \(TorchScript\).*{reason}") as told:
+        with pytest.raises(InputError, match=rf"{name} is not SSCD disc_mixup \(TorchScript\).*{reason}") as error:
             load_sscd(str(tmp_path / name), CPU)
-        in_one_line(told)
+        in_one_line(error)

@@ -1,6 +1,6 @@
-"""What `mucs-ray plan` makes of counts and a speed; the speed is given here, so every number is worked out by hand.
+"""`mucs-ray plan` computes costs from counts and a speed; the tests give the speed and work out each number by hand.
 
-The tiny set: 60 training images in 4 units, 2 items and 1 control, 12 updates of 8 images.
+The tiny set has 60 training images in 4 units, 2 items and 1 control, 12 updates of 8 images.
 """
 
 import io
@@ -51,7 +51,7 @@ def opened(data: Dataset, folder: Path, **changes: object) -> Pipeline:
 
 
 def rows(pipeline: Pipeline, command: Any = "attribute", *, processor: str = "CPU") -> dict[str, Work]:
-    return {each.stage: each for each in left_to_do(pipeline, pipeline.plan(command), processor=processor)}
+    return {work.stage: work for work in left_to_do(pipeline, pipeline.plan(command), processor=processor)}
 
 
 @pytest.mark.parametrize(
@@ -59,39 +59,39 @@ def rows(pipeline: Pipeline, command: Any = "attribute", *, processor: str = "CP
     [(4, 1, 7200), (4, 2, 3600), (4, 3, 3600), (4, 4, 1800), (4, 100, 1800), (1, 8, 7200)],
 )
 def test_more_workers_take_less_time_and_as_many_hours(pieces: int, workers: int, wall: float):
-    """2 hours of work: with 3 workers for 4 pieces there are two rounds, and one worker waits in the second."""
+    """2 hours of work in 4 pieces take 3 workers two rounds; in the second one two of them wait."""
     work = Work(
         stage="s", work="", passes=Passes(forwards=4000, backwards=2600), written_bytes=0, pieces=pieces
     )  # 4000 x 0.5 s + 2600 x 2 s = 7200 s
-    found = cost(work, HERE, workers=workers, price=2.5)
-    assert (found.seconds, found.worker_seconds, found.money) == (wall, 7200, 5.0)
-    assert found.forwards == 6600 and found.flop == 100 * (4000 + 3 * 2600)
+    actual = cost(work, HERE, workers=workers, price=2.5)
+    assert (actual.seconds, actual.worker_seconds, actual.money) == (wall, 7200, 5.0)
+    assert actual.forwards == 6600 and actual.flop == 100 * (4000 + 3 * 2600)
 
 
 def test_no_price_is_no_money(data: Dataset, tmp_path: Path):
-    found = estimate(opened(data, tmp_path))
-    assert found.price is None and found.total.money is None and "money" not in found.titles()
-    assert {stage.money for stage in found.stages} == {None}
-    assert len(found.titles()) == len(found.total.cells())
+    actual = estimate(opened(data, tmp_path))
+    assert actual.price is None and actual.total.money is None and "money" not in actual.titles()
+    assert {stage.money for stage in actual.stages} == {None}
+    assert len(actual.titles()) == len(actual.total.cells())
 
 
 def test_the_total_is_of_one_stage_after_another(data: Dataset, tmp_path: Path):
-    """Of 2 workers, pretraining and scoring (4 units) have work for both."""
-    found = estimate(opened(data, tmp_path), price=3600.0)
-    stages = {stage.stage: stage for stage in found.stages}
+    """Pretraining and scoring (4 units) keep both of 2 workers busy."""
+    actual = estimate(opened(data, tmp_path), price=3600.0)
+    stages = {stage.stage: stage for stage in actual.stages}
     assert stages["pretrain"].worker_seconds == UPDATES * 2.0 and stages["pretrain"].seconds == UPDATES * 1.0
     assert stages[SCORE].worker_seconds == SCORED * 0.5 and stages[SCORE].seconds == SCORED * 0.25
-    assert found.total.worker_seconds == sum(stage.worker_seconds for stage in found.stages) == found.total.money
-    assert found.total.seconds == sum(stage.seconds for stage in found.stages)
-    assert found.processor == "CPU" and "CPU-h" in found.titles() and "money" in found.titles()
-    assert len(found.titles()) == len(found.total.cells())
-    assert "measured on one CPU of this machine: 2 forwards/s" in found.basis and "2 CPUs" in found.basis
+    assert actual.total.worker_seconds == sum(stage.worker_seconds for stage in actual.stages) == actual.total.money
+    assert actual.total.seconds == sum(stage.seconds for stage in actual.stages)
+    assert actual.processor == "CPU" and "CPU-h" in actual.titles() and "money" in actual.titles()
+    assert len(actual.titles()) == len(actual.total.cells())
+    assert "measured on one CPU of this machine: 2 forwards/s" in actual.basis and "2 CPUs" in actual.basis
 
 
 def test_workers_of_another_place(data: Dataset, tmp_path: Path):
-    """There are 4 units: the other workers have nothing to score."""
-    found = {stage.stage: stage for stage in estimate(opened(data, tmp_path), workers=1000).stages}
-    assert found[SCORE].seconds == SCORED * 0.5 / 4 and found[SCORE].worker_seconds == SCORED * 0.5
+    """There are 4 units, so that the other workers have nothing to score."""
+    actual = {stage.stage: stage for stage in estimate(opened(data, tmp_path), workers=1000).stages}
+    assert actual[SCORE].seconds == SCORED * 0.5 / 4 and actual[SCORE].worker_seconds == SCORED * 0.5
 
 
 @pytest.mark.parametrize("price", [0.0, -1.0, float("nan"), float("inf")])
@@ -108,7 +108,7 @@ def test_into_how_many_pieces_work_falls(data: Dataset, tmp_path: Path):
 
 
 def test_the_counterfactual_test_is_counted_for_run(data: Dataset, tmp_path: Path):
-    """Two retrainings, of random's and of MUCS's images, side by side; the same images again from both networks."""
+    """Two retrainings, without random's and MUCS's images, run side by side; both networks generate images again."""
     attribution, whole = rows(opened(data, tmp_path)), rows(opened(data, tmp_path), "evaluate")
     assert set(whole) - set(attribution) == {"retrain", "regenerate"}
     assert whole["retrain"].passes == Passes(backwards=2 * UPDATES) and whole["retrain"].pieces == 2 * 2
@@ -131,23 +131,23 @@ def test_what_is_done_costs_nothing(data: Dataset, tmp_path: Path):
 
 
 def begun(pipeline: Pipeline, **facts: object) -> None:
-    """As if scoring had told its pace."""
-    told = {"forwards": 1000, "worker_seconds": 250.0, "processor": "GPU"}
+    """Write the event by which scoring reports its pace."""
+    work = {"forwards": 1000, "worker_seconds": 250.0, "processor": "GPU"}
     fingerprint = pipeline.stages[SCORE].fingerprint
-    pipeline.events.add(PACE, **{"stage": SCORE, "fingerprint": fingerprint, **told, **facts})
+    pipeline.events.add(PACE, **{"stage": SCORE, "fingerprint": fingerprint, **work, **facts})
     pipeline.events.flush()
 
 
-def test_a_run_that_has_told_its_pace_is_planned_by_it(data: Dataset, tmp_path: Path):
+def test_a_run_is_planned_by_the_pace_that_it_has_recorded(data: Dataset, tmp_path: Path):
     """4 forwards a second instead of 2; a backward pass takes 4 times as long as a forward, as here."""
     pipeline = opened(data, tmp_path)
     begun(pipeline, forwards=1, worker_seconds=99.0)
     begun(pipeline)  # the last one counts
-    found = estimate(pipeline)
-    stages = {stage.stage: stage for stage in found.stages}
+    actual = estimate(pipeline)
+    stages = {stage.stage: stage for stage in actual.stages}
     assert stages[SCORE].worker_seconds == SCORED * 0.25 and stages["pretrain"].worker_seconds == UPDATES * 1.0
-    assert found.basis.startswith(f"measured in this run on {SCORE}: 4 forwards/s")
-    assert found.processor == "GPU" and "GPU-h" in found.titles()
+    assert actual.basis.startswith(f"measured in this run on {SCORE}: 4 forwards/s")
+    assert actual.processor == "GPU" and "GPU-h" in actual.titles()
 
 
 @pytest.mark.parametrize("facts", [{"fingerprint": "of other settings"}, {"forwards": 0}, {"stage": "attribute/gone"}])
@@ -157,25 +157,25 @@ def test_a_pace_that_says_nothing_of_this_run(data: Dataset, tmp_path: Path, fac
     assert estimate(pipeline).basis.startswith("measured on one CPU of this machine")
 
 
-def test_a_finished_stage_tells_its_speed(data: Dataset, tmp_path: Path):
-    """Rather than its first minute; here of the run that `mucs` alone was attributed in, and the test is to come."""
+def test_a_finished_stage_shows_its_speed(data: Dataset, tmp_path: Path):
+    """Its manifest counts, and not its first minute; here only `mucs` is attributed, and the test is still to come."""
     pipeline = opened(data, tmp_path)
     begun(pipeline)
     pipeline.stage(SCORE).finish({}, {"forwards": 900, "worker_seconds": 90.0})
-    found = estimate(pipeline, "evaluate")
-    (retrained,) = (stage for stage in found.stages if stage.stage == "retrain")
+    actual = estimate(pipeline, "evaluate")
+    (retrained,) = (stage for stage in actual.stages if stage.stage == "retrain")
     assert retrained.worker_seconds == pytest.approx(2 * UPDATES * 0.4)
-    assert found.basis.startswith(f"measured in this run on {SCORE}: 10 forwards/s")
+    assert actual.basis.startswith(f"measured in this run on {SCORE}: 10 forwards/s")
 
 
-def test_the_command_tells_the_same_numbers(data: Dataset, tmp_path: Path):
-    """Scoring: 450 s of workers, two rounds of 4 units on 3 workers, 2.5 an hour."""
+def test_the_command_prints_the_same_numbers(data: Dataset, tmp_path: Path):
+    """Scoring takes 450 s of workers, two rounds of 4 units on 3 workers, at 2.5 an hour."""
     recipe = tmp_path / "tiny.toml"
     recipe.write_text(tiny_toml(data.url, evaluate={"metrics": ["mse"]}))
     options = ["--recipe", str(recipe), "--run", str(tmp_path / "run"), "--price", "2.5", "--workers", "3"]
-    told = CliRunner().invoke(app, ["plan", *options, "--for", "run", "--json"])
-    assert told.exit_code == 0, told.output
-    document = json.loads(told.stdout)
+    result = CliRunner().invoke(app, ["plan", *options, "--for", "run", "--json"])
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
     (score,) = (stage for stage in document["stages"] if stage["stage"] == SCORE)
     assert (score["worker_seconds"], score["seconds"], score["money"]) == (450.0, 225.0, 0.3125)
     assert (document["workers"], document["processor"], document["price"]) == (3, "CPU", 2.5)

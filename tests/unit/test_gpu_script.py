@@ -1,4 +1,4 @@
-"""benchmarks/gpu/run.sh in miniature, without what a bare GPU machine lacks."""
+"""benchmarks/gpu/run.sh runs in miniature, without the packages that a bare GPU machine lacks."""
 
 import json
 import os
@@ -19,7 +19,7 @@ TILES = 20
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """A Python that cannot import what that machine lacks; the stand-in of annotated_types is found all the same."""
+    """Return the environment of a Python without what that machine lacks; annotated_types has a stand-in."""
     folder = tmp_path_factory.mktemp("bare")
     hidden = [name for name in ABSENT if name != "annotated_types"]
     (folder / "sitecustomize.py").write_text(f"import sys\nsys.modules.update(dict.fromkeys({hidden!r}))\n")
@@ -28,7 +28,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A sheet of 20 x 20 tiles, laid out as the real one."""
+    """Write a sheet of 20 x 20 tiles, laid out as the real one."""
     folder = tmp_path_factory.mktemp("data")
     (folder / "cifar10").mkdir()
     pixels = generator(1, "sheet").integers(0, 256, (32 * TILES, 32 * TILES, 3), dtype=np.uint8)
@@ -68,8 +68,8 @@ def test_every_section_runs_in_miniature_and_is_not_run_twice(
     assert again.stdout.count("is done") == 3
 
 
-def test_a_cut_section_is_told_and_the_page_says_so(environment: dict[str, str], tmp_path: Path):
-    """The last run left a part file: it is used for the page, and no other section is lost by it."""
+def test_a_cut_section_is_reported_on_the_page(environment: dict[str, str], tmp_path: Path):
+    """The last run left a part file: the page uses it, and has all other sections."""
     machine = {"card": "none", "torch": "2", "python": "3", "cpus": 1}
     facts = {"machine": machine, "started": "2026-11-27 10:00:00", "seconds": 3.0}
     (tmp_path / "throughput.part.json").write_text(json.dumps({**facts, "cifar10, GFLOP a forward": 1.0,

@@ -1,4 +1,4 @@
-"""Hubs: counts by hand, what chance gives against the exact distribution and drawn lists; the report's section."""
+"""Hubs: counts by hand, shares by chance against the exact distribution and drawn lists, and the report's section."""
 
 import math
 import re
@@ -26,14 +26,14 @@ def random_lists(num_images: int, k: int, num_lists: int, *, seed: int) -> list[
 
 def test_hubs_by_hand():
     """Of 200 images: 7 in all four lists, 50 in two and higher up than 30 in two; 2 images are the top 1 %."""
-    found = find_hubs(lists([7, 30, 1], [50, 7, 30], [50, 7, 2], [7, 3, 4]), num_images=200, num_frequent=4)
-    assert found.most_frequent == (
+    actual = find_hubs(lists([7, 30, 1], [50, 7, 30], [50, 7, 2], [7, 3, 4]), num_images=200, num_frequent=4)
+    assert actual.most_frequent == (
         Frequent(idx=7, lists=4), Frequent(idx=50, lists=2), Frequent(idx=30, lists=2), Frequent(idx=3, lists=1),
     )  # fmt: skip
-    assert (found.num_lists, found.num_images, found.top_k, found.union) == (4, 200, 3, 7)
-    assert found.expected_lists == pytest.approx(4 * 3 / 200)
-    assert found.share == pytest.approx((4 + 2) / 12)
-    assert found.union_by_chance == round(200 * (1 - 0.985**4))
+    assert (actual.num_lists, actual.num_images, actual.top_k, actual.union) == (4, 200, 3, 7)
+    assert actual.expected_lists == pytest.approx(4 * 3 / 200)
+    assert actual.share == pytest.approx((4 + 2) / 12)
+    assert actual.union_by_chance == round(200 * (1 - 0.985**4))
 
 
 def test_an_image_in_more_lists_than_chance_gives_is_a_hub():
@@ -58,11 +58,11 @@ def test_the_bound_against_the_binomial_distribution(num_images: int, k: int, nu
 
 def test_random_lists_have_no_hubs_but_once_in_twenty_times():
     """And their share is the one by chance. 40 sets: more than 7 with a hub have a probability of 1e-3."""
-    found = [find_hubs(random_lists(2000, 40, 20, seed=seed), num_images=2000) for seed in range(40)]
-    assert sum(hubs.num_hubs > 0 for hubs in found) <= 7
-    mean = np.mean([hubs.share for hubs in found])
-    assert mean == pytest.approx(found[0].share_by_chance, rel=0.03)
-    assert np.mean([hubs.union for hubs in found]) == pytest.approx(found[0].union_by_chance, rel=0.01)
+    all_hubs = [find_hubs(random_lists(2000, 40, 20, seed=seed), num_images=2000) for seed in range(40)]
+    assert sum(hubs.num_hubs > 0 for hubs in all_hubs) <= 7
+    mean = np.mean([hubs.share for hubs in all_hubs])
+    assert mean == pytest.approx(all_hubs[0].share_by_chance, rel=0.03)
+    assert np.mean([hubs.union for hubs in all_hubs]) == pytest.approx(all_hubs[0].union_by_chance, rel=0.01)
 
 
 def test_share_by_chance_by_hand():
@@ -74,9 +74,9 @@ def test_share_by_chance_by_hand():
 
 
 def test_lists_that_are_one_list_are_all_hubs():
-    found = find_hubs(lists(*[list(range(20))] * 10), num_images=1000)
-    assert (found.num_hubs, found.union, found.share) == (20, 20, 0.5)
-    assert len(found.most_frequent) == 8 and found.most_frequent[0] == Frequent(idx=0, lists=10)
+    actual = find_hubs(lists(*[list(range(20))] * 10), num_images=1000)
+    assert (actual.num_hubs, actual.union, actual.share) == (20, 20, 0.5)
+    assert len(actual.most_frequent) == 8 and actual.most_frequent[0] == Frequent(idx=0, lists=10)
 
 
 @pytest.mark.parametrize("top", [lists(), lists([1, 2], [3]), lists([1, 1]), lists(list(range(11))), lists([])])
@@ -100,7 +100,7 @@ def built(method: str = "MUCS", **words: str) -> HubSection:
     return made
 
 
-def test_the_section_tells_the_numbers_and_shows_the_images():
+def test_the_section_shows_the_numbers_and_the_images():
     """By chance: N P(X > 1) = 0.13 and N P(X > 2) = 0.0007; 2 images take 3 x 0.0007 + 2 x 0.133 + 1.867 places."""
     made = built()
     first = made.table.rows[0]

@@ -1,4 +1,4 @@
-"""What a machine says of itself, and the small files that show whether a folder is shared."""
+"""A machine describes itself, and small files show whether a folder is shared."""
 
 import platform
 import subprocess
@@ -15,18 +15,18 @@ from mucs_ray.storage import StoreError
 
 def test_it_tells_versions_memory_and_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MUCS_RAY_CACHE", str(tmp_path / "cache"))
-    found = host.look()
-    assert found.versions["ray"] == version("ray") and found.versions["mucs-ray"].startswith(__version__)
-    assert found.memory_bytes > 2**28
-    assert found.cache == str(tmp_path / "cache") and found.cache_free_bytes and not found.cache_problem
+    machine = host.look()
+    assert machine.versions["ray"] == version("ray") and machine.versions["mucs-ray"].startswith(__version__)
+    assert machine.memory_bytes > 2**28
+    assert machine.cache == str(tmp_path / "cache") and machine.cache_free_bytes and not machine.cache_problem
     assert list((tmp_path / "cache").iterdir()) == []
 
 
 def test_a_cache_that_cannot_be_written_has_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("MUCS_RAY_CACHE", str(tmp_path / "file" / "cache"))
-    found = host.look()
-    assert found.cache_free_bytes is None and found.cache_problem == "Not a directory"
+    machine = host.look()
+    assert machine.cache_free_bytes is None and machine.cache_problem == "Not a directory"
 
 
 @pytest.mark.parametrize(("limit", "expected"), [("1048576\n", 2**20), ("max\n", None), (None, None)])
@@ -65,7 +65,7 @@ def test_a_probe_with_other_content_is_not_ours(tmp_path: Path):
 
 
 def test_doctor_goes_on_where_a_store_fails(monkeypatch: pytest.MonkeyPatch):
-    """A line for the run directory, and not the end of all lines."""
+    """The failure is one line of the doctor's output, and the others follow."""
 
     def fails(url: str) -> str:
         raise StoreError(f"{url}: no answer")

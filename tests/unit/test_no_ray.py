@@ -1,4 +1,4 @@
-"""Only the engine speaks to Ray, and what only looks loads no torch either: seen in clean processes (house rules 1)."""
+"""Only the engine imports Ray, and commands that only read import no torch either (house rules 1)."""
 
 import io
 import os
@@ -21,7 +21,7 @@ OF_THE_ENGINE = ("mucs_ray.engine", "mucs_ray.run.stages")
 
 
 def imported_with(modules: Iterable[str]) -> set[str]:
-    """Top names in sys.modules of a fresh process that imports these modules."""
+    """Return the top names in sys.modules of a fresh process that imports these modules."""
     program = (
         "import importlib, sys\n"
         "for name in sys.argv[1:]: importlib.import_module(name)\n"
@@ -34,10 +34,10 @@ def imported_with(modules: Iterable[str]) -> set[str]:
 
 
 def core_modules() -> list[str]:
-    found = pkgutil.walk_packages(mucs_ray.__path__, "mucs_ray.", onerror=lambda name: None)
+    modules = pkgutil.walk_packages(mucs_ray.__path__, "mucs_ray.", onerror=lambda name: None)
     return [
         module.name
-        for module in found
+        for module in modules
         if not module.name.startswith(OF_THE_ENGINE) and not module.name.endswith(".__main__")
     ]
 
@@ -62,7 +62,7 @@ def test_the_command_line_starts_without_torch_and_ray():
 
 
 def imported_by(*commands: str) -> set[str]:
-    """Top names in sys.modules of a fresh process after these commands, which may fail, but not with a traceback."""
+    """Return the top names in sys.modules of a fresh process after these commands, which may be refused."""
     program = (
         "import shlex, sys\n"
         "from mucs_ray.cli.app import app\n"
@@ -75,7 +75,7 @@ def imported_by(*commands: str) -> set[str]:
 
 
 def begun_run(folder: Path, method: str = "mucs") -> str:
-    """A run directory in which nothing but the recipe is there."""
+    """Write a run directory that holds only the recipe, and return its path."""
     data = tiny_dataset(folder / "data")
     recipe = tiny_recipe(data.url, evaluate={"metrics": ["mse"]})
     run = Pipeline.open(recipe, data, str(folder / "run"), console=Console(file=io.StringIO()), methods=(method,))
@@ -84,7 +84,7 @@ def begun_run(folder: Path, method: str = "mucs") -> str:
 
 
 def test_what_only_looks_loads_neither_torch_nor_ray(tmp_path: Path):
-    """The methods, a run's state, and what is wrong with what was typed."""
+    """Listing the methods, the state of a run, and bad input need neither."""
     run = begun_run(tmp_path)
     typed = f"attribute --run {tmp_path}/other --dataset {tmp_path}/data"
     looked = ("methods", f"status --run {run}", f"status --run {tmp_path}/nowhere")
@@ -94,7 +94,7 @@ def test_what_only_looks_loads_neither_torch_nor_ray(tmp_path: Path):
 
 
 def test_the_check_sees_torch_once_somebody_needs_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A method of somebody else's is imported when a run names it."""
+    """A method from outside the package is imported when a run names it."""
     (tmp_path / "somebodys.py").write_text("from mucs_ray.attribution.pixel import Pixel\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))

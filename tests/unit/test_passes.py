@@ -1,4 +1,4 @@
-"""Which stages are done together in one pass over the training set."""
+"""Stages are grouped into passes over the training set."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What each command needs, and what a changed setting makes stale."""
+"""Each command needs certain stages, and a changed setting makes certain stages stale."""
 
 import io
 from pathlib import Path
@@ -26,7 +26,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 @pytest.fixture
 def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No weights of similarity metrics anywhere."""
+    """Hide all weights of similarity metrics."""
     for name in ("MUCS_RAY_WEIGHTS", "MUCS_RAY_CLIP_WEIGHTS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
@@ -46,13 +46,13 @@ def opened(
 
 
 def finish(pipeline: Pipeline, *names: str) -> None:
-    """As if these stages had been done."""
+    """Write the manifests of these stages, as if they had run."""
     for name in names:
         pipeline.stage(name).finish({}, {})
 
 
 def changed(pipeline: Pipeline, other: Pipeline) -> list[str]:
-    """Stages that the second has to do again if the first is done."""
+    """Return the stages that the second run has to repeat if the first is done."""
     every = [*pipeline.stages, *pipeline.evaluations]
     return [name for name in every if pipeline.stage(name).fingerprint != other.stage(name).fingerprint]
 
@@ -166,7 +166,7 @@ def test_learned_weights_come_from_other_seeds(data: Dataset, tmp_path: Path):
 
 
 def test_learned_weights_are_kept_with_the_run(data: Dataset, tmp_path: Path):
-    """Where they were learned may be gone when somebody looks at the run."""
+    """The run from which they were learned may be gone when somebody looks at this one."""
     tested = [{"method": "mucs", "metrics": {"mse": {"auc": 0.7}}}]
     other = tmp_path / "other"
     storage.publish_json(f"{other}/report/report.json", {"evaluation": {"seeds": [7], "methods": tested}})
@@ -180,14 +180,14 @@ def test_learned_weights_are_kept_with_the_run(data: Dataset, tmp_path: Path):
 
 def test_ranks_are_corrected_once_and_the_reference_never(data: Dataset, tmp_path: Path):
     specs = opened(data, tmp_path, methods=("mucs", "ensemble/R"), rank={"correction": "mutual"}).method_stages
-    found = {name: specs[f"attribute/{name}"] for name in ("random", "mucs", "pixel", "ensemble/R")}
-    corrections = {name: task.recipe.rank.correction for name, task in found.items()}
+    variants = {name: specs[f"attribute/{name}"] for name in ("random", "mucs", "pixel", "ensemble/R")}
+    corrections = {name: task.recipe.rank.correction for name, task in variants.items()}
     assert corrections == {"random": "none", "mucs": "mutual", "pixel": "mutual", "ensemble/R": "none"}
-    assert {name: task.reads["rank.correction"] for name, task in found.items()} == corrections
+    assert {name: task.reads["rank.correction"] for name, task in variants.items()} == corrections
 
 
 def test_variants_stay_what_they_are_called(data: Dataset, tmp_path: Path):
-    """Under other settings of the recipe too."""
+    """A variant keeps its own settings, whatever the recipe's are."""
     other = {"sigmas": "training", "noise": "independent", "keep": 0.5}
     specs = opened(data, tmp_path, score=other, rank={"measure": "skew"}).method_stages
 
@@ -242,7 +242,7 @@ def test_other_weights_make_only_the_comparison_stale(data: Dataset, tmp_path: P
 def test_the_weights_folder_is_remembered_from_any_folder(
     data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """A later command that does not name it would else lose what was measured with it."""
+    """Otherwise a later command that does not name it would lose what was measured with it."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "weights").mkdir()
     first = opened(data, tmp_path / "run", weights_dir="weights")
@@ -254,7 +254,7 @@ def test_the_weights_folder_is_remembered_from_any_folder(
 
 
 def test_the_report_shows_what_is_done_whoever_asks(data: Dataset, tmp_path: Path):
-    """An attribution asked for again after the counterfactual test does not take the test out of the report."""
+    """Repeating an attribution after the counterfactual test does not take the test out of the report."""
     pipeline = opened(data, tmp_path)
     alone = pipeline.report(planned=["generate", "attribute/mucs"]).fingerprint
     finish(pipeline, *pipeline.plan("evaluate"))

@@ -1,4 +1,4 @@
-"""Where weights are looked for, in which order, and how a file of them is read and refused."""
+"""Weights are looked for in a fixed order of places; their files are read, or refused in one line."""
 
 import hashlib
 import os
@@ -34,7 +34,7 @@ SHAPES = {"first.weight": (4, 3), "second.bias": (4,)}
 
 @pytest.fixture(autouse=True)
 def bare_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """No variable, empty caches, and no way to the network."""
+    """Remove all variables and caches that could hold weights, and the way to the network."""
 
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("something tried to reach the network")
@@ -106,7 +106,7 @@ def test_the_hugging_face_cache_is_searched(weights: Weights, bare_machine: Path
 
 
 def test_the_order_of_places(bare_machine: Path, monkeypatch: pytest.MonkeyPatch):
-    """From the last to the first: each that is added goes before those there are."""
+    """The places are filled from the last to the first, and each goes before those filled before it."""
     name = CLIP_WEIGHTS.names[0]
     cached = put_in_hub_cache(bare_machine, CLIP_WEIGHTS, name)
     assert find_weights(CLIP_WEIGHTS) == cached
@@ -146,10 +146,10 @@ def test_a_clip_variable_that_names_no_file_only_costs_that_metric(monkeypatch: 
 
 @pytest.mark.parametrize("weights", ALL, ids=lambda weights: weights.network)
 def test_the_line_about_absent_weights_is_a_recipe(weights: Weights, bare_machine: Path):
-    """What is expected, where, and a command that puts it where it is then found."""
-    with pytest.raises(MachineError) as told:
+    """The line says what is expected and where, and gives a command that puts the file there."""
+    with pytest.raises(MachineError) as error:
         find_weights(weights)
-    line = one_line(told)
+    line = one_line(error)
     for part in (weights.network, "--weights-dir", "MUCS_RAY_WEIGHTS", *weights.names, weights.variable):
         assert part in line
     command = line.split("with internet: ")[1].split()
@@ -179,9 +179,9 @@ def test_the_doctor_lists_them(bare_machine: Path, monkeypatch: pytest.MonkeyPat
 def test_tensors_are_read_in_single_precision(suffix: str, tmp_path: Path):
     path = tmp_path / f"weights{suffix}"
     save_file(tensors(), path) if suffix == ".safetensors" else torch.save(tensors(), path)
-    found = read_weights(str(path), SHAPES, network="Net")
-    assert set(found) == set(SHAPES) and {value.dtype for value in found.values()} == {torch.float32}
-    torch.testing.assert_close(found["first.weight"], torch.arange(12.0).view(4, 3))
+    actual = read_weights(str(path), SHAPES, network="Net")
+    assert set(actual) == set(SHAPES) and {value.dtype for value in actual.values()} == {torch.float32}
+    torch.testing.assert_close(actual["first.weight"], torch.arange(12.0).view(4, 3))
 
 
 def test_a_training_checkpoint_is_unwrapped(tmp_path: Path):
@@ -202,9 +202,9 @@ def test_a_file_cut_short_anywhere_is_one_line(kind: str, tmp_path: Path):
     whole = path.read_bytes()
     for kept in range(0, len(whole), 3):
         path.write_bytes(whole[:kept])
-        with pytest.raises(InputError, match="cannot be read") as told:
+        with pytest.raises(InputError, match="cannot be read") as error:
             read_weights(str(path), SHAPES, network="Net")
-        assert str(path) in one_line(told)
+        assert str(path) in one_line(error)
 
 
 def test_the_sha256_in_a_name_is_checked(tmp_path: Path):
@@ -214,23 +214,23 @@ def test_the_sha256_in_a_name_is_checked(tmp_path: Path):
     os.link(tmp_path / "weights", right)
     os.link(tmp_path / "weights", wrong)
     assert len(read_weights(str(right), SHAPES, network="Net")) == 2
-    with pytest.raises(InputError, match=f"its sha256 begins with {digest[:8]}, not 397923af") as told:
+    with pytest.raises(InputError, match=f"its sha256 begins with {digest[:8]}, not 397923af") as error:
         read_weights(str(wrong), SHAPES, network="Net")
-    assert str(wrong) in one_line(told)
+    assert str(wrong) in one_line(error)
 
 
-def test_another_network_is_told_by_its_first_difference(tmp_path: Path):
+def test_another_network_is_refused_by_its_first_difference(tmp_path: Path):
     save_file({"first.weight": torch.zeros(4, 3)}, tmp_path / "part.safetensors")
     with pytest.raises(InputError, match=r"part\.safetensors is not Net: second\.bias is absent, expected \(4,\)"):
         read_weights(str(tmp_path / "part.safetensors"), SHAPES, network="Net")
     torch.save(tensors() | {"first.weight": torch.zeros(4, 5)}, tmp_path / "wide.pt")
-    with pytest.raises(InputError, match=r"first\.weight is \(4, 5\), expected \(4, 3\)") as told:
+    with pytest.raises(InputError, match=r"first\.weight is \(4, 5\), expected \(4, 3\)") as error:
         read_weights(str(tmp_path / "wide.pt"), SHAPES, network="Net")
-    one_line(told)
+    one_line(error)
 
 
 class Hostile:
-    """Unpickling it would run code."""
+    """An object whose unpickling would run code."""
 
     def __reduce__(self):
         return sys.exit, ("ran",)
@@ -238,9 +238,9 @@ class Hostile:
 
 def test_a_hostile_pickle_does_not_run(tmp_path: Path):
     torch.save({"first.weight": Hostile()}, tmp_path / "hostile.pth")
-    with pytest.raises(InputError, match="cannot be read") as told:
+    with pytest.raises(InputError, match="cannot be read") as error:
         read_weights(str(tmp_path / "hostile.pth"), SHAPES, network="Net")
-    one_line(told)
+    one_line(error)
 
 
 def test_files_that_are_gone_or_of_another_kind(tmp_path: Path):

@@ -58,10 +58,10 @@ def test_file_is_self_contained() -> None:
 
 def test_every_picture_round_trips() -> None:
     items = (section(1), section(2, ranked=16))
-    found = pictures(render(report(*items)))
+    actual = pictures(render(report(*items)))
     for item in items:
-        assert holds(found, item.image)
-        assert all(holds(found, ranked.image) for ranked in item.answers[0].ranked)
+        assert holds(actual, item.image)
+        assert all(holds(actual, ranked.image) for ranked in item.answers[0].ranked)
 
 
 def test_a_picture_shown_often_is_in_the_file_once() -> None:
@@ -78,14 +78,14 @@ def test_a_picture_shown_often_is_in_the_file_once() -> None:
 
 def test_every_picture_has_its_words() -> None:
     page = Page(render(report(section(label="", text=""), section(2), evaluation=evaluation())))
-    told = [
+    tags = [
         attributes for tag, attributes in page.tags if tag == "svg" and "picture" in (attributes.get("class") or "")
     ]
-    silent = [attributes for attributes in told if not attributes.get("aria-label")]
-    assert all(attributes.get("role") == "img" for attributes in told if attributes not in silent)
+    silent = [attributes for attributes in tags if not attributes.get("aria-label")]
+    assert all(attributes.get("role") == "img" for attributes in tags if attributes not in silent)
     # the strip of items: the number under the first, which has no label, is the text of its link
     assert [attributes.get("aria-hidden") for attributes in silent] == ["true"]
-    names = [attributes.get("aria-label") for attributes in told]
+    names = [attributes.get("aria-label") for attributes in tags]
     assert {"training image 41", "Generated image 1", "red apple: an apple", "MUCS, column 3"} <= set(names)
 
 
@@ -112,7 +112,7 @@ def test_scores_ranks_and_idx_are_shown() -> None:
 
 
 def scored(scores: tuple[float, ...], *, method: str = "MUCS") -> ItemSection:
-    """An item with one answer of these scores."""
+    """Return an item with one answer that has these scores."""
     one = answer(method=method, ranked=len(scores))
     ranked: list[RankedImage] = [replace(r, score=score) for r, score in zip(one.ranked, scores, strict=True)]
     return replace(section(), answers=(replace(one, ranked=tuple(ranked)),))
@@ -145,7 +145,7 @@ def test_each_method_has_its_own_decimals() -> None:
     assert re.findall(r'class="score">([^<]*)<', html) == ["0.5000", "0.2500", "0.003200", "0.001100"]
 
 
-def test_reached_is_told_plainly() -> None:
+def test_reached_is_stated_plainly() -> None:
     html = render(report())
     assert "Reached 95\u00a0% of the null loss after 3 updates, 6.2\u00a0s." in html
     assert 'class="warning"' not in html and 'class="badge"' not in html

@@ -24,7 +24,7 @@ from report_samples import (
 
 
 def cells(html: str) -> list[list[list[str]]]:
-    """The texts of each row of each table of numbers."""
+    """Return the texts of each row of each table of numbers."""
     return [
         [
             [
@@ -38,7 +38,7 @@ def cells(html: str) -> list[list[list[str]]]:
 
 
 def test_foreign_text_is_inert_in_the_evaluation() -> None:
-    """Every field is told somewhere, and what is told opens no tag."""
+    """Every field is shown somewhere, and opens no tag."""
     html = render(report(evaluation=evil_evaluation()))
     page = Page(html)
     assert "<script" not in html.lower() and "<img" not in html.lower()

@@ -58,25 +58,25 @@ def test_curve_labels_do_not_touch() -> None:
 
 
 def bars(svg: str) -> list[tuple[int, list[tuple[float, float, float, str]]]]:
-    """Per bin its count, and (x, width, height, style) of its one or two rectangles."""
-    found = []
+    """Return, for each bin, its count and (x, width, height, style) of its one or two rectangles."""
+    bins = []
     for count, body in re.findall(r"<g><title>([\d,]+) images?,[^<]*</title>(.*?)</g>", svg):
         rects = re.findall(r'<rect x="([\d.]+)" y="[\d.]+" width="([\d.]+)" height="([\d.]+)" class="(\w+)"', body)
-        found.append((int(count.replace(",", "")), [(float(x), float(w), float(h), c) for x, w, h, c in rects]))
-    return found
+        bins.append((int(count.replace(",", "")), [(float(x), float(w), float(h), c) for x, w, h, c in rects]))
+    return bins
 
 
 def test_histogram_bars_sum_and_have_log_heights() -> None:
     svg = score_histogram(HISTOGRAM, top_k=7, title="t")
-    found = bars(svg)
-    assert [count for count, _ in found] == list(HISTOGRAM.counts)
+    actual = bars(svg)
+    assert [count for count, _ in actual] == list(HISTOGRAM.counts)
     frame = Frame(x_range=(-0.1, 0.2), y_range=(math.log10(0.5), 3.05), right=WIDTH - 8)
-    for count, rects in found:
+    for count, rects in actual:
         for _, _, height, _ in rects:
             assert height == pytest.approx(BOTTOM - frame.y(math.log10(count)), abs=0.011)
-    assert [[style for *_, style in rects] for _, rects in found] == [["rest"], ["rest"], ["rest", "tail"]]
+    assert [[style for *_, style in rects] for _, rects in actual] == [["rest"], ["rest"], ["rest", "tail"]]
     marker = frame.x(0.15)
-    _, (rest, tail) = found[-1]
+    _, (rest, tail) = actual[-1]
     assert rest[0] + rest[1] == pytest.approx(marker, abs=0.02) and tail[0] == pytest.approx(marker)
     assert "top 7: from 0.15" in svg and "score (higher = more influential)" in svg
 
@@ -84,8 +84,8 @@ def test_histogram_bars_sum_and_have_log_heights() -> None:
 @pytest.mark.parametrize("value", [0.0, 0.25, -3.0, 1e-9])
 def test_constant_scores_make_one_bar(value: float) -> None:
     constant = Histogram(edges=(value,) * 11, counts=(0,) * 9 + (1057,), top_k_score=value)
-    found = bars(svg := score_histogram(constant, top_k=100, title="t"))
-    assert [count for count, _ in found] == [1057]
+    actual = bars(svg := score_histogram(constant, top_k=100, title="t"))
+    assert [count for count, _ in actual] == [1057]
     assert "nan" not in svg and "inf" not in svg.replace("influential", "")
 
 
@@ -100,9 +100,9 @@ def test_a_wrong_number_of_edges_is_refused() -> None:
 
 
 def curves(svg: str) -> dict[str, list[tuple[float, float]]]:
-    """By the name told on hovering, the points of each line; back to front."""
-    found = re.findall(r'<g class="curve [^>]*><title>(.*?): mean [^<]*</title>.*?<polyline points="([^"]*)"/>', svg)
-    return {name: [(float(x), float(y)) for x, y in (at.split(",") for at in line.split())] for name, line in found}
+    """Return the points of each line by the name that hovering shows, from back to front."""
+    lines = re.findall(r'<g class="curve [^>]*><title>(.*?): mean [^<]*</title>.*?<polyline points="([^"]*)"/>', svg)
+    return {name: [(float(x), float(y)) for x, y in (at.split(",") for at in line.split())] for name, line in lines}
 
 
 def test_density_points_are_where_they_should_be() -> None:
@@ -121,7 +121,7 @@ def test_density_points_are_where_they_should_be() -> None:
 def test_density_means_are_marked_under_the_axis() -> None:
     svg = density_plot(DENSITY, curve_styles([DENSITY]))
     marks = re.findall(r'<g class="mean (\w+)"><title>([^<]*)</title><line x1="([\d.]+)" x2="([\d.]+)" y1="(\d+)"', svg)
-    assert [(style, told, float(x1)) for style, told, x1, _, _ in marks] == [
+    assert [(style, title, float(x1)) for style, title, x1, _, _ in marks] == [
         ("reference", "random: mean 0.75", 251.0),
         ("c1", "MUCS: mean 0.25", 89.0),
     ]

@@ -1,4 +1,4 @@
-"""What only some rooms may know: which process, network, space and shape a model has.
+"""Only some rooms may know which process, network, space and shape a model has.
 
 The engine and the methods work for any model. What is particular to one is in diffusion/, models/ and spaces/; data/
 and report/ may know pictures. Everywhere else such a word is a mistake, or the beginning of one.
@@ -22,18 +22,18 @@ WORDS = {
 
 
 def places(text: str) -> list[tuple[int, str]]:
-    """Line and kind of each such word."""
+    """Return the line and the kind of each such word."""
     lines = enumerate(text.splitlines(), start=1)
     return [(number, what) for number, line in lines for what, word in WORDS.items() if re.search(word, line)]
 
 
 def test_only_the_rooms_for_it_name_a_process_a_network_or_a_shape():
-    found = {
+    places_by_file = {
         str(file.relative_to(ROOT)): here
         for file in sorted(ROOT.rglob("*.py"))
         if file.relative_to(ROOT).parts[0] not in ROOMS and (here := places(file.read_text()))
     }
-    assert found == {}
+    assert places_by_file == {}
 
 
 @pytest.mark.parametrize(

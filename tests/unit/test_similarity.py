@@ -1,4 +1,4 @@
-"""Each similarity against an implementation that shares nothing with it, and which of them a machine has."""
+"""Each similarity equals that of an independent implementation, and a machine knows which of them it has."""
 
 import os
 import pickle
@@ -28,7 +28,7 @@ real_weights = pytest.mark.skipif(
 
 
 def images(count: int, px: int = 32, *, seed: int = 0) -> torch.Tensor:
-    """Smooth pictures with some noise on them, in [0, 1]."""
+    """Return smooth pictures with some noise, in [0, 1]."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(count, 3, 5, 5, generator=generator)
     smooth = torch.nn.functional.interpolate(coarse, size=(px, px), mode="bicubic")
@@ -50,7 +50,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def bare_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """No variable, no cache of anything; returns where torch hub would keep its checkpoints."""
+    """Remove all variables and caches, and return the folder in which torch hub would keep its checkpoints."""
     monkeypatch.delenv("MUCS_RAY_WEIGHTS", raising=False)
     monkeypatch.delenv("MUCS_RAY_CLIP_WEIGHTS", raising=False)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "huggingface"))
@@ -66,7 +66,7 @@ def ready(name: str, path: Path) -> ReadyMetric:
 
 
 def reference_ssim(first: np.ndarray, second: np.ndarray) -> float:
-    """Spec 11.1 in fp64: pad by reflection, filter, crop, mean; the paper's constants written out."""
+    """Return SSIM as spec 11.1 defines it, in fp64: pad by reflection, filter, crop, mean."""
     x = np.arange(-5, 6)
     window = np.exp(-(x[:, None] ** 2 + x[None, :] ** 2) / (2 * 1.5**2))
     window /= window.sum()
@@ -88,11 +88,11 @@ def test_ssim_is_that_of_a_second_implementation():
     first, second = images(5, 40, seed=1), images(5, 40, seed=2)
     second[:3] = (first[:3] + 0.3 * second[:3]).clamp(0, 1)
     second[3] = 1 - first[3]
-    found = ssim(first, second)
+    actual = ssim(first, second)
     expected = [reference_ssim(a, b) for a, b in zip(first.numpy(), second.numpy(), strict=True)]
-    assert found.dtype == torch.float32 and found.shape == (5,)
-    np.testing.assert_allclose(found.numpy(), expected, atol=1e-6)
-    assert found[3] < 0 < found[0]
+    assert actual.dtype == torch.float32 and actual.shape == (5,)
+    np.testing.assert_allclose(actual.numpy(), expected, atol=1e-6)
+    assert actual[3] < 0 < actual[0]
 
 
 def test_ssim_of_images_that_are_not_square():
@@ -103,8 +103,8 @@ def test_ssim_of_images_that_are_not_square():
 
 @pytest.mark.parametrize(("a", "b"), [(0.0, 1.0), (0.9, 0.9), (0.25, 0.75), (1.0, 0.99), (0.0, 0.0)])
 def test_ssim_of_two_flat_images_is_the_closed_form(a: float, b: float):
-    found = ssim(torch.full((1, 3, 16, 16), a), torch.full((1, 3, 16, 16), b))
-    assert float(found) == pytest.approx((2 * a * b + 1e-4) / (a * a + b * b + 1e-4), abs=1e-7)
+    actual = ssim(torch.full((1, 3, 16, 16), a), torch.full((1, 3, 16, 16), b))
+    assert float(actual) == pytest.approx((2 * a * b + 1e-4) / (a * a + b * b + 1e-4), abs=1e-7)
 
 
 def test_ssim_of_equal_images_is_1_and_the_order_of_two_does_not_matter():
@@ -132,7 +132,7 @@ def test_mse_by_hand():
 
 
 def lpips_package(trunk: str, weights: dict[str, torch.Tensor], **options) -> torch.nn.Module:
-    """The lpips package's own network as it makes it, its convolutions overwritten one by one."""
+    """Return the lpips package's own network, with its convolutions overwritten one by one."""
     import lpips
 
     network = lpips.LPIPS(net=trunk, pnet_rand=True, verbose=False, **options)
@@ -154,16 +154,16 @@ def test_lpips_is_1_minus_that_of_the_package_on_real_weights(trunk: str, metric
     second = first.clone()
     second[1] = (second[1] + 0.02 * torch.randn(3, 240, 240, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
     second[2] = images(1, 240, seed=6)[0]
-    found = ready(metric, file).load(CPU)(first, second)
+    actual = ready(metric, file).load(CPU)(first, second)
     from torchvision.transforms.functional import resize
 
     package = lpips_package(trunk, load_file(file))
     big = [resize(x, [224, 224]) for x in (first, second)]
     with torch.no_grad():
         expected = 1 - package(*big, normalize=True).flatten()
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
-    assert found[0] == 1 and found[0] > found[1] > found[2] + 0.1
-    assert found.dtype == torch.float32 and not found.requires_grad
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
+    assert actual[0] == 1 and actual[0] > actual[1] > actual[2] + 0.1
+    assert actual.dtype == torch.float32 and not actual.requires_grad
 
 
 @real_weights
@@ -175,7 +175,7 @@ def test_half_precision_weights_are_computed_in_single(no_network: None):
 
 @pytest.mark.filterwarnings("ignore")
 def test_lpips_on_random_squeezenet_weights_from_torchvisions_file(tmp_path: Path, no_network: None):
-    """A whole torchvision checkpoint, classifier and all, as a pickle."""
+    """The file is a whole torchvision checkpoint as a pickle, including the classifier."""
     from torchvision.models import squeezenet1_1
     from torchvision.transforms.functional import resize
 
@@ -184,12 +184,12 @@ def test_lpips_on_random_squeezenet_weights_from_torchvisions_file(tmp_path: Pat
     path = tmp_path / "squeezenet1_1.pth"
     torch.save(trunk.state_dict(), path)
     first, second = images(2, seed=7), images(2, seed=8)
-    found = ready("lpips-squeeze", path).load(CPU)(first, second)
+    actual = ready("lpips-squeeze", path).load(CPU)(first, second)
     package = lpips_package("squeeze", {k: v for k, v in trunk.state_dict().items() if k.startswith("features")})
     big = [resize(x, [224, 224]) for x in (first, second)]
     with torch.no_grad():
         expected = 1 - package(*big, normalize=True).flatten()
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
 
 
 def test_lpips_is_not_below_minus_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -202,9 +202,9 @@ def test_lpips_is_not_below_minus_1(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 @real_weights
 def test_lpips_weights_of_another_network(no_network: None):
-    with pytest.raises(InputError, match=r"alexnet_features\.safetensors is not torchvision VGG16: features") as told:
+    with pytest.raises(InputError, match=r"alexnet_features\.safetensors is not torchvision VGG16: features") as error:
         ready("lpips", DATA / TRUNKS["alex"]).load(CPU)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(error.value)
 
 
 # --- all of them
@@ -249,7 +249,7 @@ def test_the_registry():
     assert METRICS["lpips"].label == "1 - LPIPS (VGG)"
 
 
-def test_without_names_what_has_no_weights_is_left_out_and_told(bare_machine: Path):
+def test_without_names_metrics_without_weights_are_left_out_and_named(bare_machine: Path):
     metrics, left_out = ready_metrics([], None)
     assert [metric.name for metric in metrics] == ["ssim", "mse"]
     assert list(left_out) == [name for name in DEFAULT if name not in ("ssim", "mse")]
@@ -265,7 +265,7 @@ def test_a_metric_asked_for_must_have_its_weights():
         ready_metrics(["ssim", "sscd"], None)
 
 
-def test_an_unknown_metric_is_told_with_the_known_ones():
+def test_an_unknown_metric_gives_the_known_ones():
     with pytest.raises(InputError, match="unknown metric fid; choose from ssim, sscd, lpips, clip"):
         ready_metrics(["ssim", "fid"], None)
 
@@ -280,7 +280,7 @@ def test_a_folder_of_weights_that_is_none(tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("by", ["folder", "variable"])
 def test_a_ready_metric_goes_to_a_worker(by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Order as asked for, once each; picklable; the file it was made for is the file it loads."""
+    """Metrics come in the order asked for, once each; each can be pickled, and loads the file that it was made for."""
     path = tmp_path / "squeezenet1_1.safetensors"
     save_file({"features.0.weight": torch.zeros(64, 3, 3, 3)}, path)
     if by == "variable":

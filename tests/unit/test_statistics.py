@@ -92,8 +92,8 @@ def test_auc_knows_only_the_order(a: np.ndarray, b: np.ndarray):
 
 def test_normalized_difference_by_hand():
     """Against the median 0.5: -40, 0 and -20 %; their sample standard deviation is 20."""
-    found = normalized_difference(numbers(0.3, 0.5, 0.4), numbers(0.5, 0.4, 0.8))
-    assert found == (pytest.approx(-20), pytest.approx(1.98 * 20 / math.sqrt(3)), 3)
+    actual = normalized_difference(numbers(0.3, 0.5, 0.4), numbers(0.5, 0.4, 0.8))
+    assert actual == (pytest.approx(-20), pytest.approx(1.98 * 20 / math.sqrt(3)), 3)
 
 
 def test_the_median_has_a_floor():
@@ -156,16 +156,16 @@ def test_within_overlap_of_one_pair_and_of_one_item():
 def test_random_lists_overlap_by_k_over_n():
     """k = 50 of 1,000; the standard error of the mean of 780 pairs is 0.11 %."""
     rng = np.random.default_rng(3)
-    found = within_overlap(np.stack([rng.permutation(1000)[:50] for _ in range(40)]))
-    assert found is not None
-    assert found.num == 780
-    assert found.mean == pytest.approx(5, abs=0.45)
+    actual = within_overlap(np.stack([rng.permutation(1000)[:50] for _ in range(40)]))
+    assert actual is not None
+    assert actual.num == 780
+    assert actual.mean == pytest.approx(5, abs=0.45)
     other = np.stack([rng.permutation(1000)[:50] for _ in range(40)])
     assert between_overlap(other, other[::-1]) == pytest.approx(5, abs=2)
 
 
 def test_between_overlap_by_hand():
-    """The same item only: 1 of 3, then 3 of 3 in another order."""
+    """Only lists of the same item are compared: they share 1 of 3, then 3 of 3 in another order."""
     assert between_overlap(np.asarray([[0, 1, 2], [3, 4, 5]]), np.asarray([[5, 2, 4], [5, 3, 4]])) == pytest.approx(
         100 * (1 / 3 + 1) / 2
     )
@@ -179,10 +179,10 @@ lists = st.integers(1, 5).flatmap(
 @given(lists)
 def test_overlaps_agree_with_sets(top: np.ndarray):
     shares = [100 * len({*a} & {*b}) / len(a) for a, b in combinations(top.tolist(), 2)]
-    found = within_overlap(top)
-    assert found is not None
-    assert found.mean == pytest.approx(np.mean(shares))
-    assert 0 <= found.mean <= 100 + 1e-9
+    actual = within_overlap(top)
+    assert actual is not None
+    assert actual.mean == pytest.approx(np.mean(shares))
+    assert 0 <= actual.mean <= 100 + 1e-9
     assert between_overlap(top, top) == pytest.approx(100)
     by_item = [100 * len({*a} & {*b}) / len(a) for a, b in zip(top.tolist(), top[::-1].tolist(), strict=True)]
     assert between_overlap(top, top[::-1]) == pytest.approx(np.mean(by_item))
@@ -209,24 +209,24 @@ def difference(a: np.ndarray, b: np.ndarray) -> float:
 def test_equal_seeds_give_no_width():
     """However different the items within a seed are: it is the seeds that are redrawn."""
     ours, theirs = numbers(0.0, 0.5, 1.0), numbers(0.25, 0.6, 3.0)
-    found = cluster_bootstrap([ours] * 4, [theirs] * 4, auc, rng=np.random.default_rng(0))
-    assert found == (pytest.approx(auc(ours, theirs)), pytest.approx(auc(ours, theirs)))
+    actual = cluster_bootstrap([ours] * 4, [theirs] * 4, auc, rng=np.random.default_rng(0))
+    assert actual == (pytest.approx(auc(ours, theirs)), pytest.approx(auc(ours, theirs)))
 
 
 def test_the_same_seeds_are_drawn_for_both():
     """Each seed differs by exactly 1 from its random removal, whatever its own level is."""
     levels = [0.0, 100.0, 1000.0]
     ours, theirs = [numbers(level, level + 2) for level in levels], [numbers(level - 1, level + 1) for level in levels]
-    found = cluster_bootstrap(ours, theirs, difference, rng=np.random.default_rng(0))
-    assert found == (pytest.approx(1), pytest.approx(1))
+    actual = cluster_bootstrap(ours, theirs, difference, rng=np.random.default_rng(0))
+    assert actual == (pytest.approx(1), pytest.approx(1))
 
 
 def test_two_seeds_by_hand():
     """Means 0, 1/2 and 1 with probabilities 1/4, 1/2 and 1/4: the interval holds all of them."""
-    found = cluster_bootstrap(
+    actual = cluster_bootstrap(
         [numbers(0, 0), numbers(1, 1)], [numbers(0)] * 2, difference, rng=np.random.default_rng(0)
     )
-    assert found == (0, 1)
+    assert actual == (0, 1)
 
 
 def test_bootstrap_is_a_plain_loop_over_the_same_draws():
@@ -236,9 +236,9 @@ def test_bootstrap_is_a_plain_loop_over_the_same_draws():
     values = [
         difference(np.concatenate([ours[s] for s in draw]), np.concatenate([theirs[s] for s in draw])) for draw in draws
     ]
-    found = cluster_bootstrap(ours, theirs, difference, 300, rng=np.random.default_rng(9))
-    assert found == (pytest.approx(np.percentile(values, 2.5)), pytest.approx(np.percentile(values, 97.5)))
-    assert found[0] < difference(np.concatenate(ours), np.concatenate(theirs)) < found[1]
+    actual = cluster_bootstrap(ours, theirs, difference, 300, rng=np.random.default_rng(9))
+    assert actual == (pytest.approx(np.percentile(values, 2.5)), pytest.approx(np.percentile(values, 97.5)))
+    assert actual[0] < difference(np.concatenate(ours), np.concatenate(theirs)) < actual[1]
 
 
 @settings(max_examples=20, deadline=None)
@@ -288,7 +288,7 @@ def test_pairs_need_the_same_items(statistic):
 
 
 def test_estimates_are_plain_numbers():
-    """They go into JSON as they are."""
-    found = normalized_difference(np.float32([0.3, 0.5]), np.float32([0.5, 0.5]))
-    assert isinstance(found, Estimate)
-    assert [type(value) for value in found] == [float, float, int]
+    """Estimates go into JSON as they are."""
+    actual = normalized_difference(np.float32([0.3, 0.5]), np.float32([0.5, 0.5]))
+    assert isinstance(actual, Estimate)
+    assert [type(value) for value in actual] == [float, float, int]

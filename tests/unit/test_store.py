@@ -1,4 +1,4 @@
-"""Promises of the run directory: whole or absent, resumed, stale for a reason, never another's part (house rules 6)."""
+"""The run directory's promises: files are whole or absent, stages resume, and stale ones say why (house rules 6)."""
 
 import io
 import itertools
@@ -108,44 +108,44 @@ def finished(at: Stage, *keys: str) -> Stage:
     return at
 
 
-def told(at: Stage) -> tuple[str, str]:
+def state_of(at: Stage) -> tuple[str, str]:
     return at.state().status, at.state().reason
 
 
 def test_a_stage_goes_from_missing_over_partial_to_done_and_stale(folder: str):
     at = stage(folder)
-    assert told(at) == ("missing", "not run yet")
+    assert state_of(at) == ("missing", "not run yet")
     parts = [at.part(key, "parquet") for key in ("a", "b", "c")]
     assert at.begin(parts) == parts
-    assert told(at) == ("partial", "0 of 3 parts")
+    assert state_of(at) == ("partial", "0 of 3 parts")
     digests = dict([publish(at, "b")])
-    assert told(at) == ("partial", "1 of 3 parts")
+    assert state_of(at) == ("partial", "1 of 3 parts")
     assert at.begin(parts) == [parts[0], parts[2]]  # the same command again: only what is missing
     digests |= dict(publish(at, key) for key in ("a", "c"))
-    assert told(at) == ("partial", "3 of 3 parts")  # not done before the manifest
+    assert state_of(at) == ("partial", "3 of 3 parts")  # not done before the manifest
     at.finish(digests, {"rows": 7})
-    assert told(at) == ("done", "")
+    assert state_of(at) == ("done", "")
     assert at.facts() == {"rows": 7}
-    assert told(stage(folder, noises=50)) == ("stale", "score.noises 100 -> 50")
-    assert told(stage(folder, data="d2")) == ("stale", "data changed")
-    assert told(stage(folder, noises=50, data="d2")) == ("stale", "score.noises 100 -> 50, data changed")
+    assert state_of(stage(folder, noises=50)) == ("stale", "score.noises 100 -> 50")
+    assert state_of(stage(folder, data="d2")) == ("stale", "data changed")
+    assert state_of(stage(folder, noises=50, data="d2")) == ("stale", "score.noises 100 -> 50, data changed")
 
 
 def test_a_setting_that_is_new_or_gone_is_named(folder: str):
     at = finished(stage(folder), "a")
     more = replace(at, reads={**at.reads, "score.keep": 0.7})
-    assert told(more) == ("stale", "score.keep None -> 0.7")
+    assert state_of(more) == ("stale", "score.keep None -> 0.7")
     other_name = replace(at, reads={"score.noises": 100})
-    assert told(other_name) == ("stale", "model.channels [4, 4] -> None")
+    assert state_of(other_name) == ("stale", "model.channels [4, 4] -> None")
 
 
-def test_settings_that_only_moved_to_another_section_are_told_as_such(folder: str):
-    """Only what has another value as well is named with it."""
+def test_settings_that_only_moved_to_another_section_are_named_by_section(folder: str):
+    """A setting is named by itself only if its value has changed as well."""
     place = {"run_url": folder, "name": "attribute/mucs/unlearn", "inputs": {}}
     old = Stage(reads={"unlearn.tolerance": 0.05, "unlearn.sigmas": "training"}, **place)
     finished(old, "a")
     new = Stage(reads={"method.mucs.tolerance": 0.05, "method.mucs.sigmas": "schedule"}, **place)
-    status, reason = told(new)
+    status, reason = state_of(new)
     assert status == "stale"
     assert reason == (
         "method.mucs.sigmas None -> schedule, unlearn.sigmas training -> None,"
@@ -158,8 +158,8 @@ def test_a_stage_begun_anew_is_partial_and_its_old_results_still_there(folder: s
     old = finished(stage(folder), "a")
     new = stage(folder, noises=50)
     assert new.begin([new.part("a", "parquet")]) == [new.part("a", "parquet")]
-    assert told(new) == ("partial", "0 of 1 parts")
-    assert told(old) == ("done", "")
+    assert state_of(new) == ("partial", "0 of 1 parts")
+    assert state_of(old) == ("done", "")
     assert old.checked(old.part("a", "parquet")) == b"content"
 
 
@@ -172,11 +172,11 @@ def test_finishing_deletes_parts_of_other_settings_and_nothing_of_a_user(folder:
     picture = stage(folder, noises=50).part("a", "png")  # of these settings, to look at; in no manifest
     storage.publish(old.url(picture), b"picture")
     new = finished(stage(folder, noises=50), "a")
-    there = set(storage.names(new.folder))
-    assert there == {*foreign, picture, "inner", "plan.json", "manifest.json", new.part("a", "parquet")}
+    existing = set(storage.names(new.folder))
+    assert existing == {*foreign, picture, "inner", "plan.json", "manifest.json", new.part("a", "parquet")}
     assert list(storage.names(storage.join(new.folder, "inner"))) == [f"x.{old.fingerprint[:8]}.parquet"]
-    assert told(new) == ("done", "")
-    assert told(old) == ("stale", "score.noises 50 -> 100")
+    assert state_of(new) == ("done", "")
+    assert state_of(old) == ("stale", "score.noises 50 -> 100")
 
 
 def test_a_late_writer_of_other_settings_changes_nothing(folder: str):
@@ -186,7 +186,7 @@ def test_a_late_writer_of_other_settings_changes_nothing(folder: str):
     done = finished(stage(folder, noises=50), "a")
     manifest = done.manifest()
     publish(late, "a", b"late")
-    assert (done.manifest(), told(done)) == (manifest, ("done", ""))
+    assert (done.manifest(), state_of(done)) == (manifest, ("done", ""))
     assert done.checked(done.part("a", "parquet")) == b"content"
     assert late.part("a", "parquet") not in done.manifest().files
 
@@ -205,7 +205,7 @@ def one_line(error: pytest.ExceptionInfo[InputError]) -> str:
     return text
 
 
-def test_corruption_is_found_and_told_in_one_line(folder: str):
+def test_corruption_is_one_line(folder: str):
     at = finished(stage(folder), "a", "b")
     name, other = at.part("a", "parquet"), at.part("b", "parquet")
     storage.publish(at.url(name), b"contents")
@@ -226,7 +226,7 @@ def test_corruption_is_found_and_told_in_one_line(folder: str):
 def test_a_torn_document_counts_as_absent(folder: str, document: str):
     at = finished(stage(folder), "a")
     storage.publish(at.url(document), b'{"fingerprint": "ab')
-    assert told(at) == (("done", "") if document == "plan.json" else ("partial", "1 of 1 parts"))
+    assert state_of(at) == (("done", "") if document == "plan.json" else ("partial", "1 of 1 parts"))
 
 
 def test_parts_carry_the_tag_of_their_settings():
@@ -269,7 +269,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 @pytest.fixture(autouse=True)
 def no_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Of similarity metrics, wherever the user has some."""
+    """Hide all weights of similarity metrics that the user may have."""
     monkeypatch.delenv("MUCS_RAY_WEIGHTS", raising=False)
     monkeypatch.delenv("MUCS_RAY_CLIP_WEIGHTS", raising=False)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
@@ -288,7 +288,7 @@ def fingerprints(recipe: Recipe, dataset: Dataset) -> dict[str, str]:
 
 
 def following(method: str) -> set[str]:
-    """What follows from a method's ranking, or from the way of removing."""
+    """Return the stages that follow from a method's ranking, or from the mode of removal."""
     return {f"retrain/{method}", f"regenerate/{method}", f"evaluate/{method}", "report"}
 
 
@@ -496,7 +496,7 @@ def test_given_weights_count_by_content_and_end_the_influence_of_training(datase
 
 
 def test_a_run_is_reopened_without_the_file_of_its_weights(dataset: Dataset, tmp_path: Path):
-    """`status` needs the run directory and the data set only."""
+    """`status` needs only the run directory and the data set."""
     weights, run, console = tmp_path / "w.pt", str(tmp_path / "run"), Console(file=io.StringIO())
     weights.write_bytes(b"weights")
     pipeline = Pipeline.open(replace(tiny_recipe(dataset.url), weights=str(weights)), dataset, run, console=console)
@@ -584,7 +584,7 @@ def test_absent_weights_are_an_input_error(tmp_path: Path):
     assert "--weights" in one_line(error)
 
 
-def test_weights_of_another_architecture_are_told_apart_in_one_line(network: DiT):
+def test_weights_of_another_architecture_are_one_line(network: DiT):
     deeper = DiT(replace(network.config, depth=3, width=32))
     with pytest.raises(InputError, match="another architecture") as error:
         checkpoint.strict_load(network, deeper.state_dict(), source="w.safetensors")

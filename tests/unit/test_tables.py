@@ -24,7 +24,7 @@ REMOVED = {"random": 531, "mucs": 459, "dino": 440, "abu": 180}
 
 
 def outcome(method: str, seed: int, similarity: dict[str, np.ndarray], *, controls: bool = True) -> MethodOutcome:
-    """Lists of 34 of 1,715 images; those of abu are nearly the same for all items."""
+    """Return an outcome with lists of 34 of 1,715 images; those of abu are nearly the same for all items."""
     rng = np.random.default_rng([seed, len(method)])
     of = 60 if method == "abu" else 1715
     return MethodOutcome(
@@ -47,19 +47,19 @@ def lowered(
     controls: bool = True,
 ) -> list[MethodOutcome]:
     """Random removal leaves similarities of 0.4 to 0.9; each method lowers all of them by a number."""
-    found = []
+    outcomes = []
     for seed in seeds:
         rng = np.random.default_rng(seed)
         base = {metric: rng.uniform(0.4, 0.9, NUM_ITEMS) for metric in metrics}
         for method, step in ({"random": 0.0} | by).items():
             similarity = {metric: values - step - (metric == "mse") for metric, values in base.items()}
-            found.append(outcome(method, seed, similarity, controls=controls))
-    return found
+            outcomes.append(outcome(method, seed, similarity, controls=controls))
+    return outcomes
 
 
 def analysed(by: dict[str, float], *, unrelated: bool = True, **facts) -> Analysis:
     outcomes = lowered(by, **facts)
-    seeds = {found.seed for found in outcomes} if unrelated else ()
+    seeds = {measured.seed for measured in outcomes} if unrelated else ()
     pairs = {metric: np.float64([0.1, 0.2]) for metric in outcomes[0].similarity}
     return analyse(outcomes, [Unrelated(seed=seed, similarity=pairs) for seed in seeds])
 
@@ -69,7 +69,7 @@ def by_key(analysis: Analysis, **facts) -> dict[str, Table]:
 
 
 def column(table: Table, name: str) -> dict[str, Cell]:
-    """The cells of a column by the head of their row."""
+    """Return the cells of a column by the head of their row."""
     return {row[0].text: row[table.columns.index(name)] for row in table.rows}
 
 
@@ -78,15 +78,15 @@ def column(table: Table, name: str) -> dict[str, Cell]:
 
 def test_the_tables_in_order():
     keys = ["auc", "difference", "overlap-within", "overlap-between", "cost", "controls", "reference-level"]
-    found = tables(analysed({"mucs": 0.2, "dino": 0.1}), method_labels=LABELS)
-    assert [table.key for table in found] == keys
-    for table in found:
+    all_tables = tables(analysed({"mucs": 0.2, "dino": 0.1}), method_labels=LABELS)
+    assert [table.key for table in all_tables] == keys
+    for table in all_tables:
         assert {len(row) for row in table.rows} == {len(table.columns)}, table.key
 
 
 @pytest.mark.parametrize(("seeds", "over"), [((1,), "one seed"), ((1, 2), "2 seeds")])
 def test_each_note_says_n_the_seeds_and_what_is_better(seeds: tuple[int, ...], over: str):
-    """16 images and 4 controls in each seed."""
+    """Each seed has 16 images and 4 controls."""
     for table in tables(analysed({"mucs": 0.2, "dino": 0.1}, seeds=seeds), method_labels=LABELS):
         note = table.note.replace("\u00a0", " ")
         images = f"{4 * len(seeds)} controls" if table.key == "controls" else f"{16 * len(seeds)} generated images"
@@ -108,11 +108,11 @@ def test_the_main_table_is_the_papers_table_1():
 def test_auc_and_p_in_a_cell():
     """One pair of 16 x 16 at a time; p is that of the analysis, in the paper's style."""
     analysis = analysed({"mucs": 0.1})
-    found = analysis.of("mucs").metrics["ssim"]
+    actual = analysis.of("mucs").metrics["ssim"]
     cell = column(by_key(analysis)["auc"], "SSIM")["MUCS"]
-    assert float(f"0{cell.text}") == pytest.approx(found.auc, abs=5e-4)
+    assert float(f"0{cell.text}") == pytest.approx(actual.auc, abs=5e-4)
     assert cell.text.startswith(".") and cell.strong
-    assert cell.note == probability(found.p or 0.0)
+    assert cell.note == probability(actual.p or 0.0)
 
 
 def test_the_interval_over_seeds_is_in_the_cell():
@@ -125,7 +125,7 @@ def test_the_interval_over_seeds_is_in_the_cell():
 
 
 def test_the_asterisk_and_the_bold_number_are_of_the_best():
-    """Far below the next best, and then hardly below it."""
+    """The best method is first far below the next best, and then hardly below it."""
     clear = column(by_key(analysed({"dino": 0.1, "mucs": 0.9}))["auc"], "SSIM")
     assert {name: (cell.text[-1:] == "*", cell.strong) for name, cell in clear.items()} == {
         "Random": (False, False),
@@ -140,15 +140,15 @@ def test_the_asterisk_and_the_bold_number_are_of_the_best():
 
 def test_the_papers_numbers_stand_beside_ours():
     analysis = analysed({"mucs": 0.2, "dino": 0.1}, metrics=(*PAPER_METRICS, "mse"))
-    found = by_key(analysis, published=published("cifar10"))
-    assert found["auc"].columns[-1] == "μ"
-    assert column(found["auc"], "SSIM")["MUCS"].note.endswith("· paper .889*")
-    assert column(found["auc"], "SSIM")["DINO"].note.endswith("· paper .633")
-    assert column(found["auc"], "μ")["MUCS"].note == "paper .897"
-    assert "paper" not in column(found["auc"], "\u2212MSE")["MUCS"].note
-    assert column(found["difference"], "SSIM")["MUCS"].note == "paper \u221213.5\u00a0±\u00a02.1"
-    assert column(found["overlap-within"], "All pairs")["MUCS"].note == "paper 2.7\u00a0±\u00a00.2"
-    assert column(found["cost"], "Time an image")["Random"].note == "paper <0.1\u00a0min"
+    actual = by_key(analysis, published=published("cifar10"))
+    assert actual["auc"].columns[-1] == "μ"
+    assert column(actual["auc"], "SSIM")["MUCS"].note.endswith("· paper .889*")
+    assert column(actual["auc"], "SSIM")["DINO"].note.endswith("· paper .633")
+    assert column(actual["auc"], "μ")["MUCS"].note == "paper .897"
+    assert "paper" not in column(actual["auc"], "\u2212MSE")["MUCS"].note
+    assert column(actual["difference"], "SSIM")["MUCS"].note == "paper \u221213.5\u00a0±\u00a02.1"
+    assert column(actual["overlap-within"], "All pairs")["MUCS"].note == "paper 2.7\u00a0±\u00a00.2"
+    assert column(actual["cost"], "Time an image")["Random"].note == "paper <0.1\u00a0min"
     assert (
         column(by_key(analysis, published=published("artbench10"))["overlap-between"], "DINO")["MUCS"].note
         == "paper 14.6"
@@ -157,9 +157,9 @@ def test_the_papers_numbers_stand_beside_ours():
 
 
 def test_the_papers_mean_is_not_beside_a_mean_of_other_metrics():
-    found = by_key(analysed({"mucs": 0.2}), published=published("cifar10"))
-    assert "paper" in column(found["auc"], "SSIM")["MUCS"].note
-    assert column(found["auc"], "mean of SSIM, CLIP")["MUCS"].note == ""
+    actual = by_key(analysed({"mucs": 0.2}), published=published("cifar10"))
+    assert "paper" in column(actual["auc"], "SSIM")["MUCS"].note
+    assert column(actual["auc"], "mean of SSIM, CLIP")["MUCS"].note == ""
 
 
 def test_the_misprint_is_noted_where_it_is_shown():
@@ -182,17 +182,17 @@ def test_differences_are_in_percent_with_true_minus_signs_and_without_distances(
 
 def test_overlaps():
     analysis = analysed({"mucs": 0.2, "abu": 0.0}, seeds=(1, 2))
-    found = by_key(analysis)
-    assert found["overlap-within"].columns == ("Method", "All pairs", "Same seed")
-    assert "2.0\u00a0%" in found["overlap-within"].note  # 34 of 1,715
+    actual = by_key(analysis)
+    assert actual["overlap-within"].columns == ("Method", "All pairs", "Same seed")
+    assert "2.0\u00a0%" in actual["overlap-within"].note  # 34 of 1,715
     overlap = analysis.of("abu").within_overlap
     assert overlap is not None
-    assert column(found["overlap-within"], "All pairs")["abu"].text == plus_minus(overlap.mean, overlap.half_width)
-    assert "No table of overlaps" not in found["overlap-within"].note
+    assert column(actual["overlap-within"], "All pairs")["abu"].text == plus_minus(overlap.mean, overlap.half_width)
+    assert "No table of overlaps" not in actual["overlap-within"].note
 
 
 def test_overlap_between_is_a_triangle():
-    """Of three methods two rows: the first against two, the second against one."""
+    """Three methods take two rows: the first against two, the second against one."""
     analysis = analysed({"mucs": 0.2, "dino": 0.1, "abu": 0.0})
     table = by_key(analysis)["overlap-between"]
     assert table.columns == ("Method", "DINO", "abu")
@@ -214,10 +214,10 @@ def test_a_table_without_anything_to_compare_is_left_out_and_that_is_said():
 
 def test_controls_and_levels():
     analysis = analysed({"mucs": 0.9}, metrics=("ssim", "mse"))
-    found = by_key(analysis)
+    actual = by_key(analysis)
     control = analysis.of("mucs").controls["ssim"]
-    assert column(found["controls"], "SSIM") == {"MUCS": Cell(text="1.000", note=probability(control.p))}
-    levels = column(found["reference-level"], "\u2212MSE")
+    assert column(actual["controls"], "SSIM") == {"MUCS": Cell(text="1.000", note=probability(control.p))}
+    levels = column(actual["reference-level"], "\u2212MSE")
     assert levels["Unrelated images"].text == "0.150"
     assert levels["MUCS"].text == signed(analysis.of("mucs").metrics["mse"].mean, 3)
     assert levels["MUCS"].text.startswith("\u2212")
@@ -292,13 +292,13 @@ def test_remarks_say_how_few_seeds_there_are():
 
 def test_remarks_say_that_a_method_removed_much_less():
     """180 of 531 because its lists overlap; 440 and 459 are not much less."""
-    found = remarks(analysed({"mucs": 0.2, "dino": 0.1, "abu": 0.0}, seeds=range(6)), method_labels=LABELS)
-    assert len(found) == 2
-    assert found[0].startswith("The p-values of 6 tests")
+    actual = remarks(analysed({"mucs": 0.2, "dino": 0.1, "abu": 0.0}, seeds=range(6)), method_labels=LABELS)
+    assert len(actual) == 2
+    assert actual[0].startswith("The p-values of 6 tests")
     assert re.match(
         r"abu removed 180 training images, random removal 531, because its lists for different images overlap "
         r"\(5\d\.\d.%, by chance 2\.0.%\)\.",
-        found[1],
+        actual[1],
     )
 
 
@@ -316,16 +316,16 @@ def test_curves_are_densities_over_one_range():
         assert (len(curve.x), curve.x) == (200, ssim.curves[0].x)
         assert np.trapezoid(curve.y, curve.x) == pytest.approx(1, abs=0.01)
         assert np.trapezoid(np.multiply(curve.x, curve.y), curve.x) == pytest.approx(curve.mean, abs=0.01)
-    values = np.concatenate([found.similarity["ssim"] for found in outcomes if found.method == "mucs"])
+    values = np.concatenate([measured.similarity["ssim"] for measured in outcomes if measured.method == "mucs"])
     assert next(curve.mean for curve in ssim.curves if curve.label == "MUCS") == pytest.approx(values.mean())
 
 
 def test_the_bandwidth_is_a_quarter_of_the_standard_deviation():
     """Two values, -1 and 1: standard deviation sqrt(2), so the hills have a width of sqrt(2) / 4 and half the area."""
-    (found,) = densities([outcome("random", 1, {"ssim": np.float64([-1, 1])})], method_labels=LABELS)
-    x, width = np.asarray(found.curves[0].x), 2**0.5 / 4
+    (actual,) = densities([outcome("random", 1, {"ssim": np.float64([-1, 1])})], method_labels=LABELS)
+    x, width = np.asarray(actual.curves[0].x), 2**0.5 / 4
     hills = [np.exp(-(((x - centre) / width) ** 2) / 2) / (2 * width * (2 * np.pi) ** 0.5) for centre in (-1, 1)]
-    np.testing.assert_allclose(found.curves[0].y, sum(hills), rtol=1e-9)
+    np.testing.assert_allclose(actual.curves[0].y, sum(hills), rtol=1e-9)
 
 
 @pytest.mark.parametrize("constant", [[0.5] * 16, [0.5], [0.5, 0.5 + 1e-12]])
@@ -342,9 +342,9 @@ def test_equal_values_are_a_bump_at_their_place(constant: list[float]):
 
 def test_equal_values_of_all_methods():
     """Nothing changed anywhere: still a curve, of area 1, at 1."""
-    found = densities([outcome("random", 1, {"ssim": np.ones(3)})], method_labels=LABELS)[0].curves[0]
-    assert np.trapezoid(found.y, found.x) == pytest.approx(1, abs=0.01)
-    assert found.x[int(np.argmax(found.y))] == pytest.approx(1, abs=1e-3)
+    actual = densities([outcome("random", 1, {"ssim": np.ones(3)})], method_labels=LABELS)[0].curves[0]
+    assert np.trapezoid(actual.y, actual.x) == pytest.approx(1, abs=0.01)
+    assert actual.x[int(np.argmax(actual.y))] == pytest.approx(1, abs=1e-3)
     assert densities([], method_labels=LABELS) == ()
 
 
@@ -354,15 +354,15 @@ def test_equal_values_of_all_methods():
 def test_csv_holds_the_numbers_at_full_precision():
     analysis = analysed({"mucs": 0.2, "dino": 0.1}, seeds=(1, 2), metrics=("ssim", "mse"))
     rows = list(csv.DictReader(io.StringIO(to_csv(analysis))))
-    found = {(row["method"], row["metric"], row["statistic"]): row for row in rows}
-    assert len(found) == len(rows)
+    row_of = {(row["method"], row["metric"], row["statistic"]): row for row in rows}
+    assert len(row_of) == len(rows)
     mucs = analysis.of("mucs")
-    auc = found["mucs", "ssim", "auc"]
+    auc = row_of["mucs", "ssim", "auc"]
     assert float(auc["value"]) == mucs.metrics["ssim"].auc
     assert (float(auc["low"]), float(auc["high"])) == mucs.metrics["ssim"].auc_interval
     assert (auc["n"], auc["seeds"], auc["removed"]) == ("32", "2", "459.0")
     fall, half_width = mucs.metrics["ssim"].difference or 0.0, mucs.metrics["ssim"].difference_half_width or 0.0
-    difference = found["mucs", "ssim", "difference"]
+    difference = row_of["mucs", "ssim", "difference"]
     assert [float(difference[key]) for key in ("value", "low", "high")] == [fall, fall - half_width, fall + half_width]
     for statistic, value in {
         "p": mucs.metrics["ssim"].p,
@@ -373,19 +373,19 @@ def test_csv_holds_the_numbers_at_full_precision():
         "control_auc": mucs.controls["ssim"].auc,
         "control_p": mucs.controls["ssim"].p,
     }.items():
-        assert float(found["mucs", "ssim", statistic]["value"]) == value
-    assert float(found["mucs", "", "removed_share"]["value"]) == mucs.removed_share
-    assert found["mucs", "", "overlap_within"]["n"] == str(32 * 31 // 2)
-    assert float(found["(unrelated images)", "ssim", "similarity"]["value"]) == pytest.approx(0.15)
+        assert float(row_of["mucs", "ssim", statistic]["value"]) == value
+    assert float(row_of["mucs", "", "removed_share"]["value"]) == mucs.removed_share
+    assert row_of["mucs", "", "overlap_within"]["n"] == str(32 * 31 // 2)
+    assert float(row_of["(unrelated images)", "ssim", "similarity"]["value"]) == pytest.approx(0.15)
     between = {(pair.a, pair.b): pair.percent for pair in analysis.between}
-    assert float(found["mucs", "", "overlap_with_dino"]["value"]) == between["mucs", "dino"]
+    assert float(row_of["mucs", "", "overlap_with_dino"]["value"]) == between["mucs", "dino"]
 
 
 def test_what_is_not_defined_is_not_in_the_csv():
     text = to_csv(analysed({"mucs": 0.2}, metrics=("mse",)))
-    found = {(row["method"], row["statistic"]): row for row in csv.DictReader(io.StringIO(text))}
-    assert ("mucs", "auc") in found and found["mucs", "auc"]["low"] == ""
-    assert not {("mucs", "difference"), ("mucs", "hit_rate"), ("mucs", "mean_auc"), ("random", "p")} & set(found)
+    row_of = {(row["method"], row["statistic"]): row for row in csv.DictReader(io.StringIO(text))}
+    assert ("mucs", "auc") in row_of and row_of["mucs", "auc"]["low"] == ""
+    assert not {("mucs", "difference"), ("mucs", "hit_rate"), ("mucs", "mean_auc"), ("random", "p")} & set(row_of)
     assert "None" not in text and "nan" not in text
 
 
@@ -422,17 +422,17 @@ def test_latex_texts_are_escaped():
 
 def test_latex_of_all_tables_is_whole():
     """Only ASCII, so that any engine reads it; braces close, and each row has the columns that the head has."""
-    found = tables(
+    all_tables = tables(
         analysed({"mucs": 0.2, "dino": 0.1}, seeds=(1, 2), metrics=(*PAPER_METRICS, "mse")),
         published=published("artbench10"),
         method_labels=LABELS,
     )
-    text = to_latex(found)
+    text = to_latex(all_tables)
     assert text.isascii()
-    assert text.count(r"\begin{table}") == text.count(r"\end{table}") == len(found) == 7
+    assert text.count(r"\begin{table}") == text.count(r"\end{table}") == len(all_tables) == 7
     bare = re.sub(r"\\[{}&%]", "", text)
     assert bare.count("{") == bare.count("}")
-    for environment, table in zip(bare.split(r"\begin{tabular}")[1:], found, strict=True):
+    for environment, table in zip(bare.split(r"\begin{tabular}")[1:], all_tables, strict=True):
         rows = [line for line in environment.splitlines() if line.endswith(r"\\")]
         assert {line.count("&") + 1 for line in rows} == {len(table.columns)}
         assert len(rows) == len(table.rows) + 1
