@@ -90,7 +90,7 @@ def show_estimate(console: Console, estimated: "Estimate") -> None:
     for cost in (*estimated.stages, estimated.total):
         table.add_row(cost.stage.removeprefix("attribute/").replace("/", " "), cost.work, *cost.cells())
     console.print(table)
-    console.print(estimated.basis, highlight=False, soft_wrap=True)
+    console.print(escape(estimated.basis), highlight=False, soft_wrap=True)
 
 
 def show_answer(console: Console, document: dict[str, Any], analysis: "Analysis | None") -> None:
@@ -105,11 +105,11 @@ def show_answer(console: Console, document: dict[str, Any], analysis: "Analysis 
             table.add_row(str(item["item"]), str(item["idx"]), escape(top_places(item)))
         console.print(table)
         for name in ("scores", "topk"):
-            console.print(f"{name:<7} {attribution[name]}", highlight=False, soft_wrap=True)
+            console.print(f"{name:<7} {escape(attribution[name])}", highlight=False, soft_wrap=True)
     if analysis is not None:
         console.print(auc_table(analysis))
         console.print(sentence(analysis), highlight=False, soft_wrap=True)
-    console.print(f"{'report':<7} {document['report']}", highlight=False, soft_wrap=True)
+    console.print(f"{'report':<7} {escape(document['report'])}", highlight=False, soft_wrap=True)
 
 
 def top_places(item: Mapping[str, Any]) -> str:

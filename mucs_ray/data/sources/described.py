@@ -24,7 +24,8 @@ class Entry:
     """One image, by its path under root, with its split, label and captions."""
 
     path: str
-    split: Named = "train"
+    split: Named | None = None
+    """None until it is known."""
     folder: str = ""
     """The folder that says the split; "" if none does."""
     label: str | None = None
@@ -58,11 +59,14 @@ def describe(root: str, choices: Choices, aside: Aside) -> Described:
     pass_over_endings([file for file in files if file not in used], aside)
     told, notes = folder_labels(root, places, covered=bool(tables)) if choices.label_column != NONE else ({}, ())
     labelled_by_table = any(table.label_column for table in tables.values())
-    entries = []
+    entries, known = [], set(images)
     for path in paths:
         folder, table = table_of(path, tables)
         if path not in places:
-            aside.add("images beside the folders of the splits", path)
+            there = path in known
+            aside.add(
+                "images beside the folders of the splits" if there else "lines of metadata without an image", path
+            )
         elif table is not None and table.lists_images and path not in listed:
             aside.add(f"images without a line in {folder}", path)
         elif leads_out(root, path, follow_links=choices.follow_links):
@@ -75,8 +79,8 @@ def describe(root: str, choices: Choices, aside: Aside) -> Described:
             entries.append(
                 replace(
                     own,
-                    split=places[path].split,
-                    folder=places[path].folder,
+                    split=own.split or places[path].split,
+                    folder=f"column of splits, {own.split}" if own.split else places[path].folder,
                     label=label,
                     caption_file=None if own.captions else beside.get(path),
                 )
@@ -91,10 +95,13 @@ def in_order(paths: set[str]) -> list[str]:
 
 def hint(files: Sequence[str]) -> str:
     """Say which source reads these files, if there are no images among them."""
-    for ending, source in ((".parquet", "parquet"), (".tar", "webdataset"), (".arrow", None), (".zip", None)):
-        if any(file.lower().endswith(ending) for file in files):
-            return f"; *{ending} is read by source {source}" if source else f"; unpack its *{ending} first"
-    return ""
+    hints = {
+        ".parquet": "*.parquet is read by source parquet",
+        ".tar": "*.tar is read by source webdataset",
+        ".arrow": "*.arrow must be saved as Parquet first (Dataset.to_parquet), which source parquet reads",
+        ".zip": "*.zip must be unpacked first",
+    }
+    return next((f"; {told}" for ending, told in hints.items() if any(f.lower().endswith(ending) for f in files)), "")
 
 
 def metadata_files(root: str, files: Sequence[str], choices: Choices, aside: Aside) -> dict[str, Metadata]:
@@ -121,7 +128,7 @@ def listed_images(
     root: str, tables: Mapping[str, Metadata], images: Sequence[str], choices: Choices
 ) -> dict[str, Entry]:
     """Return the images that metadata files list; InputError, naming the line, if one cannot be used."""
-    by_name = {normalize("NFC", image): image for image in reversed(images)}
+    by_name = lookup(images)
     entries: dict[str, Entry] = {}
     for file, table in tables.items():
         folder = file.rpartition("/")[0]
@@ -131,8 +138,19 @@ def listed_images(
             if above is not None and above.label != line.label:
                 raise InputError(f"{line.at}: {path} has label {line.label}, and {above.label} above; keep one")
             captions = (above.captions if above else ()) + line.captions
-            entries[path] = Entry(path=path, label=line.label, captions=captions)
+            entries[path] = Entry(path=path, split=line.split, label=line.label, captions=captions)
     return entries
+
+
+def lookup(images: Sequence[str]) -> dict[str, str]:
+    """Return images by what metadata may call them: their path, or what is theirs alone of their name or its stem."""
+    exact = {normalize("NFC", image): image for image in reversed(images)}
+    shorter: dict[str, set[str]] = {}
+    for name, image in exact.items():
+        last = name.rpartition("/")[2]
+        for short in (name.rpartition(".")[0], last, last.rpartition(".")[0]):
+            shorter.setdefault(short, set()).add(image)
+    return {short: next(iter(found)) for short, found in shorter.items() if len(found) == 1} | exact
 
 
 def path_of(
