@@ -235,6 +235,20 @@ def names(url: str) -> list[str]:
     return [entry.rstrip("/").rsplit("/", 1)[-1] for entry in entries]
 
 
+def digest(url: str, suffixes: tuple[str, ...] = (".json", ".safetensors")) -> str:
+    """Return the sha256 of a file; of a folder, that of its files with these endings, also in folders inside it."""
+    fs, path = filesystem(url)
+    with own_errors(url):
+        if not fs.isdir(path):
+            return sha256(read_bytes(url)).hexdigest()
+        found = sorted(file for file in fs.find(path) if file.endswith(suffixes))
+    whole = sha256()
+    for file in found:
+        inside = file.removeprefix(path.rstrip("/"))
+        whole.update(f"{inside}\0".encode() + sha256(cast(bytes, fs.cat_file(file))).digest())
+    return whole.hexdigest()
+
+
 def remove(url: str) -> None:
     """Delete one file if it exists."""
     fs, path = filesystem(url)

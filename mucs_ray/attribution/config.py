@@ -17,7 +17,10 @@ class ScoreConfig:
 
     noises: Annotated[int, Gt(0)] = 100
     keep: Annotated[float, Gt(0), Le(1)] = 0.7
-    """Share of the rho-schedule that is used, from the largest sigma down."""
+    """Share of the sampler's schedule that is used, from the largest sigma down."""
+    lowest_sigma: Annotated[float, Gt(0)] | None = None
+    """In place of `keep`: the lowest noise that is used, sigma = s / alpha. The same share of a schedule ends at
+    another noise in each family of networks; at an equal sigma they can be compared."""
     epsilon: Annotated[float, Gt(0)] = 1e-3
     precision: Literal["auto"] | Precision = "fp32"
     """Of the network; losses are fp32. "auto": bf16 on GPUs, and on CPUs where a worker finds it faster, unless it

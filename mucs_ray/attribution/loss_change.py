@@ -21,8 +21,10 @@ from mucs_ray.attribution.model_bank import ModelBank
 from mucs_ray.attribution.skew import epsilon_at, normalized_skew
 from mucs_ray.attribution.unlearn import tensor_bytes
 from mucs_ray.diffusion.batch import Batch
+from mucs_ray.diffusion.levels import kept_share
 from mucs_ray.diffusion.model import DiffusionModel
 from mucs_ray.diffusion.noise import NoiseSet, generator
+from mucs_ray.diffusion.process import Process
 from mucs_ray.errors import RunFailed
 
 
@@ -63,13 +65,8 @@ class LossChange:
         self.process, self.shape = denoiser.process, denoiser.shape
         self.device = next(denoiser.parameters()).device
         self.shared = None
-        stream = generator(seed, "score/sigma")
-        fixed = config.sigmas == "schedule"
-        levels = (
-            self.process.scoring_levels(config.noises, config.keep)
-            if fixed
-            else self.process.training_levels(stream, config.noises)
-        )
+        self.keep = kept_share(self.process, config.noises, keep=config.keep, lowest_sigma=config.lowest_sigma)
+        levels = scored_levels(self.process, config, seed)
         self.epsilon = epsilon_at(self.process, levels, config.epsilon).to(self.device)
         """In the skew's denominator, noise by noise; with independent noises its mean counts."""
         if config.noise == "shared":
@@ -131,11 +128,19 @@ class LossChange:
         """Levels and noise that belong to one image and one model."""
         name = f"score/idx={idx}/{model}"
         stream = generator(self.seed, f"{name}/sigma")
-        count, keep = self.config.noises, self.config.keep
+        count, keep = self.config.noises, self.keep
         drawn = self.config.sigmas == "training"
         process = self.process
         levels = process.training_levels(stream, count) if drawn else process.scoring_levels(count, keep, stream)
         return NoiseSet.draw(self.seed, f"{name}/noise", levels, self.shape).to(self.device)
+
+
+def scored_levels(process: Process, config: ScoreConfig, seed: int) -> Float[Tensor, " n"]:
+    """Return the levels that all images share: of the sampler's schedule, or drawn once as training draws them."""
+    if config.sigmas == "training":
+        return process.training_levels(generator(seed, "score/sigma"), config.noises)
+    keep = kept_share(process, config.noises, keep=config.keep, lowest_sigma=config.lowest_sigma)
+    return process.scoring_levels(config.noises, keep)
 
 
 class LossAttributor(Attributor):

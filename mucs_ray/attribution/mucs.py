@@ -108,9 +108,9 @@ class MUCS(LossAttributor):
 
 
 def bound_of(config: MUCSConfig, settings: MethodSettings) -> Literal["drawn", "linear", "zero-output"] | float:
-    """The bound that is meant, for a model of this kind."""
+    """Return the bound that is meant, for a model of this kind."""
     if config.bound == "auto":
-        return "drawn" if settings.model.trains else "linear"
+        return settings.model.bound
     return config.bound
 
 

@@ -18,6 +18,7 @@ from mucs_ray.attribution.config import ScoreConfig
 from mucs_ray.attribution.model_bank import ModelBank
 from mucs_ray.attribution.skew import epsilon_at, normalized_skew
 from mucs_ray.diffusion.batch import Batch
+from mucs_ray.diffusion.levels import kept_share
 from mucs_ray.diffusion.model import DiffusionModel
 from mucs_ray.diffusion.noise import NoiseSet, generator, normal
 from mucs_ray.training.config import Precision
@@ -68,7 +69,8 @@ def tune(
 
     `captures`: as the pass will have it (`ModelBank`).
     """
-    stream, levels = generator(0, "tuning"), denoiser.process.scoring_levels(config.noises, config.keep)
+    keep = kept_share(denoiser.process, config.noises, keep=config.keep, lowest_sigma=config.lowest_sigma)
+    stream, levels = generator(0, "tuning"), denoiser.process.scoring_levels(config.noises, keep)
     noises = NoiseSet(level=levels, unit=normal(stream, len(levels), *batch.z.shape[1:])).to(batch.z.device)
     images = 1 if config.images_per_forward == "auto" else config.images_per_forward
     precision, *others = precisions(config, batch.z.device)

@@ -13,6 +13,7 @@ from rich.markup import escape
 
 from mucs_ray import __version__
 from mucs_ray.cli.data import data_app
+from mucs_ray.cli.model import model_app
 from mucs_ray.cli.options import (
     AddressOption,
     CheckDatasetOption,
@@ -48,6 +49,7 @@ app = typer.Typer(
     help="Which training images made this generated image? Training data attribution for diffusion models, on Ray.",
 )
 app.add_typer(data_app, name="data")
+app.add_typer(model_app, name="model")
 
 
 def open_pipeline(output: Terminal, options: Options, *, seeds: Sequence[int] | None = None) -> "list[Pipeline]":

@@ -38,6 +38,9 @@ class EngineConfig:
     """The number of restarts of a training after a lost worker or a hang; a preempted machine does not count."""
     gpu_share: Annotated[float, Gt(0), Le(1)] = 1.0
     """The share of a GPU for one worker outside training, e.g. 0.5 for two workers on one GPU."""
+    check_weights: bool = True
+    """Whether weights from elsewhere are refused if, as they are read, they denoise the training images no better than
+    a model that knows nothing of them."""
     cuda_graphs: bool = True
     """Whether recurring forwards are captured, so that a GPU need not wait for Python; this changes no score."""
     timeout: Annotated[float, Ge(10)] = 900.0

@@ -40,7 +40,12 @@ class GenerateConfig:
     """The number of generated images that are not attributed, to detect collateral damage."""
     conditions: Literal["test", "train"] = "test"
     """The split whose images lend their conditions; "train" is for data sets without test images."""
+    sampler: Literal["auto", "heun", "ddim", "ancestral", "euler"] = "auto"
+    """heun; ddim or ancestral where the network predicts on a table of steps; euler for the official networks on a
+    continuous one. "auto": the first that is usual for the model's process (mucs_ray/diffusion/samplers.py)."""
     steps: Annotated[int, Gt(0)] = 32
+    compat: bool = False
+    """Leave out euler's last step, as the official code does; some noise stays in the images."""
     guidance: float = 1.0
     items_per_forward: Annotated[int, Gt(0)] = 1
     """The number of images in one forward. At 1, in fp32, an image is bitwise independent of the others."""
@@ -200,6 +205,12 @@ def check_fits(recipe: Recipe, card: Card) -> None:
         raise InputError(
             f"{recipe.data} has no test images, on which a training is validated; give weights that were trained"
             " elsewhere, or prepare it again with a test split"
+        )
+    mucs = recipe.method.get("mucs")
+    if mucs is not None and mucs.bound == "drawn" and not recipe.model.trains:
+        raise InputError(
+            f"method.mucs.bound is drawn from untrained weights, and model.kind {recipe.model.kind} has none; set it to"
+            ' "linear"'
         )
     num_images = card.num_images("train")
     if recipe.weights is None and recipe.model.trains and num_images < recipe.train.batch_size:

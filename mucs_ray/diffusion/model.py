@@ -46,6 +46,8 @@ class DiffusionModel(nn.Module, ABC):
     """A denoiser around a raw network. Only the network's named parameters are ever trained or unlearned."""
 
     process: Process
+    limit: ClassVar[float | None] = None
+    """The largest magnitude of an element of z, such as 1 for pixels; None where z has no bounds."""
     stem_parameters: ClassVar[tuple[str, ...]] = ()
     """The prefixes of the stem's parameter names, for a model that has a stem."""
 

@@ -21,7 +21,7 @@ def sample(
     *,
     num_steps: int = 32,
 ) -> Float[Tensor, "b *shape"]:
-    """Sample unclamped images from unit noise with 2 num_steps - 1 network evaluations, in fp32."""
+    """Sample unclamped images from unit noise with at most 2 num_steps - 1 network evaluations, in fp32."""
     levels = process.sampling_levels(num_steps).float().to(unit_noise.device)
     at = process.at(levels)
     sigmas = at.s / at.alpha
@@ -30,8 +30,9 @@ def sample(
     def slope(x: Tensor, step: int) -> Tensor:
         return (x - denoiser(at.alpha[step] * x, levels[step].expand(len(x)), condition)) / sigmas[step]
 
-    for step in range(num_steps - 1):
+    last = len(levels) - 1  # a table has no more levels than steps
+    for step in range(last):
         stride = sigmas[step + 1] - sigmas[step]
         here = slope(x, step)
         x = x + stride * (here + slope(x + stride * here, step + 1)) / 2
-    return x - sigmas[-1] * slope(x, num_steps - 1)
+    return x - sigmas[-1] * slope(x, last)

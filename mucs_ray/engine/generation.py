@@ -7,15 +7,16 @@ from typing import Any
 import numpy as np
 import torch
 from ray import ObjectRef
+from torch import Tensor
 
 from mucs_ray.config.recipe import GenerateConfig
 from mucs_ray.data.local import LocalImages
 from mucs_ray.data.table import Dataset
 from mucs_ray.diffusion.batch import Item
 from mucs_ray.diffusion.condition import moved, one_by_one
-from mucs_ray.diffusion.model import DiffusionModel, guided
+from mucs_ray.diffusion.model import DiffusionModel
 from mucs_ray.diffusion.noise import generator, normal
-from mucs_ray.diffusion.sampler import sample
+from mucs_ray.diffusion.samplers import draw
 from mucs_ray.engine.attempts import heartbeat
 from mucs_ray.engine.coordinator import Coordinator, new_coordinator
 from mucs_ray.engine.models import Arrays, best_device, build_denoiser
@@ -56,7 +57,21 @@ def generate_together(
     condition = moved(batch.condition, device)
     size = denoiser.shape
     noise = torch.cat([normal(generator(seed, f"generate/idx={each.idx}"), 1, *size) for each in planned]).to(device)
-    images = sample(denoiser.process, guided(denoiser, config.guidance), noise, condition, num_steps=config.steps).cpu()
+
+    def step_noise(step: int) -> Tensor:
+        streams = [generator(seed, f"generate/idx={each.idx}/step={step}") for each in planned]
+        return torch.cat([normal(stream, 1, *size) for stream in streams]).to(device)
+
+    images = draw(
+        denoiser,
+        noise,
+        condition,
+        sampler=config.sampler,
+        steps=config.steps,
+        guidance=config.guidance,
+        compat=config.compat,
+        step_noise=step_noise,
+    ).cpu()
     conditions = one_by_one(batch.condition, len(planned))
     return [
         Item(number=each.number, idx=each.idx, condition=own, z=image)

@@ -33,6 +33,7 @@ class DDPM(DiffusionModel):
     """A diffusers UNet as a denoiser. It reads "condition", a vector with a 1 at the class, if it has classes."""
 
     network: UNet2DModel
+    limit = 1.0
 
     def __init__(self, network: UNet2DModel, process: Process) -> None:
         """Wrap `network`, which is not copied."""

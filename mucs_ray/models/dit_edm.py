@@ -9,51 +9,22 @@ from typing import Any, ClassVar
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mucs_ray.diffusion.condition import Condition
 from mucs_ray.diffusion.edm import EDM
-from mucs_ray.diffusion.model import DiffusionModel, Selector
-from mucs_ray.diffusion.process import Coefficients
+from mucs_ray.diffusion.model import Selector
 from mucs_ray.diffusion.rows import per_row
 from mucs_ray.models import official
 from mucs_ray.models.adapter import Weights
 from mucs_ray.models.dit import STEM, DiT, attention_names, repeated_modules, unlearned_names
 from mucs_ray.models.dit_config import DiTConfig
 from mucs_ray.models.pixel_adapter import PixelAdapter
+from mucs_ray.models.pixel_model import PixelModel
 
 
-class DiTEDM(DiffusionModel):
-    """A raw network F(scaled noisy, c_noise, condition, augmented) as an EDM denoiser.
-
-    It reads two tensors of a condition: "condition", a vector, and "augmented", which is 1 where the image was
-    distorted.
-    """
+class DiTEDM(PixelModel):
+    """An EDM denoiser around a DiT, of which an unknown condition is replaced by a learned one."""
 
     process = EDM()
     stem_parameters: ClassVar[tuple[str, ...]] = STEM
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of one image."""
-        shape: tuple[int, ...] = self.network.shape  # pyright: ignore[reportAssignmentType] - nn.Module's
-        return shape
-
-    def raw(
-        self,
-        noisy: Float[Tensor, "b *shape"],
-        at: Coefficients,
-        condition: Condition,
-        stem: Any = None,  # noqa: ANN401 - tokens [b, t, w]
-    ) -> Float[Tensor, "b *shape"]:
-        """Return F in the precision of `noisy`."""
-        known = {} if stem is None else {"tokens": stem}
-        scaled = per_row(at.c_in, noisy) * noisy
-        vector, augmented = condition.get("condition"), condition.get("augmented")
-        return self.network(scaled, at.time, vector, augmented, **known).to(noisy.dtype)
-
-    def nothing(self, num: int) -> Condition:
-        """Return zero vectors, which the network replaces by one that it has learned."""
-        nothing: Callable[[int], Condition] = self.network.nothing  # pyright: ignore[reportAssignmentType] - nn.Module's
-        return nothing(num)
 
     def names(self, which: Selector) -> list[str]:
         """Return the names of the network's parameters that a method asks for."""

@@ -3,7 +3,9 @@
 Axes: b batch, t tokens, w width, k condition channels, d condition.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -12,10 +14,14 @@ from torch import Tensor, nn
 from mucs_ray.diffusion.model import Selector
 from mucs_ray.diffusion.process import Process
 from mucs_ray.diffusion.vp_continuous import ContinuousVP
+from mucs_ray.models import official
+from mucs_ray.models.adapter import Weights
 from mucs_ray.models.dit import DiT, position_table
 from mucs_ray.models.dit_config import DiTConfig, DiTVPConfig
 from mucs_ray.models.dit_edm import DiTEDM
+from mucs_ray.models.official_sizes import dit_vp_config_of
 from mucs_ray.models.pixel_adapter import PixelAdapter
+from mucs_ray.models.state_dict import check
 from mucs_ray.spaces.augment import distorted_and_told_of_flips
 
 CIFAR10 = DiTVPConfig(condition_dim=10)
@@ -91,3 +97,16 @@ class DiTVPAdapter(PixelAdapter):
     def build(self) -> DiTVP:
         """Build the model; its output is zero at first."""
         return DiTVP(DiTForVP(self.spec))
+
+    @classmethod
+    def read(cls, path: str, values: Mapping[str, Any]) -> tuple[DiTVPConfig, Weights]:
+        """Read the EMA weights in a checkpoint of the authors' code.
+
+        The number of heads, which cannot be read off such a file, is `num_heads` of the values, else width / 64.
+        """
+        state = official.read(path, kind=DiTVPConfig.kind)
+        config = dit_vp_config_of(state, path, num_heads=values.get("num_heads"))
+        with torch.device("meta"):
+            network = DiTForVP(config)
+        check(state, network.state_dict(), "a DiT-VP", path)
+        return config, state

@@ -1,4 +1,4 @@
-"""How large a UNet or a DiT-VP of the authors' code is, read off the tensors of its file.
+"""How large a network of the authors' code is, read off the tensors of its file.
 
 A file of UNet-EDM and one of UNet-VP have the same names, so that which process a file wants has to be said beside it.
 """
@@ -11,13 +11,31 @@ from typing import TypeVar
 from torch import Tensor
 
 from mucs_ray.errors import InputError
-from mucs_ray.models.dit_config import DiTVPConfig
+from mucs_ray.models.dit_config import DiTConfig, DiTVPConfig
 from mucs_ray.models.unet_config import UNetConfig
 
 AnyUNetConfig = TypeVar("AnyUNetConfig", bound=UNetConfig)
 HEAD_WIDTH = 64
 """Of every published DiT."""
+SIZES = {
+    "channels0": ("encoder.0.conv2.weight", 0),
+    "channels1": ("encoder.1.conv2.weight", 0),
+    "stride0": ("encoder.0.conv1.weight", 2),
+    "stride1": ("encoder.1.conv1.weight", 2),
+    "kernel": ("encoder.0.conv2.weight", 2),
+    "width": ("x_embedder.proj.weight", 0),
+    "patch": ("x_embedder.proj.weight", 2),
+    "tokens": ("pos_enc.emb", 1),
+    "registers": ("pos_enc.extra", 0),
+    "inner": ("dit_backbone.0.mlp.0.weight", 0),
+    "condition_channels": ("a_embedder.emb.weight", 1),
+    "condition_dim": ("y_embedder.xdrop", 0),
+}
+"""The tensor and the axis that determine each size of a DiT-EDM."""
+
 ENCODER_BLOCK = re.compile(r"enc\.(\d+)x\d+_block(\d+)\.conv0\.weight")
+
+DIT_BLOCK = re.compile(r"dit_backbone\.(\d{1,4})\.")
 
 
 def unet_config_of(
@@ -46,6 +64,40 @@ def unet_config_of(
     )
 
 
+def dit_config_of(state: Mapping[str, Tensor], path: str, *, num_heads: int | None = None) -> DiTConfig:
+    """Return the sizes of a DiT-EDM, whose number of heads is `num_heads`, or width / 64.
+
+    Absent or senseless ones become the paper's, and the check of names reports them.
+    """
+    usual = DiTConfig()
+
+    def size(of: str, default: int, *, minimum: int = 1) -> int:
+        name, axis = SIZES[of]
+        shape = state[name].shape if name in state else ()
+        return shape[axis] if axis < len(shape) and shape[axis] >= minimum else default
+
+    width, patch = size("width", usual.width), size("patch", usual.patch_size)
+    width = usual.width if width % 4 else width  # the position table has four parts
+    kernel = size("kernel", usual.kernel_size)
+    strides = size("stride0", 1), size("stride1", 1)
+    side = math.isqrt(size("tokens", usual.grid**2))
+    conditional = any(name.startswith("y_embedder.") for name in state)
+    return DiTConfig(
+        image_size=side * patch * strides[0] * strides[1],
+        channels=(size("channels0", 4), size("channels1", 4)),
+        strides=strides,
+        kernel_size=kernel if kernel % 2 else usual.kernel_size,
+        patch_size=patch,
+        width=width,
+        depth=depth_of(state),
+        num_heads=_heads(width, num_heads, path),
+        mlp_ratio=max(size("inner", usual.mlp_ratio * width) // width, 1),
+        registers=size("registers", usual.registers, minimum=0),
+        condition_channels=size("condition_channels", usual.condition_channels),
+        condition_dim=size("condition_dim", 1) if conditional else 0,
+    )
+
+
 def dit_vp_config_of(state: Mapping[str, Tensor], path: str, *, num_heads: int | None = None) -> DiTVPConfig:
     """Return the sizes of a DiT-VP.
 
@@ -57,8 +109,6 @@ def dit_vp_config_of(state: Mapping[str, Tensor], path: str, *, num_heads: int |
         found = f"no {missing[0]}" if missing else "pos_enc.extra, the registers of a DiT-EDM"
         raise InputError(f"{path}: expected the tensors of a DiT-VP; found {found}")
     width, _, patch, _ = state["x_embedder.proj.weight"].shape
-    if num_heads is None and width % HEAD_WIDTH:
-        raise InputError(f"{path}: width {width} is not a multiple of {HEAD_WIDTH}; give the number of heads")
     strides = state["encoder.0.conv1.weight"].shape[2], state["encoder.1.conv1.weight"].shape[2]
     inner, condition = state.get("dit_backbone.0.mlp.0.weight"), state.get("y_embedder.emb.weight")
     flag = state.get("a_embedder.emb.weight")
@@ -70,10 +120,26 @@ def dit_vp_config_of(state: Mapping[str, Tensor], path: str, *, num_heads: int |
         kernel_size=state["encoder.0.conv2.weight"].shape[2],
         patch_size=patch,
         width=width,
-        depth=len({name.split(".")[1] for name in state if name.startswith("dit_backbone.")}),
-        num_heads=num_heads or width // HEAD_WIDTH,
+        depth=depth_of(state),
+        num_heads=_heads(width, num_heads, path),
         mlp_ratio=usual.mlp_ratio if inner is None else len(inner) // width,
         registers=0,
         condition_channels=usual.condition_channels if flag is None else flag.shape[1],
         condition_dim=0 if condition is None else condition.shape[1],
     )
+
+
+def depth_of(state: Mapping[str, Tensor]) -> int:
+    """Return the number of blocks by the highest that the file names, so that what lacks below it is missing of it."""
+    numbers = [match[1] for match in map(DIT_BLOCK.match, state) if match]
+    return 1 + max(map(int, numbers), default=0)
+
+
+def _heads(width: int, num_heads: int | None, path: str) -> int:
+    if num_heads is None:
+        if width % HEAD_WIDTH:
+            raise InputError(f"{path}: width {width} is not a multiple of {HEAD_WIDTH}; give the number of heads")
+        return width // HEAD_WIDTH
+    if num_heads < 1 or width % num_heads:
+        raise InputError(f"{path}: {num_heads} heads do not divide width {width}")
+    return num_heads

@@ -7,8 +7,18 @@ from torch import Tensor
 from mucs_ray.errors import InputError
 
 
-def check(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor], network_name: str, path: str) -> None:
-    """Raise InputError unless the names and shapes are the same."""
+def check(
+    actual: Mapping[str, Tensor],
+    expected: Mapping[str, Tensor],
+    network_name: str,
+    path: str,
+    *,
+    shapes_too: bool = True,
+) -> None:
+    """Raise InputError unless the names are the same, and the shapes."""
+    if actual and not actual.keys() & expected.keys():
+        names = few(map(repr, actual))
+        raise InputError(f"{path}: none of its {len(actual)} tensors is one of {network_name} ({names})")
     shapes = [
         f"{name} is {shape(actual[name])}, not {shape(tensor)}"
         for name, tensor in expected.items()
@@ -17,7 +27,7 @@ def check(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor], network_
     complaints = {
         "missing": [name for name in expected if name not in actual],
         "unexpected": [repr(name) for name in actual if name not in expected],
-        "of another shape": shapes,
+        "of another shape": shapes if shapes_too else [],
     }
     problems = [f"{len(names)} {complaint} ({few(names)})" for complaint, names in complaints.items() if names]
     if problems:

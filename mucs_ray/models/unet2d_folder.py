@@ -9,6 +9,7 @@ file holds is imported or run.
 
 import json
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 import safetensors.torch
@@ -23,6 +24,7 @@ from mucs_ray.models.unet2d import UNet2DModel
 from mucs_ray.storage import exists, join, publish, publish_json, read_bytes, read_json
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+FILES = (".bin", ".ckpt", ".pt", ".pth", ".safetensors", ".json")
 SCHEDULER = "scheduler_config.json"
 OLD_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
 """What the parameters of attention were called before 2023."""
@@ -41,6 +43,8 @@ class Saved:
 
 def load(folder: str) -> Saved:
     """Load the model of a folder, at any fsspec URL. InputError if it holds anything but a UNet2DModel."""
+    if PurePath(folder).suffix in FILES:
+        raise InputError(f"{folder}: expected the folder in which diffusers saved the model, not one of its files")
     _check_index(folder)
     inside = next((name for name in ("unet_ema", "unet") if exists(join(folder, name, "config.json"))), "")
     where = join(folder, inside) if inside else folder

@@ -1,63 +1,35 @@
-"""The official UNet in pixels as a diffusion model: UNet-EDM and UNet-VP, which differ only in process and width.
+"""The official UNet in pixels as a diffusion model: UNet-EDM and UNet-VP, which differ only in process and width."""
 
-Axes: b batch, *shape of an image.
-"""
-
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from jaxtyping import Float
-from torch import Tensor, nn
+import torch
+from torch import nn
 
-from mucs_ray.diffusion.condition import Condition
 from mucs_ray.diffusion.edm import EDM
-from mucs_ray.diffusion.model import DiffusionModel, Selector
-from mucs_ray.diffusion.process import Coefficients, Process
-from mucs_ray.diffusion.rows import per_row
+from mucs_ray.diffusion.model import Selector
+from mucs_ray.diffusion.process import Process
 from mucs_ray.diffusion.vp_continuous import ContinuousVP
+from mucs_ray.models import official
+from mucs_ray.models.adapter import Weights
+from mucs_ray.models.official_sizes import unet_config_of
 from mucs_ray.models.pixel_adapter import PixelAdapter
+from mucs_ray.models.pixel_model import PixelModel
+from mucs_ray.models.state_dict import check
 from mucs_ray.models.unet import Block, UNet
-from mucs_ray.models.unet_config import UNetEDMConfig, UNetVPConfig
+from mucs_ray.models.unet_config import UNetConfig, UNetEDMConfig, UNetVPConfig
 from mucs_ray.spaces.augment import distorted_and_told_of_flips
 
 UNetSelector = Selector | Literal["weights"]
 """A choice of tensors. "mlp" stands for the blocks' convolutions, which work on each position and its neighbours;
 "weights" is every tensor except the biases, which the released code unlearns.
 """
-RESAMPLE_FILTER = "resample_filter"
-"""The ending of constants that official files contain and that nothing reads."""
 
 
-class UNetEDM(DiffusionModel):
-    """A raw network F(scaled noisy, c_noise, condition, augmented) as an EDM denoiser.
-
-    It reads two tensors of a condition: "condition", a vector, and "augmented", which is 1 where the image was
-    distorted.
-    """
+class UNetEDM(PixelModel):
+    """An EDM denoiser around the UNet, where only a bias is left of an unknown condition."""
 
     process: Process = EDM()
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of one image."""
-        shape: tuple[int, ...] = self.network.shape  # pyright: ignore[reportAssignmentType] - nn.Module's
-        return shape
-
-    def raw(
-        self,
-        noisy: Float[Tensor, "b *shape"],
-        at: Coefficients,
-        condition: Condition,
-        stem: Any = None,  # noqa: ANN401 - there is no stem
-    ) -> Float[Tensor, "b *shape"]:
-        """Return F in the precision of `noisy`."""
-        scaled = per_row(at.c_in, noisy) * noisy
-        return self.network(scaled, at.time, condition.get("condition"), condition.get("augmented")).to(noisy.dtype)
-
-    def nothing(self, num: int) -> Condition:
-        """Return zero vectors, which leave only the bias of the network's embedding."""
-        nothing: Callable[[int], Condition] = self.network.nothing  # pyright: ignore[reportAssignmentType] - nn.Module's
-        return nothing(num)
 
     def names(self, which: UNetSelector) -> list[str]:
         """Return the names of the network's parameters that a method asks for."""
@@ -90,9 +62,14 @@ def ending(network: nn.Module, *ends: str) -> list[str]:
     return [name for name, _ in network.named_parameters() if name.endswith(ends)]
 
 
-def without_filters(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return an official file's tensors without the constants."""
-    return {name: tensor for name, tensor in state.items() if not name.endswith(RESAMPLE_FILTER)}
+def read(path: str, config_class: type[UNetEDMConfig] | type[UNetVPConfig]) -> tuple[UNetConfig, Weights]:
+    """Read the EMA weights in a checkpoint of the authors' code, which both kinds of UNet save under the same names."""
+    state = official.read(path, kind=config_class.kind)
+    config = unet_config_of(state, path, config_class)
+    with torch.device("meta"):
+        network = UNet(config)
+    check(state, network.state_dict(), f"a {config.label}", path)
+    return config, state
 
 
 class UNetEDMAdapter(PixelAdapter):
@@ -105,6 +82,11 @@ class UNetEDMAdapter(PixelAdapter):
         """Build the model; its output is nearly zero at first."""
         return UNetEDM(UNet(self.spec))
 
+    @classmethod
+    def read(cls, path: str, values: Mapping[str, Any]) -> tuple[UNetConfig, Weights]:
+        """Read a file of the authors' code."""
+        return read(path, UNetEDMConfig)
+
 
 class UNetVPAdapter(PixelAdapter):
     """The adapter of a UNet-VP, which builds it from a recipe or from a file of the authors' code."""
@@ -114,3 +96,8 @@ class UNetVPAdapter(PixelAdapter):
     def build(self) -> UNetVP:
         """Build the model; its output is nearly zero at first."""
         return UNetVP(UNet(self.spec))
+
+    @classmethod
+    def read(cls, path: str, values: Mapping[str, Any]) -> tuple[UNetConfig, Weights]:
+        """Read a file of the authors' code."""
+        return read(path, UNetVPConfig)

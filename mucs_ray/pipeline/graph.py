@@ -9,7 +9,6 @@ changed setting makes stale. A stage's name is the name of its folder in the run
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from hashlib import sha256
 from typing import Any, NamedTuple
 
 from rich.console import Console
@@ -80,7 +79,7 @@ class Pipeline:
         InputError if they do not fit or it cannot.
         """
         check_fits(recipe, dataset.card)
-        digest = sha256(storage.read_bytes(recipe.weights)).hexdigest() if recipe.weights else None
+        digest = storage.digest(recipe.weights) if recipe.weights else None
         run_url = open_run(run_url)
         if weights_dir is None:  # as in the command before, or a report would lose what was measured with them
             recorded = read_recorded_run(run_url)

@@ -12,6 +12,7 @@ from mucs_ray.config.engine import LEAST_IMAGES, SUM_SHARDS
 from mucs_ray.config.recipe import Recipe
 from mucs_ray.data.table import Dataset
 from mucs_ray.diffusion.model import DiffusionModel
+from mucs_ray.diffusion.samplers import evaluations
 from mucs_ray.models.adapters import adapter
 from mucs_ray.pipeline.graph import Pipeline
 from mucs_ray.pipeline.method_stages import StageSpec
@@ -89,11 +90,11 @@ def generation(recipe: Recipe, name: str, count: int, model: DiffusionModel) -> 
     if name == "generate" or recipe.remove.mode != "per-item":
         samples += config.controls
     times = f"{count} x " if name == "regenerate" else ""
-    evaluations = (2 * config.steps - 1) * (1 if config.guidance == 1 else 2)
+    forwards = evaluations(model.process, config.sampler, config.steps) * (1 if config.guidance == 1 else 2)
     return Work(
         stage=name,
         work=f"{times}{samples} items",
-        passes=Passes(forwards=count * samples * evaluations),
+        passes=Passes(forwards=count * samples * forwards),
         written_bytes=count * samples * 4 * prod(model.shape),
         pieces=count * samples,
     )

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 
 from mucs_ray import storage
+from mucs_ray.attribution.loss_change import scored_levels
 from mucs_ray.attribution.registry import REFERENCE
 from mucs_ray.data.table import Card, Row
+from mucs_ray.diffusion.levels import range_text
 from mucs_ray.evaluation.analysis import Analysis
 from mucs_ray.models.adapters import adapter
 from mucs_ray.pipeline.graph import Pipeline
@@ -25,6 +27,7 @@ from mucs_ray.store.facts import (
     DoneFacts,
     FittingFacts,
     GenerationFacts,
+    ImportFacts,
     NullLossFacts,
     RankingFacts,
     ScoreHistogram,
@@ -196,7 +199,11 @@ def run_facts(pipeline: Pipeline) -> Iterator[tuple[str, str]]:
     yield "model", recipe.model.describe()
     if recipe.weights:
         yield "weights", recipe.weights.rsplit("/", 1)[-1]
-    elif recipe.trains:
+    if not recipe.trains:
+        ratio = read_facts(pipeline.stages["pretrain"], ImportFacts).check_ratio
+        known = "the loss of knowing only the mean square of the images"
+        yield "model check", "not made" if ratio is None else f"{ratio:.2f} of {known}"
+    else:
         trained = read_facts(pipeline.stages["pretrain"], TrainingFacts)
         yield "training", f"{trained.updates:,} updates of {recipe.train.batch_size}, {trained.workers} workers"
         yield "validation loss", f"{trained.best_loss:.4f} (best, after {trained.best_step:,} updates)"
@@ -204,6 +211,8 @@ def run_facts(pipeline: Pipeline) -> Iterator[tuple[str, str]]:
         yield "removed", f"{recipe.remove.mode}: top {recipe.rank.top_percent:g} % an image"
     if is_done(pipeline.stages["attribute/mucs"]):
         yield from mucs_facts(pipeline.stages, recipe.score.noises)
+        process = adapter(recipe.model).model(torch.device("meta")).process
+        yield "noise levels", range_text(process, scored_levels(process, recipe.score, recipe.seed))
     if is_done(pipeline.stages["attribute/mucs/screen"]):
         screen = pipeline.method_stages["attribute/mucs/screen/bounds"].load()
         yield "screening", screen.expectation(pipeline.stages["attribute/mucs/screen/bounds"].facts())

@@ -8,6 +8,7 @@ from itertools import groupby
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from mucs_ray import __version__, storage
 from mucs_ray.config.engine import EngineConfig
@@ -16,6 +17,7 @@ from mucs_ray.errors import MucsError
 from mucs_ray.pipeline.graph import PHASES, Pipeline, StageRef
 from mucs_ray.pipeline.passes import in_passes
 from mucs_ray.pipeline.recipe_file import RECIPE_FILE
+from mucs_ray.run.notices import notices
 from mucs_ray.store.run import Stage
 
 
@@ -27,6 +29,9 @@ def run(pipelines: Sequence[Pipeline], command: str) -> list[StageRef]:
     for pipeline in pipelines:
         storage.publish_json(storage.join(pipeline.run_url, RECIPE_FILE), pipeline.describe())
         pipeline.events.add("command", command=command, version=__version__)
+    for pipeline in pipelines:
+        for line in notices(pipeline, [ref.name for ref in missing if ref.pipeline is pipeline]):
+            pipeline.console.print(f"[dim]{escape(line)}[/]", highlight=False, soft_wrap=True)
     reports = [ref for ref in missing if ref.name == "report"]
     if others := [ref for ref in missing if ref.name != "report"]:
         with session(pipelines[0].address, verbose=pipelines[0].verbose):

@@ -37,6 +37,14 @@ class TrainingFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ImportFacts:
+    """What was found of weights from elsewhere."""
+
+    check_ratio: float | None = None
+    """Their loss on training images, as a share of that of the best linear denoiser; None if it was not measured."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RemovalFacts:
     """The size of a retraining's removal, or the mean size of those that an evaluation compares."""
 

@@ -104,7 +104,7 @@ def model_spec(facts: dict[str, Any], source: str) -> ModelSpec:
 
 
 def load_weights(path: str, values: Mapping[str, Any] | None = None) -> tuple[ModelSpec, Mapping[str, Tensor]]:
-    """Read the network in a file, as the settings that build it and its tensors.
+    """Read the network in a file, or in a folder of diffusers, as the settings that build it and its tensors.
 
     InputError, in one line, if the file is absent, corrupt or of another architecture. `values` are those of the recipe
     under [model]; their kind reads a file that was not written by mucs-ray.

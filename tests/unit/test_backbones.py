@@ -3,10 +3,12 @@
 import math
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from families import DIT, UNET
@@ -18,16 +20,22 @@ from mucs_ray.diffusion.loss import denoising_loss
 from mucs_ray.diffusion.model import DiffusionModel, guided
 from mucs_ray.diffusion.vp_continuous import ContinuousVP, time_of
 from mucs_ray.errors import InputError
+from mucs_ray.models.adapters import adapter
 from mucs_ray.models.dit_vp import CIFAR10, DiTForVP, DiTVP
 from mucs_ray.models.official_sizes import dit_vp_config_of, unet_config_of
 from mucs_ray.models.unet import Block, UNet
 from mucs_ray.models.unet_config import UNetConfig
-from mucs_ray.models.unet_edm import UNetEDM, UNetVP, without_filters
+from mucs_ray.models.unet_edm import UNetEDM, UNetVP
+from mucs_ray.store.weights import load_weights
 
 FULL = document("mucs_backbones/full_size_tables")
 VP_NAMES = "unet_vp", "dit_vp"
 CIFAR10_UNET = UNetConfig(condition_dim=10)
 CIFAR10_UNET_VP = UNetConfig(channels=192, condition_dim=10)
+
+
+def without_filters(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in state.items() if not name.endswith("resample_filter")}
 
 
 def tiny(name: str) -> DiffusionModel:
@@ -240,6 +248,67 @@ def test_a_file_of_another_network_has_no_such_sizes():
         dit_vp_config_of({**dit, "pos_enc.extra": torch.zeros(32, 768)}, "a.pt")
     with pytest.raises(InputError, match="width 32 is not a multiple of 64; give the number of heads"):
         dit_vp_config_of(tensors("mucs_backbones/dit_vp_tiny_weights"), "a.pt")
+
+
+# --- files of the authors' code -------------------------------------------------------------------------------------
+
+FILES = {
+    "unet-edm": ("unet_tiny_weights", "unet_edm"),
+    "unet-vp": ("unet_tiny_weights", "unet_vp"),
+    "dit-vp": ("dit_vp_tiny_weights", "dit_vp"),
+}
+
+
+@pytest.mark.parametrize("kind", FILES)
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_an_official_file_is_read_as_what_it_is_said_to_be(kind: str, suffix: str, tmp_path: Path):
+    file, name = FILES[kind]
+    path, state = str(tmp_path / f"weights{suffix}"), tensors(f"mucs_backbones/{file}")
+    if suffix == ".pt":
+        torch.save({"ema": {f"module.{each}": tensor for each, tensor in state.items()}, "epoch": 3}, path)
+    else:
+        save_file(state, path)
+    spec, weights = load_weights(path, {"kind": kind, "num_heads": 2})
+    assert spec.kind == kind
+    model, expected = adapter(spec).model(torch.device("cpu"), weights), tiny(name)
+    assert type(model) is type(expected)
+    x, level = torch.ones(2, 3, 8, 8), torch.tensor([0.1, 0.9])
+    condition = given_rows("dit_vp" if name == "dit_vp" else "unet_vp")
+    assert torch.equal(model(x, level, condition), expected(x, level, condition))
+
+
+def given_rows(name: str) -> Condition:
+    return {each: tensor[:2] for each, tensor in given(name).items()}
+
+
+@pytest.mark.parametrize(
+    ("kind", "file", "told"),
+    [
+        ("dit-edm", "unet_tiny_weights", "--set model.kind=unet-edm or --set model.kind=unet-vp"),
+        ("dit-vp", "unet_tiny_weights", "--set model.kind=unet-edm or --set model.kind=unet-vp"),
+        ("dit-edm", "dit_vp_tiny_weights", "than dit-edm; read them with --set model.kind=dit-vp"),
+        ("unet-vp", "dit_vp_tiny_weights", "than unet-vp; read them with --set model.kind=dit-vp"),
+    ],
+)
+def test_a_file_read_as_another_network_is_one_line_that_says_what_to_set(
+    kind: str, file: str, told: str, tmp_path: Path
+):
+    path = str(tmp_path / "weights.safetensors")
+    save_file(tensors(f"mucs_backbones/{file}"), path)
+    with pytest.raises(InputError) as refused:
+        load_weights(path, {"kind": kind})
+    assert str(refused.value).startswith(path) and told in str(refused.value) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(("kind", "label"), [("unet-vp", "a UNet-VP"), ("dit-vp", "a DiT-VP")])
+def test_a_file_with_a_tensor_too_few_is_one_line(kind: str, label: str, tmp_path: Path):
+    file, _ = FILES[kind]
+    state = tensors(f"mucs_backbones/{file}")
+    lost = next(name for name in state if name.endswith("bias"))
+    path = str(tmp_path / "weights.safetensors")
+    save_file({name: tensor for name, tensor in state.items() if name != lost}, path)
+    with pytest.raises(InputError, match=rf"not the tensors of {label}: 1 missing \({lost}\)$"):
+        load_weights(path, {"kind": kind, "num_heads": 2})
 
 
 # --- the start of training --------------------------------------------------------------------------------------------

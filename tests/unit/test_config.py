@@ -38,6 +38,11 @@ CARDS = {
     "artbench10": card(64, "label", 10, train=49_900),
     "coco": card(64, "embedding", 768, train=118_287, test=5000),
     "custom": card(64, "none", 0),
+    "custom-small": card(32, "none", 0),
+    "cifar10_dit_vp": card(32, "label", 10),
+    "cifar10_unet_edm": card(32, "label", 10),
+    "cifar10_unet_vp": card(32, "label", 10),
+    "ddpm": card(32, "label", 10),
 }
 
 

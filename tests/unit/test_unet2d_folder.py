@@ -15,11 +15,14 @@ from fixture_files import document, tensors
 from mucs_ray.diffusion.vp import VP
 from mucs_ray.diffusion.vp_config import Betas
 from mucs_ray.errors import InputError
+from mucs_ray.models.adapters import adapter
 from mucs_ray.models.scheduler_config import document_of, process_of
 from mucs_ray.models.unet2d import UNet2DModel
-from mucs_ray.models.unet2d_config import UNet2DConfig
+from mucs_ray.models.unet2d_config import DDPMConfig, UNet2DConfig
 from mucs_ray.models.unet2d_folder import WEIGHTS, load, save
 from mucs_ray.models.unet2d_json import config_of
+from mucs_ray.storage import digest
+from mucs_ray.store.weights import load_weights
 
 CONFIGS = document("guda_u/elbo_config")
 STATE = tensors("guda_u/unet2d_tiny_weights", "base.")
@@ -300,3 +303,38 @@ def test_other_tensors(old: Path):
     del state["conv_out.bias"]
     save_file(state, old / WEIGHTS)
     refused(old, "1 missing (conv_out.bias)", "1 unexpected ('surplus')", "conv_in.bias is 3, not 8")
+
+
+# --- as weights of a run ----------------------------------------------------------------------------------------------
+
+
+def test_a_folder_is_the_spec_and_the_weights_of_a_run(new: Path):
+    spec, weights = load_weights(str(new), {"kind": "unet2d"})
+    assert isinstance(spec, DDPMConfig)
+    assert (spec.prediction, spec.beta_schedule, spec.timesteps) == ("epsilon", "squaredcos_cap_v2", 4000)
+    model = adapter(spec).model(torch.device("cpu"), weights)
+    torch.testing.assert_close(model.network(FORWARD["x"], FORWARD["t"].float()), FORWARD["eps"], rtol=0, atol=1e-6)
+    assert model.process == replace(load(str(new)).process, second_moment=0.25)
+    again, _ = load_weights(str(new), spec.to_dict())
+    assert again == spec
+
+
+def test_the_prediction_can_be_told_where_the_scheduler_is_anothers(new: Path):
+    """Training scripts save the scheduler of the model that they started from (spec/models 1.3)."""
+    spec, _ = load_weights(str(new), {"kind": "unet2d", "prediction": "v_prediction"})
+    assert isinstance(spec, DDPMConfig) and spec.prediction == "v_prediction"
+
+
+def test_a_folder_read_as_another_kind_and_a_file_read_as_a_folder(new: Path):
+    with pytest.raises(InputError, match=r"is a folder of diffusers; read it with --recipe ddpm, or --set model"):
+        load_weights(str(new), {})
+    with pytest.raises(InputError, match=r"\.safetensors: expected the folder in which diffusers saved the model"):
+        load_weights(str(new / "unet" / WEIGHTS), {"kind": "unet2d"})
+
+
+def test_the_digest_of_a_folder_is_that_of_its_weights_and_settings(new: Path):
+    before = digest(str(new))
+    (new / "readme.md").write_text("changes nothing")
+    assert digest(str(new)) == before
+    changed(new / "scheduler" / "scheduler_config.json", prediction_type="v_prediction")
+    assert digest(str(new)) != before

@@ -15,7 +15,7 @@ class MUCSConfig:
     bound: Literal["auto", "drawn", "linear", "zero-output"] | Annotated[float, Gt(0)] = "auto"
     """How far the item's loss may rise. "drawn": to the loss of the untrained network. "zero-output": to that of a
     network whose output is 0. "linear": level by level to that of the best linear denoiser. Both are computed from
-    E[z^2]. "auto": drawn for a model that can be trained here, else linear. Or a number.
+    E[z^2]. "auto": what is usual for the kind of model. Or a number.
     """
     null_batches: Annotated[int, Gt(0)] = 200
     """Batches of 100 draws for the drawn bound."""

@@ -29,7 +29,7 @@ def run_stage(ref: StageRef, cluster: Cluster) -> Output:
     pipeline, name = ref
     match name.split("/"):
         case ["pretrain"]:
-            return generate.import_weights(pipeline.stages[name], pipeline.recipe)
+            return generate.import_checked_weights(pipeline)
         case ["generate"]:
             return generate.generate(pipeline, cluster)
         case ["attribute", *_]:

@@ -1,39 +1,59 @@
 """The stages that import the weights of F1 from elsewhere and generate items; `mucs_ray.run.stages.train` trains."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from typing import Any
 
-import torch
 from ray import ObjectRef
+from rich.markup import escape
+from torch import Tensor
 
 from mucs_ray.config.recipe import Recipe
 from mucs_ray.engine import generation
+from mucs_ray.engine.models import best_device
 from mucs_ray.engine.progress import bar
 from mucs_ray.engine.session import Cluster
 from mucs_ray.models.adapters import adapter
+from mucs_ray.models.spec import ModelSpec
 from mucs_ray.pipeline.graph import Pipeline
+from mucs_ray.run import model_check
 from mucs_ray.run.stages.files import Output, digests, weights_ref
 from mucs_ray.store import checkpoint
 from mucs_ray.store.facts import GenerationFacts
 from mucs_ray.store.item_names import item_file
 from mucs_ray.store.items import PlannedItem
 from mucs_ray.store.run import Stage
-from mucs_ray.store.weights import load_weights, model_facts
+from mucs_ray.store.weights import model_facts
+
+Check = Callable[[ModelSpec, Mapping[str, Tensor]], dict[str, Any]]
 
 
-def import_weights(stage: Stage, recipe: Recipe) -> Output:
+def import_weights(stage: Stage, recipe: Recipe, check: Check | None = None) -> Output:
     """Copy weights that were trained elsewhere into the run, as safetensors with a card.
 
-    They are those that the recipe names, else those that come with the model.
+    They are those that the recipe names, else those that come with the model. `check` returns facts on them.
     """
-    if recipe.weights is not None:
-        spec, tensors = load_weights(recipe.weights, recipe.model.to_dict())
-    else:
-        spec, tensors = recipe.model, adapter(recipe.model).model(torch.device("cpu")).network.state_dict()
+    spec, tensors = model_check.given_weights(recipe)
+    checked = check(spec, tensors) if check else {}
     name = stage.part("best", "safetensors")
     stage.begin([name])
-    facts = {**model_facts(spec), "imported": True}
+    facts = {**model_facts(spec), "imported": True, **checked}
     return {name: checkpoint.save_with_card(stage.url(name), tensors, facts)}, facts
+
+
+def import_checked_weights(pipeline: Pipeline) -> Output:
+    """Import weights that denoise the training images; InputError if they do not."""
+
+    def check(spec: ModelSpec, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+        kind, device = adapter(spec), best_device()
+        images = model_check.some_images(pipeline.dataset, kind.codec(device)).to(device)
+        checked = model_check.check(kind.model(device, tensors), images, seed=recipe.seed)
+        model_check.refuse(checked, recipe.weights or f"model.kind {spec.kind}")
+        pipeline.console.print(escape(checked.line), highlight=False, soft_wrap=True)
+        return checked.facts()
+
+    recipe = pipeline.recipe
+    return import_weights(pipeline.stages["pretrain"], recipe, check if recipe.engine.check_weights else None)
 
 
 def generate(pipeline: Pipeline, cluster: Cluster) -> Output:

@@ -1,0 +1,47 @@
+"""The commands on models, `mucs-ray model ...`."""
+
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from mucs_ray.cli.options import DatasetOption, JsonOption, RecipeOption, SetOption, WeightsOption
+from mucs_ray.cli.terminal import terminal
+
+model_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at models.")
+
+
+@model_app.callback()
+def group() -> None:
+    """Look at models."""
+
+
+@model_app.command()
+def check(
+    dataset: DatasetOption = None,
+    recipe: RecipeOption = None,
+    weights: WeightsOption = None,
+    settings: SetOption = None,
+    picture: Annotated[str | None, typer.Option("--picture", help="Save a sampled image as this PNG.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Are these weights read as they were trained? Their loss on training images, and an image sampled from them.
+
+    Every command that takes weights checks them first; this one tells more, and does nothing else.
+    """
+    with terminal(as_json=as_json) as output:
+        from mucs_ray import storage
+        from mucs_ray.run.model_check import examine, refuse
+        from mucs_ray.run.resolve import resolve
+
+        chosen, data = resolve(
+            dataset=dataset, recipe=recipe, weights=weights, settings=list(settings or ()), console=output.console
+        )
+        examined = examine(chosen, data)
+        for line in examined.lines:
+            output.console.print(escape(line), highlight=False, soft_wrap=True)
+        if picture is not None:
+            storage.publish(storage.absolute(picture), examined.picture)
+            output.console.print(f"picture  {escape(picture)}", highlight=False, soft_wrap=True)
+        output.result(examined.to_dict())
+        refuse(examined.checked, chosen.weights or f"model.kind {chosen.model.kind}")
