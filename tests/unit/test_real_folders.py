@@ -16,7 +16,7 @@ from mucs_ray.data.decode import EXTENSIONS
 from mucs_ray.data.prepare import prepare
 from mucs_ray.data.sources import Choices, Listing, Reject, folder
 from mucs_ray.data.sources.columns import NAMES, class_name, texts
-from mucs_ray.data.sources.described import path_of
+from mucs_ray.data.sources.listed import path_of
 from mucs_ray.data.sources.metadata import csv_records
 from mucs_ray.data.table import Row
 from mucs_ray.data.understood import lines
