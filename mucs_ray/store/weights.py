@@ -117,6 +117,6 @@ def load_weights(path: str, values: Mapping[str, Any] | None = None) -> tuple[Mo
         if "model" in facts:
             spec = model_spec(facts, path)
             checkpoint.strict_load(adapter(spec).model(torch.device("cpu")).network, tensors, source=path)
-            return spec, tensors
+            return spec, {name: tensor.float() for name, tensor in tensors.items()}  # a file may be in half precision
     values = values or {}
     return find(kind_of(values)).load().read(path, values)
