@@ -149,8 +149,8 @@ def generated_labels(pipeline: Pipeline) -> list[str]:
     planned = read_facts(pipeline.stages["generate"], GenerationFacts).items
     if not pipeline.recipe.model.conditional:
         return ["unconditional"] * len(planned)
-    test_rows = pipeline.dataset.find({item.idx for item in planned}, "test")
-    return [condition_name(test_rows[item.idx], pipeline.dataset.card) for item in planned]
+    lenders = pipeline.dataset.find({item.idx for item in planned}, pipeline.recipe.generate.conditions)
+    return [condition_name(lenders[item.idx], pipeline.dataset.card) for item in planned]
 
 
 def ranked_images(rows: Sequence[Mapping[str, str]], pictures: Mapping[int, Row]) -> Iterator[RankedImage]:
