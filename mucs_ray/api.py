@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image
+from PIL import Image, ImageOps
 from rich.console import Console
 
 from mucs_ray import storage
@@ -105,7 +105,7 @@ def open_run(
         weights=None if weights is None else fspath(weights),
         items=items,
         seed=seed,
-        settings=[f"{key}={json.dumps(value)}" for key, value in given.items()],
+        settings=[setting(key, value) for key, value in given.items()],
         weights_dir=None if weights_dir is None else fspath(weights_dir),
         address=address,
         verbose=verbose,
@@ -114,10 +114,10 @@ def open_run(
 
 
 def attribute(
-    images: "Picture | Sequence[Picture]" = (),
+    images: "Picture | Iterable[Picture] | None" = None,
     *,
     methods: "Method | Sequence[Method]" = "mucs",
-    label: str | None = None,
+    label: str | int | None = None,
     prompt: str | None = None,
     **options: Any,  # noqa: ANN401 - those of open_run
 ) -> "Answer":
@@ -141,7 +141,7 @@ class Run:
     @property
     def url(self) -> str:
         """The URL of the run directory."""
-        return self._pipeline.model_url or self._pipeline.run_url
+        return self._pipeline.run_url
 
     @property
     def dataset(self) -> "Dataset":
@@ -150,11 +150,11 @@ class Run:
 
     def attribute(
         self,
-        images: "Picture | Sequence[Picture]" = (),
+        images: "Picture | Iterable[Picture] | None" = None,
         *,
         methods: "Method | Sequence[Method]" = "mucs",
         queries: str | PathLike[str] | None = None,
-        label: str | None = None,
+        label: str | int | None = None,
         prompt: str | None = None,
     ) -> "Answer":
         """Score every training image for pictures of yours, or for the generated images of the run.
@@ -164,22 +164,26 @@ class Run:
                 floats of the shape of z. Without any, and without `queries`, the run generates images.
             methods: Names (see `mucs-ray methods`), or `Attributor` classes of your own.
             queries: A folder with pictures, and metadata.jsonl with their conditions.
-            label: The class of `images`.
+            label: The class of `images`, by name or number.
             prompt: The caption of `images`.
 
         Raises:
             InputError: For bad input; nothing is changed.
             RunFailed: If the work failed; the same call goes on where it stopped.
         """
-        given = [images] if isinstance(images, str | PathLike | Image.Image) or hasattr(images, "shape") else images
+        single = isinstance(images, str | PathLike | Image.Image) or hasattr(images, "shape")
+        several: Any = () if images is None else images
+        given: list[Any] = [images] if single else list(several)
+        if images is not None and not given:
+            raise InputError("there is no picture in `images`; leave it out to explain images that the run generates")
         request = replace(
             self._request,
             methods=method_names(methods),
             images=[self._file(image) for image in given],
             queries=None if queries is None else fspath(queries),
-            label=label,
+            label=None if label is None else str(label),
             prompt=prompt,
-            items=None if len(given) or queries is not None else self._request.items,
+            items=None if given or queries is not None else self._request.items,
             run=self.url,
         )
         return self._answer(request, "attribute")
@@ -193,7 +197,12 @@ class Run:
 
     def status(self) -> pa.Table:
         """Return a table of the run's stages: stage, status (done, missing, stale, partial, failed) and reason."""
-        plan = self._pipeline.plan(self._pipeline.last_command())
+        from mucs_ray.pipeline.graph import reopen
+        from mucs_ray.pipeline.recipe_file import read_recorded_run
+
+        known = read_recorded_run(self.url)
+        pipeline = self._pipeline if known is None else reopen(self.url, console=self._console)
+        plan = pipeline.plan(pipeline.last_command())
         states = [{"stage": name, "status": state.status, "reason": state.reason} for name, state in plan.items()]
         return pa.Table.from_pylist(states)
 
@@ -203,7 +212,7 @@ class Run:
 
         pipeline = self._open(request)
         driver.run([pipeline], command)
-        return Answer(pipeline)
+        return Answer(pipeline, request.methods or ())
 
     def _file(self, image: Any) -> str:  # noqa: ANN401 - see Picture
         """Return the name of a picture's file; one that is given as an object is published in the run directory."""
@@ -225,28 +234,47 @@ def dataset_url(dataset: "str | PathLike[str] | Dataset") -> str:
     return fspath(dataset) if isinstance(dataset, str | PathLike) else dataset.url
 
 
+def setting(key: str, value: Any) -> str:  # noqa: ANN401 - whatever a user gives
+    """Return a value of the recipe as `--set` takes it. InputError for what is no value of TOML."""
+    value = fspath(value) if isinstance(value, PathLike) else value
+    if not isinstance(value, str | bool | int | float | list | tuple):
+        raise InputError(f"settings: {key}: expected text, a number, true or false, or a list; found {value!r}")
+    return f"{key}={json.dumps(value, ensure_ascii=False)}"
+
+
 def encoded(image: Any) -> tuple[bytes, str]:  # noqa: ANN401 - see Picture
     """Return the content and the ending of the file for a picture or for z. InputError if it is neither."""
+    from mucs_ray.data.decode import flatten
+
     buffer = io.BytesIO()
-    if not isinstance(image, Image.Image):
-        array = np.asarray(image)
-        if array.dtype.kind == "f":
-            np.save(buffer, array.astype(np.float32))
-            return buffer.getvalue(), "npy"
-        if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
-            raise InputError(
-                "expected a file, a PIL picture, an array [h, w, 3] of uint8 or floats of the shape of z; found"
-                f" {type(image).__name__} {array.shape} of {array.dtype}"
-            )
-        image = Image.fromarray(array)
-    image.save(buffer, format="PNG")
+    if isinstance(image, Image.Image):
+        try:
+            flatten(ImageOps.exif_transpose(image)).save(buffer, format="PNG")
+        except (OSError, ValueError) as error:
+            raise InputError(f"a picture of mode {image.mode} cannot be read ({error}); convert it to RGB") from None
+        return buffer.getvalue(), "png"
+    if hasattr(image, "detach"):  # a tensor of torch, on any device and in any precision
+        image = image.detach().cpu()
+        image = image.float().numpy() if image.is_floating_point() else image.numpy()
+    array = np.asarray(image)
+    if array.dtype.kind == "f":
+        np.save(buffer, array.astype(np.float32))
+        return buffer.getvalue(), "npy"
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
+        raise InputError(
+            "expected a file, a PIL picture, an array [h, w, 3] of uint8 or floats of the shape of z; found"
+            f" {type(image).__name__} {array.shape} of {array.dtype}"
+        )
+    Image.fromarray(array).save(buffer, format="PNG")
     return buffer.getvalue(), "png"
 
 
 def method_names(methods: Any) -> list[str]:  # noqa: ANN401 - see Method
-    """Return the names of methods; of a class, MODULE:CLASS."""
-    each: Iterable[Any] = [methods] if isinstance(methods, str | type) else methods
-    return [name if isinstance(name, str) else f"{name.__module__}:{name.__qualname__}" for name in each]
+    """Return the names of methods; of a class, MODULE:CLASS. InputError if there are none."""
+    asked: list[Any] = [methods] if isinstance(methods, str | type) else list(methods)
+    if not asked:
+        raise InputError("`methods` is empty; name one, such as mucs")
+    return [name if isinstance(name, str) else f"{name.__module__}:{name.__qualname__}" for name in asked]
 
 
 def importable(adapter: type) -> str:

@@ -8,8 +8,8 @@ Axes: c s s picture, uint8, RGB; *shape of z.
 
 import io
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from difflib import get_close_matches
 from hashlib import sha256
 from typing import Any
@@ -19,7 +19,8 @@ from jaxtyping import Float32, UInt8
 
 from mucs_ray import storage
 from mucs_ray.data.decode import EXTENSIONS, DecodeError, decode
-from mucs_ray.data.table import Card
+from mucs_ray.data.sources.metadata import decoded, is_metadata
+from mucs_ray.data.table import Card, printable
 from mucs_ray.errors import InputError
 
 TENSORS = (".safetensors", ".npy")
@@ -48,7 +49,7 @@ class Query:
     label: str | None = None
     prompt: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """What else is known of its making: seed, steps, guidance, ..., as told."""
+    """What its metadata says of its making: seed, steps, guidance, ..."""
     generated: str = ""
     """The URL of the tensors of the same picture, if the run generated it itself."""
 
@@ -69,18 +70,24 @@ class Query:
 
 
 def find_queries(
-    images: Sequence[str], folder: str | None = None, *, label: str | None = None, prompt: str | None = None
+    images: Sequence[str],
+    folder: str | None = None,
+    *,
+    label: str | None = None,
+    prompt: str | None = None,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> tuple[Query, ...]:
     """Return the queries that a user names, in the order of their idx.
 
     `images` are files, URLs or idx:N, all with the given condition; `folder` has pictures, and metadata.jsonl if
-    their conditions are known. InputError if one is absent, is of an unknown kind, or is named twice.
+    their conditions are known; `tell` gets a line on what of it is passed over. InputError if one is absent, is of an
+    unknown kind, or is named twice.
     """
     if folder is None and not images:
         raise InputError("no picture to explain is named; give --image FILE or --queries FOLDER")
-    queries = [query_of(name, label=label, prompt=prompt) for name in images]
+    queries = [query_of(name, label=label or None, prompt=prompt or None) for name in images]
     if folder is not None:
-        queries += folder_queries(folder)
+        queries += folder_queries(folder, tell)
     if not images and (label or prompt):
         raise InputError(f"--label and --prompt go with --image; with --queries they stand in its {METADATA}")
     known: dict[int, str] = {}
@@ -108,7 +115,7 @@ def query_of(
             raise InputError(f"--image {name}: expected {ROW}N with the number of an image of the data set")
         if label or prompt:
             raise InputError(f"--image {name}: an image of the data set has its own condition; leave it out")
-        return Query(name=name, source=name, digest=name, idx=int(number))
+        return Query(name=name, source=name, digest=name, idx=int(number), settings=condition["settings"])
     if not name.lower().endswith((*EXTENSIONS, *TENSORS)):
         kinds = ", ".join((*EXTENSIONS, *TENSORS))
         raise InputError(f"--image {name}: expected a file that ends in {kinds}, or {ROW}N")
@@ -117,26 +124,40 @@ def query_of(
         digest = sha256(storage.read_bytes(source)).hexdigest()
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise InputError(f"--image {name}: there is no such file") from None
-    return Query(name=name, source=source, digest=digest, idx=int(digest[:16], 16) >> 1, **condition)
+    called = printable(storage.redacted(name))
+    return Query(name=called, source=source, digest=digest, idx=int(digest[:16], 16) >> 1, **condition)
 
 
-def folder_queries(folder: str) -> list[Query]:
+def folder_queries(folder: str, tell: Callable[[str], None]) -> list[Query]:
     """Return the queries of a folder: those that its metadata.jsonl lists, or else every file of a known ending."""
     url = storage.absolute(folder)
     names = sorted(name for name in storage.names(url) if not name.startswith("."))
+    if not names:
+        raise InputError(f"--queries {folder}: there is no such folder, or it is empty")
+    pictures = [name for name in names if name.lower().endswith((*EXTENSIONS, *TENSORS))]
     if METADATA in names:
         listed = metadata_lines(storage.join(url, METADATA))
-        return [query_of(storage.join(folder, line.pop("file_name")), **condition_of(line)) for line in listed]
-    pictures = [name for name in names if name.lower().endswith((*EXTENSIONS, *TENSORS))]
-    if not pictures:
-        raise InputError(f"--queries {folder}: there are no pictures; expected a folder with {METADATA} or pictures")
-    return [query_of(storage.join(folder, name)) for name in pictures]
+        queries = [query_of(storage.join(folder, line.pop("file_name")), **condition_of(line)) for line in listed]
+    else:
+        others = [name for name in names if is_metadata(name)]
+        if others:
+            raise InputError(f"--queries {folder}: conditions are read from {METADATA}; found {others[0]}")
+        queries = [query_of(storage.join(folder, name)) for name in pictures]
+    if not 1 <= len(queries) <= MAX_QUERIES:
+        raise InputError(f"--queries {folder}: expected 1 to {MAX_QUERIES:,} pictures; found {len(queries):,}")
+    read = {query.source for query in queries}
+    passed_over = [name for name in names if name != METADATA and storage.join(url, name) not in read]
+    if passed_over:
+        tell(
+            f"--queries {folder}: {len(passed_over)} files or folders are passed over, e.g. {printable(passed_over[0])}"
+        )
+    return queries
 
 
 def metadata_lines(url: str) -> list[dict[str, Any]]:
     """Return the lines of metadata.jsonl. InputError, naming the line, for what is not understood."""
     lines = []
-    for number, text in enumerate(storage.read_bytes(url).decode("utf-8-sig").splitlines(), start=1):
+    for number, text in enumerate(decoded(storage.read_bytes(url)).split("\n"), start=1):
         if not text.strip():
             continue
         try:
@@ -151,9 +172,9 @@ def metadata_lines(url: str) -> list[dict[str, Any]]:
         unknown = sorted(line.keys() - KNOWN_KEYS)
         if unknown:
             raise InputError(f"{url}, line {number}: unknown key {unknown[0]}; known: {', '.join(sorted(KNOWN_KEYS))}")
+        if len({line[key] for key in PROMPT_KEYS if line.get(key) is not None}) > 1:
+            raise InputError(f"{url}, line {number}: {' and '.join(key for key in PROMPT_KEYS if key in line)} differ")
         lines.append({**line, "file_name": name})
-    if not lines or len(lines) > MAX_QUERIES:
-        raise InputError(f"{url}: expected 1 to {MAX_QUERIES:,} lines; found {len(lines):,}")
     return lines
 
 
@@ -199,29 +220,29 @@ def read_tensor(query: Query) -> Float32[np.ndarray, "*shape"]:
     """Read z from a file. InputError if it holds no such tensor, or one that is not finite."""
     content = checked_content(query)
     try:
-        if query.source.lower().endswith(".npy"):
-            z = np.load(io.BytesIO(content), allow_pickle=False)
-        else:
-            from safetensors.numpy import load
-
-            tensors = load(content)
-            names = [name for name in TENSOR_NAMES if name in tensors] or (list(tensors) if len(tensors) == 1 else [])
-            if not names:
-                raise InputError(
-                    f"--image {query.name}: expected a tensor {' or '.join(TENSOR_NAMES)}; found {list(tensors)}"
-                )
-            z = tensors[names[0]]
-    except InputError:
-        raise
+        z = tensor_of(content) if query.source.lower().endswith(".safetensors") else np.load(io.BytesIO(content))
+    except InputError as error:
+        raise InputError(f"--image {query.name}: {error}") from None
     except Exception as error:  # both readers raise almost anything on foreign bytes
+        kind = query.source.rpartition(".")[2]
+        raise InputError(f"--image {query.name}: not a readable {kind} file ({error})") from None
+    if z.dtype.kind != "f" or not np.isfinite(z).all():
         raise InputError(
-            f"--image {query.name}: not a readable {query.source.rpartition('.')[2]} file ({error})"
-        ) from None
-    if z.dtype.kind not in "fiu" or not np.isfinite(z).all():
-        raise InputError(
-            f"--image {query.name}: expected finite numbers; found {z.dtype}, or values that are not finite"
+            f"--image {query.name}: expected finite floats, z in the space of the model; found {z.dtype}"
+            f"{'' if z.dtype.kind == 'f' else ' (save a picture as PNG)'}"
         )
     return z.astype(np.float32)
+
+
+def tensor_of(content: bytes) -> Float32[np.ndarray, "*shape"]:
+    """Return the tensor that stands for z in a .safetensors file, of any precision. InputError if there is none."""
+    from safetensors.torch import load
+
+    tensors = load(content)
+    names = [name for name in TENSOR_NAMES if name in tensors] or (list(tensors) if len(tensors) == 1 else [])
+    if not names:
+        raise InputError(f"expected a tensor {' or '.join(TENSOR_NAMES)}; found {list(tensors)}")
+    return tensors[names[0]].float().numpy()
 
 
 def checked_content(query: Query) -> bytes:
@@ -235,33 +256,46 @@ def checked_content(query: Query) -> bytes:
     return content
 
 
-def check_condition(query: Query, card: Card) -> int | None:
-    """Return the number of the class that a query names, if it does. InputError if the data set has no such condition.
+def with_class(query: Query, card: Card, *, conditional: bool) -> Query:
+    """Return a query whose label is the name of its class. InputError if the model has no such condition.
 
     A class is named by its name, in any capitals, or by its number.
     """
-    if query.prompt is not None and card.condition != "embedding":
+    if query.prompt is not None and (card.condition != "embedding" or not conditional):
         raise InputError(f"{query.name}: a prompt is given, but this model has no captions; leave it out")
     if query.label is None:
-        return None
-    if card.condition != "label":
+        return query
+    if card.condition != "label" or not conditional:
         raise InputError(f"{query.name}: a label is given, but this model has no classes; leave it out")
-    if query.label in card.classes:
-        return card.classes.index(query.label)
+    number = class_number(query.label, card)
+    if number is None:
+        near = get_close_matches(query.label, card.classes, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(card.classes[:20])}"
+        raise InputError(f"{query.name}: there is no class {query.label!r}; {hint}")
+    return replace(query, label=card.classes[number] if card.classes else str(number))
+
+
+def class_number(label: str, card: Card) -> int | None:
+    """Return the number of the class with this name, in any capitals, or with this number; None if there is none."""
+    if label in card.classes:
+        return card.classes.index(label)
     folded = [name.casefold() for name in card.classes]
-    if folded.count(query.label.casefold()) == 1:
-        return folded.index(query.label.casefold())
-    if query.label.isascii() and query.label.isdecimal() and int(query.label) < card.condition_dim:
-        return int(query.label)
-    near = get_close_matches(query.label, card.classes, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(card.classes[:20])}"
-    raise InputError(f"{query.name}: there is no class {query.label!r}; {hint}")
+    if folded.count(label.casefold()) == 1:
+        return folded.index(label.casefold())
+    if label.isascii() and label.isdecimal() and int(label) < card.condition_dim:
+        return int(label)
+    return None
 
 
 def query_folder(queries: Sequence[Query]) -> str:
     """Return the folder of these queries' attribution in the run directory: the same for the same queries."""
     reads = json.dumps([query.reads() for query in queries], sort_keys=True)
     return f"queries/{sha256(reads.encode()).hexdigest()[:12]}"
+
+
+def model_url(run_url: str) -> str:
+    """Return the run directory with the model, from that of an answer for queries in it."""
+    return run_url.rstrip("/").rsplit("/", 2)[0]
 
 
 def to_json(queries: Sequence[Query]) -> list[dict[str, Any]]:

@@ -69,6 +69,6 @@ def load_files(stage: Stage, files: Sequence[str]) -> list[ObjectRef]:
     refs: list[ObjectRef] = [None] * len(files)  # pyright: ignore[reportAssignmentType]
     for first in range(num_tasks):
         share = files[first::num_tasks]
-        loaded: Any = load_arrays.options(num_returns=len(share)).remote(stage, share)
+        loaded: Any = load_arrays.options(num_returns=len(share), scheduling_strategy="SPREAD").remote(stage, share)
         refs[first::num_tasks] = loaded if len(share) > 1 else [loaded]
     return refs

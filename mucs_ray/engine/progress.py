@@ -36,7 +36,7 @@ class Bar:
         self.done, self.detail, self.done_before = 0.0, "", 0.0
         self.started_at = self.logged_at = time.monotonic()
         self.first_seen: tuple[float, float] | None = None
-        """When the first progress came, and how much was done then: what came before was the start of workers."""
+        """When the first progress of this run came, and how much it was: what came before was the start of workers."""
         self.live: Progress | None = None
         self.task = TaskID(0)
 
@@ -49,7 +49,7 @@ class Bar:
         """Set the absolute progress, and a short detail to show beside it, e.g. a loss."""
         self.done, self.detail = done, detail or self.detail
         if self.first_seen is None and done > self.done_before:
-            self.first_seen = time.monotonic(), done
+            self.first_seen = time.monotonic(), done - self.done_before
         self._show()
 
     def advance(self, more: float, detail: str = "") -> None:
@@ -64,10 +64,11 @@ class Bar:
     @property
     def rate(self) -> float:
         """Return units a second since the first progress, or since the start of this run if there was but one step."""
-        if self.first_seen is not None and self.done > self.first_seen[1]:
-            at, done = self.first_seen
-            return (self.done - done) / max(time.monotonic() - at, 1e-9)
-        return (self.done - self.done_before) / self.elapsed
+        new = self.done - self.done_before
+        if self.first_seen is not None and new > self.first_seen[1]:
+            at, before = self.first_seen
+            return (new - before) / max(time.monotonic() - at, 1e-9)
+        return new / self.elapsed
 
     def line(self) -> str:
         """Return a line for logs, e.g. "score 512/1713 images, 71.3/s, 0:17 left"."""

@@ -111,8 +111,8 @@ class WorkerGroup:
         return RunFailed("training failed: Ray Train came back without a result; run the command again")
 
     def hangs(self, timeout_s: float) -> bool:
-        """Return True if its training has begun, or all are finished, and nothing is posted for `timeout_s` seconds."""
-        begun = self.training is None or self.training.first_step_at is not None
+        """Return True if its workers have begun, and post nothing for `timeout_s` seconds."""
+        begun = self.training is None or self.num_finished > 0 or self.training.first_step_at is not None
         return begun and not self.ended and time.monotonic() - self.last_post_at > timeout_s
 
     def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> None:

@@ -2,46 +2,48 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from hashlib import sha256
 
 from mucs_ray import storage
 from mucs_ray.data.decode import DecodeError, decode
 from mucs_ray.data.queries import Query
-from mucs_ray.store.run import read_json_or_none
+from mucs_ray.store.facts import GenerationFacts, read_facts
+from mucs_ray.store.item_names import item_file
+from mucs_ray.store.run import Stage
 
-TENSORS, PICTURE = ".safetensors", ".png"
 
+def recognized(queries: Sequence[Query], generated: Stage) -> tuple[Query, ...]:
+    """Mark the queries that are images which the run generated, and give them the idx of those, in order of idx.
 
-def recognized(queries: Sequence[Query], run_url: str) -> tuple[Query, ...]:
-    """Mark the queries whose pixels are those of an image that the run generated, and give them its idx.
-
-    They are then explained from the unclamped tensor with the same noise, and get the answer that the run has for it.
+    A picture is recognized by its pixels, a tensor by its file. It is then explained from the unclamped tensor with the
+    same noise, and gets the answer that the run has for it.
     """
-    folder = storage.join(run_url, "generate")
-    manifest = read_json_or_none(storage.join(folder, "manifest.json"))
-    if manifest is None or not any(is_picture(query) for query in queries):
+    if all(query.is_row for query in queries) or generated.state().status != "done":
         return tuple(queries)
-    items = manifest["facts"].get("items", [])
-    known: dict[bytes, tuple[int, str]] = {}
-    for item, file in zip(items, sorted(name for name in manifest["files"] if name.endswith(TENSORS)), strict=False):
-        pixels = pixels_of(storage.join(folder, file.removesuffix(TENSORS) + PICTURE))
-        if pixels is not None:
-            known[pixels] = item["idx"], storage.join(folder, file)
-    marked = []
-    for query in queries:
-        found = known.get(pixels_of(query.source) or b"") if is_picture(query) else None
-        marked.append(query if found is None else replace(query, idx=found[0], generated=found[1]))
-    return tuple(sorted(marked, key=lambda query: query.idx))
+    digests, manifest = (
+        {query.idx: content_digest(query) for query in queries if not query.is_row},
+        generated.manifest(),
+    )
+    assert manifest is not None
+    marked = {query.idx: query for query in queries}
+    for item in read_facts(generated, GenerationFacts).items:
+        file = item_file(generated, item.number)
+        own = {manifest.files[file], pixel_digest(generated.url(file.removesuffix(".safetensors") + ".png"))}
+        for idx, digest in digests.items():
+            if digest in own:
+                marked[idx] = replace(marked[idx], idx=item.idx, generated=generated.url(file))
+    return tuple(sorted(marked.values(), key=lambda query: query.idx))
 
 
-def is_picture(query: Query) -> bool:
-    """Return whether a query is the file of a picture."""
-    return not (query.is_row or query.is_tensor)
+def content_digest(query: Query) -> str | None:
+    """Return the digest of a picture's pixels, or of the file of a tensor; None if the picture cannot be read."""
+    return query.digest if query.is_tensor else pixel_digest(query.source)
 
 
-def pixels_of(url: str) -> bytes | None:
-    """Return the size and the pixels of a picture's file; None if there is none that can be read."""
+def pixel_digest(url: str) -> str | None:
+    """Return the sha256 of the size and the pixels of a picture's file; None if there is none that can be read."""
     try:
         pixels = decode(storage.read_bytes(url), size=None)
     except (DecodeError, FileNotFoundError):
         return None
-    return f"{pixels.shape}".encode() + pixels.tobytes()
+    return sha256(f"{pixels.shape}".encode() + pixels.tobytes()).hexdigest()

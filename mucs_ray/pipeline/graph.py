@@ -6,7 +6,7 @@ The values that each stage reads are listed only here. Its fingerprint follows f
 changed setting makes stale. A stage's name is the name of its folder in the run directory.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ from mucs_ray.attribution.card import MethodCard
 from mucs_ray.attribution.registry import LEARNED, REFERENCE, installed_methods
 from mucs_ray.config.recipe import Recipe, build, check_fits
 from mucs_ray.config.values import with_new_sections
-from mucs_ray.data.queries import Query, check_condition, query_folder
+from mucs_ray.data.queries import Query, model_url, query_folder, with_class
 from mucs_ray.data.table import Dataset
 from mucs_ray.errors import InputError, MucsError
 from mucs_ray.evaluation.metrics import SSIM_LEAST_PX, ReadyMetric, ready_metrics
@@ -65,8 +65,8 @@ class Pipeline:
     """The sha256 of the recipe's `weights`; None if it has none."""
     queries: tuple[Query, ...] = ()
     """The pictures of the user's that are explained instead of generated ones, in the order of their idx."""
-    model_url: str = ""
-    """With queries: the run directory with the model, and with all that does not depend on the queries."""
+    model_run: "Pipeline | None" = None
+    """With queries: the run with the model, and with all that does not depend on the queries."""
     learned: Mapping[str, float] = field(default_factory=dict)
     """The weights of ensemble/learned in recipe.json: the run from which they were learned may have moved since."""
 
@@ -83,34 +83,45 @@ class Pipeline:
     ) -> "Pipeline":
         """Open a run after checking that model, data and counts fit and that the run directory can be written.
 
-        The attribution of `queries` is a run of its own, in a folder of the run directory that has the model.
-        InputError if they do not fit or it cannot.
+        With `queries`, the run that explains them is returned. InputError if anything does not fit.
         """
-        model_url = ""
-        if queries:
-            for query in queries:
-                check_condition(query, dataset.card)
-            recipe = replace(recipe, generate=replace(recipe.generate, items=len(queries), controls=0))
-            model_url = open_run(run_url)
-            queries = recognized(queries, model_url)
-            run_url = storage.join(model_url, query_folder(queries))
         check_fits(recipe, dataset.card, generates=not queries)
         digest = storage.digest(recipe.weights) if recipe.weights else None
         run_url = open_run(run_url)
+        recorded = read_recorded_run(run_url)
+        if recorded is not None and recorded.queries:
+            raise InputError(f"{run_url} is the answer for pictures, a part of a run; give --run {model_url(run_url)}")
         if weights_dir is None:  # as in the command before, or a report would lose what was measured with them
-            recorded = read_recorded_run(run_url)
             weights_dir = recorded.weights_dir if recorded else None
         else:
             weights_dir = storage.absolute(weights_dir)
-        return cls(
-            recipe=recipe,
-            dataset=dataset,
-            run_url=run_url,
-            weights_dir=weights_dir,
-            weights_digest=digest,
-            queries=queries,
-            model_url=model_url,
-            **options,
+        run = cls(
+            recipe=recipe, dataset=dataset, run_url=run_url, weights_dir=weights_dir, weights_digest=digest, **options
+        )
+        return run.explaining(queries) if queries else run
+
+    def explaining(self, queries: Sequence[Query]) -> "Pipeline":
+        """Return the run that explains a user's pictures with the model of this one, in a folder of its directory.
+
+        InputError if a condition does not fit, or this run's model was made with other settings.
+        """
+        state = self.stages["pretrain"].state()
+        if state.status == "stale":
+            raise InputError(
+                f"{self.run_url} has a model that was made with other settings ({state.reason}); leave these settings"
+                " out to explain pictures with it, or give another --run (what is known of a picture, such as its seed,"
+                " goes into metadata.jsonl)"
+            )
+        card, conditional = self.dataset.card, self.recipe.model.conditional
+        known = recognized(
+            [with_class(query, card, conditional=conditional) for query in queries], self.stages["generate"]
+        )
+        return replace(
+            self,
+            recipe=replace(self.recipe, generate=replace(self.recipe.generate, items=len(known), controls=0)),
+            run_url=storage.join(self.run_url, query_folder(known)),
+            queries=known,
+            model_run=self,
         )
 
     def describe(self) -> dict[str, Any]:
@@ -122,7 +133,6 @@ class Pipeline:
             weights_dir=self.weights_dir,
             learned=self.known[LEARNED].weights,
             queries=self.queries,
-            model_url=self.model_url,
         )
         return recorded.to_json()
 
@@ -203,7 +213,7 @@ class Pipeline:
             own = {earlier: fingerprints[earlier] for earlier in inputs}
             if of_queries.intersection(inputs):
                 of_queries.add(name)
-            url = self.model_url if self.queries and name not in of_queries else self.run_url
+            url = self.model_run.run_url if self.model_run and name not in of_queries else self.run_url
             stages[name] = Stage(run_url=url, name=name, reads=reads, inputs=own)
 
         recipe = self.recipe
@@ -294,10 +304,9 @@ class Pipeline:
         if command not in ("pretrain", "generate"):
             for name in self.needed:
                 check_method(self.known[name], self.dataset.card, self.weights_dir)
-        if command in ("retrain", "regenerate", "evaluate") and self.queries:
+        if command not in ("generate", "attribute", "report") and self.queries:
             raise InputError(
-                f"{command} generates the pictures again, which needs pictures that this run made; leave --image and"
-                " --queries out, or use attribute"
+                f"{command} takes pictures that the run makes itself; leave --image and --queries out, or use attribute"
             )
         if command in ("retrain", "regenerate", "evaluate") and not self.recipe.model.trains:
             raise InputError(
@@ -385,5 +394,5 @@ def reopen(run_url: str, *, console: Console) -> Pipeline:
         weights_digest=recorded.weights_sha256,
         learned=recorded.learned,
         queries=recorded.queries,
-        model_url=recorded.model_url,
+        model_run=reopen(model_url(run_url), console=console) if recorded.queries else None,
     )

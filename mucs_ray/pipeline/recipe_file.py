@@ -28,8 +28,6 @@ class RecordedRun:
     """The weights of ensemble/learned; empty if the run does not use it."""
     queries: tuple[Query, ...] = ()
     """The user's pictures that are explained; empty if the run generates them."""
-    model_url: str = ""
-    """With queries: the run directory with the model."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the file's content, which has the recipe's values beside the others."""
@@ -41,7 +39,7 @@ class RecordedRun:
         if self.learned:
             others["learned"] = dict(self.learned)
         if self.queries:
-            others |= {"queries": to_json(self.queries), "model_url": self.model_url}
+            others["queries"] = to_json(self.queries)
         return {**self.recipe, **others}
 
 
@@ -56,6 +54,5 @@ def read_recorded_run(run_url: str) -> RecordedRun | None:
         weights_dir=values.pop("weights_dir", None),
         learned=values.pop("learned", {}),
         queries=from_json(values.pop("queries", [])),
-        model_url=values.pop("model_url", ""),
         recipe=values,
     )

@@ -1,6 +1,7 @@
 """The answer of an attribution as an object: tables, arrays, pictures, and what a notebook shows."""
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,13 +36,15 @@ class Scores(NamedTuple):
 class Answer:
     """What an attribution found, read off its run directory."""
 
-    def __init__(self, pipeline: Pipeline) -> None:
-        """Keep the run; `Run.attribute` makes these."""
+    def __init__(self, pipeline: Pipeline, asked: Sequence[str] = ()) -> None:
+        """Keep the run and the methods that were asked for; `Run.attribute` makes these."""
         self._pipeline = pipeline
         self.url = pipeline.run_url
         """The URL of the run directory, or of the folder of these pictures in it."""
-        self.methods: list[str] = report.shown_methods(pipeline)
-        """The methods whose answers are there."""
+        finished = report.shown_methods(pipeline)
+        self.methods: list[str] = list(dict.fromkeys([*(name for name in asked if name in finished), *finished]))
+        """The methods whose answers are there: first those that were asked for, in that order. The first is the default
+        of all that follows."""
         generated = range(pipeline.recipe.generate.items)
         self.queries: list[str] = [query.name for query in pipeline.queries] or [str(number) for number in generated]
         """The names of the pictures, or the numbers of the generated images, in the order of all tables and arrays."""
@@ -94,7 +97,7 @@ class Answer:
         return self.scores(method)
 
     def to_csv(self, path: str | Path, *, method: str | None = None) -> None:
-        """Write the top-k lists of a method, as topk.csv of the run has them."""
+        """Write the top-k lists of a method to a file on this machine, as topk.csv of the run has them."""
         Path(path).write_bytes(self._stage(method).checked(TOPK_FILE))
 
     def to_parquet(self, path: str | Path, *, method: str | None = None) -> None:
@@ -119,6 +122,11 @@ class Answer:
     def evaluation(self) -> dict[str, Any] | None:
         """The statistics of the counterfactual test, as in report.json; None if it was not made."""
         return report.as_json(self._pipeline, counterfactual.analysis_of([self._pipeline]))["evaluation"]
+
+    @property
+    def warnings(self) -> list[str]:
+        """Sentences on what makes an answer worthless, if anything does."""
+        return report.as_json(self._pipeline, None)["warnings"]
 
     def _stage(self, method: str | None) -> Any:  # noqa: ANN401 - a Stage
         chosen = method or self.methods[0]

@@ -36,7 +36,10 @@ def html(answer: "Answer") -> str:
         f"Training images with the highest scores by {escape(method)}, for the picture on the left. Higher is more"
         f" influential.{rest} Report: {escape(answer.report)}"
     )
-    return f'<table style="border-spacing:6px">{"".join(lines)}</table><p style="font-size:smaller">{caption}</p>'
+    warned = "".join(f"<p><b>Warning.</b> {escape(warning)}.</p>" for warning in answer.warnings)
+    return (
+        f'{warned}<table style="border-spacing:6px">{"".join(lines)}</table><p style="font-size:smaller">{caption}</p>'
+    )
 
 
 def cell(image: Image.Image, text: str, *, title: str = "") -> str:
@@ -47,6 +50,6 @@ def cell(image: Image.Image, text: str, *, title: str = "") -> str:
     small.save(buffer, format="PNG")
     uri = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
     style = f"width:{SIDE_PX}px;image-rendering:{'pixelated' if max(image.size) < SIDE_PX else 'auto'}"
-    told = escape(title or text)
-    picture = f'<img src="{uri}" style="{style}" alt="{told}" title="{told}">'
+    label = escape(title or text)
+    picture = f'<img src="{uri}" style="{style}" alt="{label}" title="{label}">'
     return f'<td style="text-align:center;font-size:smaller">{picture}<br>{escape(text[-24:])}</td>'

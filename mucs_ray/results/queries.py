@@ -1,6 +1,7 @@
 """What is said of the user's pictures beside the answer (spec/models.md 3)."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from mucs_ray.pipeline.graph import Pipeline
 from mucs_ray.report.document import Answer
@@ -14,7 +15,14 @@ ROUNDING = 2 / 255 / 12**0.5
 
 def read(pipeline: Pipeline) -> list[QueryFacts]:
     """Return what was seen of each query when it was read; an empty list if the run explains generated images."""
-    return read_facts(pipeline.stages["generate"], QueriesFacts).queries if pipeline.queries else []
+    if not pipeline.queries:
+        return []
+    seen = read_facts(pipeline.stages["generate"], QueriesFacts).queries
+    # names and metadata change no number: they are those of this command, not of the one that read the pictures
+    return [
+        replace(facts, name=query.name, settings=dict(query.settings))
+        for facts, query in zip(seen, pipeline.queries, strict=True)
+    ]
 
 
 def remarks(query: QueryFacts, answers: Sequence[Answer], pipeline: Pipeline) -> Iterator[str]:
@@ -30,7 +38,8 @@ def remarks(query: QueryFacts, answers: Sequence[Answer], pipeline: Pipeline) ->
         else:
             yield f"Its loss is {relative:.2f} of the null loss."
     if query.origin == "generated image":
-        yield "This run generated it: it is explained from its unclamped numbers, and with its own condition."
+        named = "the condition that was named" if query.condition else "its own condition"
+        yield f"This run generated it: it is explained from its unclamped numbers, with {named}."
     elif not query.condition and pipeline.recipe.model.conditional:
         yield "No class or caption was named, so it is explained as an image without a condition."
     if query.original is not None:

@@ -6,16 +6,17 @@ from typing import Any
 from mucs_ray.attribution.card import MethodCard
 
 LEAST_SCORE = 0.0005
-"""A highest score below this is printed as 0.000."""
+"""A highest skew below this is printed as 0.000."""
 
 
 def nothing_unlearned(attributions: Mapping[str, Any], known: Mapping[str, MethodCard]) -> Iterator[str]:
-    """Yield a sentence for each method that unlearns and whose highest scores are zero for some items.
+    """Yield a sentence for each variant of MUCS whose highest scores, which are skews, are zero for some items.
 
     `attributions` are those of report.json, by the name of the method.
     """
     for method, attribution in attributions.items():
-        if known[method].cost_class != "unlearning":
+        card = known[method]
+        if card.section != "mucs" or card.settings.get("rank.measure", "skew") != "skew":
             continue
         items = attribution["items"]
         zero = [item["item"] for item in items if abs(item["top"][0][1]) < LEAST_SCORE]

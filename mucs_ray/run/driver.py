@@ -16,7 +16,7 @@ from mucs_ray.engine.session import Cluster, alive_node_ids, await_worker, sessi
 from mucs_ray.errors import MucsError
 from mucs_ray.pipeline.graph import PHASES, Pipeline, StageRef
 from mucs_ray.pipeline.passes import in_passes
-from mucs_ray.pipeline.recipe_file import RECIPE_FILE
+from mucs_ray.pipeline.recipe_file import RECIPE_FILE, read_recorded_run
 from mucs_ray.run.notices import notices
 from mucs_ray.store.run import Stage
 
@@ -27,7 +27,9 @@ def run(pipelines: Sequence[Pipeline], command: str) -> list[StageRef]:
     if not missing:
         return []
     for pipeline in pipelines:
-        storage.publish_json(storage.join(pipeline.run_url, RECIPE_FILE), pipeline.describe())
+        if pipeline.model_run is not None and read_recorded_run(pipeline.model_run.run_url) is None:
+            record(pipeline.model_run)
+        record(pipeline)
         pipeline.events.add("command", command=command, version=__version__)
     for pipeline in pipelines:
         for line in notices(pipeline, [ref.name for ref in missing if ref.pipeline is pipeline]):
@@ -42,13 +44,21 @@ def run(pipelines: Sequence[Pipeline], command: str) -> list[StageRef]:
     return missing
 
 
+def record(pipeline: Pipeline) -> None:
+    """Publish recipe.json, by which the run directory is understood."""
+    storage.publish_json(storage.join(pipeline.run_url, RECIPE_FILE), pipeline.describe())
+
+
 def missing_stages(pipelines: Sequence[Pipeline], command: str) -> list[StageRef]:
     """Return the stages that are not done, phase by phase: first the trainings of all runs, then what they generate."""
     plans = [(pipeline, pipeline.plan(command)) for pipeline in pipelines]
     missing = [
         StageRef(pipeline, name) for pipeline, plan in plans for name, state in plan.items() if state.status != "done"
     ]
-    return sorted(missing, key=lambda ref: PHASES.index(ref.phase))
+    # a user's pictures are read before anything is trained, so that a bad one is reported at once
+    return sorted(
+        missing, key=lambda ref: (not (ref.pipeline.queries and ref.phase == "generate"), PHASES.index(ref.phase))
+    )
 
 
 def run_stages(refs: Sequence[StageRef]) -> None:

@@ -43,12 +43,14 @@ def open_runs(
     `continues` says that the run directory's own recipe and data set are wanted, as queries always do.
     """
     from mucs_ray.pipeline.graph import Pipeline
-    from mucs_ray.run.resolve import method_names, resolve
+    from mucs_ray.run.resolve import default_run, method_names, resolve
     from mucs_ray.run.seeds import check_owner, folder
 
     settings = {"generate.items": request.items, "seed": request.seed}
     given = [f"{key}={value}" for key, value in settings.items() if value is not None]
-    methods, queries = method_names(request.methods), named_queries(request)
+    methods, queries = method_names(request.methods), named_queries(request, console)
+    own = queries or continues  # the run directory has a recipe, which is meant
+    where = request.run or (default_run(request.dataset, request.recipe) if own else None)
     recipe, data = resolve(
         dataset=request.dataset,
         recipe=request.recipe,
@@ -56,9 +58,9 @@ def open_runs(
         settings=[*given, *request.settings],
         methods=methods,
         console=console,
-        run=request.run if queries or continues else None,
+        run=where if own else None,
     )
-    url = request.run or f"runs/{recipe.name}"
+    url = where or f"runs/{recipe.name}"
     check_owner(url, several=seeds is not None)
     runs = [(recipe, url)] if seeds is None else [(replace(recipe, seed=n), f"{url}/{folder(n)}") for n in seeds]
     return [
@@ -77,13 +79,20 @@ def open_runs(
     ]
 
 
-def named_queries(request: Request) -> "tuple[Query, ...]":
+def named_queries(request: Request, console: "Console") -> "tuple[Query, ...]":
     """Return the pictures to explain that are named, if any. InputError if they do not go with the other options."""
+    from rich.markup import escape
+
     from mucs_ray.data.queries import find_queries
 
     given = (*request.images, request.queries, request.label, request.prompt)
     if not any(value is not None for value in given):
         return ()
-    if request.items is not None:
+    counts = [setting for setting in request.settings if setting.startswith(("generate.items", "generate.controls"))]
+    if request.items is not None or counts:
         raise InputError("--items counts generated images, and --image or --queries name pictures; give one of them")
-    return find_queries(request.images, request.queries, label=request.label, prompt=request.prompt)
+
+    def tell(line: str) -> None:
+        console.print(escape(line), highlight=False, soft_wrap=True)
+
+    return find_queries(request.images, request.queries, label=request.label, prompt=request.prompt, tell=tell)

@@ -11,6 +11,7 @@ from mucs_ray.attribution.registry import all_methods, available_methods, find_m
 from mucs_ray.config.recipe import Recipe, Values, build, from_card, read_recipe, recipe_names, with_settings
 from mucs_ray.config.values import with_new_sections
 from mucs_ray.data.prepare import prepare
+from mucs_ray.data.queries import model_url
 from mucs_ray.data.sources import Choices
 from mucs_ray.data.sources.registry import load_source
 from mucs_ray.data.table import Dataset
@@ -59,6 +60,11 @@ def resolve(
     return built, opened
 
 
+def default_run(dataset: str | None, recipe: str | None) -> str | None:
+    """Return the run directory of a request that names none; None if it names no data set and no recipe either."""
+    return f"runs/{raw_recipe(dataset, recipe)['name']}" if dataset is not None or recipe is not None else None
+
+
 def recipe_of_run(run: str, dataset: str | None) -> Values | None:
     """Return the recipe that a run directory was made with; None if nothing was run there.
 
@@ -67,6 +73,10 @@ def recipe_of_run(run: str, dataset: str | None) -> Values | None:
     recorded = read_recorded_run(storage.absolute(run))
     if recorded is None:
         return None
+    if recorded.queries:
+        raise InputError(
+            f"{run} is the answer for pictures, a part of a run; give --run {model_url(storage.absolute(run))}"
+        )
     url = recorded.recipe["data"]
     if dataset is not None and storage.absolute(data_url(dataset)) != storage.absolute(url):
         raise InputError(f"{run} was made with the data set {url}; name that one, or another --run")

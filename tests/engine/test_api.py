@@ -1,12 +1,14 @@
 """The Python API: the same answers as the commands give, and the code of its pages runs."""
 
 import csv
+import io
 import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import chdir, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -16,10 +18,11 @@ from users import Undefined
 
 import mucs_ray
 from mucs_ray import Answer, storage
-from mucs_ray.api import encoded
+from mucs_ray.api import encoded, setting
 from mucs_ray.engine import trainings
 from mucs_ray.engine.session import Cluster
 from mucs_ray.pipeline.graph import Pipeline
+from mucs_ray.results import report
 from mucs_ray.run import driver
 from mucs_ray.run.stages.rank import score_matrix, stored_scores
 from mucs_ray.store.items import load_item
@@ -91,8 +94,29 @@ def test_pictures_are_given_as_objects(run: mucs_ray.Run, finished: Pipeline):
     assert np.array_equal(np.asarray(answer.image(files.index(True))), np.asarray(picture))
     first, second = answer.scores().scores
     assert not np.array_equal(first, second) and np.abs(first - second).max() < 0.1
+    assert run.attribute([picture, z], methods=["pixel"]).methods == ["pixel"]
     html = answer._repr_html_()
     assert html.count("<img") == 2 * (1 + 8) and answer.queries[0][-24:] in html
+
+
+def test_a_turned_or_odd_picture_is_seen_as_its_file_is():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    wide, buffer = Image.new("RGB", (4, 2), "red"), io.BytesIO()
+    wide.save(buffer, format="JPEG", exif=exif)
+    content, _ = encoded(Image.open(io.BytesIO(buffer.getvalue())))
+    assert Image.open(io.BytesIO(content)).size == (2, 4)
+    for mode in ("CMYK", "L", "RGBA", "P", "F"):
+        assert Image.open(io.BytesIO(encoded(Image.new(mode, (2, 2)))[0])).mode == "RGB"
+
+
+def test_the_first_method_is_the_one_asked_for(finished: Pipeline):
+    """Not the first that happens to be done."""
+    assert Answer(finished, ["mucs"]).methods[0] == "mucs"
+    both = SimpleNamespace(**{"queries": (), "run_url": "x", "recipe": finished.recipe})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "shown_methods", lambda _: ["pixel", "das", "mucs"])
+        assert Answer(both, ["mucs", "pixel", "abu"]).methods == ["mucs", "pixel", "das"]  # pyright: ignore
 
 
 def test_classes_are_methods(run: mucs_ray.Run):
@@ -115,6 +139,13 @@ def test_bad_input_is_one_line(run: mucs_ray.Run, tmp_path: Path):
         mucs_ray.open_run(tmp_path / "new")
     with pytest.raises(mucs_ray.InputError, match="was made with the data set"):
         mucs_ray.open_run("runs/mine", dataset="data/mine", progress=False).attribute("idx:5")
+    for images, methods, message in (([], "mucs", "no picture in"), ("idx:5", [], "`methods` is empty")):
+        with pytest.raises(mucs_ray.InputError, match=message):
+            run.attribute(images, methods=methods)
+    for value in (None, {"a": 1}):
+        with pytest.raises(mucs_ray.InputError, match="settings: name: expected text"):
+            mucs_ray.open_run("runs/mine", settings={"name": value})
+    assert setting("name", "\U0001f600 smile") == 'name="\U0001f600 smile"'
 
 
 def code_of_pages() -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +57,8 @@ def answered(finished: Pipeline, files: list[str], copied: Callable[[], Path], c
     pipeline = open_queries(finished, copied(), files)
     done = work(pipeline, "attribute", cluster)
     assert "pretrain" not in done and "attribute/mucs/null" not in done
-    storage.publish_json(storage.join(pipeline.run_url, "recipe.json"), pipeline.describe())
+    for run in (pipeline, pipeline.model_run):
+        storage.publish_json(storage.join(run.run_url, "recipe.json"), run.describe())
     return pipeline
 
 
@@ -123,5 +125,17 @@ def test_bad_queries_are_one_line(finished: Pipeline, tmp_path: Path, cluster: C
         pipeline = open_queries(finished, Path(finished.run_url), [image])
         with pytest.raises(InputError, match=message):
             work(pipeline, "attribute", cluster)
-    with pytest.raises(InputError, match="needs pictures that this run made"):
+    with pytest.raises(InputError, match="evaluate takes pictures that the run makes itself"):
         pipeline.plan("evaluate")
+    order = [ref.name for ref in driver.missing_stages([pipeline], "attribute")]
+    assert order[0] == "generate"  # a bad picture is reported before anything is trained
+
+
+def test_the_model_of_a_run_is_never_trained_again_for_pictures(finished: Pipeline, answered: Pipeline):
+    """Settings that would make it stale are refused, and an answer is not taken for a run."""
+    queries = find_queries(["idx:5"])
+    other = replace(finished.recipe, seed=2)
+    with pytest.raises(InputError, match=r"made with other settings \(seed 1 -> 2\)"):
+        Pipeline.open(other, finished.dataset, finished.run_url, console=finished.console, queries=queries)
+    with pytest.raises(InputError, match=f"a part of a run; give --run {answered.model_run.run_url}$"):
+        Pipeline.open(finished.recipe, finished.dataset, answered.run_url, console=finished.console)

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
-from mucs_ray.data.queries import check_condition, find_queries, read_picture, read_tensor
+from mucs_ray.data.queries import class_number, find_queries, read_picture, read_tensor, with_class
 from mucs_ray.data.table import Card
 from mucs_ray.errors import InputError
 
@@ -62,11 +62,13 @@ def test_tensors(tmp_path: Path):
         assert query.is_tensor and np.array_equal(read_tensor(query), z)
     np.save(tmp_path / "nan.npy", np.full(3, np.nan))
     np.save(tmp_path / "objects.npy", np.array([{}]), allow_pickle=True)
+    np.save(tmp_path / "picture.npy", np.zeros((3, 2, 2), np.uint8))
     save_file({"one": z, "other": z}, tmp_path / "two.safetensors")
     (tmp_path / "text.npy").write_text("no")
     for name, message in {
-        "nan.npy": "not finite", "objects.npy": "not a readable npy", "text.npy": "not a readable npy",
+        "nan.npy": "expected finite floats", "objects.npy": "not a readable npy", "text.npy": "not a readable npy",
         "two.safetensors": "expected a tensor z or latents or image",
+        "picture.npy": "expected finite floats.*found uint8 .save a picture as PNG",
     }.items():  # fmt: skip
         with pytest.raises(InputError, match=message):
             read_tensor(find_queries([str(tmp_path / name)])[0])
@@ -77,13 +79,22 @@ def test_a_folder_with_metadata(tmp_path: Path):
     picture(tmp_path / "two.png", seed=2)
     lines = [
         {"file_name": "in\\one.png", "label": 2, "seed": 42},
-        {"file_name": "two.png", "text": "a cat", "steps": 30},
+        {"file_name": "two.png", "text": "a\u2028cat", "steps": 30},
     ]
-    (tmp_path / "metadata.jsonl").write_text("\n".join(json.dumps(line) for line in lines) + "\n\n")
+    text = "\n".join(json.dumps(line, ensure_ascii=False) for line in lines) + "\n\n"
+    (tmp_path / "metadata.jsonl").write_bytes(text.encode("utf-16"))
     by_name = {Path(query.name).name: query for query in find_queries([], str(tmp_path))}
     assert by_name["one.png"].label == "2" and by_name["one.png"].settings == {"seed": 42}
-    assert by_name["two.png"].prompt == "a cat" and by_name["two.png"].settings == {"steps": 30}
-    (tmp_path / "metadata.jsonl").unlink()
+    assert by_name["two.png"].prompt == "a\u2028cat" and by_name["two.png"].settings == {"steps": 30}
+    (tmp_path / "metadata.jsonl").rename(tmp_path / "metadata.csv")
+    with pytest.raises(InputError, match=r"read from metadata\.jsonl; found metadata\.csv"):
+        find_queries([], str(tmp_path))
+    (tmp_path / "metadata.csv").unlink()
+    lines = []
+    find_queries([], str(tmp_path), tell=lines.append)
+    assert lines == [f"--queries {tmp_path}: 1 files or folders are passed over, e.g. in"]
+    with pytest.raises(InputError, match="no such folder"):
+        find_queries([], str(tmp_path / "no"))
     assert [Path(query.name).name for query in find_queries([], str(tmp_path))] == ["two.png"]
 
 
@@ -95,7 +106,8 @@ def test_a_folder_with_metadata(tmp_path: Path):
         ('{"file": "x.png"}', 'line 1: expected an object with "file_name"'),
         ('{"file_name": "x.png", "promt": "a"}', "line 1: unknown key promt; known: caption, "),
         ("{", "line 1: not JSON"),
-        ("", "expected 1 to 10,000 lines; found 0"),
+        ("", "expected 1 to 10,000 pictures; found 0"),
+        ('{"file_name": "x.png", "prompt": "a", "text": "b"}', "line 1: prompt and text differ"),
         ('{"file_name": "x.png"}', "x.png: there is no such file"),
     ],
 )
@@ -146,9 +158,10 @@ def test_conditions(tmp_path: Path):
         )  # fmt: skip
 
     def number(label: str | None, *classes: str) -> int | None:
-        return check_condition(find_queries([name], label=label)[0], card("label", *classes))
+        named = with_class(find_queries([name], label=label)[0], card("label", *classes), conditional=True).label
+        return None if named is None else class_number(named, card("label", *classes))
 
-    assert number(None, "a", "b", "c") is None
+    assert number(None, "a", "b", "c") is None and number("", "a", "b", "c") is None
     assert (number("b", "a", "b", "c"), number("B", "a", "b", "c"), number("2", "a", "b", "c")) == (1, 1, 2)
     assert number("0", "1", "0", "c") == 1  # a name goes before a number
     for label, message in {"3": "no class '3'", "catt": "did you mean cat?", "x": "expected one of cat, dog"}.items():
@@ -156,7 +169,9 @@ def test_conditions(tmp_path: Path):
             number(label, "cat", "dog", "CAT")
     with pytest.raises(InputError, match="no class 'Cat'"):  # two classes differ by capitals only
         number("Cat", "cat", "dog", "CAT")
+    labelled = find_queries([name], label="cat")[0]
     with pytest.raises(InputError, match="has no captions"):
-        check_condition(find_queries([name], prompt="a cat")[0], card("label", "cat"))
-    with pytest.raises(InputError, match="has no classes"):
-        check_condition(find_queries([name], label="cat")[0], card("none"))
+        with_class(find_queries([name], prompt="a cat")[0], card("label", "cat"), conditional=True)
+    for data, conditional in ((card("none"), True), (card("label", "cat"), False)):
+        with pytest.raises(InputError, match="has no classes"):
+            with_class(labelled, data, conditional=conditional)

@@ -7,12 +7,13 @@ import pyarrow as pa
 import torch
 
 from mucs_ray.data.caption_embedding import embed
-from mucs_ray.data.queries import Query, check_condition, read_picture, read_tensor
-from mucs_ray.data.table import Dataset, read_unit
+from mucs_ray.data.queries import Query, class_number, read_picture, read_tensor
+from mucs_ray.data.table import Card, Dataset, read_unit
 from mucs_ray.diffusion.batch import Batch, Item
 from mucs_ray.diffusion.condition import Condition, one_by_one
 from mucs_ray.errors import InputError
 from mucs_ray.models.adapters import adapter
+from mucs_ray.models.spec import ModelSpec
 from mucs_ray.pipeline.graph import Pipeline
 from mucs_ray.run.stages.files import Output
 from mucs_ray.spaces.codec import Codec
@@ -26,15 +27,16 @@ def read(pipeline: Pipeline) -> Output:
     """Read each query, bring it into the space of the model, and publish it as an item."""
     stage, dataset = pipeline.stages["generate"], pipeline.dataset
     codec = adapter(pipeline.recipe.model).codec(torch.device("cpu"))
+    nothing = null_condition(pipeline.recipe.model)
     stage.begin([item_file(stage, number) for number in range(len(pipeline.queries))])
     files, facts, planned = {}, [], []
     for number, query in enumerate(pipeline.queries):
         if query.generated:
-            z, condition, seen = as_generated(query, pipeline)
+            z, condition, seen = as_generated(query, pipeline, nothing)
         elif query.is_row:
             z, condition, seen = as_row(query, dataset, codec)
         else:
-            z, condition, seen = as_file(query, pipeline, codec)
+            z, condition, seen = as_file(query, pipeline, codec, nothing)
         item = Item(number=number, idx=query.idx, condition=condition, z=z)
         planned.append(PlannedItem(number=number, row=-1, idx=query.idx, role="target"))
         facts.append(QueryFacts(name=query.name, settings=dict(query.settings), **seen))
@@ -46,7 +48,7 @@ Read = tuple[torch.Tensor, Condition, dict[str, Any]]
 """z, the condition, and what the report says of the query."""
 
 
-def as_generated(query: Query, pipeline: Pipeline) -> Read:
+def as_generated(query: Query, pipeline: Pipeline, nothing: Condition) -> Read:
     """Return an image that the run generated itself, unclamped. InputError if it was generated anew meanwhile."""
     try:
         tensors, _ = checkpoint.load(query.generated)
@@ -55,7 +57,7 @@ def as_generated(query: Query, pipeline: Pipeline) -> Read:
     z = tensors.pop("image")
     named = query.label is not None or query.prompt is not None
     facts = {"condition": query.label or query.prompt or "", "origin": "generated image"}
-    return z, condition_of(query, pipeline) if named else tensors, facts
+    return z, condition_of(query, pipeline.dataset.card, nothing) if named else tensors, facts
 
 
 def as_row(query: Query, dataset: Dataset, codec: Codec) -> Read:
@@ -77,13 +79,14 @@ def row_condition(table: pa.Table, dataset: Dataset) -> str:
     return dataset.card.classes[label] if label is not None and dataset.card.classes else texts[0]
 
 
-def as_file(query: Query, pipeline: Pipeline, codec: Codec) -> Read:
+def as_file(query: Query, pipeline: Pipeline, codec: Codec, nothing: Condition) -> Read:
     """Return a picture, or z itself, from a file. InputError if it cannot be read or does not fit the model."""
     dataset, card = pipeline.dataset, pipeline.dataset.card
     facts: dict[str, Any] = {"condition": query.label or query.prompt or "", "origin": "tensor"}
     if query.is_tensor:
         z = torch.from_numpy(read_tensor(query))
         shape = dataset.batch(read_unit(dataset.units("train")[0]).slice(0, 1), codec).z.shape[1:]
+        z = z[0] if z.shape[1:] == shape and len(z) == 1 else z  # one image with an axis for images
         if z.shape != shape:
             raise InputError(f"--image {query.name}: expected z of shape {tuple(shape)}; found {tuple(z.shape)}")
     else:
@@ -94,17 +97,22 @@ def as_file(query: Query, pipeline: Pipeline, codec: Codec) -> Read:
         facts |= {"origin": "picture", "codec_rms": round(error, 3)}
         if picture.was_resized:
             facts["original"] = list(picture.original)
-    return z, condition_of(query, pipeline), facts
+    return z, condition_of(query, pipeline.dataset.card, nothing), facts
 
 
-def condition_of(query: Query, pipeline: Pipeline) -> Condition:
+def condition_of(query: Query, card: Card, nothing: Condition) -> Condition:
     """Return the condition that a query names; the model's null condition if it names none."""
-    card = pipeline.dataset.card
-    if card.condition == "label" and (label := check_condition(query, card)) is not None:
+    if query.label is not None:
+        label = class_number(query.label, card)
+        assert label is not None, "checked when the run was opened"
         return {"condition": torch.nn.functional.one_hot(torch.tensor(label), card.condition_dim).float()}
-    if card.condition == "embedding" and query.prompt is not None:
+    if query.prompt is not None:
         return {"condition": torch.from_numpy(embed([query.prompt])[0])}
-    if not pipeline.recipe.model.conditional:
+    return nothing
+
+
+def null_condition(model: ModelSpec) -> Condition:
+    """Return the condition of a single image without any; it is empty for an unconditional model."""
+    if not model.conditional:
         return {}
-    nothing = adapter(pipeline.recipe.model).model(torch.device("cpu")).nothing(1)
-    return {name: tensor[0] for name, tensor in nothing.items()}
+    return {name: tensor[0] for name, tensor in adapter(model).model(torch.device("cpu")).nothing(1).items()}
