@@ -236,9 +236,13 @@ def test_artbench10_counts_what_is_there_and_numbers_classes_as_they_come(tmp_pa
     put(tmp_path, "train/surrealism/a.png", png(2, width=30, height=130))
     put(tmp_path, "train/baroque/b.png", png(3)[:-30])
     put(tmp_path, "train/surrealism/c.png", png(4))
+    put(tmp_path, "train/baroque/more.png", png(5))
     source = load_source("artbench10")
     listing = source.plan(where, None)
     assert listing.classes == ("ukiyo_e", "baroque", "surrealism") and listing.size == 64 and listing.distributed
+    assert [(each.reason, each.example) for each in listing.understood.passed_over] == [
+        ("images of the CSV that are not there", "train/baroque/gone.png"),
+        ("files that are not in the CSV", "train/baroque/more.png")]  # fmt: skip
     first, broken, third, last = everything(source, listing)
     assert isinstance(first, Row) and (first.idx, first.label, first.text) == (0, 2, ("surrealism",))
     assert first.image.shape == (3, 64 * 130 // 30, 64) and first.image[0, 0, 0] == 2
