@@ -94,7 +94,9 @@ def require_finite(losses: Float[Tensor, "..."], item: Item, step: int) -> None:
 
 
 def changed_names(model: DiffusionModel, config: MUCSConfig) -> list[str]:
-    """The tensors that unlearning changes."""
+    """Return the names of the tensors that unlearning changes."""
+    if config.parameters == "weights":
+        return [name for name, _ in model.network.named_parameters() if not name.endswith("bias")]
     return model.names("blocks" if config.parameters == "block" else "mlp")
 
 
