@@ -17,7 +17,7 @@ from synthetic import SHAPES, write
 from torch.utils.flop_counter import FlopCounterMode
 
 from mucs_ray.attribution.loss_change import LossChange
-from mucs_ray.attribution.tuning import MOST_IMAGES, is_open, tune
+from mucs_ray.attribution.tuning import MAX_IMAGES, has_auto, tune
 from mucs_ray.config.recipe import Recipe, build, from_card, read_recipe, with_settings
 from mucs_ray.data.table import Dataset, read_unit
 from mucs_ray.diffusion.batch import Batch
@@ -75,9 +75,9 @@ class Subject:
 
     def tuned(self, share: int = LONG_PASS) -> "Subject":
         """Replace every "auto" by trial, as for a pass of `share` forwards per worker."""
-        if not is_open(self.recipe.score):
+        if not has_auto(self.recipe.score):
             return self
-        tuning = tune(deepcopy(self.denoiser), self.images(MOST_IMAGES), self.recipe.score, share)
+        tuning = tune(deepcopy(self.denoiser), self.images(MAX_IMAGES), self.recipe.score, share)
         return replace(self, recipe=resolve_auto(self.recipe, tuning))
 
     @property

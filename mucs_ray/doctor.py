@@ -1,4 +1,4 @@
-"""The checks of `mucs-ray doctor`."""
+"""This module runs the checks of `mucs-ray doctor`."""
 
 import os
 import platform
@@ -23,7 +23,7 @@ OTHER_CACHE = "set MUCS_RAY_CACHE to a writable folder"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One line of the doctor's output."""
+    """A finding is one line of the doctor's output."""
 
     name: str
     ok: bool
@@ -127,18 +127,18 @@ def ray_session(address: str | None, run: str | None, dataset: str | None, *, ve
 
 def nodes() -> Iterator[Finding]:
     """Report one line for each node, whether it answers or not."""
-    from mucs_ray.engine.nodes import alive, run_on_each_node
+    from mucs_ray.engine.nodes import alive_nodes, run_on_each_node
 
-    here, listed = host.versions(), alive()
-    answers, problems = run_on_each_node(dict.fromkeys(listed, host.look))
-    for node in listed:
+    expected, nodes_alive = host.versions(), alive_nodes()
+    answers, problems = run_on_each_node(dict.fromkeys(nodes_alive, host.describe_machine))
+    for node in nodes_alive:
         if node in answers:
-            yield node_finding(node, answers[node], here)
+            yield node_finding(node, answers[node], expected)
         else:
             yield Finding(name=node.name, ok=False, found=f"{node.host} {node.ip}: {problems[node]}")
 
 
-def node_finding(node: "Node", machine: host.Machine, here: dict[str, str]) -> Finding:
+def node_finding(node: "Node", machine: host.Machine, expected: dict[str, str]) -> Finding:
     """Report what a node has and what is wrong with it; `here` holds the driver's versions."""
     gpus = ", ".join(f"{count} x {name}" for name, count in Counter(machine.gpus).items()) or "no GPU"
     has = [f"{node.cpus:g} CPUs", gpus, f"{gib(machine.memory_bytes)} memory"]
@@ -148,7 +148,7 @@ def node_finding(node: "Node", machine: host.Machine, here: dict[str, str]) -> F
         has.append(f"{gib(machine.cache_free_bytes)} cache free")
     wrong = [
         f"{name} {machine.versions[name]}, the driver has {version}"
-        for name, version in here.items()
+        for name, version in expected.items()
         if machine.versions[name] != version
     ]
     if len(machine.gpus) < node.gpus:

@@ -1,11 +1,11 @@
-"""The three ways in which a command can fail; each has one clear line and an exit code (README, "Exit codes")."""
+"""A command can fail in three ways; each has one clear line and an exit code (README, "Exit codes")."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
 
 
 class MucsError(Exception):
-    """An error for the user to read: what was expected, what was found, and what to do."""
+    """This error is for the user to read: it says what was expected, what was found, and what to do."""
 
     exit_code = 1
     units: Mapping[str, str] = MappingProxyType({})
@@ -13,18 +13,18 @@ class MucsError(Exception):
 
 
 class RunFailed(MucsError):
-    """The work itself failed; the run directory is consistent and the same command resumes."""
+    """This error says that the work itself failed; the run directory is consistent and the same command resumes."""
 
     exit_code = 1
 
 
 class InputError(MucsError, ValueError):
-    """The request or its input is wrong; nothing was changed."""
+    """This error says that the request or its input is wrong; nothing was changed."""
 
     exit_code = 2
 
 
 class MachineError(MucsError, OSError):
-    """The machine lacks something: a package, a file of weights, a writable folder."""
+    """This error says that the machine lacks something: a package, a file of weights, a writable folder."""
 
     exit_code = 3

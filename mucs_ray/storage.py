@@ -1,8 +1,9 @@
-"""Files at any fsspec URL, which are read and published as a whole.
+"""This module reads and publishes whole files at any fsspec URL.
 
-A published file is complete or absent: local files are written aside and renamed; object stores take a single PUT or,
-above 100 MB, an upload in parts, which appears once it is completed. Timeouts and retries are those of the store's
-client and of the user's settings for it; its final error becomes one line (`own_errors`).
+A published file is complete or absent: local files are written under another name and renamed; object stores take a
+single PUT or, above 100 MB, an upload in parts, which appears once it is completed. Timeouts and retries are those of
+the store's client and of the user's settings for it; its final error becomes one line (`own_errors`).
+
 URLs are `str`, never `Path` (a Path mangles "s3://").
 """
 
@@ -26,14 +27,15 @@ from mucs_ray.errors import InputError, MachineError, MucsError
 READ_AHEAD_BYTES = 2**16
 """The number of bytes read beyond a request to an open remote file; s3fs's own 50 MB would be many units of a shard."""
 S3_RETRIES = 3
-"""Attempts of s3fs, each of them five of botocore's; for a read it tries all that three times. With its timeout of 15 s
-a server that never answers is given up after 12 minutes, before `engine.timeout`; with its own 5, after half an hour.
+"""The attempts of s3fs, each of which makes five of botocore's; a read makes all of them three times. With s3fs's
+timeout of 15 s a server that never answers is given up after 12 minutes, before `engine.timeout`; with its own 5
+attempts, after half an hour.
 """
 ABSENT = (FileNotFoundError, NotADirectoryError)
 
 
 class StoreError(OSError):
-    """A failure of a store, which may pass. It is no MucsError, since those are final and this work is tried again."""
+    """This failure of a store may pass. It is no MucsError, because those are final and this work is tried again."""
 
 
 def join(url: str, *parts: str) -> str:
@@ -44,8 +46,8 @@ def join(url: str, *parts: str) -> str:
 def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """Return the filesystem of a URL and the path inside it.
 
-    MachineError if its package is missing, InputError if the protocol is unknown. The filesystem does not cache
-    listings, because other processes write too.
+    It raises MachineError if the protocol's package is missing, and InputError if the protocol is unknown. The
+    filesystem does not cache listings, because other processes write too.
     """
     try:
         if "::" in url and "://" not in url.rpartition("::")[2]:
@@ -95,7 +97,7 @@ def redacted(url: str) -> str:
 
 @contextmanager
 def own_errors(url: str) -> Iterator[None]:
-    """Turn any error of a store's client, OSError or not, into one line of this package.
+    """Turn any error of a store's client, whether it is an OSError or not, into one line of this package.
 
     It becomes InputError if no file can have the URL, MachineError if the store denies access, and else StoreError. An
     absent file, and all errors of local files, keep Python's own exceptions.
@@ -128,7 +130,7 @@ def exists(url: str) -> bool:
 
 
 def read_bytes(url: str) -> bytes:
-    """Read the whole file; FileNotFoundError if it is absent."""
+    """Read the whole file. It raises FileNotFoundError if the file is absent."""
     fs, path = filesystem(url)
     # in one request: above 50 MB s3fs makes several, which may see different versions and are not retried
     at_once = {"max_concurrency": 1} if is_s3(fs) else {}
@@ -140,7 +142,7 @@ def read_bytes(url: str) -> bytes:
 
 @contextmanager
 def opened(url: str) -> Iterator[IO[bytes]]:
-    """Open a file to read parts of it; FileNotFoundError if it is absent."""
+    """Open a file to read parts of it. It raises FileNotFoundError if the file is absent."""
     fs, path = filesystem(url)
     with own_errors(url):
         file = fs.open(path, "rb", block_size=READ_AHEAD_BYTES)
@@ -149,37 +151,37 @@ def opened(url: str) -> Iterator[IO[bytes]]:
 
 
 class OpenedRemote:
-    """A remote file that reports its store's errors as `own_errors` does."""
+    """This is an open remote file that reports its store's errors as `own_errors` does."""
 
     def __init__(self, file: IO[bytes], url: str) -> None:
         """Wrap an open file."""
         self.file, self.url = file, url
 
     def read(self, size: int = -1) -> bytes:
-        """Read as from any file."""
+        """Read at most `size` bytes, or all that are left."""
         with own_errors(self.url):
             return self.file.read(size)
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - everything else of a file
-        """Behave like the file in everything else."""
+        """Return any other attribute of the file itself."""
         return getattr(self.file, name)
 
 
 def publish(url: str, content: bytes) -> str:
-    """Write `content` so that a reader sees all of it or nothing, and return its sha256. It may be repeated."""
+    """Write `content` so that a reader sees all of it or nothing, and return its sha256. The call may be repeated."""
     fs, path = filesystem(url)
     if isinstance(fs, LocalFileSystem):
         final = Path(path)
         final.parent.mkdir(parents=True, exist_ok=True)
-        aside = final.with_name(f".{final.name}.{uuid4().hex}.tmp")
+        temporary = final.with_name(f".{final.name}.{uuid4().hex}.tmp")
         try:
-            with aside.open("wb") as file:
+            with temporary.open("wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            aside.replace(final)
+            temporary.replace(final)
         finally:
-            aside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
     else:
         with publishing(url):
             fs.pipe_file(path, content)
@@ -192,9 +194,9 @@ def publish_file(url: str, path: Path) -> str:
         digest = file_digest(file, "sha256").hexdigest()
     fs, target = filesystem(url)
     if isinstance(fs, LocalFileSystem):
-        aside = Path(target).with_name(f".{Path(target).name}.{uuid4().hex}.tmp")
-        shutil.copyfile(path, aside)
-        aside.replace(target)
+        temporary = Path(target).with_name(f".{Path(target).name}.{uuid4().hex}.tmp")
+        shutil.copyfile(path, temporary)
+        temporary.replace(target)
     else:
         with publishing(url):
             fs.put_file(str(path), target)
@@ -203,7 +205,10 @@ def publish_file(url: str, path: Path) -> str:
 
 @contextmanager
 def publishing(url: str) -> Iterator[None]:
-    """Translate the errors of a remote write. InputError if there is no such bucket: a store creates folders only."""
+    """Translate the errors of a remote write.
+
+    It raises InputError if there is no such bucket, because a store creates folders but no buckets.
+    """
     try:
         with own_errors(url):
             yield
@@ -212,7 +217,7 @@ def publishing(url: str) -> Iterator[None]:
 
 
 def read_json(url: str) -> Any:  # noqa: ANN401 - any JSON value
-    """Read a JSON document; FileNotFoundError if it is absent."""
+    """Read a JSON document. It raises FileNotFoundError if the file is absent."""
     return json.loads(read_bytes(url))
 
 
@@ -222,7 +227,7 @@ def publish_json(url: str, document: Any) -> str:  # noqa: ANN401 - any JSON val
 
 
 def names(url: str) -> list[str]:
-    """Return the file names in a folder; none if it is absent.
+    """Return the names of the files in a folder, or none if the folder is absent.
 
     This is for planning and clean-up: readers follow manifests.
     """

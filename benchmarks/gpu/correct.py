@@ -275,7 +275,7 @@ def scores_with_little_memory(model: DiTConfig, images: Batch, bank: list[dict[s
         models = ModelBank(random_denoiser(model), moved, config, captures=captures)
         tables = [models.losses(images.to(DEVICE), noises).cpu() for _ in range(3)]
         pairs = len(images) * NOISES
-        results[name] = {"pairs a forward": [pairs, models.most_rows], "off by": difference(tables[-1], plenty)}
+        results[name] = {"pairs a forward": [pairs, models.max_pairs], "off by": difference(tables[-1], plenty)}
     torch.cuda.set_per_process_memory_fraction(1.0)
     return results
 

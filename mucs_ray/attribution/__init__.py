@@ -1,1 +1,1 @@
-"""Attribution methods, one file each."""
+"""This package holds the attribution methods, one file each."""

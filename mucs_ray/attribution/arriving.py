@@ -1,9 +1,10 @@
-"""A batch whose rows reach the device while the first of them are already computed with.
+"""The rows of an arriving batch reach the device while the first of them are already computed with.
 
 The first few rows are decoded at once, the others by a thread, piece by piece, into pinned memory, from which each
 piece is copied on a stream of its own. Whoever takes rows waits for the pieces that hold them and for no others: Python
-until the copy has been asked for, the device until it is made. What could not be decoded is raised to whoever takes
-those rows. On a CPU rows are put where they are read, and only the thread remains.
+until the copy has been requested, the device until it is made. An error in decoding is raised to whoever takes those
+rows. On a CPU rows are put where they are read, and only the thread remains.
+
 Axes: b images, *shape of z.
 """
 
@@ -21,39 +22,41 @@ from mucs_ray.diffusion.batch import Batch
 from mucs_ray.diffusion.condition import Condition
 
 ROWS_AT_ONCE = 32
-"""In a piece: decoding the first one takes a millisecond or so, which is all that the device waits for."""
+"""The number of rows in a piece. Decoding the first piece takes about a millisecond, and the device waits for nothing
+else.
+"""
 Z, MASK, CONDITION = "z", "mask", "condition."
-"""Names of the tensors of a batch; CONDITION begins those of its condition."""
+"""The names of the tensors of a batch; those of its condition begin with CONDITION."""
 
 
 class Memory:
-    """Room for all rows, where a CPU reads them."""
+    """Memory has room for all rows where a CPU reads them."""
 
     def __init__(self, like: Mapping[str, Tensor], num_rows: int) -> None:
-        """`like`: some of the rows."""
-        self.there = {name: torch.empty(num_rows, *some.shape[1:], dtype=some.dtype) for name, some in like.items()}
+        """Reserve room for `num_rows` rows with the shapes and types of the rows `like`."""
+        self.tensors = {name: torch.empty(num_rows, *rows.shape[1:], dtype=rows.dtype) for name, rows in like.items()}
 
     def send(self, rows: slice, tensors: Mapping[str, Tensor]) -> Any:  # noqa: ANN401 - whatever `wait` takes
-        """Put rows to where they are read; what is returned says when they are there."""
+        """Put rows where they are read, and return what `wait` takes to wait for them."""
         for name, tensor in tensors.items():
-            self.there[name][rows] = tensor
+            self.tensors[name][rows] = tensor
 
     def wait(self, sent: Any) -> None:  # noqa: ANN401
-        """Let what is asked of the device from now on come after the rows; Python does not wait."""
+        """Let work that is queued on the device from now on run after the rows have arrived; Python does not wait."""
 
 
 class PinnedMemory(Memory):
-    """Room for all rows in pinned memory and on a GPU, written once."""
+    """This memory has room for all rows in pinned memory and on a GPU; each row is written once."""
 
     def __init__(self, like: Mapping[str, Tensor], num_rows: int, device: torch.device) -> None:
-        """Neither place is given to anybody else before the copies between them are made."""
-        shapes = {name: ((num_rows, *some.shape[1:]), some.dtype) for name, some in like.items()}
+        """Reserve both places; neither is given to anybody else before the copies between them are made."""
+        shapes = {name: ((num_rows, *rows.shape[1:]), rows.dtype) for name, rows in like.items()}
         self.pinned = {name: torch.empty(shape, dtype=kind, pin_memory=True) for name, (shape, kind) in shapes.items()}
-        self.there = {name: torch.empty(shape, dtype=kind, device=device) for name, (shape, kind) in shapes.items()}
+        self.tensors = {name: torch.empty(shape, dtype=kind, device=device) for name, (shape, kind) in shapes.items()}
         self.device, self.stream = device, copy_stream(device)
-        # what had the memory before may still be read by forwards that are queued
+        # queued forwards may still read the memory as it was used before
         self.stream.wait_stream(torch.cuda.current_stream(device))
-        for tensor in self.there.values():
+        for tensor in self.tensors.values():
             tensor.record_stream(self.stream)  # a batch that is given up may be freed before its copies are made
 
     def send(self, rows: slice, tensors: Mapping[str, Tensor]) -> torch.cuda.Event:
@@ -62,23 +65,27 @@ class PinnedMemory(Memory):
             self.pinned[name][rows] = tensor
         with torch.cuda.stream(self.stream):
             for name, pinned in self.pinned.items():
-                self.there[name][rows].copy_(pinned[rows], non_blocking=True)
+                self.tensors[name][rows].copy_(pinned[rows], non_blocking=True)
         sent = torch.cuda.Event()
         sent.record(self.stream)
         return sent
 
     def wait(self, sent: torch.cuda.Event) -> None:
-        """The stream that computes waits."""
+        """Let the stream that computes wait."""
         torch.cuda.current_stream(self.device).wait_event(sent)
 
 
 class Arrivals:
-    """Rows on their way: which of them may be read, and since when."""
+    """This knows which rows of a batch have arrived, and for how long their users have waited."""
 
     def __init__(
         self, num_rows: int, decoded: Callable[[slice], Batch], memory: Callable[..., Memory], at: int
     ) -> None:
-        """`decoded(rows)` is called for `at` rows at a time, in order; `memory(like, num_rows)` holds them."""
+        """Decode the first piece now and the others in a thread.
+
+        `decoded(rows)` is called for `at` rows at a time, in order; `memory(like, num_rows)` makes the place that holds
+        them.
+        """
         first = decoded(slice(0, min(at, num_rows)))
         self.num_rows, self.at, self.decoded, self.seconds_waited = num_rows, at, decoded, 0.0
         self.idx = torch.empty(num_rows, dtype=torch.int64)
@@ -90,21 +97,24 @@ class Arrivals:
         self.pieces += [thread.submit(self._bring, slice(start, min(start + at, num_rows))) for start in starts]
         thread.shutdown(wait=False)  # it ends after the last piece
 
-    def there(self, start: int, stop: int) -> Batch:
-        """The whole batch, of which these rows may be read. Raises what kept one of them from being decoded."""
+    def wait_for(self, start: int, stop: int) -> Batch:
+        """Wait for these rows and return the whole batch, of which only they may be read.
+
+        An error that kept one of them from being decoded is raised.
+        """
         began = time.monotonic()
         sent = [piece.result() for piece in self.pieces[start // self.at : -(-stop // self.at)]]
         self.seconds_waited += time.monotonic() - began
-        for each in sent:
-            self.memory.wait(each)
-        tensors = self.memory.there
+        for piece in sent:
+            self.memory.wait(piece)
+        tensors = self.memory.tensors
         begin = len(CONDITION)
-        condition = {name[begin:]: each for name, each in tensors.items() if name.startswith(CONDITION)}
+        condition = {name[begin:]: tensor for name, tensor in tensors.items() if name.startswith(CONDITION)}
         return Batch(idx=self.idx, z=tensors[Z], condition=condition, mask=tensors.get(MASK))
 
     def whole(self) -> Batch:
-        """All rows."""
-        return self.there(0, self.num_rows)
+        """Wait for all rows and return the batch."""
+        return self.wait_for(0, self.num_rows)
 
     def _bring(self, rows: slice) -> Any:  # noqa: ANN401 - whatever `Memory.wait` takes
         return self._send(rows, self.decoded(rows))
@@ -115,51 +125,54 @@ class Arrivals:
 
 
 class ArrivingBatch(Batch):
-    """Taken as any batch. A cut waits for its own rows, the tensors as a whole for all of them."""
+    """This batch is used as any other. A cut waits for its own rows, the tensors as a whole wait for all of them."""
 
     __slots__ = ("arrivals",)
     arrivals: Arrivals
 
     def __init__(self, arrivals: Arrivals) -> None:
-        """The fields of a batch are properties here."""
+        """Set the one field; the fields of a batch are properties here."""
         object.__setattr__(self, "arrivals", arrivals)  # a batch is frozen
 
     def __len__(self) -> int:
-        """Number of images, those still to come included."""
+        """Return the number of images, those still to come included."""
         return self.arrivals.num_rows
 
     def __getitem__(self, rows: slice | Int64[Tensor, " r"]) -> Batch:
-        """A cut, for which nothing but its own rows is waited for; or some of the images."""
+        """Return a cut, which waits for nothing but its own rows, or some of the images."""
         if isinstance(rows, slice) and rows.step in (None, 1):
             start, stop, _ = rows.indices(len(self))
-            return self.arrivals.there(start, stop)[rows]
+            return self.arrivals.wait_for(start, stop)[rows]
         return self.arrivals.whole()[rows]
 
     @property
     def idx(self) -> Int64[Tensor, " b"]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Of all images."""
+        """Return the numbers of all images."""
         return self.arrivals.whole().idx
 
     @property
     def z(self) -> Float[Tensor, "b *shape"]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """All images."""
+        """Return the tensors of all images."""
         return self.arrivals.whole().z
 
     @property
     def condition(self) -> Condition:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Of all images."""
+        """Return the conditions of all images."""
         return self.arrivals.whole().condition
 
     @property
     def mask(self) -> Float[Tensor, "b *shape"] | None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Of all images."""
+        """Return the masks of all images, or None."""
         return self.arrivals.whole().mask
 
 
 def arriving(
     num_rows: int, decoded: Callable[[slice], Batch], device: torch.device, *, rows_at_once: int = ROWS_AT_ONCE
 ) -> ArrivingBatch:
-    """The rows that `decoded` makes on the CPU, on their way to the device. Raises what it raises for the first."""
+    """Return the rows that `decoded` makes on the CPU as a batch that arrives on the device.
+
+    An error in decoding the first rows is raised here.
+    """
 
     def memory(like: Mapping[str, Tensor], num: int) -> Memory:
         return PinnedMemory(like, num, device) if device.type == "cuda" else Memory(like, num)
@@ -168,17 +181,17 @@ def arriving(
 
 
 def seconds_waited(rows: object) -> float:
-    """How long whoever took these rows has waited for them to be decoded."""
+    """Return how long the users of these rows have waited for them to be decoded; 0 for rows that were complete."""
     return rows.arrivals.seconds_waited if isinstance(rows, ArrivingBatch) else 0.0
 
 
 def tensors_of(batch: Batch) -> dict[str, Tensor]:
-    """What goes to the device, by name."""
+    """Return the tensors of a batch that go to the device, by name."""
     mask = {} if batch.mask is None else {MASK: batch.mask}
-    return {Z: batch.z, **mask, **{f"{CONDITION}{name}": each for name, each in batch.condition.items()}}
+    return {Z: batch.z, **mask, **{f"{CONDITION}{name}": tensor for name, tensor in batch.condition.items()}}
 
 
 @cache
 def copy_stream(device: torch.device) -> torch.cuda.Stream:
-    """One for all batches of a process."""
+    """Return the stream for copies, which all batches of a process share."""
     return torch.cuda.Stream(device)

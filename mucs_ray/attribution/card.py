@@ -1,7 +1,7 @@
-"""What is known of a method without running it: a card, which imports neither torch nor the method's class.
+"""A card says everything about a method that can be known without running it; it imports neither torch nor the class.
 
 A method is a card and a class. The card says what the method needs, which stages it has and what each of them reads; so
-plans, fingerprints and `mucs-ray status` take no more than the cards. The class computes (mucs_ray.attribution.base).
+plans, fingerprints and `mucs-ray status` need only the cards. The class computes (mucs_ray.attribution.base).
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ Hook = Literal["features", "accumulate", "fit", "fit_item", "sample", "fit_scree
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MethodStage:
-    """A stage of a method: which hook it runs, and what that hook reads."""
+    """A stage of a method says which hook it runs, and what that hook reads."""
 
     name: str
     """Folder and word for it, e.g. "unlearn"."""
@@ -38,19 +38,19 @@ class MethodStage:
     class that owns it."""
 
     def __post_init__(self) -> None:
-        """ValueError if the hook is not called once for what the stage goes over."""
+        """Raise ValueError if the hook is not called once for what the stage goes over."""
         if (self.hook == "fit_item") == (self.over == "run"):
             raise ValueError(f"stage {self.name}: the hook {self.hook} does not go over {self.over}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NoConfig:
-    """The settings of a method that has none."""
+    """These are the settings of a method that has none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MethodCard:
-    """One method; its stages are in the folder attribute/NAME."""
+    """A card describes one method, whose stages are in the folder attribute/NAME."""
 
     name: str
     label: str
@@ -78,19 +78,21 @@ class MethodCard:
     ranks of other methods."""
 
     def __post_init__(self) -> None:
-        """The section is the first name that the card has had."""
+        """Set the section to the first name that the card has had, unless it was given."""
         if not self.section:
             object.__setattr__(self, "section", self.name)
 
     @property
     def is_ensemble(self) -> bool:
-        """Whether the method adds up the ranks of others and has no class of its own."""
+        """Return True if the method adds up the ranks of others and has no class of its own."""
         return not self.implementation
 
     @property
     def cost_class(self) -> str:
-        """In a word, from the cheapest: none, ranks, pass, gradients (one a training image), unlearning (and losses
-        of every training image under every item's model).
+        """Return the cost in a word, from the cheapest: none, ranks, pass, gradients, unlearning.
+
+        "gradients" stands for one gradient for each training image, "unlearning" also for the losses of every training
+        image under every item's model.
         """
         if self.is_ensemble:
             return "ranks"
@@ -99,11 +101,11 @@ class MethodCard:
         return "pass" if self.stages else "none"
 
     def load(self) -> "type[Attributor]":
-        """The class, imported now, and with it torch."""
+        """Import the class now, and with it torch, and return it."""
         return load_class(self.implementation)
 
     def facts(self) -> dict[str, Any]:
-        """The card for --json."""
+        """Return the card as JSON values, for --json."""
         shown = {
             name: getattr(self, name) for name in ("name", "label", "summary", "needs", "cost_class", "cost", "source")
         }
@@ -111,6 +113,6 @@ class MethodCard:
 
 
 def load_class(implementation: str) -> "type[Attributor]":
-    """The class that MODULE:CLASS names."""
+    """Import and return the class that MODULE:CLASS names."""
     module, _, name = implementation.partition(":")
     return getattr(import_module(module), name)

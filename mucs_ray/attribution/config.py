@@ -1,6 +1,6 @@
-"""The settings that methods share; defaults are the paper's where it tells them (spec 7, 15).
+"""These are the settings that methods share; their defaults are the paper's where it states them (spec 7, 15).
 
-What belongs to one method is on its card (mucs_ray.attribution.cards), under [method.NAME] of a recipe.
+The settings of one method are on its card (mucs_ray.attribution.cards), under [method.NAME] of a recipe.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from mucs_ray.training.config import Precision
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreConfig:
-    """How training images are scored (spec 7.3)."""
+    """These settings say how training images are scored (spec 7.3)."""
 
     noises: Annotated[int, Gt(0)] = 100
     keep: Annotated[float, Gt(0), Le(1)] = 0.7
@@ -23,8 +23,9 @@ class ScoreConfig:
     another noise in each family of networks; at an equal sigma they can be compared."""
     epsilon: Annotated[float, Gt(0)] = 1e-3
     precision: Literal["auto"] | Precision = "fp32"
-    """Of the network; losses are fp32. "auto": bf16 on GPUs, and on CPUs where a worker finds it faster, unless it
-    changes the order of some images' scores."""
+    """The precision of the network; losses are fp32. "auto": bf16 on GPUs, and on CPUs where a worker finds it faster,
+    unless it changes the order of some images' scores.
+    """
     images_per_forward: Literal["auto"] | Annotated[int, Gt(0)] = 1
     """Images (times `noises`) in one forward, or "auto": what a worker finds to be fastest before the pass. At 1, fp32
     scores are bitwise independent of how data is cut. Fewer where the device's memory is too small."""
@@ -43,12 +44,14 @@ Measure = Literal["skew", "difference", "absolute"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankConfig:
-    """How many images an item is attributed to."""
+    """These settings say how many images an item is attributed to."""
 
     top_percent: Annotated[float, Gt(0), Le(100)] = 2.0
     """Percent of the training set: k = int(round(N / 100) * top_percent), at least 1 (spec 1)."""
     measure: Measure = "skew"
-    """Of the methods that compare losses: normalised skew, mean difference (after - before), or its absolute value."""
+    """The score of the methods that compare losses: normalised skew, mean difference (after - before), or its absolute
+    value.
+    """
     correction: Literal["none", "mutual"] = "none"
     """"mutual": rank by the geometric mean of the image's rank for the item and the item's rank for the image, so that
     images near the top for every item come down."""
@@ -56,7 +59,7 @@ class RankConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnsembleConfig:
-    """Where `ensemble/learned` has its weights from (spec 10)."""
+    """This setting says where `ensemble/learned` has its weights from (spec 10)."""
 
     learned_from: str | None = None
     """Run directory of finished counterfactual tests of the same methods on other seeds."""

@@ -1,4 +1,4 @@
-"""DAS: gradients of the signed mean output at length 1, and how wrong the model is on each image (spec 9.6)."""
+"""DAS compares gradients of the signed mean output at length 1, and how wrong the model is on each image (spec 9.6)."""
 
 from collections.abc import Sequence
 
@@ -13,9 +13,9 @@ from mucs_ray.diffusion.rows import row_means
 
 
 class DAS(GradientAttributor):
-    """[phi(item)^T K^-1 phi_i r_i / (1 - h_i)]^2: how far the output for the item moves without image i.
+    """DAS scores by [phi(item)^T K^-1 phi_i r_i / (1 - h_i)]^2: how far the output for the item moves without image i.
 
-    r_i is the residual and h_i = phi_i^T K^-1 phi_i the leverage, which is left out unless asked for.
+    r_i is the residual and h_i = phi_i^T K^-1 phi_i the leverage, which is left out unless the recipe asks for it.
     """
 
     card = CARD
@@ -24,21 +24,23 @@ class DAS(GradientAttributor):
 
     @staticmethod
     def function(raw: Float[Tensor, "n *shape"]) -> Float[Tensor, " n"]:
-        """Signed mean of F over its elements."""
+        """Return the signed mean of F over its elements."""
         return row_means(raw)
 
     def row(self, measured: Measured) -> Columns:
-        """feature, and residual: the mean of sqrt(loss) over the noises, once those have length 1 as a vector."""
+        """Return the feature, and the residual: the mean of sqrt(loss) over the noises, after these have length 1 as a
+        vector.
+        """
         errors = measured.losses.sqrt()
         return super().row(measured) | {"residual": (errors / errors.norm()).mean()}
 
     def load(self, fitted: Tensors, item_states: Sequence[Tensors]) -> None:
-        """K^-1 phi of all items; K itself only for the leverage."""
+        """Keep K^-1 phi of all items, and K itself only for the leverage."""
         super().load(fitted, item_states)
         self.cholesky = fitted["cholesky"].to(self.vectors) if self.config.leverage else None
 
     def score(self, rows: Columns) -> Float[Tensor, "b i"]:
-        """Squared unless the recipe says otherwise; then >= 0."""
+        """Return the scores, which are squared, and so >= 0, unless the recipe says otherwise."""
         weight = rows["residual"].to(self.vectors)
         if self.cholesky is not None:
             half = torch.linalg.solve_triangular(self.cholesky, rows["feature"].to(self.vectors).T, upper=False)

@@ -1,4 +1,4 @@
-"""D-TRAK: gradients of the mean square of the network's output, projected and compared as in TRAK (spec 9.5)."""
+"""D-TRAK projects gradients of the mean square of the network's output, and compares them as TRAK does (spec 9.5)."""
 
 from jaxtyping import Float
 from torch import Tensor
@@ -9,11 +9,11 @@ from mucs_ray.diffusion.rows import row_means
 
 
 class DTRAK(GradientAttributor):
-    """phi(item)^T K^-1 phi_i, where phi is the gradient of mean F^2."""
+    """D-TRAK scores by phi(item)^T K^-1 phi_i, where phi is the gradient of mean F^2."""
 
     card = CARD
 
     @staticmethod
     def function(raw: Float[Tensor, "n *shape"]) -> Float[Tensor, " n"]:
-        """Mean of F^2 over its elements."""
+        """Return the mean of F^2 over its elements."""
         return row_means(raw.square())

@@ -1,4 +1,4 @@
-"""Forwards of one shape under every model, captured as CUDA graphs: one for what models share, one for each slot.
+"""A fixed pass captures forwards of one shape as CUDA graphs: one for what models share, one for each slot.
 
 Axes: p pairs of image and noise.
 """
@@ -15,7 +15,7 @@ from mucs_ray.diffusion.replay import Pool, Replay, Results
 
 
 class FixedPass:
-    """Images and noises of one shape, copied to fixed addresses, from which captured forwards read."""
+    """This holds images and noises of one shape at fixed addresses, from which the captured forwards read."""
 
     def __init__(
         self,
@@ -27,8 +27,10 @@ class FixedPass:
         *,
         pool: Pool = None,
     ) -> None:
-        """`shared` makes what all models need of a batch; `model_losses` the losses of one model from that;
-        `slot` says where a model's tensors are: models that take turns in one slot share its captured forward.
+        """Copy the batch and the noises to fixed addresses.
+
+        `shared` makes what all models need of a batch; `model_losses` makes the losses of one model from that; `slot`
+        says where a model's tensors are: models that take turns in one slot share its captured forward.
         """
         condition = mapped(batch.condition, Tensor.clone)
         self.batch = Batch(idx=batch.idx, z=batch.z.clone(), condition=condition)
@@ -39,7 +41,7 @@ class FixedPass:
         self.in_slot: dict[int, Replay] = {}
 
     def inputs(self, batch: Batch, noises: NoiseSet) -> Results:
-        """What all models need of this batch; the next call overwrites it."""
+        """Return what all models need of this batch; the next call overwrites it."""
         self.batch.z.copy_(batch.z)
         for name, tensor in self.batch.condition.items():
             tensor.copy_(batch.condition[name])
@@ -48,7 +50,7 @@ class FixedPass:
         return self.shared()
 
     def losses(self, inputs: Results, number: int) -> Float[Tensor, " p"]:
-        """The losses of a model, which is on the device; the next call for its slot overwrites them."""
+        """Return the losses of a model, which is on the device; the next call for its slot overwrites them."""
         slot = self.slot(number)
         if slot not in self.in_slot:
             self.in_slot[slot] = Replay(

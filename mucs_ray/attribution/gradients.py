@@ -1,9 +1,10 @@
-"""Attribution by gradients: each image as a projected gradient phi, compared by K = Phi^T Phi + lambda I (spec 9.5).
+"""Gradient methods make a projected gradient phi of each image, and compare by K = Phi^T Phi + lambda I (spec 9.5).
 
-phi(z) = S mean_j grad_theta f_j(z), where f_j is a mean over elements of a function of the raw network output
-F_theta at x_j = alpha_j z + s_j eps_j. The pairs of level and noise, with levels distributed as in
-training, are the same for all training images and items. Not the loss: its gradient compares worse [D-TRAK].
-Shared by D-TRAK and DAS, which say what f is.
+phi(z) = S mean_j grad_theta f_j(z), where f_j is a mean over elements of a function of the raw network output F_theta
+at x_j = alpha_j z + s_j eps_j. The pairs of level and noise, with levels distributed as in training, are the same for
+all training images and items. f is not the loss, because the gradient of the loss compares worse [D-TRAK]. D-TRAK and
+DAS share this module, and each defines its f.
+
 Axes: b images, i items, n noises, k = dim, *shape of an image.
 """
 
@@ -22,6 +23,7 @@ from torch.nn.utils import get_total_norm
 from mucs_ray.attribution.base import Attributor, Columns, ItemState, MethodSettings, Passes, Tensors
 from mucs_ray.attribution.card import MethodStage
 from mucs_ray.attribution.cards.gradients import GradientConfig
+from mucs_ray.attribution.finite import require_finite
 from mucs_ray.attribution.projection import Sketch
 from mucs_ray.diffusion.batch import Batch, Item
 from mucs_ray.diffusion.condition import Condition, for_each, mapped, moved, one_by_one
@@ -37,7 +39,7 @@ ElementMean = Callable[[Float[Tensor, "n *shape"]], Float[Tensor, " n"]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """What the passes of one image give."""
+    """The passes of one image give these."""
 
     feature: Float[Tensor, " k"]
     losses: Float[Tensor, " n"]
@@ -45,22 +47,22 @@ class Measured:
 
 
 class RawOutput(nn.Module):
-    """A model as the function whose gradients are taken, instead of as a denoiser."""
+    """This module makes a model the function whose gradients are taken, instead of a denoiser."""
 
     def __init__(self, model: DiffusionModel) -> None:
-        """`model` is lent."""
+        """Wrap `model`, which stays unchanged."""
         super().__init__()
         self.model = model
 
     def forward(
         self, noisy: Float[Tensor, "n *shape"], at: Coefficients, condition: Condition
     ) -> Float[Tensor, "n *shape"]:
-        """F."""
+        """Return F, the raw output."""
         return self.model.raw(noisy, at, condition)
 
 
 class ImageGradients:
-    """phi of one image at a time, so that it does not depend, to the last bit, on which other images are in a batch."""
+    """This computes phi of one image at a time, so that no other image of a batch changes a bit of it."""
 
     def __init__(
         self,
@@ -73,15 +75,16 @@ class ImageGradients:
         seed: int,
         captures: bool = False,
     ) -> None:
-        """`denoiser` is frozen and stays so: gradients are taken at aliases of its weights.
+        """Prepare for images with these noises.
 
-        With `unit_length` a gradient is scaled to length 1: that of the average, or each one before averaging. With
-        `captures` the passes of an image are captured as a CUDA graph at the first one.
+        `denoiser` is frozen and stays so: gradients are taken at aliases of its weights. With `unit_length` a gradient
+        is scaled to length 1: that of the average, or each one before averaging. With `captures` the passes of an image
+        are captured as a CUDA graph at the first one.
         """
         self.model, self.function, self.noises = denoiser, function, noises
         self.weights = {name: weight.detach() for name, weight in denoiser.network.named_parameters()}
         names = denoiser.names(config.parameters)
-        self.chosen = [self.weights[name].requires_grad_(True) for name in names]
+        self.trainable = [self.weights[name].requires_grad_(True) for name in names]
         sizes = {name: self.weights[name].numel() for name in names}
         self.sketch = Sketch(sizes, dim=config.dim, signs=config.signs, seed=seed, device=noises.level.device)
         count = len(noises.level)
@@ -93,7 +96,7 @@ class ImageGradients:
         self.replay: Replay | None = None
 
     def __call__(self, image: Float[Tensor, "*shape"], condition: Condition) -> Measured:
-        """phi and the losses of one image; the same numbers with and without `captures`."""
+        """Return phi and the losses of one image; the numbers are the same with and without `captures`."""
         if not self.captures:
             return Measured(**self._passes(image, condition))
         if self.replay is None:
@@ -106,16 +109,16 @@ class ImageGradients:
         return Measured(**mapped(self.replay(), Tensor.clone))
 
     def _passes(self, image: Float[Tensor, "*shape"], condition: Condition) -> dict[str, Tensor]:
-        """The fields of `Measured`, by one backward pass a cut of the noises: all of them, as many as fit, or one.
+        """Return the fields of `Measured`, from one backward pass for each cut of the noises.
 
-        The average is projected, not each gradient: the projection is linear, and a pass over all weights.
+        The average is projected, not each gradient, because the projection is linear and takes a pass over all weights.
         """
-        total = [torch.zeros_like(weight) for weight in self.chosen]
+        total = [torch.zeros_like(weight) for weight in self.trainable]
         losses = []
         for cut in self.cuts:
             raw, errors = self._forward(image, condition, cut)
             share = len(raw) / len(self.noises.level)
-            gradients = torch.autograd.grad(self.function(raw).mean(), self.chosen, materialize_grads=True)
+            gradients = torch.autograd.grad(self.function(raw).mean(), self.trainable, materialize_grads=True)
             length = get_total_norm(gradients) + 1e-8 if self.scale_each else 1.0
             for summed, gradient in zip(total, gradients, strict=True):
                 summed += gradient * share / length
@@ -128,7 +131,7 @@ class ImageGradients:
     def _forward(
         self, image: Float[Tensor, "*shape"], condition: Condition, cut: slice
     ) -> tuple[Float[Tensor, "n *shape"], Float[Tensor, " n"]]:
-        """F at some of the noises, with a graph, and the losses there, without.
+        """Return F at some of the noises, with its graph, and the losses there, without one.
 
         The losses are the training loss without its weight.
         """
@@ -142,14 +145,16 @@ class ImageGradients:
 
 
 class GradientAttributor(Attributor):
-    """A method that scores by phi(item)^T K^-1 phi_i; subclasses say what is differentiated, and what else counts."""
+    """A method of this kind scores by phi(item)^T K^-1 phi_i; subclasses define what is differentiated, and what else
+    counts.
+    """
 
     unit_length: ClassVar[bool] = False
     """Whether gradients are scaled to length 1 before they are averaged."""
 
     @classmethod
     def passes(cls, stage: MethodStage, settings: MethodSettings, *, num_images: int, num_items: int) -> Passes:
-        """A backward pass on the whole set of noises, for each training image and each item."""
+        """Count a backward pass on the whole set of noises, for each training image and each item."""
         counts = {"features": num_images, "fit_item": num_items}
         return Passes(backwards=counts.get(stage.hook, 0) * cls.config_in(settings).noises)
 
@@ -157,7 +162,7 @@ class GradientAttributor(Attributor):
     def written_bytes(
         cls, stage: MethodStage, settings: MethodSettings, *, model: DiffusionModel, num_images: int, num_items: int
     ) -> int:
-        """Features, the factor of their covariance, a vector for each item, and scores."""
+        """Count features, the factor of their covariance, a vector for each item, and scores."""
         dim = cls.config_in(settings).dim
         counts = {
             "features": num_images * dim,
@@ -170,11 +175,11 @@ class GradientAttributor(Attributor):
     @staticmethod
     @abstractmethod
     def function(raw: Float[Tensor, "n *shape"]) -> Float[Tensor, " n"]:
-        """f: what is differentiated, of the raw network output at each noise."""
+        """Return f, the function that is differentiated, of the raw network output at each noise."""
 
     @cached_property
     def gradients(self) -> ImageGradients:
-        """Made in the stages that use the model; its noises belong to the method and the run's seed."""
+        """Return the gradients with the method's noises, made at the first use in the stages that use the model."""
         context = self.context
         config: GradientConfig = self.config
         seed = context.settings.seed
@@ -190,36 +195,37 @@ class GradientAttributor(Attributor):
             captures=context.captures,
         )
 
-    def measured(self, image: Float[Tensor, "*shape"], condition: Condition) -> Measured:
-        """Of one image, on whatever device."""
+    def measure(self, image: Float[Tensor, "*shape"], condition: Condition) -> Measured:
+        """Return what the passes of one image give; the image may be on any device."""
         device = self.context.device
-        there = moved(condition, device)
+        on_device = moved(condition, device)
         self.context.on_progress()
-        return self.gradients(image.to(device), there)
+        return self.gradients(image.to(device), on_device)
 
     def row(self, measured: Measured) -> Columns:
-        """What is kept of a training image."""
+        """Return the columns that are kept of a training image."""
         return {"feature": measured.feature}
 
     def features(self, batch: Batch) -> Columns:
-        """feature[dim] and what else `row` says, on the CPU. RunFailed, naming the image, for what is not finite."""
-        singles = (batch[at : at + 1] for at in range(len(batch)))  # waits for no later image
-        table = [self.row(self.measured(one.z[0], one_by_one(one.condition, 1)[0])) for one in singles]
+        """Return feature[dim] and what else `row` has, on the CPU.
+
+        It raises RunFailed, naming the image, if a number is not finite.
+        """
+        singles = (batch[at : at + 1] for at in range(len(batch)))  # a single row does not wait for later ones
+        table = [self.row(self.measure(one.z[0], one_by_one(one.condition, 1)[0])) for one in singles]
         columns = {name: torch.stack([row[name] for row in table]).cpu() for name in table[0]}
         for name, column in columns.items():
-            bad = ~column.isfinite().reshape(len(batch), -1).all(dim=1)
-            if bad.any():
-                raise RunFailed(
-                    f"{self.card.label}: the {name} of training image idx={batch.idx[bad][0]} is not finite"
-                )
+            require_finite(column, batch.idx, f"{self.card.label}: the {name} of training image")
         return columns
 
     def fit(self, sums: Tensors, rows: Iterator[Columns]) -> Tensors:
-        """The Cholesky factor of K = Phi^T Phi + lambda I, with lambda = damping trace(Phi^T Phi) / dim; lower, fp32.
+        """Return the lower Cholesky factor of K = Phi^T Phi + lambda I in fp32, with lambda = damping trace(Phi^T Phi)
+        / dim.
 
         K is summed and factored in float64 (twice 8 dim^2 bytes, 4.3 GB at dim = 16384): gradients of images are much
-        alike, so K is dominated by a few directions, and fp32 would lose the small ones that lambda decides about.
-        The factor itself may be rounded: that changes K by far less than lambda.
+        alike, so K is dominated by a few directions, and fp32 would lose the small ones that lambda decides about. The
+        factor itself may be rounded, which changes K by far less than lambda. It raises RunFailed if K cannot be
+        factored.
         """
         dim = self.config.dim
         kernel = torch.zeros(dim, dim, dtype=torch.float64, device=self.context.device)
@@ -236,23 +242,24 @@ class GradientAttributor(Attributor):
         return {"cholesky": cholesky.float()}
 
     def fit_item(self, item: Item, fitted: Tensors, on_update: Callable[[int, float], None]) -> ItemState:
-        """vector[dim] = K^-1 phi(item): the image unclamped, with its own condition and no guidance."""
-        feature = self.measured(item.z, item.condition).feature.double()
-        if not feature.isfinite().all():
-            raise RunFailed(f"{self.card.label}: the feature of item {item.number} (idx={item.idx}) is not finite")
+        """Return vector[dim] = K^-1 phi(item). The image is unclamped, and has its own condition and no guidance."""
+        feature = self.measure(item.z, item.condition).feature.double()
+        require_finite(
+            feature[None], [item.idx], f"{self.card.label}, item {item.number}: the feature of the generated image"
+        )
         vector = torch.cholesky_solve(feature[:, None], fitted["cholesky"].to(feature))
         return ItemState(tensors={"vector": vector[:, 0].float()})
 
     def load(self, fitted: Tensors, item_states: Sequence[Tensors]) -> None:
-        """K^-1 phi of all items."""
+        """Keep K^-1 phi of all items."""
         vectors = torch.stack([tensors["vector"] for tensors in item_states], dim=1)
         self.vectors = vectors.to(self.context.device, torch.float64)
 
     def forwards(self, columns: Columns) -> int:
-        """One for each image and noise in the stages that use the model; scoring takes none."""
+        """Count one forward for each image and noise in the stages that use the model; scoring takes none."""
         num_images = len(next(iter(columns.values())))
         return num_images * self.config.noises if self.context.denoiser is not None else 0
 
     def score(self, rows: Columns) -> Float[Tensor, "b i"]:
-        """phi_i^T K^-1 phi(item), in float64: rounded to fp32, it does not show how rows were cut."""
+        """Return phi_i^T K^-1 phi(item) in float64, so that once rounded to fp32 it does not show how rows were cut."""
         return rows["feature"].to(self.vectors) @ self.vectors

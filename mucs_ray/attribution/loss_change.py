@@ -1,7 +1,8 @@
-"""How far each unlearned model moved the loss of each training image, for all items in one pass (spec 7.3, 8).
+"""This module measures how far each unlearned model moved the loss of each training image, for all items in one pass.
 
 F2 of an item differs from F1 only in the unlearned tensors, so a bank of those beside one resident network is all the
-models of a run; the losses of F1 are computed once for all items. Shared by the methods that unlearn.
+models of a run; the losses of F1 are computed once for all items. The methods that unlearn share it (spec 7.3, 8).
+
 Axes: b training images, i items, n noises.
 """
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from mucs_ray.attribution.base import Attributor, Columns, MethodSettings, Passes, Tensors
 from mucs_ray.attribution.card import MethodStage
 from mucs_ray.attribution.config import Measure, ScoreConfig
+from mucs_ray.attribution.finite import require_finite
 from mucs_ray.attribution.first_losses import FirstLosses
 from mucs_ray.attribution.model_bank import ModelBank
 from mucs_ray.attribution.skew import epsilon_at, normalized_skew
@@ -25,19 +27,18 @@ from mucs_ray.diffusion.levels import kept_share
 from mucs_ray.diffusion.model import DiffusionModel
 from mucs_ray.diffusion.noise import NoiseSet, generator
 from mucs_ray.diffusion.process import Process
-from mucs_ray.errors import RunFailed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Losses:
-    """The loss table of a batch: before unlearning, and after unlearning each item."""
+    """This is the loss table of a batch: before unlearning, and after unlearning each item."""
 
     before: Float[Tensor, "b n"]
     after: Float[Tensor, "i b n"]
 
 
 class LossChange:
-    """F1, the noise set, and the tensors of every F2."""
+    """This holds F1, the noise set, and the tensors of every F2."""
 
     def __init__(
         self,
@@ -51,14 +52,15 @@ class LossChange:
         first_losses: FirstLosses | None = None,
         num_banks: int = 1,
     ) -> None:
-        """`denoiser` is F1, in eval mode on its device; `bank` holds the changed tensors of each item, anywhere.
+        """Set up the models and the noises. `denoiser` is F1, in eval mode on its device; `bank` holds the changed
+        tensors of each item, on any device.
 
         `first_losses` are those that others with the same F1 have computed; `num_banks` share the device's memory.
         """
         self.models = ModelBank(denoiser, bank, config, captures=captures, on_progress=on_progress, num_banks=num_banks)
         self.first_losses = first_losses
         self.forwards = 0
-        """Forward passes of the last call of `losses`."""
+        """The forward passes of the last call of `losses`."""
         self.num_items = len(bank)
         self.config = config
         self.seed = seed
@@ -68,18 +70,21 @@ class LossChange:
         self.keep = kept_share(self.process, config.noises, keep=config.keep, lowest_sigma=config.lowest_sigma)
         levels = scored_levels(self.process, config, seed)
         self.epsilon = epsilon_at(self.process, levels, config.epsilon).to(self.device)
-        """In the skew's denominator, noise by noise; with independent noises its mean counts."""
+        """The epsilon of the skew's denominator, noise by noise; with independent noises its mean is used."""
         if config.noise == "shared":
             self.shared = NoiseSet.draw(seed, "score/noise", levels, self.shape).to(self.device)
 
     @property
     def shared_noises(self) -> NoiseSet:
-        """What all images share, for a method that needs it."""
+        """Return the noises that all images share, for a method that needs them to be shared."""
         assert self.shared is not None, "score.noise must be shared"
         return self.shared
 
     def losses(self, batch: Batch) -> Losses:
-        """The losses of a batch under all models. RunFailed, naming the image, if one is not finite."""
+        """Return the losses of a batch under all models.
+
+        It raises RunFailed, naming the image, if a loss is not finite.
+        """
         if self.shared is None:
             cuts = (batch[at : at + 1] for at in range(len(batch)))
             table = torch.cat([self._independent(one) for one in cuts], dim=1)
@@ -92,11 +97,11 @@ class LossChange:
                 table = torch.cat([first, table])
             elif self.first_losses:
                 self.first_losses.keep(batch, self.first_key, table[:1])
-        require_finite(table, batch)
+        require_finite_losses(table, batch)
         return Losses(before=table[0], after=table[1:])
 
     def skew(self, losses: Losses) -> Float[Tensor, "b i"]:
-        """Normalised skews, on the CPU; in (-1, 1), higher = more influential.
+        """Return normalised skews [b, i] on the CPU, in (-1, 1); higher means more influential (spec 7.3).
 
         With independent noise the losses of a model are averaged first, and the skew is that of the averages (spec 8,
         S-C2): one pair of losses has nothing in common but the image.
@@ -104,28 +109,30 @@ class LossChange:
         before, after, epsilon = losses.before, losses.after, self.epsilon
         if self.shared is None:
             before, after, epsilon = before.mean(dim=1, keepdim=True), after.mean(dim=2, keepdim=True), epsilon.mean()
-        columns = [normalized_skew(before, each, epsilon=epsilon) for each in after]
+        columns = [normalized_skew(before, losses, epsilon=epsilon) for losses in after]
         return torch.stack(columns, dim=1).cpu()
 
     def difference(self, losses: Losses) -> Float[Tensor, "b i"]:
-        """Mean loss after minus mean loss before, on the CPU; higher = more influential (spec 8, S-C1)."""
+        """Return the mean loss after minus the mean loss before, on the CPU; higher means more influential (spec 8,
+        S-C1).
+        """
         return (losses.after - losses.before).mean(dim=2).T.cpu()
 
     @property
     def first_key(self) -> tuple[Any, ...]:
-        """What F1's losses on the shared noises depend on, to the last bit, beside F1 and the batch."""
+        """Return what F1's losses on the shared noises depend on, to the last bit, beside F1 and the batch."""
         config, models = self.config, self.models
         noises = (self.seed, self.shape, config.sigmas, config.keep, config.noises)
         return *noises, models.precision, config.compile, config.images_per_forward
 
     def _independent(self, image: Batch) -> Float[Tensor, "m 1 n"]:
-        """One image under each model on draws of its own."""
+        """Return the losses of one image under each model, on draws of its own."""
         idx, names = int(image.idx), ["before", *(f"item={number}" for number in range(self.num_items))]
         tables = [self.models.losses(image, self._own_noises(idx, name), [n]) for n, name in enumerate(names)]
         return torch.cat(tables)
 
     def _own_noises(self, idx: int, model: str) -> NoiseSet:
-        """Levels and noise that belong to one image and one model."""
+        """Draw levels and noise that belong to one image and one model."""
         name = f"score/idx={idx}/{model}"
         stream = generator(self.seed, f"{name}/sigma")
         count, keep = self.config.noises, self.keep
@@ -144,13 +151,17 @@ def scored_levels(process: Process, config: ScoreConfig, seed: int) -> Float[Ten
 
 
 class LossAttributor(Attributor):
-    """A method that unlearns each item and scores an image by how its loss changed; subclasses say how to unlearn."""
+    """A method of this kind unlearns each item and scores an image by how its loss changed; subclasses define how to
+    unlearn.
+    """
 
     places_item_states = True
 
     @classmethod
     def changed_names(cls, model: DiffusionModel, config: Any) -> list[str]:  # noqa: ANN401 - the card's `config_class`
-        """The tensors that `fit_item` makes, for `mucs-ray plan`; by default none to speak of."""
+        """Return the names of the tensors that `fit_item` makes, for `mucs-ray plan`; by default there are none to
+        speak of.
+        """
         return []
 
     def load(self, fitted: Tensors, item_states: Sequence[Tensors]) -> None:
@@ -169,15 +180,15 @@ class LossAttributor(Attributor):
 
     @classmethod
     def passes(cls, stage: MethodStage, settings: MethodSettings, *, num_images: int, num_items: int) -> Passes:
-        """Scoring makes a forward of F1 and of every F2 on every noise."""
+        """Count a forward of F1 and of every F2 on every noise, for scoring."""
         return Passes(forwards=num_images * settings.score.noises * (1 + num_items))
 
     @classmethod
     def written_bytes(
         cls, stage: MethodStage, settings: MethodSettings, *, model: DiffusionModel, num_images: int, num_items: int
     ) -> int:
-        """Skew and difference of every image for every item, the losses in fp16 on request; before that the tensors in
-        which each item's F2 differs.
+        """Count skew and difference of every image for every item, and on request the losses in fp16; before that the
+        tensors in which each item's F2 differs.
         """
         if stage.hook == "fit_item":
             return num_items * tensor_bytes(model, cls.changed_names(model, cls.config_in(settings)))
@@ -187,15 +198,15 @@ class LossAttributor(Attributor):
         return 8 * num_images * num_items + losses
 
     def forwards(self, columns: Columns) -> int:
-        """Every F2 on every noise, and F1 unless another method had its losses."""
+        """Return the forwards of every F2 on every noise, and of F1 unless another method had computed its losses."""
         return self.change.forwards
 
     def score(self, rows: Batch) -> Float[Tensor, "b i"]:
-        """By the measure that `rank.measure` names."""
+        """Return the scores by the measure that `rank.measure` names."""
         return select_measure(self.columns(rows), self.context.settings.rank.measure)
 
     def columns(self, rows: Batch) -> Columns:
-        """skew[items] and difference[items], so that either can be ranked; the losses in fp16 on request."""
+        """Return skew[items] and difference[items], so that either can be ranked, and on request the losses in fp16."""
         losses = self.change.losses(rows)
         columns = {"skew": self.change.skew(losses), "difference": self.change.difference(losses)}
         if self.change.config.keep_losses:
@@ -205,17 +216,17 @@ class LossAttributor(Attributor):
 
 
 def fp16(losses: Float[Tensor, "b n"]) -> Float[Tensor, "b n"]:
-    """In fp16 on the CPU; a loss that is too large for it, after an ascent without bounds, becomes its largest."""
+    """Return losses in fp16 on the CPU; one that is too large, after an ascent without bounds, becomes fp16's largest
+    number.
+    """
     return losses.clamp(max=torch.finfo(torch.float16).max).half().cpu()
 
 
-def require_finite(table: Float[Tensor, "m b n"], batch: Batch) -> None:
-    """RunFailed, naming the image, if a loss is not finite."""
-    bad = ~table.isfinite().all(dim=2).all(dim=0).cpu()
-    if bad.any():
-        raise RunFailed(f"the loss of training image idx={batch.idx[bad][0].item()} is not finite")
+def require_finite_losses(table: Float[Tensor, "m b n"], batch: Batch) -> None:
+    """Raise RunFailed, naming the image, if a loss is not finite."""
+    require_finite(table.transpose(0, 1), batch.idx, "the loss of training image")
 
 
 def select_measure(columns: Columns, measure: Measure) -> Float[Tensor, "b i"]:
-    """The scores that a measure makes of the stored columns."""
+    """Return the scores that a measure makes of the stored columns."""
     return columns["difference"].abs() if measure == "absolute" else columns[measure]

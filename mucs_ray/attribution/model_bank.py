@@ -1,9 +1,10 @@
-"""F1 and every F2 in one resident network: the inner loop of scoring, nearly all of its cost (spec 7.3).
+"""F1 and every F2 share one resident network; this is the inner loop of scoring, nearly all of its cost (spec 7.3).
 
-Done once for all models: the noisy images, and the stem of the network, which unlearning does not change. In bf16 the
-matrices are kept as autocast would make them, so it has nothing left to convert. Weights are swapped by reference.
-Where the F2s do not fit beside F1 on a GPU they take turns (model_slots.py); forwards of one shape can be captured as
-CUDA graphs (fixed_pass.py).
+Two things are done once for all models: the noisy images, and the stem of the network, which unlearning does not
+change. In bf16 the matrices are kept as autocast would make them, so it has nothing left to convert. Weights are
+swapped by reference. Where the F2s do not fit beside F1 on a GPU they take turns (model_slots.py); forwards of one
+shape can be captured as CUDA graphs (fixed_pass.py).
+
 Axes: m models (F1 first), b training images, n noises, *shape of an image.
 """
 
@@ -33,13 +34,13 @@ from mucs_ray.training.step import autocast
 
 MATRIX_MODULES = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
 MAX_QUEUED = 2
-"""Pieces of a batch that wait for a GPU at once: it always has work, and is never minutes behind Python."""
+"""The number of pieces of a batch that may wait for a GPU, so that it always has work, and progress stays true."""
 MAX_CAPTURED_SHAPES = 8
-"""Screening asks for a shape for each of its rounds; whatever else comes runs eagerly."""
+"""The number of shapes that are captured. Screening asks for one in each of its rounds; other shapes run eagerly."""
 
 
 class ModelBank:
-    """The models of a scoring pass; number 0 is F1, number 1 + i the F2 of item i."""
+    """The bank holds the models of a scoring pass; number 0 is F1, number 1 + i the F2 of item i."""
 
     def __init__(
         self,
@@ -52,38 +53,41 @@ class ModelBank:
         on_progress: Callable[[], None] = lambda: None,
         num_banks: int = 1,
     ) -> None:
-        """`denoiser` is F1, in eval mode on its device; `bank` holds the changed tensors of each item, on any device.
+        """Set up the models. `denoiser` is F1, in eval mode on its device; `bank` holds the changed tensors of each
+        item, on any device.
 
-        `resident` F2s are kept on the device at once; None = as many as fit into half of its free memory, or, of
-        `num_banks` there, into this one's part of that. With `captures` forwards whose shape comes again are captured
-        as CUDA graphs. `on_progress` is called after some forwards.
+        `resident` F2s are kept on the device at once; None means as many as fit into half of its free memory, which
+        `num_banks` banks share equally. With `captures` forwards whose shape comes again are captured as CUDA graphs.
+        `on_progress` is called after some forwards.
         """
         self.denoiser = denoiser
         self.device = next(denoiser.parameters()).device
         self.precision: Precision = "fp32" if config.precision == "auto" else config.precision
         matrices = matrix_names(denoiser.network) if self.precision == "bf16" else frozenset()
-        own = {name: denoiser.network.get_parameter(name).detach() for name in matrices}
-        self.first = cast_to_bf16(own, matrices)
-        self.slots = ModelSlots([cast_to_bf16(each, matrices) for each in bank], self.device, resident, num_banks)
+        matrix_weights = {name: denoiser.network.get_parameter(name).detach() for name in matrices}
+        self.first = cast_to_bf16(matrix_weights, matrices)
+        self.slots = ModelSlots([cast_to_bf16(tensors, matrices) for tensors in bank], self.device, resident, num_banks)
         stem = denoiser.stem_parameters
         self.stem_is_shared = bool(stem) and not any(name.startswith(stem) for tensors in bank for name in tensors)
-        self.alone = config.images_per_forward == 1
+        self.one_image_per_forward = config.images_per_forward == 1
         at_once = 1 if config.images_per_forward == "auto" else config.images_per_forward
-        self.most_rows = at_once * config.noises
+        self.max_pairs = at_once * config.noises
         """(image, noise) pairs in one forward; halved when the device's memory is too small for them."""
         self.on_progress = on_progress
         self.queued: deque[torch.cuda.Event] = deque()
         self.captures = captures
         self.pool = graph_pool(self.device) if captures else None
         self.captured: dict[tuple[int, int], FixedPass | None] = {}
-        """By images and noises of a forward; None for a shape that was met once: it is captured the second time."""
+        """The captured passes by images and noises of a forward. None stands for a shape that was seen once: it is
+        captured the second time.
+        """
         if config.compile == "on":
             for module in denoiser.blocks():
                 module.compile()
 
     @torch.inference_mode()
     def losses(self, batch: Batch, noises: NoiseSet, models: Sequence[int] | None = None) -> Float[Tensor, "m b n"]:
-        """Loss of every image at every noise under these models (by default all), fp32.
+        """Return the fp32 loss of every image at every noise under these models (by default all).
 
         With one image a forward every forward has the same shape and holds one image only, so a loss does not depend,
         to the last bit, on which other images are in the batch.
@@ -101,11 +105,12 @@ class ModelBank:
         return table
 
     def _forwards(self, table: Float[Tensor, "m b n"], batch: Batch, noises: NoiseSet, models: Sequence[int]) -> bool:
-        """Fill in the losses under models that are all on the device; False if these are too many pairs for its memory,
-        and `most_rows` is smaller now.
+        """Fill in the losses under models that are all on the device.
+
+        It returns False, and lowers `max_pairs`, if these are too many pairs for the device's memory.
         """
         num_pairs = table[0].numel()
-        if num_pairs > self.most_rows:
+        if num_pairs > self.max_pairs:
             return False
         try:
             self._compute_or_replay(table, batch, noises, models)
@@ -118,7 +123,7 @@ class ModelBank:
         self.captured.clear()
         gc.collect()  # captured forwards refer to each other in circles
         torch.cuda.empty_cache()
-        self.most_rows = num_pairs // 2
+        self.max_pairs = num_pairs // 2
         return False
 
     def _compute_or_replay(
@@ -131,7 +136,7 @@ class ModelBank:
                 return
             except torch.OutOfMemoryError:
                 raise
-            except Exception as error:  # whatever the network, torch or CUDA say to it
+            except Exception as error:  # any error that the network, torch or CUDA may raise
                 warn_not_captured(error)
                 self.captures = False
                 self.captured.clear()
@@ -170,8 +175,8 @@ class ModelBank:
         return self.captured.get(shape)
 
     def inputs(self, batch: Batch, noises: NoiseSet) -> Results:
-        """What all models of a forward share: image, noise, level and condition of every pair, and the stem's output
-        if none changes the stem.
+        """Return what all models of a forward share: image, noise, level and condition of every pair, and the stem's
+        output if no model changes the stem.
         """
         image, noise, level, condition = pairs(batch, noises)
         inputs = {"z": image, "noise": noise, "level": level, **condition}
@@ -180,32 +185,37 @@ class ModelBank:
         return inputs
 
     def model_losses(self, inputs: Results, number: int) -> Float[Tensor, " p"]:
-        """The losses of one model, which is on the device, at all pairs."""
+        """Return the losses of one model, which is on the device, at all pairs."""
         denoiser = partial(self.denoiser, stem=inputs.get("stem"))
         with swapped(self.denoiser.network, self.slots[number]):
             tensors = inputs["z"], inputs["noise"], inputs["level"]
             return denoising_loss(self.denoiser.process, denoiser, *tensors, of_loss_inputs(inputs))
 
     def _pieces(self, images: int, noises: int, row: int = 0, column: int = 0) -> list[tuple[slice, slice]]:
-        """Cuts of at most `most_rows` pairs: whole images, or some noises of one; the last one first."""
-        many = 1 if self.alone else max(1, self.most_rows // noises)
-        few = min(noises, self.most_rows)
+        """Cut the table into pieces of at most `max_pairs` pairs, whole images or some noises of one; the last one
+        comes first.
+        """
+        num_rows = 1 if self.one_image_per_forward else max(1, self.max_pairs // noises)
+        num_columns = min(noises, self.max_pairs)
         cuts = [
-            (slice(at, min(at + many, row + images)), slice(start, min(start + few, column + noises)))
-            for at in range(row, row + images, many)
-            for start in range(column, column + noises, few)
+            (slice(at, min(at + num_rows, row + images)), slice(start, min(start + num_columns, column + noises)))
+            for at in range(row, row + images, num_rows)
+            for start in range(column, column + noises, num_columns)
         ]
         return cuts[::-1]
 
 
 def matrix_names(network: nn.Module) -> frozenset[str]:
-    """Weights that autocast converts; their biases and the norms take part in sums that it keeps in fp32."""
+    """Return the names of the weights that autocast converts.
+
+    Biases and norms are not among them, because they take part in sums that autocast keeps in fp32.
+    """
     modules = {name: module for name, module in network.named_modules() if isinstance(module, MATRIX_MODULES)}
     return frozenset(f"{name}.weight" for name in modules)
 
 
 def cast_to_bf16(tensors: Mapping[str, Tensor], names: frozenset[str]) -> dict[str, Tensor]:
-    """These tensors, those of the names in bf16."""
+    """Return the tensors, of which those named are cast to bf16."""
     return {name: tensor.bfloat16() if name in names else tensor for name, tensor in tensors.items()}
 
 
@@ -213,11 +223,11 @@ def cast_to_bf16(tensors: Mapping[str, Tensor], names: frozenset[str]) -> dict[s
 def swapped(network: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
     """Let a network use other tensors under the same names for a while; nothing is copied."""
     parameters = {name: network.get_parameter(name) for name in tensors}
-    own = {name: parameter.data for name, parameter in parameters.items()}
+    original = {name: parameter.data for name, parameter in parameters.items()}
     try:
         for name, parameter in parameters.items():
             parameter.data = tensors[name]
         yield
     finally:
         for name, parameter in parameters.items():
-            parameter.data = own[name]
+            parameter.data = original[name]

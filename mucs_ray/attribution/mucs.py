@@ -1,4 +1,4 @@
-"""MUCS: mirrored unlearning (unlearn.py), then the noise-consistent skew of every training image (loss_change.py)."""
+"""MUCS unlearns each item (unlearn.py), then takes the noise-consistent skew of each image (loss_change.py)."""
 
 from collections.abc import Callable, Iterator
 from typing import Literal
@@ -18,21 +18,23 @@ from mucs_ray.models.adapters import adapter
 
 NULL_BATCH = 100
 EXPECTED_UPDATES = 109
-"""Unlearning updates an item that the paper saw on COCO (spec 7.2)."""
+"""The unlearning updates that the paper reports for an item of COCO (spec 7.2)."""
 
 
 class MUCS(LossAttributor):
-    """Unlearn the item, bounded by the null loss, and see whose loss moves with it on the same noise (spec 7)."""
+    """MUCS unlearns the item, bounded by the null loss, and scores by whose loss moves with it on the same noise (spec
+    7).
+    """
 
     card = CARD
     config: MUCSConfig
 
     @classmethod
     def passes(cls, stage: MethodStage, settings: MethodSettings, *, num_images: int, num_items: int) -> Passes:
-        """Unlearning as long as the paper saw it take; the true number of updates is known only afterwards."""
+        """Count unlearning as long as the paper saw it take; the true number of updates is known only afterwards."""
         config: MUCSConfig = cls.config_in(settings)
         if stage.hook == "fit":
-            drawn = bound_of(config, settings) == "drawn"
+            drawn = resolve_bound(config, settings) == "drawn"
             return Passes(forwards=NULL_BATCH * config.null_batches if drawn else 0)
         if stage.hook == "fit_item":
             return Passes(backwards=num_items * (config.fixed_updates or EXPECTED_UPDATES) * 2 * config.batch_size)
@@ -40,35 +42,37 @@ class MUCS(LossAttributor):
 
     @classmethod
     def changed_names(cls, model: DiffusionModel, config: MUCSConfig) -> list[str]:
-        """Those that unlearning changes."""
+        """Return the names of the tensors that unlearning changes."""
         return changed_names(model, config)
 
     def fit(self, sums: Tensors, rows: Iterator[Batch]) -> Tensors:
-        """The bound of the ascent, averaged over levels (spec 7.1); of the linear one also the mean square of the
-        training images, from which it follows at each level.
+        """Return the bound of the ascent, averaged over levels (spec 7.1).
+
+        For the linear bound it also returns the mean square of the training images, from which that follows at each
+        level.
         """
-        found: dict[str, float]
-        match bound_of(self.config, self.context.settings):
+        fitted: dict[str, float]
+        match resolve_bound(self.config, self.context.settings):
             case "drawn":
-                found = {"null_loss": self.drawn_null_loss(self.config.null_batches)}
+                fitted = {"null_loss": self.drawn_null_loss(self.config.null_batches)}
             case "zero-output":
-                found = {"null_loss": self.process.zero_output_loss(mean_square(rows))}
+                fitted = {"null_loss": self.process.zero_output_loss(mean_square(rows))}
             case "linear":
                 v = mean_square(rows)
-                found = {"null_loss": self.process.null_loss(v), "second_moment": v}
-            case given:
-                found = {"null_loss": given}
-        return {name: torch.tensor(value, dtype=torch.float64) for name, value in found.items()}
+                fitted = {"null_loss": self.process.null_loss(v), "second_moment": v}
+            case number:
+                fitted = {"null_loss": number}
+        return {name: torch.tensor(value, dtype=torch.float64) for name, value in fitted.items()}
 
     @property
     def process(self) -> Process:
-        """That of the model, whose weights are not needed for it."""
+        """Return the process of the model, which can be had without its weights."""
         context = self.context
         model = context.denoiser or adapter(context.settings.model).model(torch.device("meta"))
         return model.process
 
     def drawn_null_loss(self, num_batches: int) -> float:
-        """With the weights that training starts from."""
+        """Return the mean loss of the weights that training starts from. It raises InputError if the model has none."""
         context = self.context
         assert context.batches is not None
         first = adapter(context.settings.model).untrained(context.settings.seed, context.device)
@@ -81,7 +85,7 @@ class MUCS(LossAttributor):
         return null_loss(first, batches, num_batches=num_batches, seed=context.settings.seed)
 
     def fit_item(self, item: Item, fitted: Tensors, on_update: Callable[[int, float], None]) -> ItemState:
-        """F2: the tensors that unlearning changed, and the trace of losses."""
+        """Return F2, as the tensors that unlearning changed, and the trace of losses."""
         context, config = self.context, self.config
         assert context.batches is not None
         bound = fitted["null_loss"].item()
@@ -107,15 +111,15 @@ class MUCS(LossAttributor):
         return ItemState(tensors=unlearned.tensors, facts=facts)
 
 
-def bound_of(config: MUCSConfig, settings: MethodSettings) -> Literal["drawn", "linear", "zero-output"] | float:
-    """Return the bound that is meant, for a model of this kind."""
+def resolve_bound(config: MUCSConfig, settings: MethodSettings) -> Literal["drawn", "linear", "zero-output"] | float:
+    """Return the bound to use for a model of this kind, in place of "auto"."""
     if config.bound == "auto":
         return settings.model.bound
     return config.bound
 
 
 def mean_square(rows: Iterator[Batch]) -> float:
-    """Of all elements of the training images."""
+    """Return the mean square of all elements of the training images."""
     total, count = 0.0, 0
     for batch in rows:
         total, count = total + batch.z.double().square().sum().item(), count + batch.z.numel()

@@ -1,4 +1,4 @@
-"""Pixel: the cosine of the images themselves, the simplest thing that looks at both."""
+"""Pixel scores by the cosine of the images themselves, the simplest method that looks at both."""
 
 from jaxtyping import Float
 from torch import Tensor
@@ -9,7 +9,8 @@ from mucs_ray.diffusion.batch import Batch
 
 
 class Pixel(CosineAttributor):
-    """The raw cosine of images in [-1, 1], as D-TRAK's "raw pixel" baseline has it: no mean is subtracted.
+    """This method scores by the cosine of images in [-1, 1], as D-TRAK's "raw pixel" baseline does; no mean is
+    subtracted.
 
     Mid-grey is the origin, so that brightness counts: two dark images resemble each other.
     """
@@ -17,5 +18,5 @@ class Pixel(CosineAttributor):
     card = cosine.PIXEL
 
     def vectors(self, batch: Batch) -> Float[Tensor, "b d"]:
-        """All pixels of all channels."""
+        """Return all pixels of all channels as one vector."""
         return batch.z.flatten(1)

@@ -1,4 +1,4 @@
-"""Random: the reference every other method is seen against; scores U(0, 1), independent for each (item, image)."""
+"""Random is the reference for every other method: its scores are U(0, 1), independent for each (item, image)."""
 
 import numpy as np
 import torch
@@ -12,17 +12,19 @@ from mucs_ray.diffusion.batch import Batch
 
 
 class Random(Attributor):
-    """A random order of the training images for each item."""
+    """This method puts the training images in a random order for each item."""
 
     card = CARD
 
     def score(self, rows: Batch) -> Float[Tensor, "b i"]:
-        """In [0, 1)."""
+        """Return scores in [0, 1)."""
         seed, num_items = self.context.settings.seed, len(self.context.items)
         return torch.from_numpy(random_scores(rows.idx.numpy(), seed=seed, num_items=num_items))
 
 
 def random_scores(idx: Int64[np.ndarray, " b"], *, seed: int, num_items: int) -> Float[np.ndarray, "b items"]:
-    """float32 in [0, 1), a hash of (seed, item, idx): the same whatever the order images come in (spec 9.1)."""
+    """Return float32 in [0, 1), a hash of (seed, item, idx), which is the same in whatever order images come (spec
+    9.1).
+    """
     columns = [tie_break(idx, seed, f"random/item={number}") >> np.uint64(40) for number in range(num_items)]
     return (np.stack(columns, axis=1) / 2**24).astype(np.float32)

@@ -1,6 +1,6 @@
-"""Top-k of a stream of scores; merging is associative and commutative, ties are broken by a seeded hash of idx.
+"""This module takes the top-k of a stream of scores; merging is associative and commutative.
 
-Axes: b images seen, k kept; n all images, i items.
+Ties are broken by a seeded hash of idx. Axes: b images seen, k kept; n all images, i items.
 """
 
 from collections.abc import Sequence
@@ -10,16 +10,20 @@ from hashlib import blake2b
 import numpy as np
 from jaxtyping import Float, Float32, Int64, UInt64
 
-from mucs_ray.errors import RunFailed
+from mucs_ray.attribution.finite import require_finite
+
+SCORE = "the score of training image"
 
 
 def top_k(num_images: int, top_percent: float) -> int:
-    """k = int(round(N / 100) * percent), at least 1 (spec 1: 1000, 998 and 2366 for the paper's sets at 2 %)."""
+    """Return k = int(round(N / 100) * percent), at least 1 (spec 1: 1000, 998 and 2366 for the paper's sets at 2 %)."""
     return max(1, int(round(num_images / 100) * top_percent))
 
 
 def tie_break(idx: Int64[np.ndarray, " b"], seed: int, name: str) -> UInt64[np.ndarray, " b"]:
-    """A hash of (seed, name, idx): a fixed random order among equal scores, whatever the order they come in."""
+    """Return a hash of (seed, name, idx), which gives equal scores a random order that does not depend on their
+    sequence.
+    """
     key = int.from_bytes(blake2b(f"{seed}/{name}".encode(), digest_size=8).digest(), "little")
     x = idx.astype(np.uint64) ^ np.uint64(key)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):  # splitmix64's finaliser
@@ -27,45 +31,41 @@ def tie_break(idx: Int64[np.ndarray, " b"], seed: int, name: str) -> UInt64[np.n
     return x ^ (x >> np.uint64(31))
 
 
-def require_finite(idx: Int64[np.ndarray, " b"], score: Float[np.ndarray, " b"]) -> None:
-    """RunFailed, naming an image, if a score is not finite."""
-    if not np.isfinite(score).all():
-        raise RunFailed(f"the score of training image idx={idx[~np.isfinite(score)][0]} is not finite")
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ranking:
-    """The most influential images of one item, best first."""
+    """A ranking holds the most influential images of one item, the best first."""
 
     idx: Int64[np.ndarray, " k"]
     score: Float[np.ndarray, " k"]
     k: int
     seed: int
     name: str
-    """Names the order among ties."""
+    """The name that, with the seed, decides the order among ties."""
 
     @classmethod
     def empty(cls, k: int, *, seed: int, name: str) -> "Ranking":
-        """Before anything was seen."""
+        """Return a ranking that has seen nothing."""
         return cls(idx=np.zeros(0, np.int64), score=np.zeros(0, np.float32), k=k, seed=seed, name=name)
 
     def add(self, idx: Int64[np.ndarray, " b"], score: Float[np.ndarray, " b"]) -> "Ranking":
-        """This ranking and more images. RunFailed, naming one, if a score is not finite."""
-        require_finite(idx, score)
+        """Return the ranking with more images seen. It raises RunFailed, naming the image, if a score is not finite."""
+        require_finite(score, idx, SCORE)
         idx, score = np.concatenate([self.idx, idx]), np.concatenate([self.score, score])
         best = np.lexsort((tie_break(idx, self.seed, self.name), -score))[: self.k]
         return Ranking(idx=idx[best], score=score[best], k=self.k, seed=self.seed, name=self.name)
 
     def merge(self, other: "Ranking") -> "Ranking":
-        """The ranking of everything that either has seen."""
+        """Return the ranking of everything that either has seen."""
         return self.add(other.idx, other.score)
 
 
 def ranks(
     scores: Float[np.ndarray, " n"], idx: Int64[np.ndarray, " n"], seed: int, name: str
 ) -> Int64[np.ndarray, " n"]:
-    """1 = highest score, each of 1..N once: the places in the whole `Ranking` of this seed and name."""
-    require_finite(idx, scores)
+    """Return ranks, where 1 is the highest score and each of 1..N comes once: the places in the whole `Ranking` of this
+    name.
+    """
+    require_finite(scores, idx, SCORE)
     places = np.empty(len(idx), dtype=np.int64)
     places[np.lexsort((tie_break(idx, seed, name), -scores))] = np.arange(1, len(idx) + 1)
     return places
@@ -74,12 +74,12 @@ def ranks(
 def mutual_ranks(
     scores: Float[np.ndarray, "n i"], idx: Int64[np.ndarray, " n"], seed: int, names: Sequence[str]
 ) -> Float32[np.ndarray, "n i"]:
-    """-sqrt(r r'): r is the image's rank for the item, r' the item's rank for the image; higher = more influential.
+    """Return -sqrt(r r'), where r is the image's rank for the item and r' the item's rank for the image.
 
-    r' orders the items by the image's rank in each item's list, because scores do not compare between items. Items for
-    which the rank is the same share the mean place: an image that is first for all m items is (m + 1) / 2 for each,
-    where a random order would leave it first for one of them. fp32 tells r r' apart up to 2^21: the order is exact
-    where it matters, at the top.
+    Higher means more influential. r' orders the items by the image's rank in each item's list, because scores do not
+    compare between items. Items for which the rank is the same share the mean place: an image that is first for all m
+    items is (m + 1) / 2 for each, where a random order would leave it first for one of them. fp32 tells r r' apart up
+    to 2^21: the order is exact where it matters, at the top.
     """
     of_image = np.stack([ranks(column, idx, seed, name) for column, name in zip(scores.T, names, strict=True)], axis=1)
     better = np.stack([(of_image < column[:, None]).sum(axis=1) for column in of_image.T], axis=1)

@@ -1,8 +1,8 @@
-"""The methods there are: their cards, for `mucs-ray methods`, for checking names, and for building their stages.
+"""The registry knows the methods by their cards, to list them, to check names, and to build their stages.
 
 A variant is a method under other recipe values; what it shares with the method it varies is computed once. An ensemble
-adds up the ranks of other methods. A method of somebody else's is named MODULE:CLASS, or comes from an installed
-package's entry point in the group "mucs_ray.methods"; it is imported only when it is named, or when all are listed.
+adds up the ranks of other methods. A third-party method is named MODULE:CLASS, or comes from an installed package's
+entry point in the group "mucs_ray.methods"; it is imported only when it is named, or when all are listed.
 """
 
 import sys
@@ -28,7 +28,7 @@ ENTRY_POINTS = "mucs_ray.methods"
 def variant(
     card: MethodCard, name: str, summary: str, settings: Mapping[str, Any], source: str = "", *, cost: str = ""
 ) -> MethodCard:
-    """A method under other recipe values."""
+    """Return the card of a method under other recipe values."""
     return replace(
         card,
         name=f"{card.name}/{name}",
@@ -41,7 +41,7 @@ def variant(
 
 
 def ensemble(name: str, weights: Mapping[str, float], summary: str) -> MethodCard:
-    """Ranks of other methods, added up."""
+    """Return the card of an ensemble, which adds up the ranks of other methods."""
     needs = f"the scores of {', '.join(weights)}" if weights else "finished tests on other seeds, ensemble.learned_from"
     return MethodCard(
         name=f"ensemble/{name}",
@@ -60,7 +60,7 @@ TABLE_2 = "MUCS, table 2"
 SCORED_AS_MUCS = "scored as MUCS: what its unlearning alone contributes"
 LEARNED = "ensemble/learned"
 REFERENCE = "random"
-"""Removing random images: what every counterfactual test compares with."""
+"""Every counterfactual test compares with this method, which removes random images."""
 _ALL = (
     random.CARD,
     cosine.PIXEL,
@@ -111,72 +111,76 @@ _ALL = (
 METHODS = {method.name: method for method in _ALL}
 
 
-def known(names: Iterable[str] = ()) -> dict[str, MethodCard]:
-    """The methods that come with the package, and the named ones of others, by name."""
-    return METHODS | {name: find(name) for name in names if name not in METHODS}
+def available_methods(names: Iterable[str] = ()) -> dict[str, MethodCard]:
+    """Return the methods that come with the package, and the named third-party ones, by name."""
+    return METHODS | {name: find_method(name) for name in names if name not in METHODS}
 
 
-def listed() -> dict[str, MethodCard]:
-    """All methods there are, by name; installed ones that cannot be imported are left out."""
-    found = dict(METHODS)
-    for name in installed():
+def all_methods() -> dict[str, MethodCard]:
+    """Return all methods by name; installed ones that cannot be imported are left out."""
+    methods = dict(METHODS)
+    for name in installed_methods():
         try:
-            found[name] = find(name)
+            methods[name] = find_method(name)
         except InputError:
             continue
-    return found
+    return methods
 
 
-def find(name: str) -> MethodCard:
-    """A method by its name, or MODULE:CLASS. InputError if there is none."""
+def find_method(name: str) -> MethodCard:
+    """Return a method by its name or MODULE:CLASS. It raises InputError if there is none."""
     if name in METHODS:
         return METHODS[name]
-    if name in installed():
-        return replace(imported(installed()[name]), name=name)
+    if name in installed_methods():
+        return replace(import_method(installed_methods()[name]), name=name)
     if ":" in name:
-        return imported(name)
-    raise InputError(f"unknown method {name!r}; known: {', '.join({**METHODS, **installed()})}, or give MODULE:CLASS")
+        return import_method(name)
+    raise InputError(
+        f"unknown method {name!r}; known: {', '.join({**METHODS, **installed_methods()})}, or give MODULE:CLASS"
+    )
 
 
 @cache
-def installed() -> dict[str, str]:
-    """MODULE:CLASS by the name of the entry point, none of them imported; none replaces a method of the package."""
+def installed_methods() -> dict[str, str]:
+    """Return MODULE:CLASS by the name of the entry point. Nothing is imported, and none replaces a method of the
+    package.
+    """
     return {point.name: point.value for point in entry_points(group=ENTRY_POINTS) if point.name not in METHODS}
 
 
 @cache
-def imported(name: str) -> MethodCard:
-    """The card of MODULE:CLASS, from the Python path or the current folder."""
+def import_method(name: str) -> MethodCard:
+    """Return the card of MODULE:CLASS, from the Python path or the current folder."""
     module, _, attribute = name.partition(":")
     if "" not in sys.path:
         sys.path.insert(0, "")
     try:
-        found = getattr(import_module(module), attribute)
-    except Exception as error:  # whatever somebody else's module raises
+        attributor = getattr(import_module(module), attribute)
+    except Exception as error:  # third-party code may raise anything
         raise InputError(f"method {name}: {type(error).__name__}: {error}") from None
-    return replace(checked(found, name).card, name=name, implementation=name)
+    return replace(checked_method_class(attributor, name).card, name=name, implementation=name)
 
 
-def checked(found: Any, source: str) -> "type[Attributor]":  # noqa: ANN401 - whatever a user named
-    """InputError, in one line, unless it is a class that can be used as a method."""
-    from mucs_ray.attribution.base import Attributor  # it is loaded already if `found` is a method
+def checked_method_class(candidate: Any, source: str) -> "type[Attributor]":  # noqa: ANN401 - whatever a user named
+    """Return the class if it can be used as a method, else raise InputError."""
+    from mucs_ray.attribution.base import Attributor  # a method has loaded this module already
 
-    if not (isinstance(found, type) and issubclass(found, Attributor)):
+    if not (isinstance(candidate, type) and issubclass(candidate, Attributor)):
         raise InputError(f"method {source} is not a subclass of mucs_ray.attribution.base.Attributor")
-    lacking = [] if isinstance(getattr(found, "card", None), MethodCard) else ["card"]
-    if lacking or found.__abstractmethods__:
-        raise InputError(f"method {source} lacks {', '.join([*lacking, *sorted(found.__abstractmethods__)])}")
-    if "." in found.card.section or not has_defaults(found.card.config_class):
+    lacking = [] if isinstance(getattr(candidate, "card", None), MethodCard) else ["card"]
+    if lacking or candidate.__abstractmethods__:
+        raise InputError(f"method {source} lacks {', '.join([*lacking, *sorted(candidate.__abstractmethods__)])}")
+    if "." in candidate.card.section or not has_defaults(candidate.card.config_class):
         raise InputError(
             f"method {source}: expected a name without dots, and a dataclass with defaults as `config_class`"
         )
-    if any(stage.over == "groups" for stage in found.card.stages):
+    if any(stage.over == "groups" for stage in candidate.card.stages):
         raise InputError(f"method {source} has a stage over groups, which are not there yet; use items")
-    return found
+    return candidate
 
 
 def has_defaults(config_class: type) -> bool:
-    """Whether it is a dataclass that can be made without values."""
+    """Return True if this is a dataclass that can be made without values."""
     if not is_dataclass(config_class):
         return False
-    return all(not (each.default is MISSING and each.default_factory is MISSING) for each in fields(config_class))
+    return all(not (field.default is MISSING and field.default_factory is MISSING) for field in fields(config_class))

@@ -1,4 +1,4 @@
-"""Noise-consistent skew: how far unlearning moved the loss of each training image, on the same noise (spec 7.3).
+"""The noise-consistent skew says how far unlearning moved the loss of a training image, on the same noise (spec 7.3).
 
 Axes: b training images, n noises shared by all of them, *shape of an image.
 """
@@ -21,20 +21,24 @@ from mucs_ray.training.step import autocast
 def normalized_skew(
     before: Float[Tensor, "b n"], after: Float[Tensor, "b n"], *, epsilon: float | Float[Tensor, "..."] = 1e-3
 ) -> Float[Tensor, " b"]:
-    """mean_j (after - before) / (after + before + epsilon): in (-1, 1), higher = more influential. Losses are >= 0."""
+    """Return mean_j (after - before) / (after + before + epsilon), in (-1, 1); higher means more influential.
+
+    Losses are >= 0 (spec 7.3).
+    """
     return skews(before, after, epsilon=epsilon).mean(dim=1)
 
 
 def skews(
     before: Float[Tensor, "..."], after: Float[Tensor, "..."], *, epsilon: float | Float[Tensor, "..."]
 ) -> Float[Tensor, "..."]:
-    """(after - before) / (after + before + epsilon), noise by noise."""
+    """Return (after - before) / (after + before + epsilon), noise by noise."""
     return (after - before) / (after + before + epsilon)
 
 
 def epsilon_at(process: Process, level: Float[Tensor, " n"], epsilon: float) -> Float[Tensor, " n"]:
-    """epsilon in the units of the loss at each level, the loss of the best linear denoiser, so that it damps no level
-    more than another whatever the network predicts (spec/models 2.4).
+    """Return epsilon in the units of the loss at each level, which is the loss of the best linear denoiser there.
+
+    So it damps no level more than another, whatever the network predicts (spec/models 2.4).
     """
     return epsilon * process.linear_bound(level, process.second_moment)
 
@@ -48,7 +52,7 @@ def noise_losses(
     images_per_forward: int = 1,
     precision: Precision = "fp32",
 ) -> Float[Tensor, "b n"]:
-    """Loss of every image at every noise, fp32.
+    """Return the fp32 loss of every image at every noise.
 
     With one image a forward every forward has the same shape and holds one image only, so a loss does not depend, to
     the last bit, on which other images are in the batch.
@@ -61,7 +65,7 @@ def noise_losses(
 def pairs(
     batch: Batch, noises: NoiseSet
 ) -> tuple[Float[Tensor, "p *shape"], Float[Tensor, "p *shape"], Float[Tensor, " p"], Condition]:
-    """Image, noise, level and condition of every image with every noise, image by image: p = b n rows."""
+    """Return image, noise, level and condition of every image with every noise, image by image: p = b n rows."""
     num, count = len(batch), len(noises.level)
     condition = mapped(batch.condition, lambda tensor: tensor.repeat_interleave(count, dim=0))
     image = batch.z.repeat_interleave(count, dim=0)

@@ -1,8 +1,7 @@
-"""Settings of scoring that are found by trying: precision, images in one forward, whether compiled blocks are faster.
+"""Tuning tries settings of scoring: precision, images in one forward, and whether compiled blocks are faster.
 
-bf16 is taken only where it leaves the scores of the run's own models in their order.
-
-How they are found once for a whole pass: `mucs_ray.engine.auto_settings`.
+bf16 is taken only where it leaves the scores of the run's own models in their order. mucs_ray.engine.auto_settings
+tunes once for a whole pass.
 """
 
 import math
@@ -23,37 +22,41 @@ from mucs_ray.diffusion.model import DiffusionModel
 from mucs_ray.diffusion.noise import NoiseSet, generator, normal
 from mucs_ray.training.config import Precision
 
-OPEN = ("precision", "images_per_forward", "compile")
-"""Settings that may be "auto"."""
-MOST_IMAGES = 64
-BETTER = 1.03
-"""A setting is taken only if it is this much faster: larger forwards need more memory, compiling takes time."""
+AUTO_SETTINGS = ("precision", "images_per_forward", "compile")
+"""The settings that may be "auto"."""
+MAX_IMAGES = 64
+MIN_SPEEDUP = 1.03
+"""A setting is taken only if it is this much faster: larger forwards need more memory, and compiling takes time."""
 TRY_S = 1.0
-"""Each setting is tried for this long, or once; forwards that take longer than this are large enough."""
+"""Each setting is tried for this many seconds, or once; forwards that take longer than this are large enough."""
 COMPILE_PAYS_S = 1800.0
-"""Compiling takes each worker a minute or two: not tried where a worker's share of the pass is shorter than this."""
+"""Compiling takes each worker a minute or two, so it is not tried where a worker's share of the pass is shorter than
+this.
+"""
 RANK_IMAGES, RANK_MODELS = 64, 2
-"""Training images and unlearned models on which bf16 is compared with fp32: some thousand forwards."""
-LEAST_RANK_CORRELATION = 0.99
-"""Spearman's, of each model: what was seen of trained models is above .999."""
+"""The training images and unlearned models on which bf16 is compared with fp32; that takes some thousand forwards."""
+MIN_RANK_CORRELATION = 0.99
+"""The least Spearman correlation of any model; trained models were seen to have more than .999."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tuning:
-    """What was found."""
+    """These settings were found by trying."""
 
     precision: Precision
     images_per_forward: int
     compile: str
     seconds_a_forward: float
-    """Of one image at one noise, in the worker that tried."""
+    """The seconds of one image at one noise, in the worker that tried."""
     rank_correlation: float | None = None
-    """Spearman's, the least of the models compared, of scores in bf16 with those in fp32; None if not compared."""
+    """Spearman's correlation of scores in bf16 with those in fp32, the least of the models; None if they were not
+    compared.
+    """
 
 
-def is_open(config: ScoreConfig) -> bool:
-    """True if a setting is to be found."""
-    return any(getattr(config, knob) == "auto" for knob in OPEN)
+def has_auto(config: ScoreConfig) -> bool:
+    """Return True if a setting has to be found."""
+    return any(getattr(config, knob) == "auto" for knob in AUTO_SETTINGS)
 
 
 def tune(
@@ -65,46 +68,48 @@ def tune(
     bank: Sequence[Mapping[str, Tensor]] = (),
     captures: bool = False,
 ) -> Tuning:
-    """Try settings on F1; `share`: forwards that a worker will make in the pass; `bank`: the changed tensors of F2s.
+    """Try settings on F1, and return the fastest.
 
-    `captures`: as the pass will have it (`ModelBank`).
+    `share` is the number of forwards that a worker will make in the pass; `bank` holds the changed tensors of F2s;
+    `captures` is as the pass will have it (`ModelBank`).
     """
     keep = kept_share(denoiser.process, config.noises, keep=config.keep, lowest_sigma=config.lowest_sigma)
     stream, levels = generator(0, "tuning"), denoiser.process.scoring_levels(config.noises, keep)
     noises = NoiseSet(level=levels, unit=normal(stream, len(levels), *batch.z.shape[1:])).to(batch.z.device)
     images = 1 if config.images_per_forward == "auto" else config.images_per_forward
-    precision, *others = precisions(config, batch.z.device)
-    compiling = "off" if config.compile == "auto" else config.compile
+    precision, *alternatives = precisions(config, batch.z.device)
+    compile_setting = "off" if config.compile == "auto" else config.compile
 
-    def of(images: int, precision: Precision, noises: NoiseSet = noises) -> tuple[float, bool]:
-        score = replace(config, precision=precision, images_per_forward=images, compile=compiling)
-        return timed(denoiser, batch[:images], noises, score, captures=captures)
+    def time_settings(images: int, precision: Precision, noises: NoiseSet = noises) -> tuple[float, bool]:
+        score = replace(config, precision=precision, images_per_forward=images, compile=compile_setting)
+        return time_forward(denoiser, batch[:images], noises, score, captures=captures)
 
-    seconds, _ = of(images, precision)
-    for other in others:
-        few = noises[: max(1, int(TRY_S / seconds))]  # a CPU that is not made for bf16 takes several times as long
-        if of(images, precision, few)[0] > BETTER * of(images, other, few)[0]:
-            precision, (seconds, _) = other, of(images, other)
+    seconds, _ = time_settings(images, precision)
+    for alternative in alternatives:
+        # on fewer noises, because a CPU that is not made for bf16 takes several times as long
+        sample = noises[: max(1, int(TRY_S / seconds))]
+        if time_settings(images, precision, sample)[0] > MIN_SPEEDUP * time_settings(images, alternative, sample)[0]:
+            precision, (seconds, _) = alternative, time_settings(images, alternative)
     correlation = None
     if config.precision == "auto" and precision == "bf16" and bank:
         correlation = rank_correlation(denoiser, bank[:RANK_MODELS], batch[:RANK_IMAGES], noises, config)
-        if correlation < LEAST_RANK_CORRELATION:
-            precision, (seconds, _) = "fp32", of(images, "fp32")
-    most = min(MOST_IMAGES, len(batch)) if config.images_per_forward == "auto" else images
-    while 2 * images <= most and seconds * images * len(levels) < TRY_S:
-        larger, fits = of(2 * images, precision)
-        if not fits or seconds < BETTER * larger:
+        if correlation < MIN_RANK_CORRELATION:
+            precision, (seconds, _) = "fp32", time_settings(images, "fp32")
+    max_images = min(MAX_IMAGES, len(batch)) if config.images_per_forward == "auto" else images
+    while 2 * images <= max_images and seconds * images * len(levels) < TRY_S:
+        larger, fits = time_settings(2 * images, precision)
+        if not fits or seconds < MIN_SPEEDUP * larger:
             break
         images, seconds = 2 * images, larger
     if config.compile == "auto" and share * seconds > COMPILE_PAYS_S:
         settings = replace(config, precision=precision, images_per_forward=images)
-        found = compiled(denoiser, batch[:images], noises, settings, captures=captures)
-        if seconds > BETTER * found:
-            compiling, seconds = "on", found
+        compiled_seconds = time_compiled(denoiser, batch[:images], noises, settings, captures=captures)
+        if seconds > MIN_SPEEDUP * compiled_seconds:
+            compile_setting, seconds = "on", compiled_seconds
     return Tuning(
         precision=precision,
         images_per_forward=images,
-        compile=compiling,
+        compile=compile_setting,
         seconds_a_forward=seconds,
         rank_correlation=correlation,
     )
@@ -113,55 +118,61 @@ def tune(
 def rank_correlation(
     denoiser: DiffusionModel, bank: Sequence[Mapping[str, Tensor]], batch: Batch, noises: NoiseSet, config: ScoreConfig
 ) -> float:
-    """Spearman's correlation of the images' skews in bf16 with those in fp32, the least of the bank's models."""
+    """Return Spearman's correlation of the images' skews in bf16 with those in fp32, the least of the bank's models."""
 
     def skews(precision: Precision) -> list[Tensor]:
         images = 1 if config.images_per_forward == "auto" else config.images_per_forward
         score = replace(config, precision=precision, images_per_forward=images, compile="off")
         before, *after = ModelBank(denoiser, bank, score).losses(batch, noises)
         epsilon = epsilon_at(denoiser.process, noises.level, config.epsilon)
-        return [normalized_skew(before, each, epsilon=epsilon).cpu() for each in after]
+        return [normalized_skew(before, losses, epsilon=epsilon).cpu() for losses in after]
 
     pairs = zip(skews("bf16"), skews("fp32"), strict=True)
-    found = [spearmanr(low.numpy(), exact.numpy()).statistic for low, exact in pairs]  # pyright: ignore[reportAttributeAccessIssue]
-    return min(1.0 if math.isnan(each) else float(each) for each in found)  # nan: all of them are equal
+    correlations = [spearmanr(low.numpy(), exact.numpy()).statistic for low, exact in pairs]  # pyright: ignore[reportAttributeAccessIssue]
+    # nan means that all scores are equal
+    return min(1.0 if math.isnan(correlation) else float(correlation) for correlation in correlations)
 
 
 def precisions(config: ScoreConfig, device: torch.device) -> tuple[Precision, ...]:
-    """What to try: for "auto" on a GPU bf16, as in the paper (spec 7.3); on a CPU either may be faster."""
+    """Return the precisions to try.
+
+    For "auto" that is bf16 on a GPU, as in the paper (spec 7.3); on a CPU either may be faster.
+    """
     if config.precision != "auto":
         return (config.precision,)
     return ("fp32", "bf16") if device.type == "cpu" else ("bf16",)
 
 
-def compiled(
+def time_compiled(
     denoiser: DiffusionModel, batch: Batch, noises: NoiseSet, config: ScoreConfig, *, captures: bool = False
 ) -> float:
-    """Seconds a forward with compiled blocks; infinite if this machine cannot compile (it takes a C++ compiler)."""
+    """Return seconds a forward with compiled blocks, or infinity if this machine cannot compile (it takes a C++
+    compiler).
+    """
     try:
-        return timed(denoiser, batch, noises, replace(config, compile="on"), captures=captures)[0]
+        return time_forward(denoiser, batch, noises, replace(config, compile="on"), captures=captures)[0]
     except torch.OutOfMemoryError:
         raise
-    except Exception:  # whatever a compiler raises
+    except Exception:  # a compiler may raise anything
         return math.inf
 
 
-def timed(
+def time_forward(
     denoiser: DiffusionModel, batch: Batch, noises: NoiseSet, config: ScoreConfig, *, captures: bool = False
 ) -> tuple[float, bool]:
-    """(seconds a forward of one image at one noise, whether the device's memory was large enough)."""
+    """Return (seconds a forward of one image at one noise, whether the device's memory was large enough)."""
     models = ModelBank(denoiser, [], config, captures=captures)
-    rows = models.most_rows
+    rows = models.max_pairs
 
-    def once() -> float:
+    def seconds_once() -> float:
         started = time.perf_counter()
         models.losses(batch, noises).cpu()
         return (time.perf_counter() - started) / (len(batch) * len(noises.level))
 
-    first, ends = once(), time.perf_counter() + TRY_S  # the first one warms up
+    first, end = seconds_once(), time.perf_counter() + TRY_S  # the first one warms up
     if config.compile == "off" and first * rows > TRY_S:
-        return first, models.most_rows == rows
-    seconds = once()
-    while time.perf_counter() < ends:
-        seconds = min(seconds, once())
-    return seconds, models.most_rows == rows
+        return first, models.max_pairs == rows
+    seconds = seconds_once()
+    while time.perf_counter() < end:
+        seconds = min(seconds, seconds_once())
+    return seconds, models.max_pairs == rows

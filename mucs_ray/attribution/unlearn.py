@@ -1,4 +1,4 @@
-"""Unlearning one generated item: descent on the training set, bounded ascent on the item (spec 7.1, 7.2).
+"""This module unlearns one generated item: descent on the training set, bounded ascent on the item (spec 7.1, 7.2).
 
 Axes: b draws, *shape of an image.
 """
@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mucs_ray.attribution.cards.mucs import MUCSConfig
+from mucs_ray.attribution.finite import require_finite
 from mucs_ray.diffusion.batch import Batch, Item
 from mucs_ray.diffusion.condition import Condition, for_each, moved
 from mucs_ray.diffusion.loss import denoising_loss
@@ -21,31 +22,30 @@ from mucs_ray.diffusion.model import DiffusionModel
 from mucs_ray.diffusion.noise import generator, normal
 from mucs_ray.diffusion.process import Process
 from mucs_ray.diffusion.rows import copies
-from mucs_ray.errors import RunFailed
 from mucs_ray.training.ema import frozen_copy
 
 Outcome = Literal["reached", "bound hit", "fixed"]
-"""How unlearning ended: the loss was high enough, it was not, or as many updates were made as asked for."""
+"""How unlearning ended: the loss was high enough, it was not, or a fixed number of updates was made."""
 Levels = Literal["training", "schedule"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unlearned:
-    """F2, as the tensors in which it differs from F1, and how it got there."""
+    """This is F2, as the tensors in which it differs from F1, and the trace of how it was reached."""
 
     tensors: dict[str, Tensor]
-    """By their names in the network."""
+    """The changed tensors by their names in the network."""
     outcome: Outcome
     updates: int
     item_loss: tuple[float, ...]
-    """Mean loss of the item, clamped if the ascent is, before each update, and at the end."""
+    """The mean loss of the item before each update and at the end, clamped if the ascent is."""
     train_loss: tuple[float, ...]
-    """Mean loss of the training batch at the same moments."""
+    """The mean loss of the training batch, before each update and at the end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossPair:
-    """The two losses before an update, and whether the item counts as unlearned."""
+    """This holds the two losses before an update, and whether the item counts as unlearned."""
 
     item_loss: Float[Tensor, ""]
     train_loss: Float[Tensor, ""]
@@ -62,7 +62,10 @@ def draw_losses(
     sigmas: Levels = "training",
     mask: Float[Tensor, "b *shape"] | None = None,
 ) -> Float[Tensor, " b"]:
-    """Losses at a noise level and noise for each row, drawn from a name; of what the mask leaves of an image."""
+    """Return losses at a noise level and noise for each row, drawn from a name.
+
+    With a mask the loss is that of the part of an image that the mask leaves.
+    """
     stream = generator(seed, name)
     level, noise = noise_levels(denoiser.process, stream, len(image), sigmas), normal(stream, *image.shape)
     device = image.device
@@ -70,7 +73,7 @@ def draw_losses(
 
 
 def noise_levels(process: Process, stream: np.random.Generator, num: int, sigmas: Levels) -> Float[Tensor, " n"]:
-    """Levels of the training distribution, or at random positions of the whole schedule (U-C2, spec 8).
+    """Return levels of the training distribution, or at random positions of the whole schedule (U-C2, spec 8).
 
     The latter descend. That ties no level to an image: rows are one item, or training images in shuffled order.
     """
@@ -80,17 +83,17 @@ def noise_levels(process: Process, stream: np.random.Generator, num: int, sigmas
 def item_losses(
     denoiser: DiffusionModel, item: Item, num: int, *, seed: int, name: str, sigmas: Levels = "training"
 ) -> Float[Tensor, " n"]:
-    """Losses of one item, with its condition, at `num` named draws."""
+    """Return the losses of one item, with its condition, at `num` named draws."""
     device = next(denoiser.parameters()).device
     image = copies(item.z.to(device), num)
     condition = for_each(moved(item.condition, device), num)
     return draw_losses(denoiser, image, condition, seed=seed, name=name, sigmas=sigmas)
 
 
-def require_finite(losses: Float[Tensor, "..."], item: Item, step: int) -> None:
-    """RunFailed, naming the item, if a loss is not finite."""
-    if not losses.isfinite().all():
-        raise RunFailed(f"unlearning item {item.number} (idx={item.idx}): the loss is not finite at update {step}")
+def require_finite_loss(losses: Float[Tensor, "..."], item: Item, step: int) -> None:
+    """Raise RunFailed, naming the item and the update, if a loss is not finite."""
+    what = f"unlearning item {item.number}, update {step}: the loss of the generated image"
+    require_finite(losses.reshape(1, -1), [item.idx], what)
 
 
 def changed_names(model: DiffusionModel, config: MUCSConfig) -> list[str]:
@@ -101,13 +104,15 @@ def changed_names(model: DiffusionModel, config: MUCSConfig) -> list[str]:
 
 
 def tensor_bytes(model: DiffusionModel, names: Iterable[str]) -> int:
-    """The size of a network's tensors of these names, in fp32."""
+    """Return the size of a network's tensors of these names, in bytes of fp32."""
     return sum(4 * model.network.get_parameter(name).numel() for name in names)
 
 
 @torch.no_grad()
 def null_loss(untrained: DiffusionModel, batches: Callable[[int], Batch], *, num_batches: int, seed: int) -> float:
-    """Mean loss of an untrained network over batches of images: the most an item can be unlearned (spec 7.1)."""
+    """Return the mean loss of an untrained network over batches of images, the most an item can be unlearned (spec
+    7.1).
+    """
     untrained = frozen_copy(untrained)
     means = []
     for step in range(num_batches):
@@ -129,12 +134,13 @@ def unlearn(
     seed: int,
     on_update: Callable[[int, float], None] = lambda step, loss: None,
 ) -> Unlearned:
-    """F2 for one item; `denoiser` (F1) is copied. `batches(step)` are training images. `bound` is how far the
-    item's loss may rise: in every draw, or, with the `second_moment` of the images, on average, each draw being bound
-    by the loss of the best linear denoiser at its own level (spec/models 2.5).
+    """Return F2 for one item; `denoiser` (F1) is copied, and `batches(step)` are training images.
+
+    `bound` is how far the item's loss may rise: in every draw, or, with the `second_moment` of the images, on average,
+    each draw being bound by the loss of the best linear denoiser at its own level (spec/models 2.5).
 
     The test comes before the update, on the current batch: an item whose loss is high enough already is not touched.
-    With `fixed_updates` there is no test. RunFailed if a loss is not finite.
+    With `fixed_updates` there is no test. It raises RunFailed, naming the item, if a loss is not finite.
     """
     changed = frozen_copy(denoiser)  # eval mode on purpose: no dropout, no condition drop
     parameters = dict(changed.network.named_parameters())
@@ -173,7 +179,7 @@ def measure(
     config: MUCSConfig,
     seed: int,
 ) -> Iterator[LossPair]:
-    """The losses at step 0, 1, 2, ...: independent named draws for the training batch and for the item."""
+    """Yield the losses at step 0, 1, 2, ..., with independent named draws for the training batch and for the item."""
     for step in count():
         name = f"unlearn/item={item.idx}/step={step}"
         batch = batches(step)
@@ -181,11 +187,13 @@ def measure(
             changed, batch.z, batch.condition, seed=seed, name=f"{name}/train", sigmas=config.sigmas, mask=batch.mask
         ).mean()
         losses = item_losses(changed, item, len(batch), seed=seed, name=f"{name}/item", sigmas=config.sigmas)
-        require_finite(torch.cat([train_loss[None], losses]), item, step)  # before the clamp, which hides an infinity
+        # before the clamp, which hides an infinity
+        require_finite_loss(torch.cat([train_loss[None], losses]), item, step)
         if config.clamp and second_moment is None:
             losses = losses.clamp(max=bound)
         elif config.clamp and second_moment is not None:
-            level = noise_levels(changed.process, generator(seed, f"{name}/item"), len(losses), config.sigmas)  # again
+            # the levels of these draws once more, by their name
+            level = noise_levels(changed.process, generator(seed, f"{name}/item"), len(losses), config.sigmas)
             losses = losses.minimum(changed.process.linear_bound(level, second_moment).to(losses))
         item_loss = losses.mean()
         reached = item_loss.item() >= (1 - config.tolerance) * bound

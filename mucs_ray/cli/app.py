@@ -335,15 +335,15 @@ def doctor(
 def methods(as_json: JsonOption = False) -> None:
     """List the attribution methods, each with its variants, and the ensembles."""
     with terminal(as_json=as_json) as output:
-        from mucs_ray.attribution.registry import listed
+        from mucs_ray.attribution.registry import all_methods
 
-        for method in listed().values():
+        for method in all_methods().values():
             text = f"[bold]{escape(method.name)}[/]  [cyan]{method.cost_class}[/]  {escape(method.summary)}"
             settings = ", ".join(f"{key}={value}" for key, value in (method.weights or method.settings).items())
             more = f"needs {method.needs}; costs {method.cost}; {method.source}"
             text += f"\n    [dim]{escape('; '.join(filter(None, (settings, more))))}[/]"
             output.console.print(text, highlight=False, soft_wrap=True)
-        output.result({"methods": [method.facts() for method in listed().values()]})
+        output.result({"methods": [method.facts() for method in all_methods().values()]})
 
 
 def main() -> None:

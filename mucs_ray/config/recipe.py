@@ -17,7 +17,7 @@ from annotated_types import Ge, Gt
 from mucs_ray import storage
 from mucs_ray.attribution.card import MethodCard
 from mucs_ray.attribution.config import EnsembleConfig, RankConfig, ScoreConfig
-from mucs_ray.attribution.registry import METHODS, installed, known
+from mucs_ray.attribution.registry import METHODS, available_methods, installed_methods
 from mucs_ray.config.engine import EngineConfig
 from mucs_ray.config.values import METHOD, checked, method_settings, refuse_old_sections, refuse_unknown_keys
 from mucs_ray.data.table import Card
@@ -172,8 +172,8 @@ def build(values: Values, methods: Collection[str] = ()) -> Recipe:
     refuse_unknown_keys(shared, Recipe)
     shared["model"] = model_spec(values.get("model", {}))
     own = values.get("method", {})
-    named = [*methods, *(name for name in installed() if isinstance(own, Mapping) and name in own)]
-    return replace(checked(Recipe, shared), method=method_settings(own, known(named).values()))
+    named = [*methods, *(name for name in installed_methods() if isinstance(own, Mapping) and name in own)]
+    return replace(checked(Recipe, shared), method=method_settings(own, available_methods(named).values()))
 
 
 def model_spec(values: object) -> ModelSpec:

@@ -1,8 +1,8 @@
-"""Attempts at units of work: which worker is at work on which unit, signs of life, and which units are given up.
+"""This module counts attempts at units of work: which worker works on which unit, its heartbeats, and what is given up.
 
 A unit is whatever is published under one name: the scores of a row group, an unlearned item, a group of sums. It is
-tried at most ATTEMPTS times. An attempt that ended because its whole node went away does not count: the unit had no
-part in that. An error of our own (MucsError) is final at once: it would only be repeated.
+tried at most ATTEMPTS times. An attempt that ended because its whole node went away does not count, because the unit
+did not cause that. An error of this package (MucsError) is final at once, because it would only be repeated.
 """
 
 import time
@@ -15,14 +15,14 @@ from mucs_ray.errors import InputError, MucsError, RunFailed
 
 ATTEMPTS = 3
 HEARTBEAT_S = 5.0
-"""A worker gives a sign of life at most that often."""
+"""A worker sends a heartbeat at most once in this many seconds."""
 Kind = Literal["error", "hung", "lost"]
-Answer = Literal["go", "done", "given up", "draining"]
+Decision = Literal["go", "done", "given up", "draining"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Worker:
-    """A process that works on units."""
+    """A worker is a process that works on units."""
 
     node: str
     """Ray's id of its node."""
@@ -34,37 +34,37 @@ class Worker:
 
 @dataclass(slots=True, kw_only=True)
 class Attempt:
-    """An attempt that is going on now."""
+    """An attempt is one worker's work on one unit, while it goes on."""
 
     worker: Worker
     last_heartbeat: float
-    """On the tracker's clock."""
+    """The time of the last heartbeat on the tracker's clock."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """One attempt that did not end well."""
+    """A failure is one attempt that did not end well."""
 
     unit: str
     kind: Kind
     cause: str
     place: str = ""
     error: MucsError | None = None
-    """An error of our own, which is final; None for any other."""
+    """An error of this package, which is final; None for any other."""
 
 
 @dataclass(slots=True)
 class AttemptTracker:
-    """Keeps the attempts at the units of one stage."""
+    """The tracker keeps the attempts at the units of one stage."""
 
-    alive: Callable[[str], bool]
-    """Whether a node is still there."""
-    draining: Callable[[str], bool] = lambda node: False
-    """Whether a node has been told that it will be taken away."""
+    is_alive: Callable[[str], bool]
+    """Whether a node is still part of the cluster."""
+    is_draining: Callable[[str], bool] = lambda node: False
+    """Whether Ray has announced that a node will be taken away."""
     clock: Callable[[], float] = time.monotonic
-    at_work: dict[str, Attempt] = field(default_factory=dict)
+    active: dict[str, Attempt] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
-    """In the order they happened."""
+    """All failures, in the order in which they happened."""
     workers: list[Worker] = field(default_factory=list)
     results: dict[str, Any] = field(default_factory=dict)
     """What the units that have ended returned."""
@@ -74,74 +74,81 @@ class AttemptTracker:
         self.workers.append(worker)
 
     def take_workers(self) -> list[Worker]:
-        """All workers that were added since the last call; whoever asks ends them."""
+        """Return all workers that were added since the last call. The caller has to end them."""
         workers, self.workers = self.workers, []
         return workers
 
-    def begin(self, unit: str, worker: Worker) -> Answer:
-        """Called before the work on a unit.
+    def begin(self, unit: str, worker: Worker) -> Decision:
+        """Decide whether a worker may begin to work on a unit, and record the attempt if it may.
 
-        "done": its result is known; "given up": it is not tried any more; "draining": leave it to another node.
+        "go" allows it. "done" means that the unit's result is known, "given up" that the unit is not tried any more,
+        and "draining" that another node has to do it, because the worker's node will be taken away.
         """
         if unit in self.results:
             return "done"
-        if unit in self.at_work:  # Ray gives it out again only if whoever had it is gone
-            self.lost(unit)
+        if unit in self.active:  # Ray hands a unit out again only if its worker is gone
+            self.record_lost(unit)
         if self.is_given_up(unit):
             return "given up"
-        if self.draining(worker.node):
+        if self.is_draining(worker.node):
             return "draining"
-        self.at_work[unit] = Attempt(worker=worker, last_heartbeat=self.clock())
+        self.active[unit] = Attempt(worker=worker, last_heartbeat=self.clock())
         return "go"
 
     def heartbeat(self, unit: str) -> None:
-        """Note that the worker of a unit gave a sign of life."""
-        if unit in self.at_work:
-            self.at_work[unit].last_heartbeat = self.clock()
+        """Record that the worker of a unit is alive."""
+        if unit in self.active:
+            self.active[unit].last_heartbeat = self.clock()
 
     def end(self, unit: str, result: Any = None) -> None:  # noqa: ANN401 - any picklable value
-        """Called after the work on a unit. A result is kept for whoever is given the unit again."""
-        self.at_work.pop(unit, None)
+        """Record that an attempt ended well, and keep the result for whoever is given the unit again."""
+        self.active.pop(unit, None)
         if result is not None:
             self.results[unit] = result
 
     def result(self, unit: str) -> Any:  # noqa: ANN401 - any picklable value
-        """What was kept of a unit that has ended."""
+        """Return the result that was kept of a unit that has ended."""
         return self.results[unit]
 
-    def lost(self, unit: str, cause: str = "its worker died") -> None:
-        """Called when the worker of an attempt is gone, or was before it began; counted unless its whole node is."""
-        attempt = self.at_work.pop(unit, None)
-        if attempt is None or self.alive(attempt.worker.node):
+    def record_lost(self, unit: str, cause: str = "its worker died") -> None:
+        """Record that the worker of an attempt is gone, or died before it began. It counts unless the worker's node is
+        gone too.
+        """
+        attempt = self.active.pop(unit, None)
+        if attempt is None or self.is_alive(attempt.worker.node):
             self._record(unit, "lost", cause, attempt)
 
-    def failed(self, unit: str, cause: str, error: MucsError | None = None) -> None:
-        """Called when the work on a unit ended with an error."""
-        self._record(unit, "error", cause, self.at_work.pop(unit, None), error)
+    def record_error(self, unit: str, cause: str, error: MucsError | None = None) -> None:
+        """Record that the work on a unit ended with an error."""
+        self._record(unit, "error", cause, self.active.pop(unit, None), error)
 
-    def overdue(self, limit_s: float) -> dict[str, Attempt]:
-        """Ends the attempts that gave no sign of life for that long; whoever asks has to end the workers."""
+    def end_overdue(self, limit_s: float) -> dict[str, Attempt]:
+        """End the attempts that sent no heartbeat for `limit_s` seconds, and return them. The caller has to end their
+        workers.
+        """
         overdue = {
-            unit: attempt for unit, attempt in self.at_work.items() if self.clock() - attempt.last_heartbeat > limit_s
+            unit: attempt for unit, attempt in self.active.items() if self.clock() - attempt.last_heartbeat > limit_s
         }
         for unit, attempt in overdue.items():
-            del self.at_work[unit]
+            del self.active[unit]
             self._record(unit, "hung", f"no sign of life for {self.clock() - attempt.last_heartbeat:.0f} s", attempt)
         return overdue
 
     def is_given_up(self, unit: str) -> bool:
-        """Whether a unit is not tried any more."""
+        """Return True if a unit is not tried any more."""
         failures = [failure for failure in self.failures if failure.unit == unit]
         return len(failures) >= ATTEMPTS or any(failure.error for failure in failures)
 
     def given_up(self) -> dict[str, list[Failure]]:
-        """The units that are not tried any more, each with its failures."""
+        """Return the units that are not tried any more, each with its failures."""
         units = sorted({failure.unit for failure in self.failures if self.is_given_up(failure.unit)})
         return {unit: [failure for failure in self.failures if failure.unit == unit] for unit in units}
 
-    def failures_since(self, known: int) -> tuple[list[Failure], int, int]:
-        """The failures after the first `known`, how many there are, and how many units are worked on now."""
-        return self.failures[known:], len(self.failures), len(self.at_work)
+    def failures_since(self, num_known: int) -> tuple[list[Failure], int, int]:
+        """Return the failures after the first `num_known`, the number of all failures, and the number of units worked
+        on now.
+        """
+        return self.failures[num_known:], len(self.failures), len(self.active)
 
     def _record(
         self, unit: str, kind: Kind, cause: str, attempt: Attempt | None, error: MucsError | None = None
@@ -151,10 +158,11 @@ class AttemptTracker:
         self.failures.append(Failure(unit=unit, kind=kind, cause=cause, place=place, error=error))
 
 
-def explain(given_up: Mapping[str, Sequence[Failure]], num_units: int) -> MucsError:
-    """The error that is raised once all other units are done; InputError if the input is to blame for all of it.
+def given_up_error(given_up: Mapping[str, Sequence[Failure]], num_units: int) -> MucsError:
+    """Return the error to raise for units that were given up, once all other units are done.
 
-    Its `units` hold the last cause of each unit.
+    It is an InputError if the input is to blame for all of them, else RunFailed. Its `units` hold the last cause of
+    each unit.
     """
     last = {unit: failures[-1] for unit, failures in given_up.items()}
     causes = {unit: str(failure.error or failure.cause) for unit, failure in last.items()}
@@ -172,29 +180,31 @@ def explain(given_up: Mapping[str, Sequence[Failure]], num_units: int) -> MucsEr
     return error
 
 
-_send: Callable[[], None] | None = None
+_send_heartbeat: Callable[[], None] | None = None
 
 
 def heartbeat() -> None:
-    """Give a sign of life of the unit that this process works on, if it does; may be called as often as one likes."""
-    if _send is not None:
-        _send()
+    """Send a heartbeat for the unit that this process works on, if it works on one. It may be called as often as one
+    likes.
+    """
+    if _send_heartbeat is not None:
+        _send_heartbeat()
 
 
 @contextmanager
 def heartbeats(send: Callable[[], None]) -> Iterator[None]:
-    """For the duration of a unit, `heartbeat` calls `send`, at most every HEARTBEAT_S."""
-    global _send
+    """Let `heartbeat` call `send` while a unit is worked on, at most once in HEARTBEAT_S."""
+    global _send_heartbeat
     sent_at = time.monotonic()
 
-    def send_seldom() -> None:
+    def send_if_due() -> None:
         nonlocal sent_at
         if time.monotonic() - sent_at >= HEARTBEAT_S:
             sent_at = time.monotonic()
             send()
 
-    _send = send_seldom
+    _send_heartbeat = send_if_due
     try:
         yield
     finally:
-        _send = None
+        _send_heartbeat = None

@@ -1,4 +1,7 @@
-"""A method in a worker: what a hook needs, fetched and moved to the device (mucs_ray.attribution.base)."""
+"""This module builds a method in a worker: it fetches what a hook needs and moves it to the device.
+
+The contract of methods is in mucs_ray.attribution.base.
+"""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -36,52 +39,54 @@ LOAD_ENCODER = {"clip": load_clip, "dino": load_dino}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttributeJob:
-    """One part of one method; small and picklable."""
+    """A job is one stage of one method as workers receive it; it is small and picklable."""
 
     dataset: Dataset
     recipe: Recipe
-    """With the method's settings."""
+    """The recipe with the method's settings in it."""
     attributor: type[Attributor]
     method_stage: MethodStage
     stage: Stage
     generated: Stage
     features: Stage | None
-    """Where the method's features, or the rows of its sample, are, if this part reads them."""
+    """The stage that holds the method's features, or the rows of its sample, if this stage reads them."""
     encoder: ReadyMetric | None
 
     @property
     def source(self) -> str:
-        """Names what the stage streams: the training images, or the features that an earlier stage made of them."""
+        """Return the name of what the stage streams: the training images, or features that an earlier stage made of
+        them.
+        """
         return self.features.name if self.features else "images"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refs:
-    """What earlier stages made, in the object store."""
+    """These references point to what earlier stages made, in Ray's object store."""
 
     weights: ObjectRef | None
-    """Of F1."""
+    """The weights of F1, if the stage uses the model."""
     fitted: ObjectRef | None
     item_states: tuple[ObjectRef, ...] = ()
 
     def fetch(self) -> tuple[Arrays | None, Arrays, list[Arrays]]:
-        """To this worker; arrays stay in the node's shared memory."""
+        """Return the weights, the fitted tensors and the items' tensors. Arrays stay in the node's shared memory."""
         weights = None if self.weights is None else ray.get(self.weights)
         fitted = {} if self.fitted is None else ray.get(self.fitted)
         return weights, fitted, ray.get(list(self.item_states))
 
 
 @dataclass(slots=True, kw_only=True)
-class Shared:
-    """What the methods of one worker have in common: F1, its losses of the batch at hand, the device's memory."""
+class SharedModels:
+    """The methods of one worker share this: F1, its losses of the current batch, and the device's memory."""
 
     num_methods: int = 1
     first_losses: FirstLosses | None = None
     denoisers: dict[bool, DiffusionModel] = field(default_factory=dict)
-    """F1, and apart from it one whose blocks are compiled, which is done in place."""
+    """F1 by whether its blocks are compiled; that is done in place, so it takes a copy of its own."""
 
     def denoiser(self, job: AttributeJob, weights: Arrays, device: torch.device) -> DiffusionModel:
-        """F1, built for the first that asks."""
+        """Return F1; the first call builds it."""
         compiled = job.method_stage.compares_losses and job.recipe.score.compile == "on"
         if compiled not in self.denoisers:
             self.denoisers[compiled] = build_denoiser(job.recipe.model, weights, device)
@@ -89,10 +94,10 @@ class Shared:
 
 
 def build(
-    job: AttributeJob, weights: Arrays | None, device: torch.device | None = None, shared: Shared | None = None
+    job: AttributeJob, weights: Arrays | None, device: torch.device | None = None, shared: SharedModels | None = None
 ) -> Attributor:
-    """The method with what its part needs: the model, the items, an encoder; reads nothing else."""
-    device, shared = device or best_device(), shared or Shared()
+    """Build the method with what its stage needs: the model, the items, an encoder. Nothing else is read."""
+    device, shared = device or best_device(), shared or SharedModels()
     recipe, card = job.recipe, job.dataset.card
     numbers = range(recipe.generate.items) if job.method_stage.uses_items else ()
     context = MethodContext(
@@ -113,25 +118,25 @@ def build(
 
 
 def captures_graphs(recipe: Recipe, device: torch.device) -> bool:
-    """Whether a worker on this device captures its forwards as CUDA graphs."""
+    """Return True if a worker on this device captures its forwards as CUDA graphs."""
     return device.type == "cuda" and recipe.engine.cuda_graphs
 
 
 def to_device(item: Item, device: torch.device) -> Item:
-    """Image and condition where the model is."""
+    """Return the item with its z and condition on the device."""
     condition = moved(item.condition, device)
     return Item(number=item.number, idx=item.idx, condition=condition, z=item.z.to(device))
 
 
 def encoder(ready: ReadyMetric, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Pictures to unit vectors. InputError if the weights' file is not what it was."""
+    """Return a function from pictures to unit vectors. It raises InputError if the weights' file has changed."""
     return LOAD_ENCODER[ready.name](ready.checked_path(), device).embed
 
 
 def named_batches(
     dataset: Dataset, codec: Codec, seed: int, device: torch.device
 ) -> Callable[[str, int], Callable[[int], Batch]]:
-    """batches(name, size)(step): centre-cropped images in a shuffled order that belongs to `name`."""
+    """Return batches(name, size)(step), which gives centre-cropped images in a shuffled order that `name` seeds."""
 
     @cache
     def images() -> LocalImages:
@@ -149,20 +154,23 @@ def named_batches(
 
 
 def to_rows(job: AttributeJob, table: pa.Table, device: torch.device) -> Batch | Columns:
-    """Arrow rows as a hook takes them; pictures are decoded and moved while the first of them are worked with."""
+    """Turn Arrow rows into what a hook takes, on the device.
+
+    The first pictures can be computed with while the others are still being decoded and moved.
+    """
     if job.features is None:
         codec = adapter(job.recipe.model).codec(device)
         if codec.encodes_each_alone:
             return arriving(len(table), lambda rows: job.dataset.batch(table[rows], codec), device)
         return job.dataset.batch(table, codec).to(device)
     columns = {name: torch.from_numpy(matrix(table, name)) for name in table.column_names if name != "idx"}
-    return {"idx": torch.from_numpy(table["idx"].to_numpy()), **{n: each.to(device) for n, each in columns.items()}}
+    return {"idx": torch.from_numpy(table["idx"].to_numpy()), **{n: tensor.to(device) for n, tensor in columns.items()}}
 
 
 def stream_rows(job: AttributeJob, device: torch.device) -> Iterator[Batch | Columns]:
-    """All of them, a unit at a time."""
+    """Yield all rows that a stage reads, one unit at a time."""
     for unit in job.dataset.units("train"):
         heartbeat()
         table = read_rows(job.features, unit)
-        if len(table):  # of a sample there may be none
+        if len(table):  # a unit may have no row of the sample
             yield to_rows(job, table, device)

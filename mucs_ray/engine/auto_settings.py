@@ -1,13 +1,13 @@
 """Settings that are "auto" are found by trying, once before a pass, by one worker on the first unit.
 
-They are kept beside the parts: a resumed pass, and every worker, computes as the first one did.
+They are kept beside the parts, so that a resumed pass and every worker compute with the same settings.
 """
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 
 from mucs_ray import storage
-from mucs_ray.attribution.tuning import OPEN, RANK_MODELS, Tuning, tune
+from mucs_ray.attribution.tuning import AUTO_SETTINGS, RANK_MODELS, Tuning, tune
 from mucs_ray.config.recipe import Recipe, with_values
 from mucs_ray.data.table import Unit
 from mucs_ray.diffusion.batch import Batch
@@ -20,8 +20,8 @@ from mucs_ray.engine.units import run_units
 
 
 def resolve_auto(recipe: Recipe, tuning: Tuning) -> Recipe:
-    """The recipe with what was found in the place of every "auto"."""
-    return with_values(recipe, {f"score.{setting}": getattr(tuning, setting) for setting in OPEN})
+    """Return the recipe with the settings that were found in place of every "auto"."""
+    return with_values(recipe, {f"score.{setting}": getattr(tuning, setting) for setting in AUTO_SETTINGS})
 
 
 def tune_task(refs: Refs, job: AttributeJob, unit: Unit, share: int) -> Tuning:
@@ -44,7 +44,11 @@ def tune_task(refs: Refs, job: AttributeJob, unit: Unit, share: int) -> Tuning:
 def tuned_job(
     job: AttributeJob, refs: Refs, units: Sequence[Unit], file: str, *, cluster: Cluster, bar: Bar
 ) -> tuple[AttributeJob, dict[str, str]]:
-    """The job with what was found in the place of every "auto", and the sha256 of `file`, which keeps that."""
+    """Return the job with the settings that were found in place of every "auto", and the sha256 of the `file` they are
+    in.
+
+    If the file exists, its settings are taken, and no sha256 is returned because nothing was written.
+    """
     url = job.stage.url(file)
     if storage.exists(url):
         tuning = Tuning(**storage.read_json(url))

@@ -1,4 +1,4 @@
-"""Comparing generated images: one Ray task a metric, which loads its network once."""
+"""This module compares generated images: one Ray task for each metric loads its network once."""
 
 from collections.abc import Sequence
 
@@ -19,16 +19,16 @@ from mucs_ray.store.items import load_item
 from mucs_ray.store.run import Stage
 
 Picture = tuple[Stage, int]
-"""A stage that holds images, and the number of one."""
+"""A picture is a stage that holds images, and the number of one of them."""
 
 
 def images(pictures: Sequence[Picture], codec: Codec) -> Pictures:
-    """Generated images in [0, 1], clamped (spec 6, 11.1)."""
+    """Return generated images in [0, 1], clamped (spec 6, 11.1)."""
     return codec.decode(torch.stack([load_item(stage, number).z for stage, number in pictures]))
 
 
 def measure(metric: ReadyMetric, pairs: Sequence[tuple[Picture, Picture]], model: ModelSpec) -> Float[np.ndarray, " n"]:
-    """Similarity of each pair; higher = more similar."""
+    """Return the similarity of each pair; higher means more similar."""
     device = best_device()
     similarity, codec = metric.load(device), adapter(model).codec(torch.device("cpu"))
     reference, other = (images(side, codec).to(device) for side in zip(*pairs, strict=True))
@@ -43,7 +43,9 @@ def compare(
     cluster: Cluster,
     bar: Bar,
 ) -> dict[str, np.ndarray]:
-    """Measure the similarity of each pair of images that `model` made; the values by the name of the metric."""
+    """Return the similarity of each pair of images that `model` made, by the name of the metric; higher means more
+    similar.
+    """
     if not pairs:
         return {metric.name: np.zeros(0, np.float32) for metric in metrics}
     similarities: dict[str, np.ndarray] = {}

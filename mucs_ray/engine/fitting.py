@@ -1,6 +1,7 @@
-"""The hooks of a method beside the streaming passes: sums over the training set, what is fitted once or for each item.
+"""This module runs the hooks of a method outside streaming passes: sums over the training set, and fits.
 
-Each is a Ray task that publishes safetensors: unlearning, for the methods that unlearn, is one task an item.
+A fit runs once for the run or once for each item. Each runs in a Ray task that publishes safetensors; unlearning is
+such a fit, with one task for each item.
 """
 
 import time
@@ -36,16 +37,16 @@ from mucs_ray.training.numerics import as_in_training
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fitted:
-    """A worker returns it once what a once-a-run hook made is published."""
+    """A worker returns this once the tensors of a once-a-run hook are published."""
 
     sha256: str
     numbers: dict[str, float]
-    """The tensors that are one number each, for the manifest."""
+    """The fitted tensors that are one number each, for the manifest."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FittedItem:
-    """A worker returns it once the tensors of an item are published."""
+    """A worker returns this once the tensors of an item are published."""
 
     number: int
     sha256: str
@@ -73,22 +74,26 @@ def fit_item_task(refs: Refs, number: int, job: AttributeJob, coordinator: Coord
 
 
 def numerics(stage: MethodStage, device: torch.device) -> AbstractContextManager[None]:
-    """A stage that says so computes as training does (spec 5); whatever else is made of items is in true fp32."""
+    """Let a stage compute as training does (spec 5) if its card says so; all other stages compute in true fp32."""
     return as_in_training(device) if stage.computes_as_in_training else nullcontext()
 
 
 def fit_items(job: AttributeJob, refs: Refs, numbers: Sequence[int], *, cluster: Cluster, bar: Bar) -> list[FittedItem]:
-    """Call the hook for items over the cluster, one task an item; in the order they end."""
+    """Call the hook for items over the cluster, in one task for each item, and return the results in the order they
+    end.
+    """
     coordinator = new_coordinator()
     units = {item_name(number): (refs, number, job, coordinator) for number in numbers}
 
-    def show() -> None:
+    def show_progress() -> None:
         progress = coordinator.read().values()
         if progress:
             bar.set(bar.done, f"{sum(step for step, _ in progress)} updates, {len(progress)} begun")
 
     results = []
-    for _, result in run_units(fit_item_task, units, cluster=cluster, bar=bar, coordinator=coordinator, on_wait=show):
+    for _, result in run_units(
+        fit_item_task, units, cluster=cluster, bar=bar, coordinator=coordinator, on_wait=show_progress
+    ):
         results.append(result)
         bar.advance(1)
     return results
@@ -113,19 +118,19 @@ def fit_task(refs: Refs, job: AttributeJob, file: str) -> Fitted:
 
 
 def fit_once(job: AttributeJob, refs: Refs, file: str, *, cluster: Cluster, bar: Bar) -> Fitted:
-    """Call the hook that runs once, as one task."""
+    """Call the hook that runs once, in one task."""
     ((_, result),) = run_units(fit_task, {job.method_stage.name: (refs, job, file)}, cluster=cluster, bar=bar)
     return result
 
 
 def sum_shards(units: Sequence[Unit]) -> list[Sequence[Unit]]:
-    """The units in shards that are the same on every cluster, so that sums are the same to the last bit."""
+    """Divide the units into shards that are the same on every cluster, so that sums are the same to the last bit."""
     count = min(SUM_SHARDS, len(units))
     return [units[number::count] for number in range(count)]
 
 
 def sum_shard(method: Attributor, job: AttributeJob, units: Sequence[Unit], file: str, coordinator: Coordinator) -> str:
-    """Sum over some units, in float64, and publish the sums; their sha256."""
+    """Sum over some units in float64, publish the sums, and return their sha256."""
     total: dict[str, Tensor] = {}
     for unit in units:
         rows = to_rows(job, read_rows(job.features, unit), method.context.device)
@@ -149,15 +154,15 @@ def sum_task(refs: Refs, job: AttributeJob, units: Sequence[Unit], file: str, co
 def sum_all(
     job: AttributeJob, refs: Refs, shards: dict[str, Sequence[Unit]], *, cluster: Cluster, bar: Bar
 ) -> dict[str, str]:
-    """Sum over each shard of units; the sha256 of the sums by file."""
+    """Sum over each shard of units, and return the sha256 of the sums by file."""
     coordinator, done_before = new_coordinator(), bar.done
     names = {file.split(".")[0]: file for file in shards}
     tasks = {name: (refs, job, shards[file], file, coordinator) for name, file in names.items()}
 
-    def show() -> None:
+    def show_progress() -> None:
         bar.set(done_before + sum(coordinator.read().values()), "")
 
-    results = run_units(sum_task, tasks, cluster=cluster, bar=bar, coordinator=coordinator, on_wait=show)
+    results = run_units(sum_task, tasks, cluster=cluster, bar=bar, coordinator=coordinator, on_wait=show_progress)
     return {names[name]: digest for name, digest in results}
 
 
@@ -172,5 +177,5 @@ def load_sum(stage: Stage, files: Sequence[str]) -> Arrays:
 
 
 def load_fitted(stage: Stage, files: Sequence[str]) -> ObjectRef:
-    """Put what a once-a-run hook made, or the sum over the training set, into the object store."""
+    """Put the tensors of a once-a-run hook, or the sum over the training set, into the object store."""
     return load_arrays.remote(stage, files[0]) if len(files) == 1 else load_sum.remote(stage, files)

@@ -1,4 +1,4 @@
-"""Generating the items: Ray tasks, each with some of them. An item depends on its own named noise only (spec 6)."""
+"""This module generates the items in Ray tasks. An item depends on its own named noise only (spec 6)."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ from mucs_ray.store.run import Stage
 
 
 def plan_items(dataset: Dataset, config: GenerateConfig, seed: int) -> list[PlannedItem]:
-    """Test images in a seeded order: first the targets, then the controls (spec 6)."""
+    """Choose test images in a seeded order: first the targets, then the controls (spec 6)."""
     idx = np.concatenate([table["idx"].to_numpy() for table in dataset.stream("test", ["idx"])])
     order = generator(seed, "generate/conditions").permutation(len(idx))[: config.items + config.controls]
 
@@ -44,20 +44,23 @@ def plan_items(dataset: Dataset, config: GenerateConfig, seed: int) -> list[Plan
     ]
 
 
-def generate_together(
+def generate_batch(
     denoiser: DiffusionModel, test: LocalImages, planned: Sequence[PlannedItem], config: GenerateConfig, seed: int
 ) -> list[Item]:
-    """Some items as one batch, each from its own named noise: alone in it, one does not depend on others to the last
-    bit.
+    """Generate some items as one batch, each from its own named noise.
+
+    To the last bit an item is independent of others only where it is alone in its batch.
     """
     device = next(denoiser.parameters()).device
-    batch = test.batch(np.asarray([each.row for each in planned]))
+    batch = test.batch(np.asarray([planned_item.row for planned_item in planned]))
     condition = moved(batch.condition, device)
     size = denoiser.shape
-    noise = torch.cat([normal(generator(seed, f"generate/idx={each.idx}"), 1, *size) for each in planned]).to(device)
+    noise = torch.cat(
+        [normal(generator(seed, f"generate/idx={planned_item.idx}"), 1, *size) for planned_item in planned]
+    ).to(device)
 
     def step_noise(step: int) -> Tensor:
-        streams = [generator(seed, f"generate/idx={each.idx}/step={step}") for each in planned]
+        streams = [generator(seed, f"generate/idx={planned_item.idx}/step={step}") for planned_item in planned]
         return torch.cat([normal(stream, 1, *size) for stream in streams]).to(device)
 
     images = draw(
@@ -72,14 +75,14 @@ def generate_together(
     ).cpu()
     conditions = one_by_one(batch.condition, len(planned))
     return [
-        Item(number=each.number, idx=each.idx, condition=own, z=image)
-        for each, own, image in zip(planned, conditions, images, strict=True)
+        Item(number=planned_item.number, idx=planned_item.idx, condition=own_condition, z=image)
+        for planned_item, own_condition, image in zip(planned, conditions, images, strict=True)
     ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerateJob:
-    """Everything a worker needs but the weights; small and picklable."""
+    """A job holds everything that a worker needs except the weights; it is small and picklable."""
 
     dataset: Dataset
     model: ModelSpec
@@ -89,28 +92,31 @@ class GenerateJob:
 
 
 def generate_items(
-    denoiser: DiffusionModel, planned: Sequence[PlannedItem], job: GenerateJob, done: Callable[[int], None]
+    denoiser: DiffusionModel, planned: Sequence[PlannedItem], job: GenerateJob, on_item: Callable[[int], None]
 ) -> dict[str, str]:
-    """Generate and publish some items; sha256 by file."""
+    """Generate and publish some items, and return the sha256 by file."""
     codec = adapter(job.model).codec(next(denoiser.parameters()).device)
     test = LocalImages(job.dataset, "test", on_unit=heartbeat)  # for its conditions
     digests = {}
-    for some in batches(planned, job.config.items_per_forward):
-        for each, item in zip(some, generate_together(denoiser, test, some, job.config, job.seed), strict=True):
-            digests[item_file(job.stage, each.number)] = save_item(job.stage, item, codec, {"role": each.role})
-            done(each.number)
+    for together in split(planned, job.config.items_per_forward):
+        items = generate_batch(denoiser, test, together, job.config, job.seed)
+        for planned_item, item in zip(together, items, strict=True):
+            digests[item_file(job.stage, planned_item.number)] = save_item(
+                job.stage, item, codec, {"role": planned_item.role}
+            )
+            on_item(planned_item.number)
     return digests
 
 
-def batches(planned: Sequence[PlannedItem], size: int) -> list[Sequence[PlannedItem]]:
-    """Cuts of this many items."""
+def split(planned: Sequence[PlannedItem], size: int) -> list[Sequence[PlannedItem]]:
+    """Split the items into lists of at most `size`."""
     return [planned[at : at + size] for at in range(0, len(planned), size)]
 
 
 def generate_task(
     weights: Arrays, planned: list[PlannedItem], job: GenerateJob, coordinator: Coordinator
 ) -> dict[str, str]:
-    """generate_items in a worker."""
+    """Call generate_items in a worker."""
     with torch.inference_mode():
         denoiser = build_denoiser(job.model, weights, best_device())
         return generate_items(denoiser, planned, job, lambda number: coordinator.post(str(number), True))
@@ -119,27 +125,32 @@ def generate_task(
 def generate(
     job: GenerateJob, groups: Sequence[tuple[ObjectRef, Sequence[PlannedItem]]], *, cluster: Cluster, bar: Bar
 ) -> dict[str, str]:
-    """Generate items over the cluster, each group of them with weights of its own; sha256 by file."""
+    """Generate items over the cluster, and return the sha256 by file. Each group of items has weights of its own."""
     coordinator = new_coordinator()
     tasks: dict[str, tuple[Any, ...]] = {}
     for weights, planned in groups:
-        together = batches(planned, job.config.items_per_forward)
+        together = split(planned, job.config.items_per_forward)
         num_tasks = min(max(1, cluster.num_workers // len(groups)), len(together))
-        shares = [[each for some in together[start::num_tasks] for each in some] for start in range(num_tasks)]
-        tasks |= {items_name(share): (weights, share, job, coordinator) for share in shares}
-    first = bar.done
+        shares = [
+            [planned_item for batch in together[start::num_tasks] for planned_item in batch]
+            for start in range(num_tasks)
+        ]
+        tasks |= {task_name(share): (weights, share, job, coordinator) for share in shares}
+    done_before = bar.done
     digests: dict[str, str] = {}
 
-    def show() -> None:
-        bar.set(first + len(coordinator.read()))
+    def show_progress() -> None:
+        bar.set(done_before + len(coordinator.read()))
 
-    for _, some in run_units(generate_task, tasks, cluster=cluster, bar=bar, coordinator=coordinator, on_wait=show):
-        digests |= some
+    for _, new_digests in run_units(
+        generate_task, tasks, cluster=cluster, bar=bar, coordinator=coordinator, on_wait=show_progress
+    ):
+        digests |= new_digests
     bar.set(bar.total)
     return digests
 
 
-def items_name(planned: Sequence[PlannedItem]) -> str:
-    """What a task's items are called together, e.g. "item-0000 and 4 more"."""
+def task_name(planned: Sequence[PlannedItem]) -> str:
+    """Return a name for the items of a task, e.g. "item-0000 and 4 more"."""
     more = f" and {len(planned) - 1} more" if len(planned) > 1 else ""
     return f"{item_name(planned[0].number)}{more}"

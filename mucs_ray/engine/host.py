@@ -1,4 +1,4 @@
-"""What one machine says of itself, asked of the driver's and each node of a cluster; and how a worker uses memory."""
+"""This module describes one machine, the driver's or a node's, and sets how a worker keeps freed memory."""
 
 import ctypes
 import os
@@ -18,32 +18,33 @@ MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""Names of glibc's malloc.h."""
+"""These are parameters of mallopt in glibc's malloc.h."""
 KEPT_BYTES, LARGEST_KEPT_BYTES = 2**30, 2**25
-"""What a worker keeps of what it has freed; one piece of it, at most (glibc takes no more)."""
+"""A worker keeps so much freed memory, in pieces of at most the second size (glibc takes no more)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """What differs between nodes, and what must not."""
+    """These facts may differ between nodes, except for the versions, which must not."""
 
     versions: dict[str, str]
-    """What must be equal everywhere: Python (to the minor version), mucs-ray, ray, torch."""
+    """The versions that must be equal everywhere: Python (to the minor version), mucs-ray, ray, torch."""
     gpus: tuple[str, ...]
-    """Names of those that torch can use."""
+    """The names of the GPUs that torch can use."""
     memory_bytes: int
     shm_free_bytes: int | None
-    """None where there is no /dev/shm."""
+    """The free space of /dev/shm, or None where there is none."""
     cache: str
     cache_free_bytes: int | None
-    """None if nothing can be written there, for this reason:"""
+    """The free space of the cache, or None if nothing can be written there; `cache_problem` says why."""
     cache_problem: str = ""
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep what one forward frees for the next one, instead of taking fresh pages each time.
+    """Let this process keep the memory that one forward frees for the next one, instead of taking fresh pages each
+    time.
 
-    Small forwards on a CPU take a quarter less time by it. Elsewhere than with glibc nothing is changed.
+    Small forwards on a CPU take a quarter less time. Nothing changes where the C library is not glibc.
     """
     with suppress(AttributeError, OSError, TypeError):
         malloc = ctypes.CDLL(None)
@@ -51,8 +52,8 @@ def keep_freed_memory() -> None:
         malloc.mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT_BYTES)
 
 
-def look() -> Machine:
-    """This machine, as this process sees it."""
+def describe_machine() -> Machine:
+    """Describe this machine as this process sees it."""
     from mucs_ray.data.local import cache_folder
 
     free, problem = None, ""
@@ -72,20 +73,23 @@ def look() -> Machine:
 
 
 def versions() -> dict[str, str]:
-    """What must be equal on all nodes. Not torch's "+cpu" or "+cu130": nodes with and without GPUs work together."""
+    """Return the versions that must be equal on all nodes.
+
+    torch's "+cpu" or "+cu130" is left out, because nodes with and without GPUs work together.
+    """
     major, minor, _ = platform.python_version_tuple()
-    others = {name: version(name).partition("+")[0] for name in ("ray", "torch")}
-    return {"python": f"{major}.{minor}", "mucs-ray": f"{__version__} (code {code_digest()})", **others}
+    packages = {name: version(name).partition("+")[0] for name in ("ray", "torch")}
+    return {"python": f"{major}.{minor}", "mucs-ray": f"{__version__} (code {code_digest()})", **packages}
 
 
 def code_digest() -> str:
-    """Tells two checkouts apart: the version is not raised with every change."""
+    """Return a digest of the package's code, which differs between checkouts of the same version."""
     files = sorted(Path(__file__).parents[1].rglob("*.py"))
     return sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:8]
 
 
 def gpu_names() -> tuple[str, ...]:
-    """GPUs that torch can use."""
+    """Return the names of the GPUs that torch can use."""
     import torch
 
     if not torch.cuda.is_available():
@@ -94,7 +98,7 @@ def gpu_names() -> tuple[str, ...]:
 
 
 def memory_bytes() -> int:
-    """Main memory, or as much of it as this container may use."""
+    """Return the size of the main memory, or of as much of it as this container may use."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     try:
         return min(total, int(MEMORY_LIMIT.read_text()))
@@ -103,12 +107,12 @@ def memory_bytes() -> int:
 
 
 def free_shared_memory_bytes() -> int | None:
-    """Where Ray's object store lives; None where there is none."""
+    """Return the free space for Ray's object store, or None where there is no /dev/shm."""
     return shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.exists() else None
 
 
 def free_cache_bytes() -> int:
-    """Space for copies of training images. OSError if nothing can be written there."""
+    """Return the free space for copies of training images. It raises OSError if nothing can be written there."""
     from mucs_ray.data.local import cache_folder
 
     folder = cache_folder()

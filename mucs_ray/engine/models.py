@@ -1,4 +1,4 @@
-"""Weights on their way to workers: once a node through the object store, as NumPy arrays that all its processes map.
+"""Weights reach workers through the object store, once a node, as NumPy arrays that all processes of the node map.
 
 A worker rebuilds the denoiser from its spec and such arrays.
 """
@@ -23,33 +23,35 @@ Arrays = dict[str, np.ndarray]
 
 
 def to_arrays(tensors: Mapping[str, Tensor]) -> Arrays:
-    """CPU copies that Ray stores without pickling."""
+    """Copy tensors to the CPU as arrays, which Ray stores without pickling."""
     return {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in tensors.items()}
 
 
 def to_tensors(arrays: Mapping[str, np.ndarray], device: torch.device) -> dict[str, Tensor]:
-    """Tensors on the device; on the CPU they share the object store's read-only memory."""
+    """Return tensors on the device; on the CPU they share the object store's read-only memory."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*not writable.*")
         return {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
 
 
 def best_device() -> torch.device:
-    """The GPU Ray gave this worker, else the CPU; fp32 means fp32 on it, also in convolutions."""
+    """Return the GPU that Ray gave this worker, else the CPU. On it fp32 means fp32, also in convolutions."""
     torch.backends.cudnn.allow_tf32 = False
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def build_denoiser(spec: ModelSpec, arrays: Mapping[str, np.ndarray], device: torch.device) -> DiffusionModel:
-    """The denoiser with these weights, frozen, in eval mode."""
+    """Build the denoiser with these weights, frozen and in eval mode."""
     keep_freed_memory()
     denoiser = adapter(spec).model(device, to_tensors(arrays, torch.device("cpu")))
-    denoiser.network.register_forward_pre_hook(lambda *_: heartbeat())  # whoever computes is alive
+    denoiser.network.register_forward_pre_hook(lambda *_: heartbeat())  # a forward is a sign of life
     return denoiser
 
 
 @ray.remote(num_cpus=0.1)
 def load_arrays(stage: Stage, file: str) -> Arrays:
-    """A finished stage's tensors into the object store, checked against the manifest, not through the driver."""
+    """Load a finished stage's tensors into the object store, checked against the manifest; the driver does not see
+    them.
+    """
     tensors, _ = checkpoint.parse(stage.checked(file), stage.url(file))
     return to_arrays(tensors)

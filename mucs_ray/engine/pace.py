@@ -1,30 +1,31 @@
-"""The pace of a streamed stage, measured over its first minute: told once, and read again by `mucs-ray plan`."""
+"""The pace of a streamed stage is measured over its first minute; it is printed once, and `mucs-ray plan` reads it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 PACE = "pace"
-"""The event."""
-FIRST_S = 60.0
+"""The name of the event in the run's log."""
+MEASURED_S = 60.0
 
 
 @dataclass(slots=True, kw_only=True)
 class Pace:
-    """Is fed what has come back so far, and the time; the first call is at the first receipt."""
+    """This measures the pace from the totals so far; the first call is at the first receipt."""
 
     images: float
-    """In the whole stage."""
-    first: float | None = None
-    """When the first receipt came."""
+    """The number of images in the whole stage."""
+    started_at: float | None = None
+    """The time of the first receipt."""
     printed: bool = False
 
     def line(self, totals: Mapping[str, float], *, at: float) -> str | None:
-        """What a busy worker does, and what the whole stage will therefore take; once, FIRST_S after the first call.
+        """Return a line on a worker's rate and the duration of the whole stage, once, MEASURED_S after the first call.
 
-        `totals`: "rows", "forwards" and "worker_seconds" so far; `at`: seconds on any clock that does not go back.
+        `totals` has the sums "rows", "forwards" and "worker_seconds" so far; `at` is the time in seconds on any clock
+        that does not go back. The line is None before that, and after it was returned.
         """
-        self.first = at if self.first is None else self.first
-        if self.printed or at - self.first < FIRST_S:
+        self.started_at = at if self.started_at is None else self.started_at
+        if self.printed or at - self.started_at < MEASURED_S:
             return None
         self.printed = True
         rows, forwards, seconds = totals["rows"], totals["forwards"], totals["worker_seconds"]
@@ -34,5 +35,5 @@ class Pace:
 
 
 def readable(number: float) -> str:
-    """Three digits or more: "0.0123", "12.3", "12,345"."""
+    """Format a number with three digits or more: "0.0123", "12.3", "12,345"."""
     return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"

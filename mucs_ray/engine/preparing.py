@@ -1,4 +1,4 @@
-"""Preparing large data sets: Ray Data sends one shard's worth of images to each worker, which writes the shard."""
+"""Large data sets are prepared with Ray Data, which sends one shard's worth of images to each worker to write."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -6,13 +6,13 @@ from typing import Any
 from rich.console import Console
 
 from mucs_ray.engine.progress import bar
-from mucs_ray.engine.session import quiet_data, session
+from mucs_ray.engine.session import configure_ray_data, session
 
 Execute = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[Any]]
 
 
 def executor(address: str | None, console: Console, *, verbose: bool = False) -> Execute:
-    """A mapper for `prepare` that runs in a Ray session of its own, with progress."""
+    """Return a function that maps over tasks, for `prepare`, in a Ray session of its own and with progress."""
 
     def execute(write: Callable[[Any], Any], tasks: Sequence[Any]) -> Iterator[Any]:
         with session(address, verbose=verbose) as cluster, bar(console, "prepare", len(tasks), "shards") as shown:
@@ -24,15 +24,15 @@ def executor(address: str | None, console: Console, *, verbose: bool = False) ->
 
 
 def map_tasks(write: Callable[[Any], Any], tasks: Sequence[Any], resources: dict[str, float]) -> Iterator[Any]:
-    """write(task) for each task through Ray Data; results in any order. Our own errors come as themselves."""
+    """Yield write(task) for each task, in any order, through Ray Data. Errors of this package are raised unchanged."""
     import ray
     import ray.data
     import ray.exceptions
 
-    from mucs_ray.engine.coordinator import last_line, own_error
+    from mucs_ray.engine.coordinator import last_line, mucs_error_in
     from mucs_ray.errors import RunFailed
 
-    quiet_data()
+    configure_ray_data()
     numbers = ray.data.from_items(list(range(len(tasks))), override_num_blocks=len(tasks))
     shared = ray.put(list(tasks))
 
@@ -43,4 +43,4 @@ def map_tasks(write: Callable[[Any], Any], tasks: Sequence[Any], resources: dict
         for row in numbers.map(run, num_cpus=resources["num_cpus"]).iter_rows():
             yield row["receipt"][0]
     except ray.exceptions.RayError as error:
-        raise own_error(error) or RunFailed(f"preparing failed: {last_line(error)}") from error
+        raise mucs_error_in(error) or RunFailed(f"preparing failed: {last_line(error)}") from error

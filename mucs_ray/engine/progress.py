@@ -1,4 +1,4 @@
-"""Progress of long work: workers report to the coordinator, the driver shows it as a bar or as plain lines.
+"""Workers report progress to the coordinator, and the driver shows it as a bar or as plain lines.
 
 A terminal gets one live line with rate and time left; a log gets a line every 30 seconds and one at the end.
 """
@@ -26,90 +26,90 @@ LOG_INTERVAL_S = 30.0
 
 
 class Bar:
-    """One stage's progress: `advance` or `set`, in the stage's own unit."""
+    """A bar shows one stage's progress in the stage's own unit; `set` and `advance` change it."""
 
     def __init__(self, console: Console, stage: str, total: float, unit: str, events: EventLog | None) -> None:
-        """Use through `bar`."""
+        """Start a bar; callers use the function `bar`."""
         self.console, self.stage, self.total, self.unit, self.events = console, stage, total, unit, events
         self.title = stage.removeprefix("attribute/").replace("/", " ")
-        self.done, self.note, self.first = 0.0, "", 0.0
-        self.started = self.logged = time.monotonic()
+        self.done, self.detail, self.done_before = 0.0, "", 0.0
+        self.started_at = self.logged_at = time.monotonic()
         self.live: Progress | None = None
         self.task = TaskID(0)
 
     def start_at(self, done: float) -> None:
-        """What an earlier run had finished: shown as done, left out of the rate."""
-        self.first = self.done = done
+        """Count what an earlier run finished as done; the rate leaves it out."""
+        self.done_before = self.done = done
         self._show()
 
-    def set(self, done: float, note: str = "") -> None:
-        """Absolute progress, and a short note (a loss, say)."""
-        self.done, self.note = done, note or self.note
+    def set(self, done: float, detail: str = "") -> None:
+        """Set the absolute progress, and a short detail to show beside it, e.g. a loss."""
+        self.done, self.detail = done, detail or self.detail
         self._show()
 
-    def advance(self, more: float, note: str = "") -> None:
-        """Relative progress."""
-        self.set(self.done + more, note)
+    def advance(self, more: float, detail: str = "") -> None:
+        """Add to the progress."""
+        self.set(self.done + more, detail)
 
     @property
     def elapsed(self) -> float:
-        """Seconds since the start of this run."""
-        return max(time.monotonic() - self.started, 1e-9)
+        """Return the seconds since the start of this run."""
+        return max(time.monotonic() - self.started_at, 1e-9)
 
     @property
     def rate(self) -> float:
-        """Units a second since the start of this run."""
-        return (self.done - self.first) / self.elapsed
+        """Return the units a second since the start of this run."""
+        return (self.done - self.done_before) / self.elapsed
 
     def line(self) -> str:
-        """For logs: "score 512/1713 images, 71.3/s, 0:17 left"."""
+        """Return a line for logs: "score 512/1713 images, 71.3/s, 0:17 left"."""
         left = (self.total - self.done) / self.rate if self.rate > 0 else float("inf")
         left_text = f", {int(left // 60)}:{int(left % 60):02d} left" if 0 < left < 1e7 else ""
-        note = f", {self.note}" if self.note else ""
-        return f"{self.title}  {self.done:g}/{self.total:g} {self.unit}, {self.rate:.3g}/s{left_text}{note}"
+        detail = f", {self.detail}" if self.detail else ""
+        return f"{self.title}  {self.done:g}/{self.total:g} {self.unit}, {self.rate:.3g}/s{left_text}{detail}"
 
     def log_event(self, event: str, **facts: Any) -> None:  # noqa: ANN401 - JSON values
-        """An event of this stage, into the run's log."""
+        """Write an event of this stage to the run's log."""
         if self.events is not None:
             self.events.add(event, stage=self.stage, **facts)
 
     def print_event(self, line: str, event: str, **facts: Any) -> None:  # noqa: ANN401 - JSON values
-        """A line that people should see, and the event."""
+        """Print a line for the user, and write it to the run's log as an event."""
         self.console.print(f"[yellow]{self.title}:[/] {escape(line)}", highlight=False, soft_wrap=True)
         self.log_event(event, line=line, **facts)
 
     def _show(self) -> None:
         if self.live is not None:
-            self.live.update(self.task, completed=self.done, note=self.note, rate=f"{self.rate:.3g} {self.unit}/s")
-        elif time.monotonic() - self.logged >= LOG_INTERVAL_S:
-            self.logged = time.monotonic()
+            self.live.update(self.task, completed=self.done, detail=self.detail, rate=f"{self.rate:.3g} {self.unit}/s")
+        elif time.monotonic() - self.logged_at >= LOG_INTERVAL_S:
+            self.logged_at = time.monotonic()
             self.console.print(self.line(), highlight=False, soft_wrap=True)
 
 
 @contextmanager
 def bar(console: Console, stage: str, total: float, unit: str, events: EventLog | None = None) -> Iterator[Bar]:
     """Show progress while the block runs, under the stage's name, e.g. "mucs unlearn"."""
-    with bars(console, [stage], total, unit, events) as (shown,):
-        yield shown
+    with bars(console, [stage], total, unit, events) as (progress_bar,):
+        yield progress_bar
 
 
 @contextmanager
 def bars(
     console: Console, stages: Sequence[str], total: float, unit: str, events: EventLog | None = None
 ) -> Iterator[list[Bar]]:
-    """Show the progress of stages that run together, a line each."""
-    shown = [Bar(console, stage, total, unit, events) for stage in stages]
+    """Show the progress of stages that run together, one line for each."""
+    progress_bars = [Bar(console, stage, total, unit, events) for stage in stages]
     if not console.is_terminal:
-        yield shown
-        for each in shown:
-            if each.done > each.first:
-                console.print(each.line(), highlight=False, soft_wrap=True)
+        yield progress_bars
+        for stage_bar in progress_bars:
+            if stage_bar.done > stage_bar.done_before:
+                console.print(stage_bar.line(), highlight=False, soft_wrap=True)
         return
     columns = [TextColumn("{task.description:<10}"), BarColumn(bar_width=28), MofNCompleteColumn()]
     columns += [TextColumn("{task.fields[rate]}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()]
-    columns += [TextColumn("[dim]{task.fields[note]}")]
+    columns += [TextColumn("[dim]{task.fields[detail]}")]
     with Progress(*columns, console=console, transient=False) as live:
-        for each in shown:
-            each.live = live
-            each.task = live.add_task(each.title, total=total, note="", rate="")
-        yield shown
+        for stage_bar in progress_bars:
+            stage_bar.live = live
+            stage_bar.task = live.add_task(stage_bar.title, total=total, detail="", rate="")
+        yield progress_bars

@@ -1,6 +1,6 @@
-"""Pretraining and retraining through Ray Train, at any number of workers.
+"""This module trains and retrains through Ray Train, with any number of workers.
 
-`run_training` is the whole work of one worker and knows nothing of Ray; tests call it in a plain loop. The state is
+`run_training` is the whole work of one worker and does not use Ray; tests call it in a plain loop. The state is
 published at the end of each epoch, so a lost worker, a lost driver and Ctrl-C all resume in the same way.
 """
 
@@ -24,9 +24,7 @@ from mucs_ray.config.engine import LEAST_IMAGES
 from mucs_ray.data.local import LocalImages
 from mucs_ray.data.table import Dataset
 from mucs_ray.engine.attempts import heartbeat, heartbeats
-from mucs_ray.engine.coordinator import (
-    Coordinator,
-)
+from mucs_ray.engine.coordinator import Coordinator
 from mucs_ray.engine.host import keep_freed_memory
 from mucs_ray.engine.session import ACTOR_CPUS, Cluster
 from mucs_ray.errors import InputError, MucsError, RunFailed
@@ -40,14 +38,15 @@ from mucs_ray.training.step import TrainState, WorkerContext, training
 
 POST_INTERVAL_S = 0.5
 JOB_POLL_S = 0.2
-STARTS, PATIENT_STARTS = 5, 60
-"""Attempts of a minute each to place the workers before giving up; many where machines may still come. Ray's own
-default is for ever."""
+PLACEMENT_ATTEMPTS, GROWING_PLACEMENT_ATTEMPTS = 5, 60
+"""The attempts, of a minute each, to place the workers before giving up; there are more where machines may still come.
+Ray's own default is to try for ever.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainJob:
-    """Everything a worker needs; small and picklable."""
+    """A job holds everything that a worker needs; it is small and picklable."""
 
     dataset: Dataset
     stage: Stage
@@ -62,7 +61,7 @@ class TrainJob:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainRun:
-    """A job and how many workers share it."""
+    """A run is a job, and the number of workers that share it."""
 
     job: TrainJob
     num_workers: int
@@ -71,22 +70,25 @@ class TrainRun:
 def run_training(
     job: TrainJob, worker: WorkerContext, device: torch.device, post: Callable[[str, Any], None]
 ) -> TrainState:
-    """One worker's share, from the published state if there is one. RunFailed if the validation loss is not finite."""
+    """Do one worker's share of a training, from the published state if there is one.
+
+    It raises RunFailed if the validation loss is not finite.
+    """
     keep_freed_memory()
     facts = {**model_facts(job.model), "seed": job.seed}
     state = fresh_state(job, device, captures=job.captures and worker.size == 1 and device.type == "cuda")
     load_state(job.stage, state)
     if worker.size > 1:
-        worker = wrap(state, worker)
-    kind = adapter(job.model)
-    codec, trainer = kind.codec(torch.device("cpu")), kind.trainer()
+        worker = distribute(state, worker)
+    model_adapter = adapter(job.model)
+    codec, trainer = model_adapter.codec(torch.device("cpu")), model_adapter.trainer()
     assert trainer is not None, "a model that cannot be trained has no stage that trains"
     images = LocalImages(job.dataset, "train", codec=codec, removed=job.removed, on_unit=heartbeat)
     test = LocalImages(job.dataset, "test", codec=codec, on_unit=heartbeat)
     posted = 0.0
     updates = training(state, images, test, job.train, seed=job.seed, worker=worker, augment=trainer.augment)
     for update in updates:
-        heartbeat()  # a captured pass calls no hook
+        heartbeat()  # a captured pass calls no forward hook
         if worker.rank == 0 and time.monotonic() - posted > POST_INTERVAL_S:
             posted = time.monotonic()
             post("train", (update.step, update.loss.item()))
@@ -104,15 +106,15 @@ def run_training(
 
 
 def fresh_state(job: TrainJob, device: torch.device, *, captures: bool = False) -> TrainState:
-    """Initial weights from the name "train/init": the same for pretraining and every retraining of a seed."""
+    """Return initial weights from the name "train/init", which are the same for all trainings with the same seed."""
     denoiser = adapter(job.model).untrained(job.seed, device)
     assert denoiser is not None, "a model that cannot be trained has no stage that trains"
-    denoiser.network.register_forward_pre_hook(lambda *_: heartbeat())  # whoever computes is alive
+    denoiser.network.register_forward_pre_hook(lambda *_: heartbeat())  # a forward is a sign of life
     return TrainState.fresh(denoiser, job.train, captures=captures)
 
 
-def wrap(state: TrainState, worker: WorkerContext) -> WorkerContext:
-    """Average gradients over the workers."""
+def distribute(state: TrainState, worker: WorkerContext) -> WorkerContext:
+    """Let the workers average their gradients, and return the context of this one."""
     wrapped = ray.train.torch.prepare_model(state.live)
 
     def mean(values: torch.Tensor) -> torch.Tensor:
@@ -126,7 +128,7 @@ def wrap(state: TrainState, worker: WorkerContext) -> WorkerContext:
 def train_worker(task: dict[str, Any]) -> None:
     """Run in each worker of Ray Train: one training after the other, as the driver assigns them.
 
-    Our own errors are reported, not raised: a retry would only repeat them.
+    Errors of this package are reported, not raised, because a retry would only repeat them.
     """
     context = ray.train.get_context()
     jobs: Coordinator = task["jobs"]
@@ -156,28 +158,28 @@ def next_job(jobs: Coordinator, reports: Coordinator, worker: WorkerContext) -> 
     return jobs.read()["next"]
 
 
-def workers_for(train: TrainConfig, wanted: int, cluster: Cluster, *, trainings: int = 1) -> int:
-    """The asked number of workers, or a share of the GPUs (CPUs: at most 2) that divides the batch.
+def workers_for(train: TrainConfig, requested: int, cluster: Cluster, *, trainings: int = 1) -> int:
+    """Return the requested number of workers, or a share of the GPUs (of CPUs at most 2) that divides the batch.
 
-    The share is that of one of several `trainings` that are to run side by side. InputError if there is no room.
+    The share is that of one of several `trainings` that run side by side. It raises InputError if there is no room.
     """
-    if wanted:
-        if wanted > cluster.slots:
+    if requested:
+        if requested > cluster.slots:
             raise InputError(
-                f"{wanted} training workers are wanted (engine.train_workers, else as many as pretrained), but there is"
-                f" room for {cluster.slots} on this cluster; set engine.train_workers"
+                f"{requested} training workers are wanted (engine.train_workers, else as many as pretrained), but there"
+                f" is room for {cluster.slots} on this cluster; set engine.train_workers"
             )
-        if train.batch_size % wanted:
-            raise InputError(f"train.batch_size {train.batch_size} cannot be split over {wanted} workers evenly")
-        return wanted
+        if train.batch_size % requested:
+            raise InputError(f"train.batch_size {train.batch_size} cannot be split over {requested} workers evenly")
+        return requested
     on_gpus = min(cluster.gpus // trainings, train.batch_size // LEAST_IMAGES)
-    most = max(1, on_gpus) if cluster.gpus else min(2, cluster.cpus)
-    return max(num for num in range(1, most + 1) if train.batch_size % num == 0)
+    max_workers = max(1, on_gpus) if cluster.gpus else min(2, cluster.cpus)
+    return max(num for num in range(1, max_workers + 1) if train.batch_size % num == 0)
 
 
 @ray.remote(num_cpus=0, max_retries=0)
-def fit(num_workers: int, jobs: Coordinator, reports: Coordinator, folder: str, cluster: Cluster) -> None:
-    """Ray Train in a process of its own: in a thread of the driver it could not be ended before Ray is."""
+def run_trainer(num_workers: int, jobs: Coordinator, reports: Coordinator, folder: str, cluster: Cluster) -> None:
+    """Run Ray Train in a process of its own, because in a thread of the driver it could not be ended before Ray is."""
     fs, path = storage.filesystem(folder)
     trainer = TorchTrainer(
         train_worker,
@@ -188,11 +190,11 @@ def fit(num_workers: int, jobs: Coordinator, reports: Coordinator, folder: str, 
         run_config=RunConfig(
             name="run",
             storage_path=path,
-            # a remote folder as we reach it ourselves: pyarrow's own S3 client knows nothing of fsspec's settings
+            # pyarrow's own S3 client would not use the user's settings of fsspec
             storage_filesystem=None if storage.is_local(folder) else PyFileSystem(FSSpecHandler(fs)),
             failure_config=FailureConfig(
                 max_failures=cluster.engine.max_failures,
-                controller_failure_limit=PATIENT_STARTS if cluster.grows else STARTS,
+                controller_failure_limit=GROWING_PLACEMENT_ATTEMPTS if cluster.grows else PLACEMENT_ATTEMPTS,
             ),
         ),
     )
@@ -200,14 +202,14 @@ def fit(num_workers: int, jobs: Coordinator, reports: Coordinator, folder: str, 
 
 
 def resources(cluster: Cluster) -> dict[str, float]:
-    """The resources of one training worker."""
+    """Return the resources of one training worker."""
     return {"CPU": ACTOR_CPUS, **({"GPU": 1.0} if cluster.gpus else {})}
 
 
 def remove_folder(url: str) -> None:
-    """Ray Train's own bookkeeping, made by us in this call; nothing in it is needed afterwards.
+    """Remove Ray Train's own files, which this process had made and nobody needs afterwards.
 
-    Its controller may still be writing there when we are interrupted; what then stays is harmless.
+    After an interrupt its controller may still be writing there; what stays then is harmless.
     """
     with suppress(OSError):
         storage.remove_folder(url)

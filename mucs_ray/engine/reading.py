@@ -1,6 +1,6 @@
-"""Reading the units of the training set for a pass, in tasks of their own that run ahead of the scorers.
+"""The units of the training set are read for a pass in tasks of their own, which run ahead of the scorers.
 
-Nothing here imports torch, which would take a reader longer to import than most units take to read.
+Nothing here imports torch, because a reader would take longer to import it than to read most units.
 """
 
 import threading
@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from mucs_ray.data.table import Unit, read_unit
+from mucs_ray.engine.attempts import AttemptTracker
 from mucs_ray.engine.coordinator import Coordinator, last_line
 from mucs_ray.errors import MucsError
 from mucs_ray.store.parts import read_part, unit_part
@@ -20,12 +21,12 @@ from mucs_ray.store.run import Stage
 UNIT_COLUMN = "mucs_ray_unit"
 """The column that carries the name of the unit."""
 SEPARATOR = ":"
-"""This stands between the source of a column and its name there."""
+"""This separates the source of a column from its name there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reader:
-    """What one stage of a pass needs to have read."""
+    """A reader says what one stage of a pass needs to have read."""
 
     source: str
     """The name of what the stage streams: the training images, or features that an earlier stage made of them."""
@@ -41,7 +42,7 @@ class Reader:
 def read_units(names: pa.Table, units: Mapping[str, Unit], readers: Sequence[Reader]) -> pa.Table:
     """Read a unit's rows from every source that a stage of the pass needs, with the unit's name as a column.
 
-    A source that cannot be read has no columns in the table, and the coordinators of its stages are told why.
+    A source that cannot be read has no columns in the table, and the coordinators of its stages record why.
     """
     unit = units[names["item"][0].as_py()]
     table = pa.table({UNIT_COLUMN: [unit.name] * unit.rows})
@@ -49,13 +50,16 @@ def read_units(names: pa.Table, units: Mapping[str, Unit], readers: Sequence[Rea
     for reader in readers:
         if unit.name in reader.units:
             by_source.setdefault(reader.source, []).append(reader)
-    for source, same in by_source.items():
+    for source, stage_readers in by_source.items():
         try:
-            table = with_source(table, source, with_timeout(same[0].timeout, read_rows, same[0].features, unit))
+            table = with_source(
+                table, source, with_timeout(stage_readers[0].timeout, read_rows, stage_readers[0].features, unit)
+            )
         except Exception as error:
-            own = error if isinstance(error, MucsError) else None
-            for reader in same:
-                reader.coordinator.failed(unit.name, str(own or f"it could not be read: {last_line(error)}"), own)
+            mucs_error = error if isinstance(error, MucsError) else None
+            for reader in stage_readers:
+                cause = str(mucs_error or f"it could not be read: {last_line(error)}")
+                reader.coordinator.call(AttemptTracker.record_error, unit.name, cause, mucs_error)
     return table
 
 

@@ -1,17 +1,16 @@
-"""Scoring a unit of the training set: a row group with a stable name.
+"""A scorer scores units of the training set; a unit is a row group with a stable name.
 
-A scorer holds the methods of a pass, for MUCS with F1 and the bank of all F2 tensors. For each stage of the pass it
-publishes one part a unit under the unit's name, whole or not at all, and returns a receipt. Features of images are made
-in the same way. How units reach the scorers: `mucs_ray.engine.streaming`.
+It holds the methods of a pass, for MUCS with F1 and the bank of all F2 tensors. For each stage of the pass it publishes
+one part for each unit under the unit's name, whole or not at all, and returns a receipt. Features of images are made in
+the same way. mucs_ray.engine.streaming brings the units to the scorers.
 """
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
-import numpy as np
 import pyarrow as pa
 import ray
 import ray.exceptions
@@ -20,33 +19,35 @@ import torch
 from mucs_ray import storage
 from mucs_ray.attribution.arriving import seconds_waited
 from mucs_ray.attribution.base import Attributor, Columns
+from mucs_ray.attribution.finite import require_finite
 from mucs_ray.attribution.first_losses import FirstLosses
 from mucs_ray.data.table import Unit
 from mucs_ray.engine import metrics
-from mucs_ray.engine.attempts import heartbeats
-from mucs_ray.engine.attributors import AttributeJob, Refs, Shared, build
+from mucs_ray.engine.attempts import AttemptTracker, heartbeats
+from mucs_ray.engine.attributors import AttributeJob, Refs, SharedModels, build
 from mucs_ray.engine.coordinator import Coordinator, last_line, this_worker
 from mucs_ray.engine.models import to_tensors
 from mucs_ray.engine.reading import UNIT_COLUMN
-from mucs_ray.engine.unit_rows import Rows, sources
+from mucs_ray.engine.unit_rows import Rows, rows_by_source
 from mucs_ray.errors import MucsError, RunFailed
 from mucs_ray.store.parts import part_bytes, unit_part
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Receipt:
-    """A scorer returns it once a stage's part of a unit is published."""
+    """A scorer returns this once a stage's part of a unit is published."""
 
     stage: str
     unit: str
     sha256: str
-    """Of the part."""
+    """The sha256 of the part."""
     rows: int
     forwards: int
     worker_seconds: float
     worker_seconds_outside: float
-    """Of them not spent in the network: writing, and waiting for images that are decoded while others are in the
-    network. The first stage of a pass waits for all."""
+    """The part of `worker_seconds` that was not spent in the network: writing, and waiting for images that are decoded
+    while others are in the network. The first stage of a pass waits for all of them.
+    """
 
 
 RECEIPT = pa.schema(
@@ -76,7 +77,8 @@ def score_unit(method: Attributor, job: AttributeJob, unit: Unit, rows: Rows) ->
     arrays = {name: column.cpu().numpy() for name, column in columns.items()}
     in_network = time.monotonic() - in_network - (seconds_waited(on_device) - waited)
     idx = rows.table["idx"].to_numpy()
-    require_finite(idx, arrays)
+    for name, values in arrays.items():
+        require_finite(values, idx, f"`{name}` of training image")
     content = part_bytes(idx, arrays)
     digest = storage.publish(job.stage.url(unit_part(job.stage, unit)), content)
     seconds = time.monotonic() - started
@@ -91,109 +93,112 @@ def score_unit(method: Attributor, job: AttributeJob, unit: Unit, rows: Rows) ->
     )
 
 
-def require_finite(idx: np.ndarray, columns: Mapping[str, np.ndarray]) -> None:
-    """RunFailed, naming column and image, if a number is not finite: no such part is published."""
-    for name, values in columns.items():
-        bad = ~np.isfinite(values.reshape(len(idx), -1)).all(axis=1)
-        if bad.any():
-            raise RunFailed(f"`{name}` of training image idx={idx[bad][0]} is not finite")
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Member:
-    """One stage of a pass, as readers and scorers know it."""
+class PassStage:
+    """This is one stage of a pass as scorers know it."""
 
     job: AttributeJob
     coordinator: Coordinator
     units: frozenset[str]
-    """Names of those that have no part yet."""
+    """The names of the units that have no part yet."""
 
 
 class Scorer:
-    """Resident in a worker: the methods of a pass with all their models, and one F1 for all of them."""
+    """A scorer stays in a worker and holds the methods of a pass with all their models, and one F1 for all of them."""
 
     def __init__(
-        self, members: Sequence[Member], refs: Sequence[Refs], units: dict[str, Unit], pool: Coordinator
+        self, pass_stages: Sequence[PassStage], refs: Sequence[Refs], units: dict[str, Unit], pool: Coordinator
     ) -> None:
         """Join the `pool`, to be ended with it; fetch the weights once a node and move them to the device."""
         self.worker = this_worker(ray.get_runtime_context().current_actor)
-        pool.add_worker(self.worker)
-        self.members, self.units = members, units
-        shared = Shared(num_methods=len(members), first_losses=FirstLosses())
-        self.methods = [method_or_error(member.job, each, shared) for member, each in zip(members, refs, strict=True)]
+        pool.call(AttemptTracker.add_worker, self.worker)
+        self.pass_stages, self.units = pass_stages, units
+        shared = SharedModels(num_methods=len(pass_stages), first_losses=FirstLosses())
+        self.methods = [
+            method_or_error(pass_stage.job, stage_refs, shared)
+            for pass_stage, stage_refs in zip(pass_stages, refs, strict=True)
+        ]
         self.count_worker()
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Make the parts of a unit; a receipt for each stage that has its part now, and the coordinators of the others
-        are told why not.
+        """Make the parts of a unit, and return a receipt for each stage that has its part now.
+
+        The coordinators of the other stages record why they have none.
         """
         unit = self.units[table[UNIT_COLUMN][0].as_py()]
-        rows, published = sources(table), list[Receipt]()
-        for member, method in zip(self.members, self.methods, strict=True):
-            if unit.name not in member.units or member.job.source not in rows:  # it has its part, or cannot be read
+        rows, published = rows_by_source(table), list[Receipt]()
+        for pass_stage, method in zip(self.pass_stages, self.methods, strict=True):
+            if (
+                unit.name not in pass_stage.units or pass_stage.job.source not in rows
+            ):  # it has its part, or its rows cannot be read
                 continue
-            match member.coordinator.begin(unit.name, self.worker):
+            match pass_stage.coordinator.call(AttemptTracker.begin, unit.name, self.worker):
                 case "go":
-                    with self.attempt(member, unit):
-                        receipt = score_unit(usable(method), member.job, unit, rows[member.job.source])
-                        member.coordinator.end(unit.name, receipt)
+                    with self.attempt(pass_stage, unit):
+                        receipt = score_unit(usable(method), pass_stage.job, unit, rows[pass_stage.job.source])
+                        pass_stage.coordinator.call(AttemptTracker.end, unit.name, receipt)
                         published.append(receipt)
-                        metrics.unit_done(
+                        metrics.count_unit(
                             receipt.stage,
                             images=receipt.rows,
                             forwards=receipt.forwards,
                             seconds=receipt.worker_seconds,
                         )
                 case "done":
-                    published.append(member.coordinator.result(unit.name))
+                    published.append(pass_stage.coordinator.call(AttemptTracker.result, unit.name))
                 case "draining":
-                    os._exit(0)  # before this node is taken away: Ray starts this worker, and this unit, on another
+                    os._exit(0)  # Ray starts this worker and this unit again on another node
         return receipts(published)
 
     @contextmanager
-    def attempt(self, member: Member, unit: Unit) -> Iterator[None]:
-        """One stage's work on a unit: a failure of ours ends that alone, any other one this process too."""
+    def attempt(self, pass_stage: PassStage, unit: Unit) -> Iterator[None]:
+        """Run one stage's work on a unit. An error of this package ends only that work; any other error ends the
+        process too.
+        """
         try:
-            with heartbeats(lambda: self.send_heartbeat(member.coordinator, unit)):
+            with heartbeats(lambda: self.send_heartbeat(pass_stage.coordinator, unit)):
                 yield
         except MucsError as error:
-            member.coordinator.failed(unit.name, str(error), error)
+            pass_stage.coordinator.call(AttemptTracker.record_error, unit.name, str(error), error)
         except Exception as error:
-            member.coordinator.failed(unit.name, last_line(error))
-            os._exit(1)  # this process or its device may be what is broken: Ray tries again in another
+            pass_stage.coordinator.call(AttemptTracker.record_error, unit.name, last_line(error))
+            os._exit(1)  # this process or its device may be broken, so Ray tries again in another process
 
     def send_heartbeat(self, coordinator: Coordinator, unit: Unit) -> None:
-        """Send a sign of life of the unit, and of this worker to the metrics."""
-        coordinator.heartbeat(unit.name)
+        """Send a heartbeat of the unit, and report this worker to the metrics."""
+        coordinator.send(AttemptTracker.heartbeat, unit.name)
         self.count_worker()
 
     def count_worker(self) -> None:
         """Count this worker for each of its stages."""
-        for member in self.members:
-            metrics.worker_there(member.job.stage.name)
+        for pass_stage in self.pass_stages:
+            metrics.report_worker(pass_stage.job.stage.name)
 
 
-def method_or_error(job: AttributeJob, refs: Refs, shared: Shared) -> Attributor | MucsError:
-    """The method, ready to score, or why there is none; if that were raised, Ray would only start this worker again."""
+def method_or_error(job: AttributeJob, refs: Refs, shared: SharedModels) -> Attributor | MucsError:
+    """Return the method, ready to score, or the error that prevented it.
+
+    If the error were raised, Ray would only start this worker again.
+    """
     try:
         return loaded_method(job, refs, shared)
     except MucsError as error:
         return error
     except ray.exceptions.RayError:
-        raise  # something was lost on its way, and may be there next time
+        raise  # an object was lost, and may arrive at the next attempt
     except Exception as error:
         return RunFailed(f"the method could not be loaded: {last_line(error)}")
 
 
 def usable(method: Attributor | MucsError) -> Attributor:
-    """The method; raises the error in its place if it could not be loaded."""
+    """Return the method, or raise the error that stands in its place."""
     if isinstance(method, MucsError):
         raise method
     return method
 
 
-def loaded_method(job: AttributeJob, refs: Refs, shared: Shared) -> Attributor:
-    """The method, ready to score."""
+def loaded_method(job: AttributeJob, refs: Refs, shared: SharedModels) -> Attributor:
+    """Return the method, ready to score."""
     weights, fitted, item_states = refs.fetch()
     method = build(job, weights, shared=shared)
     if job.method_stage.hook in ("sample", "score"):
@@ -204,5 +209,5 @@ def loaded_method(job: AttributeJob, refs: Refs, shared: Shared) -> Attributor:
 
 
 def receipts(published: Sequence[Receipt]) -> pa.Table:
-    """Receipts as the table that Ray Data carries."""
+    """Return the receipts as the table that Ray Data carries."""
     return pa.Table.from_pylist([asdict(receipt) for receipt in published], schema=RECEIPT)

@@ -1,4 +1,4 @@
-"""Starting Ray, or joining it, quietly: one session a command.
+"""This module starts Ray, or joins it, quietly: there is one session for each command.
 
 Without an address a private Ray is started on this machine, bound to loopback, and ended with the command. With
 RAY_ADDRESS or an address (as `ray job submit` sets it) the existing cluster is joined and nothing of it is changed.
@@ -21,13 +21,13 @@ from mucs_ray.errors import MachineError
 LOCAL_ENVIRONMENT = {
     "RAY_AUTH_MODE": "disabled",  # one machine, loopback only
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # on Linux: bind to 127.0.0.1
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody takes this machine away: a process less for each training
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one process less for each training; this machine is never preempted
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_USAGE_STATS_REPORT_URL": "http://127.0.0.1:9/",
 }
-NOT_LOCAL = (
+DROPPED_VARIABLES = (
     "PYTHONDONTWRITEBYTECODE",  # without .pyc files every Ray process starts three times slower
-    "MUCS_RAY_MAX_CPUS",  # what can come to a cluster that this machine may be the head of
+    "MUCS_RAY_MAX_CPUS",  # these describe a cluster that this machine may be the head of
     "MUCS_RAY_MAX_GPUS",
 )
 QUIET_ENVIRONMENT = {
@@ -36,37 +36,39 @@ QUIET_ENVIRONMENT = {
     "RAY_COLOR_PREFIX": "0",
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
 }
-KINDS = ("CPU", "GPU")
+RESOURCES = ("CPU", "GPU")
 REACH_S = 10.0
 ACTOR_CPUS, READER_CPUS = 0.9, 0.1
-"""Of each CPU a worker leaves a tenth to the readers that feed it: if it took all, Ray Data would wait for ever."""
+"""A worker leaves a tenth of each CPU to the readers that feed it: if it took all, Ray Data would wait for ever."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cluster:
-    """What the session can use, and how (`engine.*` of the recipe).
+    """These are the resources of the session, and how the recipe wants them used (`engine.*`).
 
-    CPUs and GPUs are those that are there now, or more if an autoscaler can bring them: work that asks for what is not
-    there yet is what makes it come.
+    CPUs and GPUs are those that are present now, or more if an autoscaler can bring them: an autoscaler brings a node
+    only when work asks for what is not present yet.
     """
 
     cpus: int
     gpus: int
     nodes: int
-    """Nodes that are there now."""
+    """The number of nodes that are alive now."""
     slots: int
-    """Training workers that can be placed at once: one a GPU, or on each node as many as fit on its CPUs."""
+    """The training workers that can be placed at once: one for each GPU, or on each node as many as fit on its CPUs."""
     grows: bool = False
-    """Whether there can be more than there is now."""
+    """Whether there can be more resources than there are now."""
     engine: EngineConfig = field(default_factory=EngineConfig)
 
     @classmethod
     def now(cls, engine: EngineConfig | None = None) -> "Cluster":
-        """The cluster that this process is connected to, as it stands; nodes come and go, so ask for each stage."""
-        nodes = [node["Resources"] for node in alive()]
-        here = {name: sum(int(node.get(name, 0)) for node in nodes) for name in KINDS}
-        cpus, gpus = (max(here[name], max_autoscaled(name)) for name in KINDS)
-        grows = gpus > here["GPU"] or cpus > here["CPU"]
+        """Return the cluster that this process is connected to as it is now. Nodes come and go, so callers ask for each
+        stage.
+        """
+        nodes = [node["Resources"] for node in node_infos()]
+        present = {name: sum(int(node.get(name, 0)) for node in nodes) for name in RESOURCES}
+        cpus, gpus = (max(present[name], max_autoscaled(name)) for name in RESOURCES)
+        grows = gpus > present["GPU"] or cpus > present["CPU"]
         on_cpus = cpus if grows else sum(int(node.get("CPU", 0) / ACTOR_CPUS) for node in nodes)
         return cls(
             cpus=max(1, cpus),
@@ -79,27 +81,27 @@ class Cluster:
 
     @property
     def num_workers(self) -> int:
-        """Processes that can compute side by side: one a GPU or share of one, or one a CPU."""
+        """Return how many processes can compute side by side: one for each GPU or share of one, or one for each CPU."""
         return self.gpus * int(1 / self.engine.gpu_share) or self.cpus
 
     @property
     def processor(self) -> str:
-        """What a worker has one of, or a share of: "GPU" or "CPU"."""
+        """Return "GPU" or "CPU", the processor that a worker has one or a share of."""
         return "GPU" if self.gpus else "CPU"
 
     @property
     def worker_options(self) -> dict[str, float]:
-        """The resources of one worker."""
+        """Return the resources of one worker, as Ray's options."""
         return {"num_cpus": ACTOR_CPUS, "num_gpus": self.engine.gpu_share if self.gpus else 0}
 
 
 def max_autoscaled(kind: str) -> int:
-    """The CPUs or GPUs that there can be with those that an autoscaler may bring; 0 if nobody says.
+    """Return the CPUs or GPUs that there can be with those that an autoscaler may bring, or 0 if it is not known.
 
-    Ray 2.60 knows it of some hosted clusters alone (https://github.com/ray-project/ray/pull/63012); of others the
-    environment tells: MUCS_RAY_MAX_CPUS, MUCS_RAY_MAX_GPUS.
+    Ray 2.60 knows it for some hosted clusters only (https://github.com/ray-project/ray/pull/63012); for others the
+    environment says it: MUCS_RAY_MAX_CPUS, MUCS_RAY_MAX_GPUS.
     """
-    from ray._private.state import state  # no public name tells
+    from ray._private.state import state  # there is no public name for it
 
     limit = os.environ.get(f"MUCS_RAY_MAX_{kind}S", "0")
     if not limit.isdecimal():
@@ -107,48 +109,49 @@ def max_autoscaled(kind: str) -> int:
     return int(limit) or int((state.get_max_resources_from_cluster_config() or {}).get(kind, 0))
 
 
-def await_worker(tell: Callable[[], None]) -> None:
-    """Come back once there is a CPU or GPU to plan with, or it is known what can come; `tell` if that is not so now.
+def await_worker(on_wait: Callable[[], None]) -> None:
+    """Return once there is a CPU or GPU to plan with, or it is known what can come.
 
-    The task that is waited for is what makes an autoscaler bring a first worker.
+    `on_wait` is called if that has to be waited for. The task that is waited for makes an autoscaler bring a first
+    worker.
     """
     import ray
 
-    while not any(node["Resources"].get(kind) for node in alive() for kind in KINDS) and not any(
-        map(max_autoscaled, KINDS)
+    while not any(node["Resources"].get(kind) for node in node_infos() for kind in RESOURCES) and not any(
+        map(max_autoscaled, RESOURCES)
     ):
-        tell()
+        on_wait()
         ray.get(ray.remote(num_cpus=READER_CPUS)(lambda: None).remote())
 
 
-def alive() -> list[dict[str, Any]]:
-    """The nodes of the cluster."""
+def node_infos() -> list[dict[str, Any]]:
+    """Return what Ray says of each node of the cluster that is alive."""
     import ray
 
     return [node for node in ray.nodes() if node["Alive"]]
 
 
-def alive_nodes() -> set[str]:
-    """The ids of the nodes of the cluster."""
-    return {node["NodeID"] for node in alive()}
+def alive_node_ids() -> set[str]:
+    """Return the ids of the nodes of the cluster that are alive."""
+    return {node["NodeID"] for node in node_infos()}
 
 
-def draining_nodes() -> set[str]:
-    """The ids of nodes that have been told that they will be taken away (spot machines)."""
-    from ray._private.state import state  # no public name tells
+def draining_node_ids() -> set[str]:
+    """Return the ids of nodes that Ray has announced will be taken away (spot machines)."""
+    from ray._private.state import state  # there is no public name for it
 
     return set(state.get_draining_nodes())
 
 
 @contextmanager
 def session(address: str | None = None, *, verbose: bool = False) -> Iterator[Cluster]:
-    """Ray for the duration of a `with` block."""
+    """Start or join Ray for the duration of a `with` block."""
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     if not verbose:
         os.environ.update(QUIET_ENVIRONMENT)
     if address == "local":
         os.environ.update(LOCAL_ENVIRONMENT)
-        for name in NOT_LOCAL:
+        for name in DROPPED_VARIABLES:
             os.environ.pop(name, None)
     import ray  # after the environment is set: Ray reads it when it is imported
 
@@ -157,7 +160,7 @@ def session(address: str | None = None, *, verbose: bool = False) -> Iterator[Cl
             logging.getLogger(name).setLevel(logging.ERROR)
         drop_warnings_of_many_processes()
     level = logging.INFO if verbose else logging.ERROR
-    with nullcontext() if verbose else errors_only():
+    with nullcontext() if verbose else stderr_held_back():
         if address == "local":
             start_local(verbose=verbose, level=level)
         else:
@@ -171,10 +174,10 @@ def session(address: str | None = None, *, verbose: bool = False) -> Iterator[Cl
 
 
 def check_reachable(address: str) -> None:
-    """MachineError if nothing listens at HOST:PORT: Ray itself would try for a quarter of an hour, in silence."""
+    """Raise MachineError if nothing listens at HOST:PORT; Ray itself would try for a quarter of an hour, in silence."""
     host, _, port = address.rpartition(":")
     if "://" in address or not port.isdecimal():
-        return  # "auto", say
+        return  # e.g. "auto"
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_S).close()
     except OSError as error:
@@ -182,25 +185,27 @@ def check_reachable(address: str) -> None:
 
 
 @contextmanager
-def errors_only() -> Iterator[None]:
-    """Keep what Ray's C++ side writes to stderr while it starts, and show it only if the start fails."""
+def stderr_held_back() -> Iterator[None]:
+    """Hold back what Ray's C++ side writes to stderr while it starts, and show it only if the start fails."""
     sys.stderr.flush()
-    kept = os.dup(2)
-    with tempfile.TemporaryFile() as aside:
-        os.dup2(aside.fileno(), 2)
+    stderr_copy = os.dup(2)
+    with tempfile.TemporaryFile() as captured:
+        os.dup2(captured.fileno(), 2)
         try:
             yield
         except BaseException:
-            aside.seek(0)
-            os.write(kept, aside.read())
+            captured.seek(0)
+            os.write(stderr_copy, captured.read())
             raise
         finally:
-            os.dup2(kept, 2)
-            os.close(kept)
+            os.dup2(stderr_copy, 2)
+            os.close(stderr_copy)
 
 
 def drop_warnings_of_many_processes() -> None:
-    """Raylet warns of 8 processes on 2 CPUs, which two trainings at once have; there is no switch for that line."""
+    """Drop Raylet's warning of 8 processes on 2 CPUs, which two trainings at once have; there is no switch for that
+    line.
+    """
     from ray._private import worker
 
     show = worker.print_to_stdstream
@@ -212,28 +217,28 @@ def drop_warnings_of_many_processes() -> None:
     worker.print_to_stdstream = show_others
 
 
-def quiet_data() -> None:
-    """Ray Data without its own progress output; it sets its loggers up when it is imported."""
+def configure_ray_data() -> None:
+    """Switch off Ray Data's progress output and its limits on units; it sets up its loggers when it is imported."""
     import ray.data
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.target_max_block_size = None  # a unit is never cut, however large its images are
-    context.execution_no_progress_timeout_s = -1  # what hangs is our own to see: a large unit may take hours
+    context.execution_no_progress_timeout_s = -1  # the watch ends what hangs; a large unit may take hours
     context.max_consecutive_actor_init_deaths = 10  # a node may go while a scorer loads its models
     if os.environ.get("RAY_BACKEND_LOG_LEVEL") == QUIET_ENVIRONMENT["RAY_BACKEND_LOG_LEVEL"]:
         logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
 def start_local(*, verbose: bool, level: int) -> None:
-    """A private Ray whose processes see a HOME that says "not in a cloud", so that they do not probe for one."""
+    """Start a private Ray whose processes see a HOME that says "not in a cloud", so that they do not probe for one."""
     import ray
 
     home = os.environ.get("HOME")
-    with tempfile.TemporaryDirectory(prefix="mucs-ray-home-") as calm:
-        (Path(calm) / "ray_bootstrap_config.yaml").write_text("provider: {type: local}\n")
-        os.environ["HOME"] = calm
+    with tempfile.TemporaryDirectory(prefix="mucs-ray-home-") as fake_home:
+        (Path(fake_home) / "ray_bootstrap_config.yaml").write_text("provider: {type: local}\n")
+        os.environ["HOME"] = fake_home
         try:
             environment = {**worker_environment(), **({"HOME": home} if home else {})}
             ray.init(
@@ -252,7 +257,7 @@ def start_local(*, verbose: bool, level: int) -> None:
 
 
 def usable_cpus() -> int:
-    """CPUs this process may use, by affinity and by the quota of its container."""
+    """Return the number of CPUs that this process may use, by affinity and by the quota of its container."""
     from ray._private.utils import get_num_cpus  # reads the quota; there is no public name for it
 
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -260,10 +265,11 @@ def usable_cpus() -> int:
 
 
 def worker_environment() -> dict[str, str]:
-    """One thread a worker: there are as many workers as CPUs, and the bits of a sum depend on the number of threads. On
-    a GPU they depend on cuBLAS' workspace, which training asks to be fixed (training/numerics.py).
+    """Return the environment variables of workers.
 
-    Our own settings (MUCS_RAY_...) go along, so that workers look for weights and caches where the user said.
+    A worker has one thread: there are as many workers as CPUs, and the bits of a sum depend on the number of threads.
+    On a GPU they depend on cuBLAS' workspace, which training needs to be fixed (training/numerics.py). The settings of
+    this package (MUCS_RAY_...) go along, so that workers look for weights and caches where the user said.
     """
-    own = {name: value for name, value in os.environ.items() if name.startswith("MUCS_RAY_")}
-    return {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", **own, "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+    settings = {name: value for name, value in os.environ.items() if name.startswith("MUCS_RAY_")}
+    return {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", **settings, "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}

@@ -1,6 +1,6 @@
-"""Small files by which machines find out whether a folder is the same place for all of them.
+"""Machines write and read small files, called probes, to find out whether a folder is the same place for all of them.
 
-Runs on every node at the start of a command, so nothing is imported here that takes long.
+This runs on every node at the start of a command, so nothing is imported here that takes long.
 """
 
 from collections.abc import Iterable
@@ -13,20 +13,23 @@ from mucs_ray import storage
 
 
 def write(url: str) -> list[str]:
-    """Publish a probe; returns the local folders that had to be made, the deepest first."""
+    """Publish a probe, and return the local folders that had to be created, the deepest first."""
     path = Path(storage.filesystem(url)[1])
-    made = [str(folder) for folder in path.parents if not folder.exists()] if storage.is_local(url) else []
+    created = [str(folder) for folder in path.parents if not folder.exists()] if storage.is_local(url) else []
     storage.publish(url, content(url))
-    return made
+    return created
 
 
-def absent(probe: str, writers: Iterable[str]) -> list[str]:
-    """Whose files cannot be read here."""
+def unreadable_probes(probe: str, writers: Iterable[str]) -> list[str]:
+    """Return the writers whose probes cannot be read here."""
     return [writer for writer in writers if not readable(probe + writer)]
 
 
 def readable(url: str) -> bool:
-    """True if this probe is seen here. It was never looked for before, so no answer of a file system's cache."""
+    """Return True if this probe is seen here.
+
+    Nobody looked for it before, so a file system cannot answer from its cache.
+    """
     try:
         return storage.read_bytes(url) == content(url)
     except (FileNotFoundError, NotADirectoryError):
@@ -34,12 +37,12 @@ def readable(url: str) -> bool:
 
 
 def content(url: str) -> bytes:
-    """What is in a probe: its name."""
+    """Return the content of a probe, which is its name."""
     return url.rpartition("/")[2].encode()
 
 
 def remove(url: str, folders: Iterable[str]) -> None:
-    """Delete a probe if it is there, and the folders made for it if nothing else is in them."""
+    """Delete a probe if it exists, and the folders created for it if nothing else is in them."""
     with suppress(OSError):
         storage.remove(url)
     for folder in folders:
@@ -47,8 +50,8 @@ def remove(url: str, folders: Iterable[str]) -> None:
             Path(folder).rmdir()
 
 
-def start(url: str, shard: str) -> tuple[str, Any]:
-    """Digest of a data set's card, and the first bytes of a shard."""
+def dataset_probe(url: str, shard: str) -> tuple[str, Any]:
+    """Return the digest of a data set's card, and the first bytes of a shard."""
     digest = sha256(storage.read_bytes(storage.join(url, "card.json"))).hexdigest()
     fs, path = storage.filesystem(storage.join(url, shard))
     with storage.own_errors(url):

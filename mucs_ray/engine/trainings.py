@@ -1,4 +1,4 @@
-"""Many trainings as few Ray Train runs, and their progress.
+"""This module does many trainings in few runs of Ray Train, and shows their progress.
 
 Starting Ray Train costs about 15 s of CPU, five processes and the import of torch. So a group of workers that has
 finished a training is given the next one that needs as many workers, and ends when there is none.
@@ -14,23 +14,23 @@ import ray
 import ray.exceptions
 
 from mucs_ray import storage
-from mucs_ray.engine.coordinator import POLL_S, cancel_unfinished, last_line, new_coordinator, own_error, this_node
+from mucs_ray.engine.coordinator import POLL_S, cancel_unfinished, last_line, mucs_error_in, new_coordinator, this_node
 from mucs_ray.engine.progress import Bar
-from mucs_ray.engine.ray_train import TrainRun, fit, remove_folder
+from mucs_ray.engine.ray_train import TrainRun, remove_folder, run_trainer
 from mucs_ray.engine.session import Cluster
 from mucs_ray.errors import MucsError, RunFailed
 
-PATIENCE_S = 10.0
+STOP_TIMEOUT_S = 10.0
 
 
 @dataclass(slots=True)
 class Training:
-    """One training and how far it is, as its workers report it."""
+    """This is one training and how far it is, as its workers report it."""
 
     run: TrainRun
     number: int
     """Its place in the list of all trainings."""
-    started: float = field(default_factory=time.monotonic)
+    started_at: float = field(default_factory=time.monotonic)
     first_step: int = 0
     """The update from which its workers go on."""
     first_step_at: float | None = None
@@ -52,23 +52,23 @@ class Training:
         self.step = facts["updates"]
         seconds = time.monotonic() - self.first_step_at if self.first_step_at is not None else 0.0
         rate = (self.step - self.first_step) * self.run.job.train.batch_size / seconds if seconds else 0.0
-        return {**facts, "images_per_second": round(rate, 1), "seconds": round(time.monotonic() - self.started, 2)}
+        return {**facts, "images_per_second": round(rate, 1), "seconds": round(time.monotonic() - self.started_at, 2)}
 
 
 class WorkerGroup:
-    """One Ray Train run: `assign` it a training, `poll` it until that is finished, and `stop` it in any case."""
+    """This is one run of Ray Train: `assign` it a training, `poll` it until that ends, and `stop` it in any case."""
 
     def __init__(self, training: Training, cluster: Cluster) -> None:
         """Start Ray Train with as many workers as the training needs."""
         self.num_workers = training.run.num_workers
         self.num_finished, self.gave_up = 0, False
         self.jobs, self.reports = new_coordinator(), new_coordinator()
-        self.seen, self.last = time.monotonic(), dict[str, Any]()
+        self.last_post_at, self.last_posted = time.monotonic(), dict[str, Any]()
         # a name of its own each time: Ray would silently resume an old run of the same name, and the state is ours
         self.folder = storage.join(training.run.job.stage.folder, f"ray-train-{uuid4().hex[:8]}")
         self.assign(training)
-        here = fit.options(scheduling_strategy=this_node())
-        self.task = here.remote(self.num_workers, self.jobs, self.reports, self.folder, cluster)
+        on_driver = run_trainer.options(scheduling_strategy=this_node())
+        self.task = on_driver.remote(self.num_workers, self.jobs, self.reports, self.folder, cluster)
 
     def assign(self, training: Training | None) -> None:
         """Let the workers begin a training; with None they end."""
@@ -77,22 +77,21 @@ class WorkerGroup:
 
     @property
     def ended(self) -> bool:
-        """Whether Ray Train has come back."""
+        """Return True if Ray Train has come back."""
         return bool(ray.wait([self.task], timeout=0)[0])
 
     def poll(self) -> dict[str, Any] | None:
         """Return the facts of the current training if it is finished; its weights are in its stage's folder.
 
-        Raises:
-            MucsError: What a worker of ours reported; the other workers would wait for it.
-            RunFailed: Ray Train gave up, or came back without a result.
+        It raises the error that a worker reported, because the other workers would wait for it, and RunFailed if Ray
+        Train gave up or came back without a result.
         """
         ended = self.ended  # asked first: what was posted before the end is then read below
         posted = self.reports.read()
         if "error" in posted:
             raise posted["error"]
-        if posted != self.last:
-            self.seen, self.last = time.monotonic(), posted
+        if posted != self.last_posted:
+            self.last_post_at, self.last_posted = time.monotonic(), posted
         if self.training is None:
             return None
         facts = self.training.read(posted)
@@ -108,27 +107,28 @@ class WorkerGroup:
         try:
             ray.get(self.task)
         except ray.exceptions.RayError as error:
-            return own_error(error) or RunFailed(f"training failed: {last_line(error)}")
+            return mucs_error_in(error) or RunFailed(f"training failed: {last_line(error)}")
         return RunFailed("training failed: Ray Train came back without a result; run the command again")
 
     def hangs(self, timeout_s: float) -> bool:
-        """Return whether its training has begun, or all are finished, and there was no sign of life for so long."""
+        """Return True if its training has begun, or all are finished, and nothing is posted for `timeout_s` seconds."""
         begun = self.training is None or self.training.first_step_at is not None
-        return begun and not self.ended and time.monotonic() - self.seen > timeout_s
+        return begun and not self.ended and time.monotonic() - self.last_post_at > timeout_s
 
-    def stop(self, patience_s: float = PATIENCE_S) -> None:
-        """End what is left of it: its process, with that the workers, and Ray Train's own files.
+    def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> None:
+        """End what is left of the run: its process, with that the workers, and Ray Train's own files.
 
-        Ray Train gives its CPUs back when it ends by itself, but not surely when it is killed: so it is waited for.
+        The process is waited for first: Ray Train gives its CPUs back when it ends by itself, but not surely when it is
+        killed.
         """
-        cancel_unfinished([self.task], patience_s=patience_s)
+        cancel_unfinished([self.task], timeout_s=timeout_s)
         remove_folder(self.folder)
 
 
 def train_all(runs: Sequence[TrainRun], cluster: Cluster, *, bar: Bar) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Train all of these, as many at once as there is room for; yield (number, facts) as each is done.
+    """Train all runs, as many at once as there is room for, and yield (number, facts) as each is done.
 
-    If one fails, those that run beside it are finished, no other is begun, and then its error is raised.
+    If one fails, those that run beside it are finished, no other is started, and then its error is raised.
     """
     trainings = Trainings(runs, cluster, bar)
     try:
@@ -145,14 +145,14 @@ def train_all(runs: Sequence[TrainRun], cluster: Cluster, *, bar: Bar) -> Iterat
             raise trainings.failure
     finally:
         for group in trainings.groups:
-            group.stop(patience_s=0.0)
+            group.stop(timeout_s=0.0)
 
 
 class Trainings:
-    """Which trainings wait, which group of workers is at which one, and the first failure."""
+    """This keeps which trainings wait, which group of workers does which one, and the first failure."""
 
     def __init__(self, runs: Sequence[TrainRun], cluster: Cluster, bar: Bar) -> None:
-        """All trainings wait at first."""
+        """Let all trainings wait."""
         self.runs, self.cluster, self.bar = runs, cluster, bar
         self.waiting, self.groups = list(range(len(runs))), list[WorkerGroup]()
         self.begun: dict[int, Training] = {}
@@ -166,16 +166,16 @@ class Trainings:
 
     @property
     def next_run(self) -> TrainRun:
-        """The run of the training that begins next."""
+        """Return the run of the training that begins next."""
         return self.runs[self.waiting[0]]
 
     def begin(self, number: int) -> Training:
-        """Note that a training begins now, for the first time or again."""
+        """Record that a training begins now, for the first time or again."""
         self.begun[number] = Training(self.runs[number], number)
         return self.begun[number]
 
     def advance(self, group: WorkerGroup) -> dict[str, Any] | None:
-        """Look at a group once, and do what is due. Returns the facts of its training if that is finished."""
+        """Poll a group once, act on the result, and return the facts of its training if that is finished."""
         training, timeout_s = group.training, self.cluster.engine.timeout
         try:
             facts = group.poll()
@@ -208,7 +208,7 @@ class Trainings:
         self.groups.append(WorkerGroup(self.begin(training.number), self.cluster))
 
     def count_hang(self, training: Training) -> None:
-        """Print that a training hangs. RunFailed if it has done so too often."""
+        """Print that a training hangs. It raises RunFailed if it has done so too often."""
         name, engine = training.run.job.stage.name, self.cluster.engine
         self.hangs[training.number] += 1
         cause = f"{name} gave no sign of life for {engine.timeout:g} s"
@@ -219,14 +219,14 @@ class Trainings:
     def show(self) -> None:
         """Show the progress of all trainings in one bar."""
         begun = self.begun.values()
-        self.bar.first = sum(training.first_step for training in begun)
+        self.bar.done_before = sum(training.first_step for training in begun)
         running = [training for training in begun if training.step < training.run.job.train.updates]
         self.bar.set(sum(training.step for training in begun), "; ".join(training.losses for training in running))
 
 
 def has_room(num_workers: int, groups: Sequence[WorkerGroup], cluster: Cluster) -> bool:
-    """Return whether one more group of so many workers can be placed beside those that are there."""
-    taken = sum(group.num_workers for group in groups)
-    most = cluster.engine.trainings
-    few_enough = most == 0 or len(groups) < most
-    return not groups or (few_enough and taken + num_workers <= cluster.slots)
+    """Return True if one more group of `num_workers` workers can be placed beside those that are running."""
+    num_taken = sum(group.num_workers for group in groups)
+    max_groups = cluster.engine.trainings
+    few_enough = max_groups == 0 or len(groups) < max_groups
+    return not groups or (few_enough and num_taken + num_workers <= cluster.slots)

@@ -1,4 +1,4 @@
-"""Named units of work, a Ray task each: tried again when they fail, while the others go on."""
+"""Named units of work run as one Ray task each; those that fail are tried again while the others go on."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -7,14 +7,14 @@ import ray
 import ray.exceptions
 from ray import ObjectRef
 
-from mucs_ray.engine.attempts import explain, heartbeats
+from mucs_ray.engine.attempts import AttemptTracker, given_up_error, heartbeats
 from mucs_ray.engine.coordinator import (
     POLL_S,
     Coordinator,
     cancel_unfinished,
     last_line,
+    mucs_error_in,
     new_coordinator,
-    own_error,
     this_worker,
 )
 from mucs_ray.engine.progress import Bar
@@ -22,12 +22,12 @@ from mucs_ray.engine.session import Cluster
 from mucs_ray.engine.watch import Watch
 
 
-def attempt(coordinator: Coordinator, unit: str, function: Callable[..., Any], *arguments: Any) -> Any:  # noqa: ANN401
+def run_attempt(coordinator: Coordinator, unit: str, function: Callable[..., Any], *arguments: Any) -> Any:  # noqa: ANN401
     """Make one attempt at a unit, in a worker."""
-    coordinator.begin(unit, this_worker())
-    with heartbeats(lambda: coordinator.heartbeat(unit)):
+    coordinator.call(AttemptTracker.begin, unit, this_worker())
+    with heartbeats(lambda: coordinator.send(AttemptTracker.heartbeat, unit)):
         result = function(*arguments)
-    coordinator.end(unit)
+    coordinator.call(AttemptTracker.end, unit)
     return result
 
 
@@ -40,15 +40,15 @@ def run_units(
     coordinator: Coordinator | None = None,
     on_wait: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[str, Any]]:
-    """(name, function(*arguments)) of each named unit in the order they end, each in a task of its own.
+    """Yield (name, function(*arguments)) of each named unit in the order they end, each in a task of its own.
 
-    A unit that fails is tried again; the others go on. At last those that were given up are raised as one error.
-    On a GPU Ray ends a task's process with it, which frees the memory.
+    A unit that fails is tried again while the others go on. At the end those that were given up are raised as one
+    error. On a GPU Ray ends a task's process with it, which frees the memory.
     """
     coordinator = coordinator or new_coordinator()
     watch = Watch([(coordinator, bar)], cluster.engine.timeout)
     resources: Any = cluster.worker_options
-    task: Any = ray.remote(**resources, max_retries=0)(attempt)
+    task: Any = ray.remote(**resources, max_retries=0)(run_attempt)
 
     def start(unit: str, **options: Any) -> ObjectRef:  # noqa: ANN401 - as Ray's own
         return task.options(**options).remote(coordinator, unit, function, *units[unit])
@@ -58,7 +58,7 @@ def run_units(
         while running:
             ready, _ = ray.wait(list(running), num_returns=1, timeout=POLL_S)
             on_wait()
-            hanging = {unit for unit, _ in watch.look()}
+            hanging = {unit for unit, _ in watch.check()}
             for ref in [ref for ref, unit in running.items() if unit in hanging]:
                 ray.cancel(ref, force=True)
                 cancelled.add(ref)
@@ -67,23 +67,23 @@ def run_units(
                 try:
                     result = ray.get(ref)
                 except ray.exceptions.RayError as error:
-                    if ref not in cancelled:  # else it is counted already
+                    if ref not in cancelled:  # a cancelled attempt is counted already
                         record_failure(coordinator, unit, error)
-                    if not coordinator.is_given_up(unit):
-                        running[start(unit, scheduling_strategy="SPREAD")] = unit  # rather on another node
+                    if not coordinator.call(AttemptTracker.is_given_up, unit):
+                        running[start(unit, scheduling_strategy="SPREAD")] = unit  # preferably on another node
                 else:
                     yield unit, result
     finally:
-        cancel_unfinished(list(running))  # of no use any more
+        cancel_unfinished(list(running))  # their results are not needed any more
         watch.report()
-    if given_up := coordinator.given_up():
-        raise explain(given_up, len(units))
+    if given_up := coordinator.call(AttemptTracker.given_up):
+        raise given_up_error(given_up, len(units))
 
 
 def record_failure(coordinator: Coordinator, unit: str, error: ray.exceptions.RayError) -> None:
-    """Count a failed attempt: as an error, or as a worker that was lost."""
-    own = own_error(error)
-    if own is not None or isinstance(error, ray.exceptions.RayTaskError):
-        coordinator.failed(unit, last_line(error), own)
+    """Record a failed attempt as an error, or as a worker that was lost."""
+    mucs_error = mucs_error_in(error)
+    if mucs_error is not None or isinstance(error, ray.exceptions.RayTaskError):
+        coordinator.call(AttemptTracker.record_error, unit, last_line(error), mucs_error)
     else:
-        coordinator.lost(unit, last_line(error))
+        coordinator.call(AttemptTracker.record_lost, unit, last_line(error))

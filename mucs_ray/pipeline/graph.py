@@ -15,7 +15,7 @@ from rich.console import Console
 
 from mucs_ray import storage
 from mucs_ray.attribution.card import MethodCard
-from mucs_ray.attribution.registry import LEARNED, REFERENCE, installed
+from mucs_ray.attribution.registry import LEARNED, REFERENCE, installed_methods
 from mucs_ray.config.recipe import Recipe, build, check_fits
 from mucs_ray.config.values import with_new_sections
 from mucs_ray.data.table import Dataset
@@ -129,7 +129,7 @@ class Pipeline:
     @cached_property
     def known(self) -> dict[str, MethodCard]:
         """By name, the package's methods, those asked for, and installed ones with a folder in the run directory."""
-        begun = [name for name in self.begun() if name in installed()]
+        begun = [name for name in self.begun() if name in installed_methods()]
         return known_methods(tuple(dict.fromkeys((*self.methods, *begun))), self.learn)
 
     def begun(self) -> list[str]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mucs_ray import storage
 from mucs_ray.attribution.card import MethodCard, MethodStage, load_class
 from mucs_ray.attribution.ensemble import learned_weights
-from mucs_ray.attribution.registry import known
+from mucs_ray.attribution.registry import available_methods
 from mucs_ray.config.recipe import Recipe, for_method
 from mucs_ray.data.table import Card
 from mucs_ray.errors import InputError, MachineError
@@ -132,7 +132,7 @@ def known_methods(
 
     If an ensemble in `names` has no weights, it gets those that `learn` returns for the names of the single methods.
     """
-    methods = known(names)
+    methods = available_methods(names)
     single = [name for name, method in methods.items() if not method.is_ensemble]
     for name in names:
         if methods[name].is_ensemble and not methods[name].weights:

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from mucs_ray.attribution.registry import REFERENCE, find
+from mucs_ray.attribution.registry import REFERENCE, find_method
 from mucs_ray.config.recipe import Recipe
 from mucs_ray.data.table import Card, open_parquet
 from mucs_ray.evaluation.analysis import Analysis, analyse
@@ -114,7 +114,7 @@ def sentence(analysis: Analysis) -> str:
 
 def labels(analysis: Analysis) -> dict[str, str]:
     """Return the names of the methods in tables."""
-    return {analysed.method: find(analysed.method).label for analysed in analysis.methods}
+    return {analysed.method: find_method(analysed.method).label for analysed in analysis.methods}
 
 
 def paper_numbers(recipe: Recipe, card: Card) -> Published | None:
@@ -187,7 +187,7 @@ def grid(pipeline: Pipeline, measured: Sequence[MethodOutcome]) -> Grid:
         after = pipeline.stages[f"regenerate/{outcome.method}"]
         cells = tuple(GridCell(image=picture(after, n, codec), note=similarity_text(outcome, n)) for n in numbers)
         removed = f"without {outcome.removed:,} of {outcome.num_images:,}"
-        rows.append(GridRow(label=find(outcome.method).label, note=removed, cells=cells))
+        rows.append(GridRow(label=find_method(outcome.method).label, note=removed, cells=cells))
     return Grid(title=f"Seed {pipeline.recipe.seed}", rows=tuple(rows))
 
 
@@ -215,8 +215,8 @@ def hubs_by_method(pipelines: Sequence[Pipeline], methods: Iterable[str]) -> dic
 def hubs_report(pipelines: Sequence[Pipeline], methods: Iterable[str]) -> HubSection | None:
     """Lay out the report's section on hubs; None for a single item."""
     by_method = hubs_by_method(pipelines, methods)
-    pictured = [find(method).label for method in without_variants(list(by_method))]
-    hubs_of = {find(method).label: hubs for method, hubs in by_method.items()}
+    pictured = [find_method(method).label for method in without_variants(list(by_method))]
+    hubs_of = {find_method(method).label: hubs for method, hubs in by_method.items()}
     dataset = pipelines[0].dataset
     rows = dataset.find({frequent.idx for method in pictured for frequent in hubs_of[method].most_frequent}, "train")
     classes = dataset.card.classes

@@ -12,7 +12,7 @@ from rich.markup import escape
 
 from mucs_ray import __version__, storage
 from mucs_ray.config.engine import EngineConfig
-from mucs_ray.engine.session import Cluster, alive_nodes, await_worker, session
+from mucs_ray.engine.session import Cluster, alive_node_ids, await_worker, session
 from mucs_ray.errors import MucsError
 from mucs_ray.pipeline.graph import PHASES, Pipeline, StageRef
 from mucs_ray.pipeline.passes import in_passes
@@ -97,7 +97,7 @@ def check_new_nodes(run_urls: Sequence[str], checked: dict[str, set[str]]) -> No
     """
     from mucs_ray.engine.nodes import check_shared
 
-    nodes = alive_nodes()
+    nodes = alive_node_ids()
     for url in dict.fromkeys(run_urls):
         if len(nodes) > 1 and nodes - checked.get(url, set()):
             check_shared(url)

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from mucs_ray import storage
-from mucs_ray.attribution.registry import find, known, listed
+from mucs_ray.attribution.registry import all_methods, available_methods, find_method
 from mucs_ray.config.recipe import Recipe, Values, build, from_card, read_recipe, recipe_names, with_settings
 from mucs_ray.data.prepare import prepare
 from mucs_ray.data.sources import Choices
@@ -68,10 +68,10 @@ def method_names(asked: Sequence[str] | None) -> tuple[str, ...]:
     """
     names = [name.strip() for value in asked or ["mucs"] for name in value.split(",") if name.strip()]
     if not names:
-        raise InputError(f"--method names no method; known: {', '.join(listed())}")
+        raise InputError(f"--method names no method; known: {', '.join(all_methods())}")
     for name in names:
-        find(name)
-    return tuple(name for name in known(names) if name in names)
+        find_method(name)
+    return tuple(name for name in available_methods(names) if name in names)
 
 
 def raw_recipe(dataset: str | None, recipe: str | None) -> Values:

@@ -22,7 +22,7 @@ import pytest
 import strikes
 
 from cluster_tools import Nodes, two_nodes
-from mucs_ray.engine.session import alive, session
+from mucs_ray.engine.session import node_infos, session
 from processes import killing
 from tiny import tiny_dataset, tiny_toml
 from tiny_run import trained_weights
@@ -74,7 +74,7 @@ class Place:
     def workers(self) -> list[str]:
         """Ids of the nodes with a CPU."""
         with session(self.nodes.address):
-            return [node["NodeID"] for node in alive() if node["Resources"].get("CPU", 0) >= 1]
+            return [node["NodeID"] for node in node_infos() if node["Resources"].get("CPU", 0) >= 1]
 
     def restore(self, count: int = 2) -> None:
         """So many nodes again."""

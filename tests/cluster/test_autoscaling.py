@@ -12,7 +12,7 @@ import pytest
 from ray.autoscaler.v2.sdk import get_cluster_status
 
 from autoscaling_tools import autoscaling_cluster
-from mucs_ray.engine.session import Cluster, alive, await_worker, session
+from mucs_ray.engine.session import Cluster, await_worker, node_infos, session
 from tiny import tiny_dataset, tiny_toml
 
 MAX_WORKERS = 2
@@ -44,7 +44,7 @@ def start(recipe: Path, run: str, *options: str) -> subprocess.Popen[bytes]:
 
 
 def num_workers() -> int:
-    return sum(node["Resources"].get("CPU", 0) > 0 for node in alive())
+    return sum(node["Resources"].get("CPU", 0) > 0 for node in node_infos())
 
 
 def work_waits(address: str) -> bool:

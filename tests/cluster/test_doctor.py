@@ -20,7 +20,7 @@ from cluster_tools import Nodes
 from mucs_ray import doctor, storage
 from mucs_ray.engine import host as machine
 from mucs_ray.engine.host import Machine
-from mucs_ray.engine.nodes import Node, alive, check_dataset, check_shared, run_on_each_node
+from mucs_ray.engine.nodes import Node, alive_nodes, check_dataset, check_shared, run_on_each_node
 from mucs_ray.engine.session import Cluster
 from mucs_ray.errors import MachineError
 from tiny import tiny_dataset
@@ -86,7 +86,7 @@ def test_a_folder_that_all_nodes_see_is_shared_and_nothing_stays_there(cluster: 
     check_shared(str(tmp_path / "new" / "run"))
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["old", "recipe.json"]
     torch_is_imported = partial(eval, "'torch' in __import__('sys').modules")
-    assert set(run_on_each_node(dict.fromkeys(alive(), torch_is_imported))[0].values()) == {False}, (
+    assert set(run_on_each_node(dict.fromkeys(alive_nodes(), torch_is_imported))[0].values()) == {False}, (
         "importing it would take long"
     )
     (finding,) = doctor.same_files(str(tmp_path / "old"), None)
@@ -95,7 +95,7 @@ def test_a_folder_that_all_nodes_see_is_shared_and_nothing_stays_there(cluster: 
 
 def test_a_local_path_of_each_nodes_own_is_one_line(cluster: Cluster, nodes: Nodes, apart: Path):
     line = refused(partial(check_shared, str(apart / "own-run")))
-    blind = [str(node) for node in alive() if node.cpus]
+    blind = [str(node) for node in alive_nodes() if node.cpus]
     assert len(blind) == 2 and all(node in line for node in blind)
     assert "the driver" in line and f"{apart}/own-run (a local path)" in line and "s3://" in line
     assert in_folders(nodes, "own-run") == []
@@ -109,7 +109,7 @@ def test_a_place_of_each_processs_own_is_not_called_a_local_path(cluster: Cluste
 
 def test_a_node_that_cannot_write_is_named(cluster: Cluster, nodes: Nodes, apart: Path):
     """The file stands for a disk that is not mounted, or a folder that the user may not create."""
-    bad = next(node for node in alive() if node.cpus)
+    bad = next(node for node in alive_nodes() if node.cpus)
     folder = Path(run_on_each_node({bad: os.getcwd})[0][bad])
     (folder / "blocked").write_text("in the way")
     line = refused(partial(check_shared, str(apart / "blocked")))
@@ -132,10 +132,10 @@ def test_a_data_set_must_be_the_same_on_all_nodes(cluster: Cluster, nodes: Nodes
 
 
 def test_a_node_that_does_not_answer_in_time_is_named(cluster: Cluster):
-    first, *others = alive()
+    first, *others = alive_nodes()
     questions = {first: partial(time.sleep, 60), **dict.fromkeys(others, os.getpid)}
     run_on_each_node(dict.fromkeys(others, os.getpid))  # so that each has a worker
-    answers, problems = run_on_each_node(questions, patience_s=2)
+    answers, problems = run_on_each_node(questions, timeout_s=2)
     assert set(answers) == set(others) and problems == {first: "did not answer in 2 s"}
 
 
@@ -143,11 +143,11 @@ def test_a_node_that_dies_is_named_and_the_others_answer(
     cluster: Cluster, nodes: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     doomed = nodes.add()
-    listed = alive()
+    listed = alive_nodes()
     nodes.kill(doomed)
     started = time.monotonic()
-    monkeypatch.setattr("mucs_ray.engine.nodes.alive", lambda: listed)
-    monkeypatch.setattr(machine, "look", partial(replace, MACHINE, versions=machine.versions()))
+    monkeypatch.setattr("mucs_ray.engine.nodes.alive_nodes", lambda: listed)
+    monkeypatch.setattr(machine, "describe_machine", partial(replace, MACHINE, versions=machine.versions()))
     check_shared(str(tmp_path))
     findings = list(doctor.nodes())
     assert [finding.found for finding in findings if not finding.ok] == [f"{listed[0].host} 127.0.0.1: is gone"]

@@ -22,7 +22,7 @@ from torch import Tensor
 from mucs_ray.attribution.base import Attributor, Columns, MethodContext, MethodSettings, Tensors
 from mucs_ray.attribution.card import MethodCard, MethodStage, load_class
 from mucs_ray.attribution.loss_change import select_measure
-from mucs_ray.attribution.registry import METHODS, find
+from mucs_ray.attribution.registry import METHODS, find_method
 from mucs_ray.config.recipe import Recipe, build, for_method, with_values
 from mucs_ray.diffusion.batch import Batch, Item
 from mucs_ray.diffusion.noise import generator, normal
@@ -57,7 +57,7 @@ RECIPE = tiny_recipe(
 
 @pytest.fixture(scope="module", autouse=True)
 def example(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The method of the documentation, as a user's file."""
+    """Return the method of the documentation, as a user's file."""
     folder = tmp_path_factory.mktemp("example")
     (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
     (folder / "my_method.py").write_text(code)
@@ -68,7 +68,7 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @cache
 def images() -> Batch:
-    """6 training images of the tiny data set."""
+    """Return 6 training images of the tiny data set."""
     made = rows(6, first_idx=0, seed=1)
     pixels = torch.from_numpy(np.stack([row.image for row in made])).float() / 127.5 - 1
     return Batch(idx=torch.arange(6), z=pixels, condition={"condition": torch.eye(3)[[row.label for row in made]]})
@@ -76,7 +76,7 @@ def images() -> Batch:
 
 @cache
 def f1() -> DiTEDM:
-    """Frozen, with an output that depends on all its inputs and parameters."""
+    """Return F1, frozen, with an output that depends on all its inputs and parameters."""
     denoiser = frozen_copy(DiTEDM(DiT(RECIPE.model)))
     for number, parameter in enumerate(denoiser.parameters()):
         parameter.copy_(0.1 * normal(generator(3, f"parameter={number}"), *parameter.shape))
@@ -84,7 +84,10 @@ def f1() -> DiTEDM:
 
 
 def items(num: int) -> list[Item]:
-    """Faint enough that their loss is below the null loss, so that MUCS can unlearn them; not within [-1, 1]."""
+    """Return items that MUCS can unlearn.
+
+    They are faint, so that their loss is below the null loss, and reach outside [-1, 1].
+    """
     made = [0.3 * normal(generator(8, f"item={number}"), 3, 8, 8) for number in range(num)]
     for image in made:
         image[0, 0, 0] = 1.5
@@ -95,7 +98,7 @@ def items(num: int) -> list[Item]:
 
 
 def recipe_of(method: MethodCard) -> Recipe:
-    """With the method's settings, and no more than 3 updates."""
+    """Return a recipe with the method's settings, and no more than 3 updates."""
     recipe = for_method(RECIPE, method)
     return with_values(recipe, {"method.mucs.fixed_updates": min(3, recipe.method["mucs"].fixed_updates)})
 
@@ -105,7 +108,7 @@ def picked(batch: Batch, rows: list[int]) -> Batch:
 
 
 def encode(pictures: Tensor) -> Tensor:
-    """Instead of CLIP or DINO: unit vectors, one image at a time; refuses what is not in [0, 1]."""
+    """Stand in for CLIP or DINO: make unit vectors, one image at a time, and refuse what is not in [0, 1]."""
     assert pictures.min() >= 0 and pictures.max() <= 1
     weights = normal(generator(4, "encoder"), pictures[0].numel(), 6)
     return torch.stack(
@@ -118,7 +121,7 @@ def encode(pictures: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Loop:
-    """A method on some images and items; each hook has a worker of its own, with nothing that its part does without."""
+    """This runs a method on some images and items; each hook has a worker of its own, with what its stage needs."""
 
     method: MethodCard
     images: Batch
@@ -126,7 +129,7 @@ class Loop:
     settings: MethodSettings
 
     def worker(self, part: MethodStage | None) -> Attributor:
-        """What a worker builds for a part; without parts, for the ranking."""
+        """Build what a worker builds for a stage; for a method without stages, what the ranking builds."""
         kind = load_class((part.owner if part else "") or self.method.implementation)
         streamed = part is None or part.hook in ("features", "accumulate", "sample", "fit_screen", "score")
         context = MethodContext(
@@ -151,21 +154,21 @@ class Loop:
         return {part.hook: part for part in self.method.stages}
 
     def features(self, cuts: list[slice]) -> Columns:
-        """Of all images."""
+        """Return the features of all images."""
         hooked = self.worker(self.parts()["features"])
         made = [hooked.features(self.images[cut]) for cut in cuts]
         return {"idx": self.images.idx, **{name: torch.cat([each[name] for each in made]) for name in made[0]}}
 
     @cached_property
     def rows(self) -> Batch | Columns:
-        """What the hooks after `features` are given: only idx, if the parts are empty."""
+        """Return what the hooks after `features` are given: only idx, if the card lists no stages."""
         if not self.parts():
             blank = torch.zeros(len(self.images), 3, 0, 0)
             return Batch(idx=self.images.idx, z=blank, condition={})
         return self.features(WHOLE) if "features" in self.parts() else self.images
 
     def sums(self, cuts: list[slice]) -> Tensors:
-        """Over all rows, in float64."""
+        """Return the sums over all rows, in float64."""
         hooked, rows, sums = self.worker(self.parts()["accumulate"]), self.rows, {}
         for at in cuts:
             for name, tensor in hooked.accumulate(cut(rows, at)).items():
@@ -173,7 +176,7 @@ class Loop:
         return sums
 
     def fitted(self, cuts: list[slice]) -> Tensors:
-        """What is made once a run."""
+        """Return what is fitted once a run."""
         sums, rows = self.sums(cuts) if "accumulate" in self.parts() else {}, self.rows
         if "fit" not in self.parts():
             return sums
@@ -185,7 +188,7 @@ class Loop:
 
     @cached_property
     def of_items(self) -> list[Tensors]:
-        """What is made for each item, by a worker of its own."""
+        """Return what is fitted for each item, by a worker of its own."""
         if "fit_item" not in self.parts():
             return [{} for _ in self.items]
         part = self.parts()["fit_item"]
@@ -193,7 +196,7 @@ class Loop:
 
     @cached_property
     def scorer(self) -> Attributor:
-        """Ready to score."""
+        """Return the method, ready to score."""
         if not self.parts():
             return self.worker(None)  # nothing is loaded: it has but idx
         hooked = self.worker(self.parts()["score"])
@@ -202,7 +205,7 @@ class Loop:
 
     @cached_property
     def screen(self) -> Tensors:
-        """From a random sample, which here is everything."""
+        """Return the screen, fitted on a random sample that here is everything."""
         sampler = self.worker(self.parts()["sample"])
         sampler.load(self.once, self.of_items)
         assert sampler.in_sample(self.images.idx.numpy()).all()
@@ -210,7 +213,7 @@ class Loop:
 
     @cached_property
     def columns(self) -> Columns:
-        """Of all rows at once."""
+        """Return the columns of all rows at once."""
         return self.scorer.columns(self.rows)
 
 
@@ -221,7 +224,7 @@ def cut(rows: Batch | Columns, at: slice | list[int]) -> Any:
 
 
 def fresh(name: str, *, num_items: int = 2, settings: MethodSettings | None = None) -> Loop:
-    method = find(name)
+    method = find_method(name)
     return Loop(method=method, images=images(), items=items(num_items), settings=settings or recipe_of(method))
 
 
@@ -230,7 +233,7 @@ loop = cache(fresh)
 
 
 def scores_of(columns: Columns, measure: str = "skew") -> Tensor:
-    """What is ranked: "score", or of the methods that compare losses the column that `rank.measure` names."""
+    """Return what is ranked: "score", or for methods that compare losses the column that `rank.measure` names."""
     return columns["score"] if "score" in columns else select_measure(columns, measure)
 
 
@@ -243,11 +246,13 @@ def same(one: Columns, other: Columns) -> bool:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_facts_are_single_lines(name: str):
-    method = find(name)
-    told = {fact: getattr(method, fact) for fact in ("name", "label", "summary", "needs")}
+    method = find_method(name)
+    texts = {fact: getattr(method, fact) for fact in ("name", "label", "summary", "needs")}
     if name in OWN:
-        told |= {"cost": method.cost, "source": method.source}
-    assert {fact: text for fact, text in told.items() if not text.strip() or text.strip() != text or "\n" in text} == {}
+        texts |= {"cost": method.cost, "source": method.source}
+    assert {
+        fact: text for fact, text in texts.items() if not text.strip() or text.strip() != text or "\n" in text
+    } == {}
     assert method.name == name
     assert method.weights == {}
 
@@ -255,22 +260,24 @@ def test_facts_are_single_lines(name: str):
 @pytest.mark.parametrize("name", OWN)
 def test_the_class_and_its_card_belong_together(name: str):
     """A variant shares both with the method it varies."""
-    method = find(name)
+    method = find_method(name)
     card = method.load().card
     same_facts = {key: getattr(card, key) for key in ("stages", "encoder", "needs", "implementation")}
     assert {key: getattr(method, key) for key in same_facts} == same_facts
     assert method.name == card.name or method.name.startswith(f"{card.name}/")
 
 
-def test_names_and_labels_are_told_apart():
+def test_names_and_labels_differ():
     assert len({method.label for method in METHODS.values()}) == len(METHODS)
     assert all(re.fullmatch(r"[\w.=-]+(/[\w.=-]+)?", name) for name in METHODS)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_parts_are_well_formed(name: str):
-    """Each hook at most once, in the order in which they run, the scoring last; a hook that is written is listed."""
-    method = find(name)
+    """A card lists each hook at most once, in the order in which they run, the scoring last, and every hook that is
+    written.
+    """
+    method = find_method(name)
     kind = method.load()
     hooks = [part.hook for part in method.stages]
     assert hooks == [hook for hook in HOOKS if hook in hooks]
@@ -289,13 +296,13 @@ def recipe_keys(recipe: Recipe) -> set[str]:
 
 
 def named(reads: tuple[str, ...], recipe: Recipe) -> set[str]:
-    """Sections and dotted keys as dotted keys."""
+    """Return sections and dotted keys as dotted keys."""
     return {key for key in recipe_keys(recipe) if key in reads or key.rpartition(".")[0] in reads}
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_settings_and_reads_name_what_a_recipe_has(name: str):
-    method = find(name)
+    method = find_method(name)
     keys = recipe_keys(recipe_of(method))
     assert {*method.settings} <= keys
     assert {read for part in method.stages for read in part.reads} <= keys | {key.rpartition(".")[0] for key in keys}
@@ -304,7 +311,7 @@ def test_settings_and_reads_name_what_a_recipe_has(name: str):
 
 
 def recorded(recipe: Recipe, seen: set[str]) -> Recipe:
-    """The same values, and a note of every key that is looked at."""
+    """Return the same values, which record every key that is read."""
 
     def section(name: str, values: Any) -> Any:
         keys = {each.name for each in fields(values)}
@@ -324,9 +331,11 @@ def recorded(recipe: Recipe, seen: set[str]) -> Recipe:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_knob_that_is_read_is_named(name: str):
-    """Or a changed value would leave finished stages as they are: each part names what it reads, or an earlier one."""
+    """Each stage names the keys that it reads, or an earlier stage does; else a changed value would leave finished
+    stages.
+    """
     seen: set[str] = set()
-    method = find(name)
+    method = find_method(name)
     run = fresh(name, settings=recorded(recipe_of(method), seen))
     rows, fitted, allowed = run.rows, {}, set[str]()
     item_states: list[Tensors] = [{} for _ in run.items]
@@ -358,9 +367,9 @@ def test_a_knob_that_is_read_is_named(name: str):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_a_part_costs_is_told(name: str):
+def test_a_stage_counts_its_passes(name: str):
     """For `mucs-ray plan`: more for more images or items; a method of the package counts each part with the model."""
-    method = find(name)
+    method = find_method(name)
     recipe = recipe_of(method)
     for part in method.stages:
         kind = load_class(part.owner or method.implementation)
@@ -425,7 +434,7 @@ def test_what_is_summed_depends_on_the_cut_by_rounding_alone(name: str):
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "mucs/screen"])  # learns its bounds from all items
 def test_an_item_does_not_depend_on_the_others_bit_for_bit(name: str):
-    """Items are told apart by their place, also where each loss has draws of its own."""
+    """Items keep their place, because each loss with draws of its own depends on it."""
     alone, both, three = (loop(name, num_items=num).columns for num in (1, 2, 3))
     for measure in ("skew", "difference"):
         scores = [scores_of(columns, measure) for columns in (alone, both, three)]
@@ -435,7 +444,7 @@ def test_an_item_does_not_depend_on_the_others_bit_for_bit(name: str):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_same_again_gives_the_same_bits(name: str):
-    """What a resumed run makes again is what was lost: each hook, by a worker of its own."""
+    """A resumed run makes again what was lost, and here each hook runs again in a worker of its own."""
     one, other = loop(name), fresh(name)
     torch.manual_seed(1)
     for first, again in zip(
@@ -446,7 +455,7 @@ def test_the_same_again_gives_the_same_bits(name: str):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_lent_stays_as_it_was(name: str):
-    """F1, the images, the items, and what earlier parts made, which on a CPU is memory that cannot be written to."""
+    """F1, the images, the items, and what earlier stages made stay; on a CPU that memory cannot be written to."""
     run = fresh(name, num_items=1)
     lent = {
         **dict(f1().state_dict()),
@@ -468,7 +477,7 @@ def test_what_is_lent_stays_as_it_was(name: str):
 
 
 class Careless(Attributor):
-    """Reads a knob that it does not name; its scores depend on the batch and on torch's own stream."""
+    """This method reads a knob that it does not name; its scores depend on the batch and on torch's own stream."""
 
     card = MethodCard(name="careless", label="Careless", summary="breaks the contract")
 
@@ -488,7 +497,7 @@ class Careless(Attributor):
         test_an_item_does_not_depend_on_the_others_bit_for_bit,
     ],
 )
-def test_a_careless_method_is_found_out(law: Callable[..., None], monkeypatch: pytest.MonkeyPatch):
+def test_the_laws_detect_a_careless_method(law: Callable[..., None], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(METHODS, "careless", replace(Careless.card, implementation=f"{__name__}:Careless"))
     with pytest.raises(AssertionError):
         law("careless")
@@ -501,13 +510,13 @@ def test_what_is_no_method_is_refused_in_one_line(tmp_path: Path, monkeypatch: p
         "def function():\n    pass\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    for name, told in [
+    for name, message in [
         ("no_methods:Nameless", "lacks card, score"),
         ("no_methods:function", "is not a subclass"),
         ("no_methods:Absent", "no attribute"),
         ("no_such_module:Method", "No module"),
         ("muccs", "known: random"),
     ]:
-        with pytest.raises(InputError, match=told) as refused:
-            find(name)
+        with pytest.raises(InputError, match=message) as refused:
+            find_method(name)
         assert "\n" not in str(refused.value)

@@ -48,7 +48,7 @@ def settings_of(method: MethodCard) -> Recipe:
 
 
 def worker(method: MethodCard, stage: MethodStage | None, model: Toy, images: Batch, items: list[Item]) -> Attributor:
-    """With all that any hook may need."""
+    """Build a method with all that any hook may need."""
     context = MethodContext(
         settings=settings_of(method),
         device=CPU,
@@ -62,7 +62,7 @@ def worker(method: MethodCard, stage: MethodStage | None, model: Toy, images: Ba
 
 
 def scored(name: str, model: Toy, images: Batch, items: list[Item]) -> Tensor:
-    """All hooks of a method in their order."""
+    """Run all hooks of a method in their order, and return the scores."""
     method = METHODS[name]
     if not method.stages:
         return worker(method, None, model, images, items).score(images)
@@ -116,29 +116,29 @@ def test_every_method_scores_every_kind_of_model(kind: str, name: str):
 
 @pytest.mark.parametrize("process", [EDM(), VPNoise()], ids=["EDM", "VP"])
 def test_the_loss_of_the_denoised_image_is_that_of_the_raw_output(process: Process):
-    """weight (r - target)^2, written as a multiple of (D - z)^2."""
+    """weight (r - target)^2 equals a multiple of (D - z)^2."""
     image, noise, raw = (normal(generator(1, name), 50, 3, 4).double() for name in ("image", "noise", "raw"))
     level = process.training_levels(generator(1, "level"), 50).double()
     at = process.at(level)
-    found = denoising_loss(
+    actual = denoising_loss(
         process, lambda noisy, level, condition: process.denoised(raw, noisy, level), image, noise, level
     )
     expected = at.weight * row_means((raw - process.target(image, noise, level)).square())
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=0)
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=0)
 
 
 def test_the_general_formulas_are_those_of_edm():
-    """EDM writes them out in the paper's order; the coefficients say the same."""
+    """EDM writes the formulas out in the paper's order, and the coefficients give the same."""
     process, level = EDM(), EDM().training_levels(generator(1, "level"), 50).double()
     image, noise, raw = (normal(generator(1, name), 50, 3, 4).double() for name in ("image", "noise", "raw"))
     for name, given in {"noised": (image, noise), "target": (image, noise), "denoised": (raw, image)}.items():
-        found, general = (getattr(kind, name)(process, *given, level) for kind in (EDM, Process))
-        torch.testing.assert_close(found, general, rtol=1e-9, atol=1e-9, msg=name)
+        actual, general = (getattr(kind, name)(process, *given, level) for kind in (EDM, Process))
+        torch.testing.assert_close(actual, general, rtol=1e-9, atol=1e-9, msg=name)
     torch.testing.assert_close(EDM.loss_weight(process, level), Process.loss_weight(process, level))
 
 
 def test_the_null_loss_of_a_noise_predictor_is_that_of_the_best_linear_denoiser():
-    """By Monte Carlo; a network that puts out zero has 1, several times as much."""
+    """The expected value is a Monte Carlo mean; a network that puts out zero has a loss of 1, several times as much."""
     process, v, num = VPNoise(), 0.25, 200_000
     image, noise = 0.5 * normal(generator(1, "image"), num, 1), normal(generator(1, "noise"), num, 1)
     level = process.training_levels(generator(1, "level"), num)
@@ -151,15 +151,15 @@ def test_the_null_loss_of_a_noise_predictor_is_that_of_the_best_linear_denoiser(
 
 @pytest.mark.parametrize("process", [EDM(), VPNoise()], ids=["EDM", "VP"])
 def test_the_sampler_draws_the_distribution_of_the_best_denoiser(process: Process):
-    """Images of variance v under every process, in equal units of s / alpha."""
+    """Images have the variance v under every process, in equal units of s / alpha."""
     v = 0.3
 
     def best(noisy: Tensor, level: Tensor, condition: object) -> Tensor:
         at = process.at(level)
         return (at.alpha * v / (at.alpha**2 * v + at.s**2))[:, None] * noisy
 
-    found = sample(process, best, normal(generator(1, "unit"), 4000, 1), num_steps=60)
-    assert found.std().item() == pytest.approx(v**0.5, rel=0.1)
+    actual = sample(process, best, normal(generator(1, "unit"), 4000, 1), num_steps=60)
+    assert actual.std().item() == pytest.approx(v**0.5, rel=0.1)
 
 
 @pytest.mark.parametrize("kind", TOYS)

@@ -1,4 +1,4 @@
-"""The settings of a method of somebody else's: from its card to the recipe, the command line, and the fingerprints."""
+"""A third-party method's settings go from its card to the recipe, the command line, and the fingerprints."""
 
 import io
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from mucs_ray.attribution.base import Attributor, MethodContext
 from mucs_ray.attribution.card import MethodCard, MethodStage
-from mucs_ray.attribution.registry import find, imported
+from mucs_ray.attribution.registry import find_method, import_method
 from mucs_ray.cli.app import app
 from mucs_ray.config.recipe import Recipe, build, for_method, with_settings
 from mucs_ray.config.values import method_settings
@@ -38,7 +38,7 @@ def recipe(*settings: str, data: str = "nowhere", methods: tuple[str, ...] = (TO
 
 
 def fingerprints(data: Dataset, *settings: str) -> dict[str, str]:
-    """Of the stages of the toy's attribution."""
+    """Return the fingerprints of the stages of the toy's attribution."""
     run = Pipeline(recipe=recipe(*settings, data=data.url), dataset=data, run_url="runs/x", console=Console(),
                    methods=(TOY,))  # fmt: skip
     return {name: run.stages[name].fingerprint for name in STAGES}
@@ -46,21 +46,21 @@ def fingerprints(data: Dataset, *settings: str) -> dict[str, str]:
 
 def test_its_values_reach_the_method():
     assert recipe().method["brightness"] == BrightnessConfig()
-    found = recipe("method.brightness.power=3", "method.brightness.over=maximum")
-    assert found.method["brightness"] == BrightnessConfig(over="maximum", power=3.0)
-    method = Brightness(MethodContext(settings=found, device=torch.device("cpu"), num_images=1))
+    actual = recipe("method.brightness.power=3", "method.brightness.over=maximum")
+    assert actual.method["brightness"] == BrightnessConfig(over="maximum", power=3.0)
+    method = Brightness(MethodContext(settings=actual, device=torch.device("cpu"), num_images=1))
     assert method.config.power == 3.0
 
 
 def test_without_its_section_it_runs_by_its_defaults():
-    """As does an installed method that an earlier command has attributed with."""
+    """An installed method that an earlier command has attributed with does so too."""
     plain = recipe(methods=())
     assert "brightness" not in plain.method
-    assert for_method(plain, find(TOY)).method["brightness"] == BrightnessConfig()
+    assert for_method(plain, find_method(TOY)).method["brightness"] == BrightnessConfig()
 
 
 @pytest.mark.parametrize(
-    ("setting", "told"),
+    ("setting", "message"),
     [
         (
             "method.brightness.powr=2",
@@ -74,10 +74,10 @@ def test_without_its_section_it_runs_by_its_defaults():
         ("method=5", "recipe key method: expected sections such as [method.mucs]; found 5"),
     ],
 )
-def test_what_is_wrong_is_one_line(setting: str, told: str):
+def test_what_is_wrong_is_one_line(setting: str, message: str):
     with pytest.raises(InputError) as refused:
         recipe(setting)
-    assert str(refused.value).startswith(told) and "\n" not in str(refused.value)
+    assert str(refused.value).startswith(message) and "\n" not in str(refused.value)
 
 
 def test_its_section_is_known_once_it_is_named():
@@ -109,7 +109,7 @@ def test_a_run_directory_keeps_its_values(data: Dataset, tmp_path: Path):
 
 
 def test_on_the_command_line(data: Dataset, tmp_path: Path):
-    """--method says whose settings --set may name."""
+    """--method decides which methods' settings --set may name."""
     file = tmp_path / "mine.toml"
     file.write_text(tiny_toml(data.url))
     chosen, _ = resolve(
@@ -138,14 +138,14 @@ def test_on_the_command_line(data: Dataset, tmp_path: Path):
         ),
     ],
 )
-def test_an_earlier_spelling_is_told_the_new_one(setting: str, now: str):
+def test_an_error_on_an_earlier_spelling_names_the_new_one(setting: str, now: str):
     with pytest.raises(InputError) as refused:
         recipe(setting)
     assert str(refused.value) == f"recipe key {now}"
 
 
 def test_a_run_of_an_earlier_version_can_be_looked_at(data: Dataset, tmp_path: Path):
-    """Its training and its images are kept; what a method made is made again."""
+    """The training and the images of the run are kept; what a method made is made again."""
     settings = ("method.mucs.ascent_weight=0.3", "method.mucs.bound=zero-output", "method.das.dim=8")
     run = Pipeline.open(recipe(*settings, data=data.url, methods=()), data,
                         str(tmp_path / "run"), console=Console(file=io.StringIO()))  # fmt: skip
@@ -165,11 +165,11 @@ def test_a_run_of_an_earlier_version_can_be_looked_at(data: Dataset, tmp_path: P
 def test_two_methods_do_not_share_a_section_by_accident():
     other = MethodCard(name="brightness", label="Other", summary="other settings", config_class=WithoutDefault)
     with pytest.raises(InputError, match=r"toys:Brightness and brightness both have settings .* \[method.brightness\]"):
-        method_settings({}, [find(TOY), other])
+        method_settings({}, [find_method(TOY), other])
 
 
 class WithoutDefault:
-    """Neither a dataclass nor with defaults."""
+    """This is neither a dataclass nor does it have defaults."""
 
 
 class Dotted(Brightness):
@@ -188,17 +188,17 @@ class Grouped(Attributor):
 
 
 @pytest.mark.parametrize(
-    ("kind", "told"),
+    ("kind", "message"),
     [(Dotted, "a name without dots"), (Unset, "a dataclass with defaults"), (Grouped, "a stage over groups")],
 )
-def test_a_card_that_cannot_be_used_is_one_line(kind: type[Attributor], told: str, monkeypatch: pytest.MonkeyPatch):
+def test_a_card_that_cannot_be_used_is_one_line(kind: type[Attributor], message: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("toys.Brightness", kind)
-    imported.cache_clear()
+    import_method.cache_clear()
     try:
-        with pytest.raises(InputError, match=told):
-            find(TOY)
+        with pytest.raises(InputError, match=message):
+            find_method(TOY)
     finally:
-        imported.cache_clear()
+        import_method.cache_clear()
 
 
 @pytest.mark.parametrize(

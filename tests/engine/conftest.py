@@ -1,4 +1,4 @@
-"""One real Ray for all tests of this folder, and one tiny run made through it."""
+"""All tests of this folder share one real Ray, and one tiny run made through it."""
 
 import os
 import shutil
@@ -37,7 +37,7 @@ def data(tmp_path_factory: pytest.TempPathFactory, own_cache: None) -> Dataset:
 
 @pytest.fixture(scope="session")
 def copied(finished: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
-    """Makes copies of the finished run, for tests that go on from its network and images."""
+    """Return a function that copies the finished run, for tests that go on from its network and images."""
 
     def copy() -> Path:
         return Path(shutil.copytree(finished.run_url, tmp_path_factory.mktemp("copy") / "run"))
@@ -47,7 +47,7 @@ def copied(finished: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> Call
 
 @pytest.fixture(scope="session")
 def finished(data: Dataset, tmp_path_factory: pytest.TempPathFactory, cluster: Cluster) -> Pipeline:
-    """The whole main job through Ray but for the training, with two scorers and the loss table kept.
+    """Do the whole main job through Ray except for the training, with two scorers, and keep the loss table.
 
     What Ray Train trains is compared with the plain loop in test_counterfactual.py and test_faults.py.
     """

@@ -1,4 +1,4 @@
-"""Units that fail, hang or kill their worker: tried three times, named, and the rest goes on."""
+"""Units that fail, hang or kill their worker are tried three times and named, and the others go on."""
 
 import json
 import shutil
@@ -37,7 +37,7 @@ def events_of(pipeline: Pipeline) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def trained(data: Dataset, copied: Callable[[], Path]) -> Pipeline:
-    """Trained and generated; not struck yet."""
+    """Return a run that is trained and generated, on which no strike has fallen yet."""
     return open_tiny(data, copied(), methods=(STRUCK,), engine=ENGINE)
 
 
@@ -51,7 +51,7 @@ def test_an_item_whose_task_fails_or_dies_is_unlearned_again(trained: Pipeline, 
 
 
 def test_units_that_fail_hang_or_kill(trained: Pipeline, finished: Pipeline, cluster: Cluster):
-    """One fails three times, another kills its worker once, a third hangs once: only the first has no scores."""
+    """One unit fails three times, another kills its worker once, a third hangs once: only the first has no scores."""
     strikes.lay("before-compute@0", "error", 3)
     strikes.lay("before-publish@16", "worker")
     strikes.lay("before-compute@32", "hang")
@@ -73,7 +73,7 @@ def test_units_that_fail_hang_or_kill(trained: Pipeline, finished: Pipeline, clu
 
 
 def test_a_unit_that_cannot_be_read_is_named(trained: Pipeline, data: Dataset, tmp_path: Path, cluster: Cluster):
-    """Of pixels: a shard that has vanished from the data set costs its units, and no others."""
+    """A shard that has vanished from the data set costs its units, and no others; the method is `pixel`."""
     copy = tmp_path / "data"
     shutil.copytree(data.url, copy)
     pipeline = open_tiny(Dataset.open(str(copy)), Path(trained.run_url), methods=("pixel",), engine=ENGINE)

@@ -56,21 +56,21 @@ def test_the_whole_test_equals_the_plain_loop(evaluated: Pipeline, method: str, 
     test, expected = LocalImages(evaluated.dataset, "test"), {"target": [], "control": []}
     for planned in generation.plan_items(evaluated.dataset, recipe.generate, recipe.seed):
         with torch.inference_mode():
-            (again,) = generation.generate_together(denoiser, test, [planned], recipe.generate, recipe.seed)
+            (again,) = generation.generate_batch(denoiser, test, [planned], recipe.generate, recipe.seed)
         stored = load_item(stages[f"regenerate/{method}"], planned.number)
         assert torch.equal(stored.z, again.z)
         before = load_item(stages["generate"], planned.number).z
         pixels = [(image.clamp(-1, 1) + 1) / 2 for image in (before, again.z)]
         expected[planned.role].append(-(pixels[0] - pixels[1]).square().mean().item())
 
-    found = outcome(evaluated, method)
-    assert (found.removed, found.num_images) == (len(removed), 60)
-    np.testing.assert_allclose(found.similarity["mse"], expected["target"], rtol=1e-5)
-    np.testing.assert_allclose(found.controls["mse"], expected["control"], rtol=1e-5)
+    actual = outcome(evaluated, method)
+    assert (actual.removed, actual.num_images) == (len(removed), 60)
+    np.testing.assert_allclose(actual.similarity["mse"], expected["target"], rtol=1e-5)
+    np.testing.assert_allclose(actual.controls["mse"], expected["control"], rtol=1e-5)
 
 
 def matched(evaluated: Pipeline, data: Dataset, size: int) -> Pipeline:
-    """The same run, asked to remove another way."""
+    """Return the same run with matched removal."""
     return open_tiny(data, Path(evaluated.run_url), remove={"mode": "matched", "size": size}, **MSE)
 
 
@@ -101,16 +101,14 @@ def test_each_item_by_itself(
         stage = pipeline.stages[f"retrain/random/item-{number:04d}"]
         written = Path(stage.url(stage.part("removed", "csv"))).read_text().split()[1:]
         assert {int(idx) for idx in written} == set(top.tolist()) and stage.facts()["removed"] == len(top)
-    found = outcome(pipeline, "random")
-    assert found.removed == len(lists[0]) and len(found.similarity["mse"]) == 2 and len(found.controls["mse"]) == 0
+    actual = outcome(pipeline, "random")
+    assert actual.removed == len(lists[0]) and len(actual.similarity["mse"]) == 2 and len(actual.controls["mse"]) == 0
     images = [load_item(pipeline.stages["regenerate/random"], number).z for number in range(2)]
     denoiser = retrained_plainly(pipeline, tmp_path / "plain", frozenset(lists[1].tolist()))
     test = LocalImages(pipeline.dataset, "test")
     planned = generation.plan_items(pipeline.dataset, pipeline.recipe.generate, pipeline.recipe.seed)[1]
     with torch.inference_mode():
-        (again,) = generation.generate_together(
-            denoiser, test, [planned], pipeline.recipe.generate, pipeline.recipe.seed
-        )
+        (again,) = generation.generate_batch(denoiser, test, [planned], pipeline.recipe.generate, pipeline.recipe.seed)
     assert torch.equal(again.z, images[1])
 
 

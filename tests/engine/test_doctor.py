@@ -15,7 +15,7 @@ def test_a_worker_reads_and_writes_too(cluster: Cluster, data: Dataset, tmp_path
 
 
 def test_what_a_worker_does_not_reach_is_bad(cluster: Cluster, tmp_path: Path):
-    """A place in the memory of this process alone; a data set that is not there."""
+    """The folder is in the memory of this process alone, and the data set does not exist."""
     run, dataset = doctor.same_files("memory://doctor/run", str(tmp_path))
     assert not run.ok and not run.optional and "is not seen by node" in run.found
     assert not dataset.ok and "no data set at" in dataset.found

@@ -1,4 +1,4 @@
-"""What goes wrong in a worker reaches the user as our own one-line error, and nothing finished is lost."""
+"""An error in a worker reaches the user as one line of this package, and nothing finished is lost."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -21,7 +21,7 @@ from tiny_run import open_tiny, work
 
 
 def copy_of(finished: Pipeline, data: Dataset, folder: Path, *stages: str, **changes: object) -> Pipeline:
-    """The finished run's first stages in another folder."""
+    """Copy the finished run's first stages to another folder."""
     pipeline = open_tiny(data, folder, **{"score": {"keep_losses": True}, **changes})
     for short in stages:
         old, new = finished.stages[short], pipeline.stages[short]
@@ -48,7 +48,7 @@ def test_a_corrupt_checkpoint(finished: Pipeline, data: Dataset, tmp_path: Path,
 
 
 def test_a_nan_is_named(finished: Pipeline, data: Dataset, tmp_path: Path, cluster: Cluster):
-    """An F2 with a NaN: scoring stops and names a training image; the unlearned models stay."""
+    """An F2 has a NaN: scoring stops and names a training image, and the unlearned models stay."""
     pipeline = copy_of(
         finished, data, tmp_path, "pretrain", "generate", "attribute/mucs/null", "attribute/mucs/unlearn"
     )
@@ -66,18 +66,18 @@ def test_a_nan_is_named(finished: Pipeline, data: Dataset, tmp_path: Path, clust
 
 
 @pytest.mark.parametrize(
-    ("method", "told"),
+    ("method", "message"),
     [
         ("users:Undefined", r"train-part-00000-0001: `score` of training image idx=21 is not finite"),
         ("users:UndefinedSum", r"sum-0001: train-part-00000-0001: the gradient of training image idx=21 is not finite"),
     ],
 )
 def test_what_is_not_a_number_is_not_published(
-    copied: Callable[[], Path], data: Dataset, cluster: Cluster, method: str, told: str
+    copied: Callable[[], Path], data: Dataset, cluster: Cluster, method: str, message: str
 ):
-    """Unit and image are named, and the stage stays unfinished, so that a mended method goes on from there."""
+    """Unit and image are named, and the stage stays unfinished, so that a corrected method goes on from there."""
     pipeline = open_tiny(data, copied(), methods=(method,))
-    with pytest.raises(RunFailed, match=told):
+    with pytest.raises(RunFailed, match=message):
         work(pipeline, "attribute", cluster)
     part = "score" if method == "users:Undefined" else "total"
     assert pipeline.stages[f"attribute/{method}/{part}"].state().status == "failed"
@@ -86,7 +86,7 @@ def test_what_is_not_a_number_is_not_published(
 def test_a_corrupt_shard_is_one_line_and_exit_code_2(
     copied: Callable[[], Path], data: Dataset, cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """A command finds it while it scores: no traceback, and what was finished before stays."""
+    """A command meets the shard while it scores: there is no traceback, and what was finished before stays."""
     monkeypatch.setattr(driver, "session", lambda *_, **__: nullcontext(cluster))
     (tmp_path / "tiny.toml").write_text(tiny_toml(data.url, engine={"train_workers": 1, "actors": [1, 1]}))
     run, shard = copied(), Path(data.url, "train/part-00000.parquet")
@@ -103,7 +103,7 @@ def test_a_corrupt_shard_is_one_line_and_exit_code_2(
 
 
 @pytest.mark.slow
-def test_an_error_of_ours_in_a_training_is_told_at_once(tmp_path: Path, cluster: Cluster):
+def test_an_input_error_in_a_training_is_raised_at_once(tmp_path: Path, cluster: Cluster):
     """It is not retried as a lost worker would be."""
     own = write_dataset(str(tmp_path / "data"), rows(61, first_idx=0, seed=3), rows(12, first_idx=61, seed=4))
     pipeline = open_tiny(own, tmp_path / "run")

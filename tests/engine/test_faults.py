@@ -82,7 +82,7 @@ def test_a_killed_worker_of_two_trainings(data: Dataset, tmp_path: Path, cluster
 
 @pytest.mark.slow  # as chaos, and briefly in test_attempts
 def test_a_killed_scorer(data: Dataset, copied: Callable[[], Path], cluster: Cluster):
-    """One score for each (item, image), and the same ones."""
+    """There is one score for each (item, image), and it is the same as without the kill."""
     pipeline, undisturbed = (open_tiny(data, copied(), **MANY) for _ in range(2))
     with killing("MapBatches(Scorer)", lambda: parts_there(pipeline, "attribute/mucs/score", "train-") > 0) as killed:
         work(pipeline, "attribute", cluster)

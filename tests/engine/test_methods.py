@@ -16,7 +16,7 @@ from mucs_ray.attribution.das import DAS
 from mucs_ray.attribution.loss_change import select_measure
 from mucs_ray.attribution.mucs import MUCS
 from mucs_ray.attribution.ranking import mutual_ranks, ranks
-from mucs_ray.attribution.tuning import OPEN
+from mucs_ray.attribution.tuning import AUTO_SETTINGS
 from mucs_ray.data.table import Dataset, read_unit
 from mucs_ray.diffusion.batch import Batch
 from mucs_ray.diffusion.condition import joined
@@ -58,7 +58,7 @@ def weights_of(pipeline: Pipeline) -> Arrays:
 
 
 def whole(dataset: Dataset) -> Batch:
-    """All training images as one batch."""
+    """Return all training images as one batch."""
     batches = [dataset.batch(read_unit(unit)) for unit in dataset.units("train")]
     conditions = [batch.condition for batch in batches]
     return Batch(
@@ -69,7 +69,7 @@ def whole(dataset: Dataset) -> Batch:
 
 
 def plain_scores(pipeline: Pipeline, method: str) -> np.ndarray:
-    """The hooks of a method in order, over the whole training set at once and one item after the other."""
+    """Run the hooks of a method in order, over the whole training set at once and one item after the other."""
     images, weights = whole(pipeline.dataset), weights_of(pipeline)
     items = [load_item(pipeline.stages["generate"], n) for n in range(pipeline.recipe.generate.items)]
     specs = [pipeline.method_stages[name] for name in pipeline.stages_of(method)]
@@ -130,7 +130,7 @@ def test_screening_leaves_something_out_and_says_what_to_expect(compared: Pipeli
     assert "attribute/mucs/screen/unlearn" not in stages  # it is that of mucs
 
 
-def test_what_is_found_by_trying_is_kept(
+def test_settings_that_tuning_finds_are_kept(
     compared: Pipeline, data: Dataset, copied: Callable[[], Path], cluster: Cluster
 ):
     """Images a forward: other than one, so equal to rounding; whoever goes on computes in the same way."""
@@ -139,37 +139,37 @@ def test_what_is_found_by_trying_is_kept(
     work(pipeline, "attribute", cluster)
     stage = pipeline.stages["attribute/mucs/score"]
     file = stage.part("tuning", "json")
-    found = stage.manifest()
-    assert found is not None and file in found.files
+    actual = stage.manifest()
+    assert actual is not None and file in actual.files
     tuning = storage.read_json(stage.url(file))
     assert tuning["images_per_forward"] >= 1 and tuning["compile"] == "off" and tuning["seconds_a_forward"] > 0
     _, scores = all_scores(stored_scores(pipeline.stages["attribute/mucs"]))
     rounding = 1e-4 if tuning["precision"] == "fp32" else 0.02
     np.testing.assert_allclose(scores, all_scores(stored_scores(compared.stages["attribute/mucs"]))[1], atol=rounding)
-    assert {knob: stage.facts()[knob] for knob in OPEN} == {knob: tuning[knob] for knob in OPEN}
+    assert {knob: stage.facts()[knob] for knob in AUTO_SETTINGS} == {knob: tuning[knob] for knob in AUTO_SETTINGS}
     storage.remove(stage.url("manifest.json"))
-    lost = next(name for name in found.files if name.endswith(".parquet"))
+    lost = next(name for name in actual.files if name.endswith(".parquet"))
     storage.remove(stage.url(lost))
     storage.publish_json(stage.url(file), {**tuning, "seconds_a_forward": 12.5})
     work(pipeline, "attribute", cluster)
     assert storage.read_json(stage.url(file))["seconds_a_forward"] == 12.5  # not tried again
     again = stage.manifest()
-    assert again is not None and again.files[lost] == found.files[lost]
+    assert again is not None and again.files[lost] == actual.files[lost]
 
 
 def test_the_speed_of_the_run_is_that_of_scoring_alone(compared: Pipeline):
-    """With features comes a backward pass for each forward."""
-    found = facts_of_streams(compared, compared.plan("attribute"))
-    assert {"attribute/mucs/score", "attribute/mucs/screen/sample"} <= found.keys()
+    """Features take a backward pass for each forward, so they do not count."""
+    actual = facts_of_streams(compared, compared.plan("attribute"))
+    assert {"attribute/mucs/score", "attribute/mucs/screen/sample"} <= actual.keys()
     assert compared.stages["attribute/das/features"].facts()["forwards"] > 0
-    assert all(name.endswith(("/score", "/sample")) for name in found)
+    assert all(name.endswith(("/score", "/sample")) for name in actual)
 
 
 @pytest.mark.parametrize(("kind", "device", "inside"), [
     (MUCS, "cuda", "medium"), (AbU, "cuda", "medium"), (DAS, "cuda", "highest"), (MUCS, "cpu", "highest"),
 ])  # fmt: skip
 def test_only_unlearning_on_a_gpu_multiplies_as_training_does(kind: type[Attributor], device: str, inside: str):
-    """And whatever the process does next is as exact as before."""
+    """What the process does next is as exact as before."""
     (stage,) = (stage for stage in kind.card.stages if stage.hook == "fit_item")
     with suppress(OSError), numerics(stage, torch.device(device)):
         assert torch.get_float32_matmul_precision() == inside
@@ -205,21 +205,21 @@ def test_mutual_ranks_are_those_of_all_scores(compared: Pipeline):
 def test_the_ensemble_of_mucs_alone_orders_as_mucs_when_corrected(
     compared: Pipeline, data: Dataset, copied: Callable[[], Path], cluster: Cluster
 ):
-    """Ranks are corrected once, and those of the reference not at all."""
+    """Ranks are corrected once, and those of the reference are not corrected."""
     mutual = open_tiny(
         data, copied(), methods=("random", "mucs", "ensemble/R"), rank={"correction": "mutual"}, method=SMALL
     )
     work(mutual, "attribute", cluster)
-    found = {
+    actual = {
         name: all_scores(stored_scores(mutual.stages[f"attribute/{name}"])) for name in ("random", "mucs", "ensemble/R")
     }
     plain = {
         name: all_scores(stored_scores(compared.stages[f"attribute/{name}"])) for name in ("random", "mucs/mutual")
     }
-    assert np.array_equal(found["random"][1], plain["random"][1])
-    assert np.array_equal(found["mucs"][1], plain["mucs/mutual"][1])
-    idx, scores = found["mucs"]
-    for number, together in enumerate(found["ensemble/R"][1].T):
+    assert np.array_equal(actual["random"][1], plain["random"][1])
+    assert np.array_equal(actual["mucs"][1], plain["mucs/mutual"][1])
+    idx, scores = actual["mucs"]
+    for number, together in enumerate(actual["ensemble/R"][1].T):
         name, seed = ranking_name(number), mutual.recipe.seed
         assert np.array_equal(ranks(scores[:, number], idx, seed, name), ranks(together, idx, seed, name))
 
@@ -227,7 +227,7 @@ def test_the_ensemble_of_mucs_alone_orders_as_mucs_when_corrected(
 def test_an_encoder_through_ray_is_the_plain_network(
     data: Dataset, copied: Callable[[], Path], cluster: Cluster, tmp_path: Path
 ):
-    """Weights are found on the driver and loaded in the workers; other weights make the scores stale."""
+    """The driver finds the weights and the workers load them; other weights make the scores stale."""
     weights = tmp_path / DINO_WEIGHTS.names[0]
     weights.write_text("5")
     run = copied()
@@ -250,7 +250,7 @@ def test_again_does_nothing(compared: Pipeline, cluster: Cluster):
 
 
 def test_lost_features_are_made_again(compared: Pipeline, data: Dataset, cluster: Cluster):
-    """One part of the features deleted: that part alone is made again, with the same bytes."""
+    """One part of the features is deleted: that part alone is made again, with the same bytes."""
     stage = compared.stages["attribute/das/features"]
     manifest = stage.manifest()
     assert manifest is not None

@@ -1,4 +1,4 @@
-"""Stages that stream at the same time are one pass, and each is what it is alone."""
+"""Stages that stream at the same time are one pass, and each makes what it makes alone."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -31,7 +31,7 @@ def together(data: Dataset, copied: Callable[[], Path], cluster: Cluster) -> Pip
 
 
 def parts(pipeline: Pipeline, name: str) -> dict[str, bytes]:
-    """The files of a stage by name."""
+    """Return the files of a stage by name."""
     stage = pipeline.stages[name]
     manifest = stage.manifest()
     assert manifest is not None
@@ -50,7 +50,7 @@ def test_stages_of_one_level_are_one_pass(together: Pipeline):
 def test_the_parts_are_those_of_the_method_alone(
     together: Pipeline, method: str, data: Dataset, copied: Callable[[], Path], cluster: Cluster
 ):
-    """To the last byte, though the losses of F1 were computed by only one of them."""
+    """They are equal to the last byte, though the losses of F1 were computed by only one of the methods."""
     alone = open_tiny(data, copied(), methods=(method,), method=SMALL)
     work(alone, "attribute", cluster)
     names = [name for name in alone.stages_of(method) if name in together.stages]
@@ -61,7 +61,7 @@ def test_the_parts_are_those_of_the_method_alone(
 
 
 def test_the_losses_of_f1_are_computed_once(together: Pipeline):
-    """Of two items: F1 and two F2s for whoever comes first, two F2s for the other; and seconds add up to the pass."""
+    """With two items the first method computes F1 and two F2s, the other two F2s; the seconds add up to the pass."""
     facts = {name: together.stages[name].facts() for name in PASS}
     assert sorted(facts[name]["forwards"] for name in PASS[2:]) == [2 * FORWARDS, 3 * FORWARDS]
     assert all(each["rows"] == 60 and each["wall_seconds"] > 0 for each in facts.values())
@@ -70,7 +70,7 @@ def test_the_losses_of_f1_are_computed_once(together: Pipeline):
 
 
 def test_only_what_is_missing_is_made_again(together: Pipeline, data: Dataset, cluster: Cluster):
-    """A part of one stage and two of another: those alone are computed, and nothing of what is done."""
+    """A part of one stage and two of another are missing: those alone are computed."""
     expected = {name: parts(together, name) for name in PASS}
     kept = {}
     for name, lost in (("attribute/abu/score", 1), (f"attribute/{FULL}/score", 2)):
@@ -86,8 +86,8 @@ def test_only_what_is_missing_is_made_again(together: Pipeline, data: Dataset, c
 
 def test_a_stage_that_fails_does_not_stop_the_others(data: Dataset, copied: Callable[[], Path], cluster: Cluster):
     pipeline = open_tiny(data, copied(), methods=("users:Undefined", "pixel"))
-    told = r"^attribute/users:Undefined/score: 1 of 4 units failed.* train-part-00000-0001: `score` .* idx=21"
-    with pytest.raises(RunFailed, match=told):
+    message = r"^attribute/users:Undefined/score: 1 of 4 units failed.* train-part-00000-0001: `score` .* idx=21"
+    with pytest.raises(RunFailed, match=message):
         work(pipeline, "attribute", cluster)
     assert pipeline.stages["attribute/pixel/score"].state().status == "done"
     failed = pipeline.stages["attribute/users:Undefined/score"].state()
@@ -95,7 +95,7 @@ def test_a_stage_that_fails_does_not_stop_the_others(data: Dataset, copied: Call
 
 
 def test_a_killed_worker_loses_only_the_stage_it_was_at(data: Dataset, copied: Callable[[], Path], cluster: Cluster):
-    """What it had published of the unit is not computed again, and is counted once."""
+    """The parts of the unit that it had published are not computed again, and are counted once."""
     pipeline = open_tiny(data, copied(), methods=("pixel", "strikes:StruckMUCS"))
     strikes.lay("before-compute@16", "worker")
     work(pipeline, "attribute", cluster)

@@ -1,4 +1,4 @@
-"""A model of somebody else's in the engine, from pictures to the bound of the ascent; no Ray is started."""
+"""A third-party model goes through the engine, from pictures to the bound of the ascent; no Ray is started."""
 
 import io
 

@@ -1,4 +1,4 @@
-"""What a command plans with: what is there, or what it is told that there can be."""
+"""A command plans with the resources that are there, or with those that the environment says there can be."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +16,7 @@ from mucs_ray.store.events import read_events
 from tiny_run import open_tiny, work
 
 
-def test_what_there_can_be_is_told_by_the_environment(cluster: Cluster, monkeypatch: pytest.MonkeyPatch):
+def test_the_environment_says_what_an_autoscaler_can_bring(cluster: Cluster, monkeypatch: pytest.MonkeyPatch):
     assert not Cluster.now().grows
     monkeypatch.setenv("MUCS_RAY_MAX_CPUS", "100")
     more = Cluster.now()
@@ -43,7 +43,9 @@ def test_workers_may_share_a_gpu(share: float, workers: int):
     [((0, 0), 100, (4, 100)), ((0, 0), 3, (3, 3)), ((1, 2), 100, (1, 2)), ((8, 2), 100, (2, 2)), ((0, 6), 100, (4, 6))],
 )
 def test_the_pool_of_scorers(asked: tuple[int, int], units: int, pool: tuple[int, int]):
-    """Smallest and largest: what there is room for, and no bound but the units; or as asked."""
+    """The pool's sizes are as asked for, else the smallest is what there is room for and the largest the number of
+    units.
+    """
     cluster = Cluster(cpus=4, gpus=0, nodes=1, slots=4, engine=EngineConfig(actors=asked))
     assert pool_size(cluster, units) == pool
 
@@ -52,11 +54,13 @@ def test_a_cluster_with_workers_is_not_waited_for(cluster: Cluster):
     await_worker(pytest.fail)
 
 
-def test_a_streamed_stage_tells_its_pace_and_plan_reads_it(
+def test_a_streamed_stage_prints_its_pace_and_plan_reads_it(
     data: Dataset, copied: Callable[[], Path], cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ):
-    """At the first receipt here: the driver, which keeps the time, is told that a minute is 0 s long."""
-    monkeypatch.setattr(pace, "FIRST_S", 0.0)
+    """The pace comes with the first receipt here, because the test sets the minute to 0 s on the driver, which keeps
+    the time.
+    """
+    monkeypatch.setattr(pace, "MEASURED_S", 0.0)
     pipeline, score = open_tiny(data, copied(), score={"noises": 7}), "attribute/mucs/score"
     before = pipeline.plan("attribute")
     assert before[score].status == "stale"

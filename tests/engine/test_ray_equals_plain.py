@@ -32,7 +32,7 @@ CPU = torch.device("cpu")
 
 
 def job_of(pipeline: Pipeline, folder: Path, removed: frozenset[int] = frozenset()) -> TrainJob:
-    """The same training, into another folder."""
+    """Return the job of the same training, into another folder."""
     recipe, stage = pipeline.recipe, pipeline.stages["pretrain"]
     elsewhere = Stage(run_url=str(folder), name="pretrain", reads=stage.reads, inputs=stage.inputs)
     return TrainJob(
@@ -85,7 +85,7 @@ def test_generation(finished: Pipeline):
     recipe = finished.recipe
     denoiser, test = denoiser_of(finished), LocalImages(finished.dataset, "test")
     for planned in generation.plan_items(finished.dataset, recipe.generate, recipe.seed):
-        (item,) = generation.generate_together(denoiser, test, [planned], recipe.generate, recipe.seed)
+        (item,) = generation.generate_batch(denoiser, test, [planned], recipe.generate, recipe.seed)
         stored = load_item(finished.stages["generate"], planned.number)
         assert torch.equal(item.z, stored.z)
         assert torch.equal(item.condition["condition"], stored.condition["condition"])

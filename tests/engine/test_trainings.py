@@ -1,4 +1,4 @@
-"""Which group of workers trains what; Ray Train itself is replaced, tests/engine has it."""
+"""These tests check which group of workers does which training; Ray Train is replaced here, test_faults.py uses it."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -15,7 +15,7 @@ from mucs_ray.errors import InputError, MucsError, RunFailed
 
 
 class Group:
-    """Finishes a training at each second poll, unless `script` has an error for its next one."""
+    """This group finishes a training at each second poll, unless `script` has an error for its next one."""
 
     started: list["Group"]
     script: dict[tuple[int, int], MucsError | str]
@@ -48,7 +48,7 @@ class Group:
     def hangs(self, timeout_s: float) -> bool:
         return self.training is not None and self.script.get((self.number, self.training.number)) == "hangs"
 
-    def stop(self, patience_s: float = 0.0) -> None:
+    def stop(self, timeout_s: float = 0.0) -> None:
         self.stopped = True
 
 
@@ -61,7 +61,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Group]:
 
 
 def train(num_workers: list[int], *, slots: int, limit: int = 0) -> tuple[list[int], MucsError | None, list[str]]:
-    """Train stand-ins; the numbers that were done, the error, and what was printed."""
+    """Train stand-ins, and return the numbers that were done, the error, and what was printed."""
     job = SimpleNamespace(train=SimpleNamespace(updates=5, batch_size=2), stage=SimpleNamespace(name="retrain/x"))
     runs: Any = [TrainRun(job=job, num_workers=count) for count in num_workers]  # pyright: ignore[reportArgumentType]
     said: list[str] = []

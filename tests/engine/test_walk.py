@@ -1,7 +1,9 @@
-"""How far it is from a command to the network: our frames on the stack of a scoring pass. Ray is not started."""
+"""The way from a command to the network is short: the tests count this package's frames on the stack. No Ray is
+started.
+"""
 
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +16,7 @@ import mucs_ray
 from mucs_ray.attribution.model_bank import ModelBank
 from mucs_ray.data.table import read_unit
 from mucs_ray.engine import scoring
+from mucs_ray.engine.attempts import AttemptTracker
 from mucs_ray.engine.attributors import build
 from mucs_ray.engine.models import to_arrays
 from mucs_ray.engine.reading import UNIT_COLUMN, with_source
@@ -33,7 +36,7 @@ Frames = list[tuple[str, str]]
 
 
 def frames() -> Frames:
-    """(file, function) of each of our frames on the stack, the outermost first."""
+    """Return (file, function) of each of this package's frames on the stack, the outermost first."""
     stack = [frame for frame in traceback.extract_stack() if Path(frame.filename).is_relative_to(OURS)]
     return [(str(Path(frame.filename).relative_to(OURS)), frame.name) for frame in stack]
 
@@ -44,7 +47,7 @@ def pipeline(tmp_path: Path) -> Pipeline:
 
 
 def on_the_driver(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Frames:
-    """The frames while a pass waits for its workers."""
+    """Return the frames while a pass waits for its workers."""
     seen: list[Frames] = []
 
     @contextmanager
@@ -56,7 +59,7 @@ def on_the_driver(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Frames
         yield receipts()
 
     stage = SimpleNamespace(job=SimpleNamespace(stage=pipeline.stages[SCORE]), missing=[1], coordinator=None, bar=None)
-    stage.coordinator = SimpleNamespace(failures_since=lambda known: ([], 0, 0))
+    stage.num_failures = 0
     stage.count_failures = lambda *_: stage.missing.clear()
     stage.totals, stage.error = {"worker_seconds": 1.0}, lambda: RunFailed("it was only looked at")
     monkeypatch.setattr(one_pass, "begin_stage", lambda *_, **__: stage)
@@ -69,20 +72,16 @@ def on_the_driver(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Frames
     return seen[0]
 
 
-class Told(SimpleNamespace):
-    """In the place of a coordinator."""
+class OneAttempt(SimpleNamespace):
+    """This stands in for a coordinator: every unit may begin, and a failure fails the test."""
 
-    def begin(self, *_: object) -> str:
+    def call(self, method: Callable[..., object], *arguments: object) -> str:
+        assert method is not AttemptTracker.record_error, arguments
         return "go"
-
-    def end(self, *_: object) -> None: ...
-
-    def failed(self, unit: str, cause: str, error: Exception | None = None) -> None:
-        raise AssertionError(cause) from error
 
 
 def in_the_worker(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> tuple[Frames, Frames]:
-    """The frames when the bank of models has forwards to make, and when the network makes one."""
+    """Return the frames when the bank of models has forwards to make, and when the network makes one."""
     spec = pipeline.method_stages[SCORE]
     job = attribute_job(pipeline, spec)
     job = replace(job, method_stage=replace(job.method_stage, uses_items=False))  # none is generated
@@ -92,10 +91,10 @@ def in_the_worker(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> tuple[
     name = method.context.model.names("mlp")[0]
     method.load({}, [{name: method.context.model.network.get_parameter(name) + 1}])
     (unit, *_) = pipeline.dataset.units("train")
-    member = scoring.Member(job=job, coordinator=Told(), units=frozenset([unit.name]))  # type: ignore[arg-type]
+    pass_stage = scoring.PassStage(job=job, coordinator=OneAttempt(), units=frozenset([unit.name]))  # type: ignore[arg-type]
     scorer = object.__new__(scoring.Scorer)
-    scorer.members, scorer.units, scorer.methods, scorer.worker = [member], {unit.name: unit}, [method], None  # type: ignore[assignment]
-    monkeypatch.setattr(scoring.metrics, "unit_done", lambda *_, **__: None)
+    scorer.pass_stages, scorer.units, scorer.methods, scorer.worker = [pass_stage], {unit.name: unit}, [method], None  # type: ignore[assignment]
+    monkeypatch.setattr(scoring.metrics, "count_unit", lambda *_, **__: None)
 
     banks, networks, compute = list[Frames](), list[Frames](), ModelBank._compute_or_replay
     monkeypatch.setattr(ModelBank, "_compute_or_replay", lambda *given: (banks.append(frames()), compute(*given))[1])
@@ -107,7 +106,10 @@ def in_the_worker(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> tuple[
 
 
 def test_forwards_are_8_frames_in_5_files_from_the_command(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch):
-    """On the driver, then in the worker, down to where the bank of models makes forwards; 6 more reach the network."""
+    """The frames are those on the driver, then those in the worker down to where the bank of models makes forwards.
+
+    At most 6 more reach the network.
+    """
     on_driver = on_the_driver(pipeline, monkeypatch)
     in_bank, in_network = in_the_worker(pipeline, monkeypatch)
     assert on_driver == [("run/driver.py", "run_stages"), ("run/stages/one_pass.py", "run_pass")]

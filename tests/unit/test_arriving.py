@@ -1,4 +1,6 @@
-"""Images on their way to a device: the same bits, ahead of the forwards, read in time, and errors where they belong."""
+"""Images arrive at a device with the same bits, ahead of the forwards and in time, and errors reach those who take
+them.
+"""
 
 import threading
 import time
@@ -47,7 +49,7 @@ PATIENCE_S = 20.0
 
 
 def same(one: Batch, other: Batch) -> bool:
-    """Bit for bit."""
+    """Assert that two batches are equal bit for bit."""
     conditions = one.condition.keys() == other.condition.keys()
     pairs = [(one.idx, other.idx), (one.z, other.z)]
     pairs += [(one.condition[name], other.condition[name]) for name in one.condition if conditions]
@@ -59,7 +61,7 @@ def threads() -> list[threading.Thread]:
 
 
 def ended() -> bool:
-    """Whether the threads end by themselves."""
+    """Return True if the threads end by themselves."""
     for each in threads():
         each.join(PATIENCE_S)
     return not threads()
@@ -87,15 +89,15 @@ def test_a_mask_arrives_with_its_rows():
 
 
 def test_rows_are_decoded_once_and_in_order():
-    asked = list[slice]()
+    decoded_rows = list[slice]()
 
     def decoded(rows: slice) -> Batch:
-        asked.append(rows)
+        decoded_rows.append(rows)
         return IMAGES[rows]
 
     batch = arriving(9, decoded, CPU, rows_at_once=4)
     assert same(batch, IMAGES) and same(batch[2:5], IMAGES[2:5])
-    assert asked == [slice(0, 4), slice(4, 8), slice(8, 9)]
+    assert decoded_rows == [slice(0, 4), slice(4, 8), slice(8, 9)]
 
 
 @pytest.mark.parametrize("captures", [False, True])
@@ -110,7 +112,7 @@ def test_losses_are_those_of_the_whole_batch_bit_for_bit(images: int, captures: 
 
 
 def of_table(dataset: Dataset, table: pa.Table) -> ArrivingBatch:
-    """As the engine does it."""
+    """Return the batch as the engine makes it."""
     return arriving(len(table), lambda rows: dataset.batch(table[rows]), CPU, rows_at_once=4)
 
 
@@ -143,7 +145,7 @@ def first_forward(then: Callable[[], None]) -> Iterator[None]:
 
 
 def test_forwards_begin_before_other_rows_are_decoded_and_those_are_sent_meanwhile():
-    """Whoever waits for the other in the wrong order waits until its patience ends, and fails."""
+    """If one waited for the other in the wrong order, it would wait until its timeout and fail."""
     begun, all_sent, sent = threading.Event(), threading.Event(), list[slice]()
 
     def decoded(rows: slice) -> Batch:
@@ -188,7 +190,7 @@ READS = {"item", "tolist", "numpy", "cpu", "equal", "nonzero", "__bool__", "__in
 
 
 class Calls(TorchFunctionMode):
-    """Notes what is called."""
+    """This records what is called."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -213,7 +215,7 @@ def test_no_loss_is_read_before_all_of_a_batch_are_computed():
 
 
 class LateStream:
-    """Makes its copies only when somebody waits for them."""
+    """This stream makes its copies only when somebody waits for them."""
 
     def __init__(self, device: object, log: list[str]) -> None:
         self.queue, self.made, self.log = list[Callable[[], object]](), 0, log
@@ -238,7 +240,7 @@ class LateEvent:
 
 
 class Deferring(TorchFunctionMode):
-    """Queues what is asked of a stream."""
+    """This queues what is asked of a stream."""
 
     def __init__(self, stream: LateStream) -> None:
         super().__init__()
@@ -253,22 +255,22 @@ class Deferring(TorchFunctionMode):
 
 @pytest.fixture
 def log(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """What is asked of a GPU that there is not; new memory holds NaN, as if another batch had left it."""
-    told, empty = list[str](), torch.empty
+    """Return what is asked of a GPU that does not exist; new memory holds NaN, as if another batch had left it."""
+    calls, empty = list[str](), torch.empty
 
     def new(*shape: Any, pin_memory: bool = False, **how: Any) -> Tensor:
         tensor = empty(*shape, **how)
         return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
 
     monkeypatch.setattr(torch, "empty", new)
-    monkeypatch.setattr(torch.Tensor, "record_stream", lambda *_: told.append("kept until its copies are made"))
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device: LateStream(device, told))
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda *_: calls.append("kept until its copies are made"))
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: LateStream(device, calls))
     monkeypatch.setattr(torch.cuda, "Event", LateEvent)
     monkeypatch.setattr(torch.cuda, "stream", Deferring)
-    now = LateStream(CPU, told)
+    now = LateStream(CPU, calls)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: now)
     module.copy_stream.cache_clear()
-    yield told
+    yield calls
     module.copy_stream.cache_clear()
 
 
@@ -278,13 +280,13 @@ def to_late_device(num: int, decoded: Callable[[slice], Batch], at: int) -> Arri
 
 @pytest.mark.parametrize("images", [1, 2, 4])
 def test_rows_are_there_when_forwards_read_them(images: int, log: list[str]):
-    """Several batches through one stream; a forward that did not wait for its rows would read NaN."""
+    """Several batches go through one stream; a forward that did not wait for its rows would read NaN."""
     models = ModelBank(DENOISER, BANK, replace(CONFIG, images_per_forward=images))
     for order in (slice(None), torch.arange(9).flip(0)):
         rows = IMAGES[order]
         batch = to_late_device(9, rows.__getitem__, 2)
         assert ended()
-        assert batch.arrivals.memory.there["z"].isnan().all()  # not one copy has been made yet
+        assert batch.arrivals.memory.tensors["z"].isnan().all()  # not one copy has been made yet
         assert torch.equal(models.losses(batch, NOISES), models.losses(rows, NOISES))
 
 
@@ -293,7 +295,7 @@ def test_a_cut_waits_for_its_own_copies_only(log: list[str]):
     assert ended()
     assert torch.equal(batch[:2].z, IMAGES.z[:2])
     assert log.count("copy") == 2  # of the images and of their conditions
-    assert batch.arrivals.memory.there["z"][3:].isnan().all()
+    assert batch.arrivals.memory.tensors["z"][3:].isnan().all()
     assert same(batch, IMAGES)
     assert log.count("copy") == 6
 

@@ -1,4 +1,4 @@
-"""Attempts at units: who counts, who is given up, and what is told."""
+"""Attempts at units are counted: which failures count, which units are given up, and what the error says."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from mucs_ray.engine.attempts import (
     AttemptTracker,
     Failure,
     Worker,
-    explain,
+    given_up_error,
     heartbeat,
     heartbeats,
 )
@@ -31,20 +31,20 @@ def clock() -> Clock:
 
 @pytest.fixture
 def tracker(clock: Clock) -> AttemptTracker:
-    return AttemptTracker(alive=lambda node: node == "a", clock=clock)
+    return AttemptTracker(is_alive=lambda node: node == "a", clock=clock)
 
 
 def test_three_errors_are_enough(tracker: AttemptTracker):
     for _ in range(ATTEMPTS):
         assert tracker.begin("u", HERE) == "go"
-        tracker.failed("u", "bang")
+        tracker.record_error("u", "bang")
     assert tracker.begin("u", HERE) == "given up"
     assert [each.place for each in tracker.given_up()["u"]] == ["host a"] * 3
 
 
 def test_an_error_of_our_own_is_final_at_once(tracker: AttemptTracker):
     tracker.begin("u", HERE)
-    tracker.failed("u", "corrupt", InputError("corrupt"))
+    tracker.record_error("u", "corrupt", InputError("corrupt"))
     assert tracker.is_given_up("u") and not tracker.is_given_up("v")
 
 
@@ -59,21 +59,21 @@ def test_what_has_ended_is_not_begun_again_unless_it_failed_after_all(tracker: A
     tracker.begin("u", HERE)
     tracker.end("u", "receipt")
     assert tracker.begin("u", HERE) == "done" and tracker.result("u") == "receipt" and not tracker.failures
-    tracker.failed("u", "its part has vanished")
+    tracker.record_error("u", "its part has vanished")
     assert tracker.begin("u", HERE) == "go"
 
 
 def test_a_lost_node_never_counts(tracker: AttemptTracker):
     for _ in range(10 * ATTEMPTS):
         assert tracker.begin("u", THERE) == "go"
-        tracker.lost("u")
+        tracker.record_lost("u")
     assert tracker.begin("u", THERE) == "go" and not tracker.failures
 
 
 def test_what_dies_before_it_begins_counts(tracker: AttemptTracker):
-    """Else a task that cannot even be unpickled would be begun for ever."""
+    """Else a task that cannot even be unpickled would be started for ever."""
     for _ in range(ATTEMPTS):
-        tracker.lost("u", "crashed")
+        tracker.record_lost("u", "crashed")
     assert tracker.is_given_up("u")
 
 
@@ -83,8 +83,8 @@ def test_silence_is_a_hang_and_a_sign_of_life_is_not(tracker: AttemptTracker, cl
     clock.now = 9
     tracker.heartbeat("v")
     clock.now = 11
-    assert list(tracker.overdue(10)) == ["u"]
-    assert tracker.overdue(10) == {}, "counted once"
+    assert list(tracker.end_overdue(10)) == ["u"]
+    assert tracker.end_overdue(10) == {}, "counted once"
     assert [(each.unit, each.kind, each.cause) for each in tracker.failures] == [
         ("u", "hung", "no sign of life for 11 s")
     ]
@@ -93,7 +93,7 @@ def test_silence_is_a_hang_and_a_sign_of_life_is_not(tracker: AttemptTracker, cl
 
 
 def test_a_draining_node_is_given_nothing():
-    tracker = AttemptTracker(alive=lambda node: True, draining=lambda node: node == "b")
+    tracker = AttemptTracker(is_alive=lambda node: True, is_draining=lambda node: node == "b")
     assert tracker.begin("u", THERE) == "draining" and tracker.begin("u", HERE) == "go"
     assert not tracker.failures
 
@@ -102,8 +102,8 @@ def failure(unit: str, cause: str, error: Exception | None = None) -> Failure:
     return Failure(unit=unit, kind="error", cause=cause, place="host a", error=error)  # type: ignore[arg-type]
 
 
-def test_what_is_told_names_one_unit_and_keeps_all():
-    error = explain({"u1": [failure("u1", "bang")] * 3, "u2": [failure("u2", "boom")] * 3}, 7)
+def test_the_error_names_one_unit_and_keeps_all():
+    error = given_up_error({"u1": [failure("u1", "bang")] * 3, "u2": [failure("u2", "boom")] * 3}, 7)
     assert isinstance(error, RunFailed)
     assert str(error) == (
         "2 of 7 units failed, the others are done; u1, tried 3 times (last on host a): bang;"
@@ -112,20 +112,20 @@ def test_what_is_told_names_one_unit_and_keeps_all():
     assert error.units == {"u1": "bang", "u2": "boom"}
 
 
-def test_one_corrupt_file_that_fails_many_units_is_told_once():
+def test_one_corrupt_file_that_fails_many_units_is_named_once():
     corrupt = InputError("shard 3 is corrupt")
-    told = {unit: [failure(unit, "InputError", corrupt)] for unit in ("u1", "u2")}
-    error = explain(told, 7)
+    given_up = {unit: [failure(unit, "InputError", corrupt)] for unit in ("u1", "u2")}
+    error = given_up_error(given_up, 7)
     assert isinstance(error, InputError) and str(error) == "shard 3 is corrupt"
 
 
 def test_signs_of_life_are_seldom_and_end_with_the_unit(monkeypatch: pytest.MonkeyPatch):
-    clock, told = Clock(), []
+    clock, sent = Clock(), []
     monkeypatch.setattr("mucs_ray.engine.attempts.time.monotonic", clock)
     heartbeat()
-    with heartbeats(lambda: told.append(clock.now)):
+    with heartbeats(lambda: sent.append(clock.now)):
         for _ in range(100):
             clock.now += HEARTBEAT_S / 10
             heartbeat()
     heartbeat()
-    assert len(told) == 10
+    assert len(sent) == 10

@@ -1,4 +1,4 @@
-"""DAS: by hand on a linear model, scores with and without square and leverage, and finding a duplicate."""
+"""DAS equals hand-computed values on a linear model, with and without square and leverage, and finds a duplicate."""
 
 from collections.abc import Iterator
 from dataclasses import fields, replace
@@ -27,7 +27,7 @@ NOISES, DIM = 5, 64
 
 
 class Linear(nn.Module):
-    """F = scale x + shift, channel by channel."""
+    """This network computes F = scale x + shift, channel by channel."""
 
     shape = 3, 8, 8
 
@@ -67,7 +67,7 @@ def method(denoiser: DiTEDM | None, **knobs: Any) -> DAS:
 
 
 def noisy_pixels(image: Tensor) -> Iterator[tuple[float, Tensor, Tensor]]:
-    """sigma, x_n and c_in x_n of each noise, in float64."""
+    """Return sigma, x_n and c_in x_n of each noise, in float64."""
     sigmas = np.exp(-1.2 + 1.2 * generator(1, "das/sigma").standard_normal(NOISES))
     units = normal(generator(1, "das/noise"), NOISES, 3, 8, 8).double()
     for sigma, unit in zip(sigmas, units, strict=True):
@@ -76,7 +76,7 @@ def noisy_pixels(image: Tensor) -> Iterator[tuple[float, Tensor, Tensor]]:
 
 
 def hand_gradient(scaled: Tensor) -> Tensor:
-    """Of mean F: each pixel's x for its channel's scale, 1 for its shift, over 3 channels."""
+    """Return the gradient of mean F: each pixel's x for its channel's scale, 1 for its shift, over 3 channels."""
     return torch.cat([scaled.mean(dim=(1, 2)) / 3, torch.full((3,), 1 / 3, dtype=torch.float64)])
 
 
@@ -86,8 +86,8 @@ def projected(vector: Tensor) -> Tensor:
 
 
 def test_each_gradient_has_length_one_before_the_average():
-    found = method(LINEAR, gradients="per_noise").features(IMAGES)["feature"]
-    for image, feature in zip(IMAGES.z, found, strict=True):
+    actual = method(LINEAR, gradients="per_noise").features(IMAGES)["feature"]
+    for image, feature in zip(IMAGES.z, actual, strict=True):
         gradients = [hand_gradient(scaled) for _, _, scaled in noisy_pixels(image)]
         lengths = torch.stack([gradient.norm() for gradient in gradients])
         assert lengths.std() > 0.01 * lengths.mean()  # else the average would not tell
@@ -96,8 +96,8 @@ def test_each_gradient_has_length_one_before_the_average():
 
 
 def test_or_the_average_has_length_one():
-    found = method(LINEAR, gradients="of_average").features(IMAGES)["feature"]
-    for image, feature in zip(IMAGES.z, found, strict=True):
+    actual = method(LINEAR, gradients="of_average").features(IMAGES)["feature"]
+    for image, feature in zip(IMAGES.z, actual, strict=True):
         average = torch.stack([hand_gradient(scaled) for _, _, scaled in noisy_pixels(image)]).mean(0)
         torch.testing.assert_close(feature, projected(average / average.norm()), rtol=1e-4, atol=1e-6)
 
@@ -109,16 +109,16 @@ def test_fewer_noises_in_a_pass_give_the_same_features():
 
 
 def test_the_two_ways_differ():
-    found = [method(DENOISER, gradients=way).features(IMAGES)["feature"] for way in ("of_average", "per_noise")]
-    assert (found[0] - found[1]).norm() > 0.01 * found[0].norm()  # rounding is 1e-6
+    actual = [method(DENOISER, gradients=way).features(IMAGES)["feature"] for way in ("of_average", "per_noise")]
+    assert (actual[0] - actual[1]).norm() > 0.01 * actual[0].norm()  # rounding is 1e-6
 
 
 @pytest.mark.parametrize("gradients", ["of_average", "per_noise"])
 def test_residuals_by_hand(gradients: str):
-    """r_j = sqrt(mean (F - F*)^2), at length 1 over the noises, averaged."""
-    found = method(LINEAR, gradients=gradients).features(IMAGES)["residual"]
+    """The residual is the mean of r_j = sqrt(mean (F - F*)^2), scaled to length 1 over the noises."""
+    actual = method(LINEAR, gradients=gradients).features(IMAGES)["residual"]
     scale, shift = (each.double()[:, None, None] for each in LINEAR.network.parameters())
-    for image, residual in zip(IMAGES.z, found, strict=True):
+    for image, residual in zip(IMAGES.z, actual, strict=True):
         errors = []
         for sigma, noisy, scaled in noisy_pixels(image):
             skip, out = 0.25 / (sigma**2 + 0.25), 0.5 * sigma / np.sqrt(sigma**2 + 0.25)
@@ -130,7 +130,7 @@ def test_residuals_by_hand(gradients: str):
 
 
 def test_losses_of_the_raw_output_are_the_denoising_losses():
-    """The identity of spec 3.1: mean (F - F*)^2 = omega (D - x)^2."""
+    """By the identity of spec 3.1, mean (F - F*)^2 = omega (D - x)^2."""
     made = method(DENOISER)
     noises = made.gradients.noises
     (condition,) = one_by_one(IMAGES[2:3].condition, 1)
@@ -142,9 +142,9 @@ def test_losses_of_the_raw_output_are_the_denoising_losses():
         noises.level,
         for_each(condition, NOISES),
     )
-    found = made.measured(IMAGES.z[2], condition).losses
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
-    assert not found.requires_grad
+    actual = made.measure(IMAGES.z[2], condition).losses
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-6)
+    assert not actual.requires_grad
 
 
 @pytest.mark.parametrize("gradients", ["of_average", "per_noise"])
@@ -173,7 +173,7 @@ def scored(**knobs: Any) -> Tensor:
 
 
 def test_scores_by_hand():
-    """[phi(item)^T K^-1 phi_i r_i]^2, or signed."""
+    """The score is [phi(item)^T K^-1 phi_i r_i]^2, or the same without the square."""
     product = torch.stack([TABLE["feature"].double() @ each["vector"].double() for each in VECTORS], dim=1)
     expected = product * TABLE["residual"].double()[:, None]
     torch.testing.assert_close(scored(square=False), expected, rtol=1e-5, atol=1e-7)
@@ -183,7 +183,7 @@ def test_scores_by_hand():
 
 
 def test_leverage_by_hand():
-    """h_i = phi_i^T K^-1 phi_i, of each training image."""
+    """The leverage is h_i = phi_i^T K^-1 phi_i, of each training image."""
     phi = TABLE["feature"].double()
     kernel = phi.T @ phi + 0.5 * phi.square().sum() / DIM * torch.eye(DIM)
     leverage = torch.stack([each @ torch.linalg.inv(kernel) @ each for each in phi])
@@ -196,7 +196,7 @@ def test_leverage_by_hand():
 @pytest.mark.parametrize("leverage", [False, True])
 @pytest.mark.parametrize("gradients", ["of_average", "per_noise"])
 def test_a_planted_duplicate_ranks_first(gradients: str, leverage: bool):
-    """The generated item is a training image (spec 18); all parts in order, each in a worker of its own."""
+    """The generated item is a training image (spec 18); all stages run in order, each in a worker of its own."""
     images, knobs = some_images(30, seed=9), {"gradients": gradients, "leverage": leverage}
     table = method(DENOISER, **knobs).features(images)
     prepared = method(None, **knobs).fit({}, iter([table]))
@@ -212,7 +212,7 @@ def test_a_planted_duplicate_ranks_first(gradients: str, leverage: bool):
     assert scorer.columns(table)["score"].argmax(dim=0).tolist() == planted
 
 
-# --- failing, and what the engine is told -----------------------------------------------------------------------------
+# --- failing, and what the engine reads ------------------------------------------------------------------------------
 
 
 def test_an_image_with_nan_is_named():
@@ -231,7 +231,7 @@ def test_a_residual_that_overflows_is_named():
 
 
 def test_parts_read_knobs_that_exist():
-    """Of its own section; every knob is read by one part."""
+    """Every knob of its own section is read by one stage."""
     read = [name for part in DAS.card.stages for name in part.reads]
     assert sorted(read) == sorted(f"method.das.{each.name}" for each in fields(DASConfig))
     assert DAS.card.stages[-1].reads == ("method.das.square", "method.das.leverage")

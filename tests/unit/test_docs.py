@@ -19,8 +19,7 @@ import torch
 import typer
 
 from mucs_ray.attribution.base import MethodContext
-from mucs_ray.attribution.registry import METHODS, find
-from mucs_ray.attribution.registry import installed as installed_methods
+from mucs_ray.attribution.registry import METHODS, find_method, installed_methods
 from mucs_ray.attribution.unlearn import draw_losses
 from mucs_ray.cli.app import app
 from mucs_ray.config.recipe import Recipe, build
@@ -192,7 +191,7 @@ def test_the_method_of_the_example_scores(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "my_method.py").write_text(code)
     monkeypatch.syspath_prepend(str(tmp_path))
     importlib.invalidate_caches()
-    method = find("my_method:MyMethod")
+    method = find_method("my_method:MyMethod")
     assert method.name == "my_method:MyMethod"
     recipe = tiny_recipe("nowhere", score={"noises": 4, "keep": 0.7})
     made, f1 = tiny_rows(5, first_idx=10, seed=4), lively(recipe.model)
@@ -233,7 +232,7 @@ def test_a_method_of_an_installed_package_is_known_by_its_entry_point(monkeypatc
     )
     installed_methods.cache_clear()
     try:
-        assert find("profile").label == "Pixel"
+        assert find_method("profile").label == "Pixel"
     finally:
         installed_methods.cache_clear()
 

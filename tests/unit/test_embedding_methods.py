@@ -1,4 +1,4 @@
-"""Random, Pixel, Condition, CLIP and DINO: by hand, a planted duplicate on top, and independent of how data is cut."""
+"""Random, Pixel, Condition, CLIP and DINO equal hand-computed values, and do not depend on how data is cut."""
 
 from itertools import pairwise
 from types import SimpleNamespace
@@ -26,7 +26,7 @@ COMPARING = [Pixel, Condition, CLIP, DINO]
 
 
 def fake_encode(images: Tensor) -> Tensor:
-    """An encoder that sees something of every pixel; refuses what is not in [0, 1]."""
+    """Stand in for an encoder that sees something of every pixel, and refuse what is not in [0, 1]."""
     assert images.min() >= 0 and images.max() <= 1
     weights = torch.randn(images[0].numel(), 6, generator=torch.Generator().manual_seed(1))
     return torch.nn.functional.normalize(torch.tanh(images.flatten(1) @ weights), dim=1)
@@ -47,7 +47,7 @@ def item(image: Tensor, condition: Tensor | None = None, *, number: int = 0) -> 
 
 
 def method(kind: type[Attributor], items: list[Item], **changes: object) -> Attributor:
-    """Ready to score."""
+    """Return the method, ready to score."""
     context = MethodContext(
         settings=SimpleNamespace(seed=7, method={}),  # pyright: ignore[reportArgumentType]
         device=torch.device("cpu"),
@@ -65,7 +65,7 @@ def items_like(batch: Batch) -> list[Item]:
 
 
 def pixels(*values: list[float]) -> Batch:
-    """One pixel each."""
+    """Return images of one pixel each."""
     images = torch.tensor(values).reshape(len(values), 3, 1, 1)
     return Batch(idx=torch.arange(len(values)), z=images, condition={})
 
@@ -73,25 +73,25 @@ def pixels(*values: list[float]) -> Batch:
 def test_random_scores_are_the_very_same_numbers():
     """Lists of earlier runs stay valid."""
     batch = drawn(5)
-    found = method(Random, items_like(drawn(2))).score(batch)
-    assert found.dtype == torch.float32
-    np.testing.assert_array_equal(found.numpy(), random_scores(batch.idx.numpy(), seed=7, num_items=2))
+    actual = method(Random, items_like(drawn(2))).score(batch)
+    assert actual.dtype == torch.float32
+    np.testing.assert_array_equal(actual.numpy(), random_scores(batch.idx.numpy(), seed=7, num_items=2))
     expected = [[0.06768453121185303, 0.41743528842926025], [0.6971876621246338, 0.4063982367515564]]
-    np.testing.assert_array_equal(found.numpy()[:2], np.asarray(expected, dtype=np.float32))
+    np.testing.assert_array_equal(actual.numpy()[:2], np.asarray(expected, dtype=np.float32))
 
 
 def test_pixel_by_hand():
-    """Cosines in [-1, 1]: 1, -1, 0, and 24 / 25; no mean is subtracted, which would change the last."""
+    """The cosines in [-1, 1] are 1, -1, 0, and 24 / 25; subtracting a mean would change the last."""
     batch = pixels([0.3, 0.4, 0.0], [-0.6, -0.8, 0.0], [0.0, 0.0, 1.0], [0.8, 0.6, 0.0])
-    found = method(Pixel, [item(torch.tensor([0.6, 0.8, 0.0]).reshape(3, 1, 1))]).score(batch)
-    assert found.shape == (4, 1) and found.dtype == torch.float32
-    torch.testing.assert_close(found[:, 0], torch.tensor([1.0, -1.0, 0.0, 0.96]))
+    actual = method(Pixel, [item(torch.tensor([0.6, 0.8, 0.0]).reshape(3, 1, 1))]).score(batch)
+    assert actual.shape == (4, 1) and actual.dtype == torch.float32
+    torch.testing.assert_close(actual[:, 0], torch.tensor([1.0, -1.0, 0.0, 0.96]))
 
 
 def test_an_item_is_clamped_before_it_is_compared():
     """(3, 0.5, 0) counts as (1, 0.5, 0)."""
-    found = method(Pixel, [item(torch.tensor([3.0, 0.5, 0.0]).reshape(3, 1, 1))]).score(pixels([1.0, 0.5, 0.0]))
-    assert found.item() == 1.0
+    actual = method(Pixel, [item(torch.tensor([3.0, 0.5, 0.0]).reshape(3, 1, 1))]).score(pixels([1.0, 0.5, 0.0]))
+    assert actual.item() == 1.0
 
 
 def test_mid_grey_resembles_nothing():
@@ -101,7 +101,7 @@ def test_mid_grey_resembles_nothing():
 
 
 def test_condition_by_hand():
-    """One-hot classes: 1 for the same, 0 for another; captions: the cosine."""
+    """One-hot classes give 1 for the same and 0 for another; captions give their cosine."""
     batch = drawn(2)
     batch = Batch(idx=batch.idx, z=batch.z, condition={"condition": torch.tensor([[1.0, 0.0], [0.6, 0.8]])})
     items = [item(batch.z[0], torch.tensor(c), number=n) for n, c in enumerate(([1.0, 0.0], [0.0, 2.0]))]
@@ -109,10 +109,10 @@ def test_condition_by_hand():
 
 
 def test_images_of_one_class_are_equals():
-    """To the last bit, or the order among them would not be left to the ranking's hash."""
+    """They are equal to the last bit, or the order among them would not be left to the ranking's hash."""
     batch = drawn(200, classes=10)
-    found = method(Condition, items_like(drawn(10, seed=1, classes=10))).score(batch)
-    assert set(found.unique().tolist()) == {0.0, 1.0}
+    actual = method(Condition, items_like(drawn(10, seed=1, classes=10))).score(batch)
+    assert set(actual.unique().tolist()) == {0.0, 1.0}
 
 
 @pytest.mark.parametrize("side", ["item", "image"])
@@ -133,8 +133,8 @@ def test_embeddings_are_compared_by_hand(kind: type[Attributor]):
         return torch.nn.functional.normalize(images[:, :2, 0, 0], dim=1)
 
     made = method(kind, [item(torch.tensor([1.4, -1.0, 0.3]).reshape(3, 1, 1))], encode=encode)
-    found = made.score(pixels([0.2, 0.6, 0.0], [-1.0, 1.0, 0.0]))
-    torch.testing.assert_close(found[:, 0], torch.tensor([0.6, 0.0]))
+    actual = made.score(pixels([0.2, 0.6, 0.0], [-1.0, 1.0, 0.0]))
+    torch.testing.assert_close(actual[:, 0], torch.tensor([0.6, 0.0]))
     torch.testing.assert_close(seen[0].flatten(), torch.tensor([1.0, 0.0, 0.65]))
     torch.testing.assert_close(seen[1][:, 1].flatten(), torch.tensor([0.8, 1.0]))
 
@@ -163,12 +163,12 @@ def test_no_model_is_asked_for(kind: type[Attributor]):
 
 @pytest.mark.parametrize("kind", [Pixel, CLIP, DINO])
 def test_a_planted_duplicate_is_on_top(kind: type[Attributor]):
-    """Of each item; it is a generated image, so it reaches a little beyond [-1, 1]."""
+    """The duplicate of each item is a generated image, so it reaches a little beyond [-1, 1]."""
     batch, planted = drawn(60), [41, 7]
     items = [item(batch.z[at] * 1.0001, number=n) for n, at in enumerate(planted)]
-    found = method(kind, items).score(batch)
-    assert found.argmax(dim=0).tolist() == planted
-    torch.testing.assert_close(found.max(dim=0).values, torch.ones(2), rtol=0, atol=1e-4)
+    actual = method(kind, items).score(batch)
+    assert actual.argmax(dim=0).tolist() == planted
+    torch.testing.assert_close(actual.max(dim=0).values, torch.ones(2), rtol=0, atol=1e-4)
 
 
 def test_a_planted_duplicate_is_on_top_by_its_caption():
@@ -210,9 +210,10 @@ def test_a_vector_that_is_not_finite_is_named(kind: type[Attributor]):
 
 
 def test_condition_lists_overlap_by_two_percent():
-    """Spec 18: 0.1 x 0.2 on balanced one-hot data of ten classes with k = 2 %, because ties are broken at random.
+    """Spec 18 expects 0.1 x 0.2 on balanced one-hot data of ten classes with k = 2 %, because ties are broken at
+    random.
 
-    Broken by idx, all lists of a class would be one list and the overlap 10 %.
+    If ties were broken by idx, all lists of a class would be one list and the overlap 10 %.
     """
     num_images, k, num_items, classes = 2000, 40, 150, 10
     labels = torch.arange(num_images) % classes
@@ -227,5 +228,5 @@ def test_condition_lists_overlap_by_two_percent():
     empty = [Ranking.empty(k, seed=1, name=f"rank/item={n}") for n in range(num_items)]
     top = np.stack([each.add(batch.idx.numpy(), scores[:, n]).idx for n, each in enumerate(empty)])
     assert (top % classes == lent[:, None]).all()
-    found = within_overlap(top)
-    assert found is not None and found.mean == pytest.approx(2.0, abs=0.15)
+    actual = within_overlap(top)
+    assert actual is not None and actual.mean == pytest.approx(2.0, abs=0.15)

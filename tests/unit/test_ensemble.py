@@ -1,4 +1,4 @@
-"""Ensembles: the ranks by hand, an order that is exactly that of R, and weights learned from AUCs."""
+"""Ensembles have ranks as computed by hand, an order that is exactly that of R, and weights learned from AUCs."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ def order(scores: np.ndarray, *, name: str = NAME) -> list[int]:
 
 
 def test_by_hand():
-    """Ranks 1 2 3 4 and 3 1 2 4: with weights 2 and 1 R = 5 5 8 12, with 1 and 2 R = 7 4 7 12."""
+    """Ranks are 1 2 3 4 and 3 1 2 4: weights 2 and 1 give R = 5 5 8 12, weights 1 and 2 give R = 7 4 7 12."""
     scores = {"a": score_of(9, 8, 7, 6), "b": score_of(0.2, 0.9, 0.3, 0.1)}
     np.testing.assert_array_equal(combined(scores, {"a": 2.0, "b": 1.0}), score_of(1, 1, 1 / 2, 1 / 3))
     np.testing.assert_array_equal(combined(scores, {"a": 1.0, "b": 2.0}), score_of(1 / 2, 1, 1 / 2, 1 / 3))
@@ -41,25 +41,25 @@ def test_methods_without_weight_do_not_count():
 @settings(deadline=None, max_examples=50)
 @given(st.lists(st.sampled_from([-0.5, 0.0, 0.25, 1.0]), min_size=1, max_size=30))
 def test_the_paper_s_r_is_mucs_itself(scores: list[float]):
-    """Spec 18: the same list, ties included."""
+    """The list is the same, ties included (spec 18)."""
     of_mucs = score_of(*scores)
     assert order(combined({"mucs": of_mucs}, WEIGHTS["R"])) == order(of_mucs)
 
 
 def test_the_order_is_that_of_r_with_large_sets_and_odd_weights():
-    """R of the size of COCO: exact in whole numbers, here in Python's; fp32 would merge neighbours."""
+    """R of the size of COCO is exact in whole numbers, which here are Python's; fp32 would merge neighbours."""
     rng = np.random.default_rng(0)
     num = 118_287
     idx, scores = rng.permutation(num), {name: rng.random(num, dtype=np.float32) for name in "abcdef"}
     weights = {"a": 10.0, "b": 7.123, "c": 6.5, "d": 4.999, "e": 0.001, "f": 9.377}
-    found = combined(scores, weights, idx)
+    actual = combined(scores, weights, idx)
     ranked = {name: ranks(each, idx, 1, NAME) for name, each in scores.items()}
     exact = np.sum([round(1000 * weight) * ranked[name] for name, weight in weights.items()], axis=0)
-    assert len(np.unique(exact.astype(np.float32))) < len(np.unique(exact)) == len(np.unique(found))
+    assert len(np.unique(exact.astype(np.float32))) < len(np.unique(exact)) == len(np.unique(actual))
     by_r = np.argsort(exact, kind="stable")
-    assert (np.diff(found[by_r]) <= 0).all()
-    np.testing.assert_array_equal(np.diff(found[by_r]) == 0, np.diff(exact[by_r]) == 0)
-    assert found.dtype == np.float32
+    assert (np.diff(actual[by_r]) <= 0).all()
+    np.testing.assert_array_equal(np.diff(actual[by_r]) == 0, np.diff(exact[by_r]) == 0)
+    assert actual.dtype == np.float32
 
 
 def test_places_are_different_numbers_in_single_precision():
@@ -93,7 +93,7 @@ def test_rows_may_come_in_any_order():
 
 
 def test_weights_of_the_paper():
-    """Spec 10, by row sums, and who is in: A is everything, C is A without MUCS, D is B without it."""
+    """Row sums and members are those of spec 10: A is everything, C is A without MUCS, D is B without it."""
     assert {name: sum(weights.values()) for name, weights in WEIGHTS.items()} == {
         "R": 10, "A": 38, "B": 23, "C": 28, "D": 13,
     }  # fmt: skip
@@ -106,9 +106,9 @@ def test_weights_of_the_paper():
 
 
 def test_learned_weights_by_hand():
-    """0.4, 0.2 and 0.1 above one half; at and below it there is no weight."""
-    found = learned_weights({"mucs": 0.9, "das": 0.7, "clip": 0.6, "random": 0.5, "abu": 0.42})
-    assert found == {"mucs": 10.0, "das": 5.0, "clip": 2.5}
+    """AUCs are 0.4, 0.2 and 0.1 above one half; at and below it there is no weight."""
+    actual = learned_weights({"mucs": 0.9, "das": 0.7, "clip": 0.6, "random": 0.5, "abu": 0.42})
+    assert actual == {"mucs": 10.0, "das": 5.0, "clip": 2.5}
 
 
 def test_a_hopeless_weight_is_no_member():

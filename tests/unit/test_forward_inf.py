@@ -1,4 +1,4 @@
-"""Forward-INF: a hand-written loop of torch's AdamW up the item's loss, with nothing that holds it back (spec 9.7)."""
+"""Forward-INF equals a hand-written loop of torch's AdamW up the item's loss, which nothing holds back (spec 9.7)."""
 
 import copy
 from dataclasses import replace
@@ -33,7 +33,7 @@ CONFIG = ForwardINFConfig(updates=4, draws=12)
 
 @pytest.fixture(scope="module")
 def trained() -> DiTEDM:
-    """F1 whose output depends on all its inputs and parameters."""
+    """Return F1 with an output that depends on all its inputs and parameters."""
     denoiser = frozen_copy(DiTEDM(DiT(MODEL)))
     for number, parameter in enumerate(denoiser.parameters()):
         parameter.copy_(0.2 * normal(generator(3, f"parameter={number}"), *parameter.shape))
@@ -46,16 +46,16 @@ def item(idx: int = 60, *, number: int = 0) -> Item:
 
 
 def adapt(
-    denoiser: DiTEDM, what: Item, config: ForwardINFConfig = CONFIG, told: list[tuple[int, float]] | None = None
+    denoiser: DiTEDM, what: Item, config: ForwardINFConfig = CONFIG, updates: list[tuple[int, float]] | None = None
 ) -> ItemState:
     knobs = SimpleNamespace(seed=SEED, train=TrainConfig(learning_rate=0.02), method={"forward-inf": config})
     context = MethodContext(settings=knobs, device=torch.device("cpu"), num_images=40, denoiser=denoiser)
-    told = [] if told is None else told
-    return ForwardINF(context).fit_item(what, {}, lambda *now: told.append(now))
+    updates = [] if updates is None else updates
+    return ForwardINF(context).fit_item(what, {}, lambda *now: updates.append(now))
 
 
 def hand_loss(denoiser: DiTEDM, what: Item, name: str, num: int) -> Tensor:
-    """Mean over draws of the training distribution: first the sigmas, then the noise."""
+    """Return the mean over draws of the training distribution: first the sigmas are drawn, then the noise."""
     stream = generator(SEED, name)
     sigma, noise = training_sigmas(stream, num), normal(stream, num, 3, 8, 8)
     return denoising_loss(EDM(), 
@@ -70,7 +70,7 @@ def changed_by(denoiser: DiTEDM, tensors: dict[str, Tensor]) -> DiTEDM:
 
 
 def test_it_is_adamw_without_decay_up_the_loss_of_the_item(trained: DiTEDM):
-    """All weights, at the training's rate over the divisor, on new draws at each update."""
+    """All weights move, at the training's rate over the divisor, on new draws at each update."""
     by_hand = copy.deepcopy(trained).requires_grad_(True)
     optimizer = torch.optim.AdamW(by_hand.parameters(), lr=0.02 / 10, weight_decay=0.0, fused=True)
     trace = []
@@ -81,18 +81,18 @@ def test_it_is_adamw_without_decay_up_the_loss_of_the_item(trained: DiTEDM):
         loss.neg().backward()
         optimizer.step()
     trace.append(hand_loss(by_hand, item(), "forward-inf/item=60/step=4", 12).item())
-    told: list[tuple[int, float]] = []
-    found = adapt(trained, item(), told=told)
-    assert set(found.tensors) == {name for name, _ in trained.network.named_parameters()}
+    updates: list[tuple[int, float]] = []
+    actual = adapt(trained, item(), updates=updates)
+    assert set(actual.tensors) == {name for name, _ in trained.network.named_parameters()}
     for name, parameter in by_hand.network.named_parameters():
-        assert torch.equal(found.tensors[name], parameter), name
-    assert found.facts["item_loss"] == trace
-    assert (found.facts["outcome"], found.facts["updates"]) == ("fixed", 4)
-    assert told == list(enumerate(found.facts["item_loss"]))
+        assert torch.equal(actual.tensors[name], parameter), name
+    assert actual.facts["item_loss"] == trace
+    assert (actual.facts["outcome"], actual.facts["updates"]) == ("fixed", 4)
+    assert updates == list(enumerate(actual.facts["item_loss"]))
 
 
 def test_the_loss_of_the_item_rises_without_bound(trained: DiTEDM):
-    """On other draws than those that were climbed; more with more updates, and beyond any null loss."""
+    """It is measured on other draws than those of the ascent; it rises with more updates, and beyond any null loss."""
     losses = [hand_loss(trained, item(), "check", 300).item()]
     for updates in (2, 10):
         tensors = adapt(trained, item(), replace(CONFIG, updates=updates, learning_rate_divisor=1.0)).tensors
@@ -104,20 +104,20 @@ def test_the_loss_of_the_item_rises_without_bound(trained: DiTEDM):
 def test_the_rate_is_divided(trained: DiTEDM):
     """AdamW's first step moves what has a gradient by the rate."""
     for divisor in (1.0, 8.0):
-        found = adapt(trained, item(), replace(CONFIG, updates=1, learning_rate_divisor=divisor))
+        actual = adapt(trained, item(), replace(CONFIG, updates=1, learning_rate_divisor=divisor))
         name = "dit_backbone.1.attention.qkv.weight"
-        moved = (found.tensors[name] - trained.network.get_parameter(name)).abs()
+        moved = (actual.tensors[name] - trained.network.get_parameter(name)).abs()
         assert moved.median().item() == pytest.approx(0.02 / divisor, rel=1e-2)
 
 
 def test_f1_is_lent_and_there_is_no_dropout(trained: DiTEDM):
-    """Nothing of F1 moves, and torch's global generator is neither read nor moved."""
+    """F1 does not change, and torch's global generator is neither read nor moved."""
     before, state = copy.deepcopy(trained.state_dict()), torch.get_rng_state()
-    found = adapt(trained, item())
+    actual = adapt(trained, item())
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(tensor, before[name]) for name, tensor in trained.state_dict().items())
     assert not any(parameter.requires_grad for parameter in trained.parameters())
-    assert not any(tensor.requires_grad for tensor in found.tensors.values())
+    assert not any(tensor.requires_grad for tensor in actual.tensors.values())
 
 
 def test_an_item_does_not_depend_on_its_number_but_on_its_idx(trained: DiTEDM):
@@ -129,7 +129,7 @@ def test_an_item_does_not_depend_on_its_number_but_on_its_idx(trained: DiTEDM):
 
 def test_a_loss_that_is_not_finite_names_the_item(trained: DiTEDM):
     broken = replace(item(61, number=4), z=torch.full((3, 8, 8), float("nan")))
-    with pytest.raises(RunFailed, match=r"item 4 \(idx=61\).*not finite at update 0"):
+    with pytest.raises(RunFailed, match=r"item 4, update 0: .* idx=61 is not finite"):
         adapt(trained, broken)
-    with pytest.raises(RunFailed, match=r"item 0 \(idx=60\).*not finite at update [1-4]"):
+    with pytest.raises(RunFailed, match=r"item 0, update [1-4]: .* idx=60 is not finite"):
         adapt(trained, item(), replace(CONFIG, learning_rate_divisor=1e-30))

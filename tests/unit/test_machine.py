@@ -13,9 +13,9 @@ from mucs_ray.engine import host, shared_folder
 from mucs_ray.storage import StoreError
 
 
-def test_it_tells_versions_memory_and_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_machine_describes_versions_memory_and_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("MUCS_RAY_CACHE", str(tmp_path / "cache"))
-    machine = host.look()
+    machine = host.describe_machine()
     assert machine.versions["ray"] == version("ray") and machine.versions["mucs-ray"].startswith(__version__)
     assert machine.memory_bytes > 2**28
     assert machine.cache == str(tmp_path / "cache") and machine.cache_free_bytes and not machine.cache_problem
@@ -25,7 +25,7 @@ def test_it_tells_versions_memory_and_the_cache(tmp_path: Path, monkeypatch: pyt
 def test_a_cache_that_cannot_be_written_has_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("MUCS_RAY_CACHE", str(tmp_path / "file" / "cache"))
-    machine = host.look()
+    machine = host.describe_machine()
     assert machine.cache_free_bytes is None and machine.cache_problem == "Not a directory"
 
 
@@ -51,9 +51,9 @@ def test_probes_take_away_the_folders_made_for_them_and_no_others(tmp_path: Path
     (tmp_path / "run").mkdir()
     folders = shared_folder.write(probe + "a")
     assert folders == [str(tmp_path / "run/one")] and shared_folder.write(probe + "b") == []
-    assert shared_folder.absent(probe, ["a", "b", "c"]) == ["c"]
+    assert shared_folder.unreadable_probes(probe, ["a", "b", "c"]) == ["c"]
     shared_folder.remove(probe + "a", folders)
-    assert shared_folder.absent(probe, ["a", "b"]) == ["a"]
+    assert shared_folder.unreadable_probes(probe, ["a", "b"]) == ["a"]
     shared_folder.remove(probe + "b", folders)
     shared_folder.remove(probe + "never", [])
     assert [path.name for path in tmp_path.rglob("*")] == ["run"]
@@ -61,7 +61,7 @@ def test_probes_take_away_the_folders_made_for_them_and_no_others(tmp_path: Path
 
 def test_a_probe_with_other_content_is_not_ours(tmp_path: Path):
     (tmp_path / ".probe-a").write_bytes(b"")
-    assert shared_folder.absent(storage.join(str(tmp_path), ".probe-"), ["a"]) == ["a"]
+    assert shared_folder.unreadable_probes(storage.join(str(tmp_path), ".probe-"), ["a"]) == ["a"]
 
 
 def test_doctor_goes_on_where_a_store_fails(monkeypatch: pytest.MonkeyPatch):

@@ -1,4 +1,4 @@
-"""The inner loop of scoring: equal to a plain loop over the models, whatever is shared, lowered, split or compiled."""
+"""The inner loop of scoring equals a plain loop over the models, whatever is shared, cast, split or compiled."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -49,7 +49,9 @@ BANK = [changed(unlearned_names(DENOISER.network), number) for number in range(3
 
 
 def plain(bank: list[dict[str, Tensor]], precision: Precision = "fp32") -> Tensor:
-    """One model after the other, an image a forward, nothing shared, weights converted by autocast."""
+    """Compute the losses one model after the other, one image a forward, with nothing shared and weights cast by
+    autocast.
+    """
     tables = []
     for tensors in [{}, *bank]:
         with swapped(DENOISER.network, tensors):
@@ -59,17 +61,19 @@ def plain(bank: list[dict[str, Tensor]], precision: Precision = "fp32") -> Tenso
 
 @contextmanager
 def memory_for(rows: int) -> Iterator[list[int]]:
-    """A device that holds so many pairs at once; the sizes of the forwards that it was asked for."""
-    asked = []
+    """Stand in for a device that holds so many pairs at once, and yield the sizes of the forwards that it was sizes
+    for.
+    """
+    sizes = []
 
     def refuse(module: object, inputs: tuple[Tensor, ...], kwargs: object) -> None:
-        asked.append(len(inputs[0]))
+        sizes.append(len(inputs[0]))
         if len(inputs[0]) > rows:
             raise torch.OutOfMemoryError("artificial")
 
     handle = DENOISER.network.register_forward_pre_hook(refuse, with_kwargs=True)
     try:
-        yield asked
+        yield sizes
     finally:
         handle.remove()
 
@@ -77,7 +81,7 @@ def memory_for(rows: int) -> Iterator[list[int]]:
 @pytest.mark.parametrize("names", [unlearned_names(DENOISER.network), ALL, ["last.proj.weight"]])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_equals_a_plain_loop_bit_for_bit(names: list[str], precision: Precision):
-    """Whether the models share the stem (the first and the last set of tensors) or not."""
+    """This holds whether the models share the stem (the first and the last set of tensors) or not."""
     bank = [changed(names, number) for number in range(2)]
     models = ModelBank(DENOISER, bank, replace(CONFIG, precision=precision))
     assert models.stem_is_shared == (names != ALL)
@@ -124,7 +128,7 @@ def test_captured_forwards_equal_eager_ones_bit_for_bit(images: int, precision: 
 
 
 def test_captured_forwards_read_and_write_the_same_addresses():
-    """A graph knows addresses only: of its inputs, of every model's tensors, and of its results."""
+    """A graph knows only the addresses of its inputs, of every model's tensors, and of its results."""
     models = ModelBank(DENOISER, BANK, CONFIG, captures=True, resident=2)
     models.losses(IMAGES, NOISES)
     (captured,) = models.captured.values()
@@ -159,7 +163,7 @@ def test_what_cannot_be_captured_runs_eagerly(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_a_result_that_is_not_read_in_time_is_overwritten():
-    """The rule of a replay: on the CPU as on a GPU."""
+    """A replay has this rule on the CPU as on a GPU."""
     source = torch.zeros(3)
     replay = Replay(lambda: {"next": source + 1}, torch.device("cpu"))
     first = replay()["next"]
@@ -202,10 +206,10 @@ def test_the_losses_of_f1_are_computed_once_when_models_take_turns():
     assert len(calls) == 4  # F1 and three F2s, each for all images at once
 
 
-def test_progress_is_told_after_each_piece():
-    told = []
-    ModelBank(DENOISER, BANK, CONFIG, on_progress=lambda: told.append(1)).losses(IMAGES, NOISES)
-    assert len(told) == 9  # an image each
+def test_progress_is_reported_after_each_piece():
+    calls = []
+    ModelBank(DENOISER, BANK, CONFIG, on_progress=lambda: calls.append(1)).losses(IMAGES, NOISES)
+    assert len(calls) == 9  # an image each
 
 
 # --- too little memory ------------------------------------------------------------------------------------------------
@@ -213,42 +217,42 @@ def test_progress_is_told_after_each_piece():
 
 @pytest.mark.parametrize(("images", "memory", "most"), [(8, 100, 48), (8, 20, 12), (8, 5, 3), (1, 5, 3), (1, 1, 1)])
 def test_too_little_memory_is_survived_and_remembered(images: int, memory: int, most: int):
-    """9 images at 6 noises: whole images while they fit, then some of an image's noises."""
+    """9 images at 6 noises are cut into whole images while they fit, then into some of an image's noises."""
     models, expected = ModelBank(DENOISER, BANK, replace(CONFIG, images_per_forward=images)), plain(BANK)
-    with memory_for(memory) as asked:
+    with memory_for(memory) as sizes:
         table = models.losses(IMAGES, NOISES)
         torch.testing.assert_close(table, expected, rtol=1e-5, atol=1e-6)
-        assert models.most_rows == most
-        failures = sum(rows > memory for rows in asked)
+        assert models.max_pairs == most
+        failures = sum(rows > memory for rows in sizes)
         assert failures <= 4
         models.losses(IMAGES, NOISES)
-        assert sum(rows > memory for rows in asked) == failures  # not tried again
+        assert sum(rows > memory for rows in sizes) == failures  # not tried again
 
 
 def test_a_forward_of_one_image_holds_one_image_on_fewer_noises_too():
-    """As screening asks for them: a loss must not depend on which images are together."""
-    with memory_for(100) as asked:
+    """Screening asks for fewer noises: a loss must not depend on which images are together."""
+    with memory_for(100) as sizes:
         ModelBank(DENOISER, BANK, CONFIG).losses(IMAGES, NOISES[slice(0, 2)])
-    assert asked == [2] * 9 * 4
+    assert sizes == [2] * 9 * 4
 
 
-def test_a_device_too_small_for_one_pair_is_said():
+def test_a_device_too_small_for_one_pair_is_an_error():
     with memory_for(0), pytest.raises(RunFailed, match="one image at one noise does not fit"):
         ModelBank(DENOISER, BANK, CONFIG).losses(IMAGES, NOISES)
 
 
 @pytest.mark.parametrize(("memory", "most"), [(100, 8), (26, 4), (6, 1)])
 def test_tuning_takes_no_more_than_fits(memory: int, most: int, monkeypatch: pytest.MonkeyPatch):
-    """Larger forwards, if they are faster and while they fit (6 noises an image)."""
-    monkeypatch.setattr(tuning, "timed", quick(tuning.timed))
-    monkeypatch.setattr(tuning, "BETTER", 0.0)  # whatever the clock says, larger is faster
+    """Larger forwards are taken if they are faster and while they fit (6 noises an image)."""
+    monkeypatch.setattr(tuning, "time_forward", quick(tuning.time_forward))
+    monkeypatch.setattr(tuning, "MIN_SPEEDUP", 0.0)  # whatever the clock says, larger is faster
     with memory_for(memory):
-        found = tuning.tune(DENOISER, IMAGES, ScoreConfig(noises=6, images_per_forward="auto"), share=1)
-    assert (found.images_per_forward, found.compile) == (most, "off")
+        actual = tuning.tune(DENOISER, IMAGES, ScoreConfig(noises=6, images_per_forward="auto"), share=1)
+    assert (actual.images_per_forward, actual.compile) == (most, "off")
 
 
 def quick(timed: Callable[..., tuple[float, bool]]) -> Callable[..., tuple[float, bool]]:
-    """Once, and with a clock that says one microsecond a forward."""
+    """Time a forward once, with a clock that says one microsecond a forward."""
 
     def once(*arguments: object, **_: object) -> tuple[float, bool]:
         with pytest.MonkeyPatch.context() as patched:
@@ -260,24 +264,26 @@ def quick(timed: Callable[..., tuple[float, bool]]) -> Callable[..., tuple[float
 
 def test_a_forward_that_takes_long_is_large_enough(monkeypatch: pytest.MonkeyPatch):
     """At 6 noises an image, 0.1 s a forward of one: two images take longer than TRY_S, so four are not tried."""
-    monkeypatch.setattr(tuning, "timed", lambda *_1, **_2: (0.1, True))
-    monkeypatch.setattr(tuning, "BETTER", 0.0)
-    found = tuning.tune(DENOISER, IMAGES, ScoreConfig(noises=6, images_per_forward="auto"), share=1)
-    assert (found.images_per_forward, found.seconds_a_forward) == (2, 0.1)
+    monkeypatch.setattr(tuning, "time_forward", lambda *_1, **_2: (0.1, True))
+    monkeypatch.setattr(tuning, "MIN_SPEEDUP", 0.0)
+    actual = tuning.tune(DENOISER, IMAGES, ScoreConfig(noises=6, images_per_forward="auto"), share=1)
+    assert (actual.images_per_forward, actual.seconds_a_forward) == (2, 0.1)
 
 
 def test_a_larger_forward_must_be_faster(monkeypatch: pytest.MonkeyPatch):
-    """Two images are, by more than 3 %; four are not, by enough."""
+    """Two images are faster by more than 3 %; four are faster, but not by enough."""
     speeds = {1: 0.0100, 2: 0.0090, 4: 0.0089, 8: 0.0010}
-    monkeypatch.setattr(tuning, "timed", lambda _1, _2, _3, config, **_4: (speeds[config.images_per_forward], True))
-    found = tuning.tune(DENOISER, IMAGES, ScoreConfig(noises=6, images_per_forward="auto"), share=1)
-    assert (found.images_per_forward, found.seconds_a_forward) == (2, 0.009)
+    monkeypatch.setattr(
+        tuning, "time_forward", lambda _1, _2, _3, config, **_4: (speeds[config.images_per_forward], True)
+    )
+    actual = tuning.tune(DENOISER, IMAGES, ScoreConfig(noises=6, images_per_forward="auto"), share=1)
+    assert (actual.images_per_forward, actual.seconds_a_forward) == (2, 0.009)
 
 
 def test_compiling_is_tried_for_a_long_pass_and_taken_if_it_is_faster(monkeypatch: pytest.MonkeyPatch):
     config = ScoreConfig(noises=6, compile="auto")
     speeds = {"off": 0.2, "on": 0.1}
-    monkeypatch.setattr(tuning, "timed", lambda _1, _2, _3, config, **_4: (speeds[config.compile], True))
+    monkeypatch.setattr(tuning, "time_forward", lambda _1, _2, _3, config, **_4: (speeds[config.compile], True))
     long, short = int(tuning.COMPILE_PAYS_S / 0.2) + 1, int(tuning.COMPILE_PAYS_S / 0.2) - 1
     assert tuning.tune(DENOISER, IMAGES, config, share=long).compile == "on"
     assert tuning.tune(DENOISER, IMAGES, config, share=short).compile == "off"
@@ -286,23 +292,23 @@ def test_compiling_is_tried_for_a_long_pass_and_taken_if_it_is_faster(monkeypatc
 
 
 def test_the_faster_precision_is_taken_and_tried_on_a_few_noises(monkeypatch: pytest.MonkeyPatch):
-    """At 0.3 s a forward of fp32, on 3 of 6 noises, before the rest is tried in what was found."""
+    """fp32 takes 0.3 s a forward, so bf16 is tried on 3 of 6 noises, before the rest is tried in the faster one."""
     tried: list[tuple[str, int, object]] = []
 
     def timed(denoiser: object, batch: object, noises: NoiseSet, config: ScoreConfig, **_: bool) -> tuple[float, bool]:
         tried.append((config.precision, len(noises.level), config.images_per_forward))
         return speeds[config.precision], True
 
-    monkeypatch.setattr(tuning, "timed", timed)
+    monkeypatch.setattr(tuning, "time_forward", timed)
     config = ScoreConfig(noises=6, precision="auto", images_per_forward="auto")
     speeds = {"fp32": 0.3, "bf16": 1.2}
-    found = tuning.tune(DENOISER, IMAGES, config, share=1)
-    assert (found.precision, found.seconds_a_forward) == ("fp32", 0.3)
+    actual = tuning.tune(DENOISER, IMAGES, config, share=1)
+    assert (actual.precision, actual.seconds_a_forward) == ("fp32", 0.3)
     assert tried == [("fp32", 6, 1), ("fp32", 3, 1), ("bf16", 3, 1)]
     speeds["bf16"] = 0.1
     tried.clear()
-    found = tuning.tune(DENOISER, IMAGES, config, share=1)
-    assert (found.precision, found.seconds_a_forward) == ("bf16", 0.1)
+    actual = tuning.tune(DENOISER, IMAGES, config, share=1)
+    assert (actual.precision, actual.seconds_a_forward) == ("bf16", 0.1)
     assert tried[3:] == [("bf16", 6, 1), ("bf16", 6, 2)]
 
 
@@ -319,9 +325,9 @@ def test_precisions_to_try():
 def test_bf16_is_taken_only_where_scores_keep_their_order(
     bf16_noise: float, precision: str, monkeypatch: pytest.MonkeyPatch
 ):
-    """bf16 is said to be faster; with losses that are mostly noise it is not taken all the same."""
+    """The clock says that bf16 is faster; with losses that are mostly noise it is still not taken."""
     speeds = {"fp32": 0.3, "bf16": 0.1}
-    monkeypatch.setattr(tuning, "timed", lambda _1, _2, _3, config, **_4: (speeds[config.precision], True))
+    monkeypatch.setattr(tuning, "time_forward", lambda _1, _2, _3, config, **_4: (speeds[config.precision], True))
     exact = ModelBank.losses
 
     def losses(self: ModelBank, batch: Batch, noises: NoiseSet) -> Tensor:
@@ -330,12 +336,12 @@ def test_bf16_is_taken_only_where_scores_keep_their_order(
         return table * (1 + low * bf16_noise * normal(generator(9, "rounding"), *table.shape).abs())
 
     monkeypatch.setattr(ModelBank, "losses", losses)
-    found = tuning.tune(DENOISER, IMAGES, ScoreConfig(noises=6, precision="auto"), share=1, bank=BANK)
-    assert (found.precision, found.seconds_a_forward) == (precision, speeds[precision])
-    assert found.rank_correlation is not None
-    assert (found.rank_correlation > 0.99) == (precision == "bf16")
+    actual = tuning.tune(DENOISER, IMAGES, ScoreConfig(noises=6, precision="auto"), share=1, bank=BANK)
+    assert (actual.precision, actual.seconds_a_forward) == (precision, speeds[precision])
+    assert actual.rank_correlation is not None
+    assert (actual.rank_correlation > 0.99) == (precision == "bf16")
     monkeypatch.undo()
-    monkeypatch.setattr(tuning, "timed", lambda _1, _2, _3, config, **_4: (speeds[config.precision], True))
+    monkeypatch.setattr(tuning, "time_forward", lambda _1, _2, _3, config, **_4: (speeds[config.precision], True))
     assert (
         tuning.tune(DENOISER, IMAGES, ScoreConfig(noises=6, precision="bf16"), share=1, bank=BANK).rank_correlation
         is None
@@ -348,15 +354,15 @@ def test_a_machine_that_cannot_compile_goes_without(monkeypatch: pytest.MonkeyPa
             raise RuntimeError("no C++ compiler")
         return 1.0, True
 
-    monkeypatch.setattr(tuning, "timed", timed)
+    monkeypatch.setattr(tuning, "time_forward", timed)
     assert tuning.tune(DENOISER, IMAGES, ScoreConfig(noises=6, compile="auto"), share=10**9).compile == "off"
 
 
 def test_tuning_leaves_what_is_set(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(tuning, "TRY_S", 0.0)
-    found = tuning.tune(DENOISER, IMAGES, ScoreConfig(noises=6, images_per_forward=3, compile="auto"), share=1)
-    assert (found.images_per_forward, found.compile) == (3, "off")  # a pass too short for compiling
-    assert not tuning.is_open(CONFIG)
+    actual = tuning.tune(DENOISER, IMAGES, ScoreConfig(noises=6, images_per_forward=3, compile="auto"), share=1)
+    assert (actual.images_per_forward, actual.compile) == (3, "off")  # a pass too short for compiling
+    assert not tuning.has_auto(CONFIG)
 
 
 @pytest.mark.slow

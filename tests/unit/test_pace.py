@@ -1,4 +1,4 @@
-"""What a stage will take, told once after the first minute. The clock is passed in."""
+"""The duration of a stage is printed once, after the first minute. The tests pass the clock in."""
 
 import pytest
 
@@ -9,13 +9,13 @@ def so_far(rows: int, forwards: int, worker_seconds: float) -> dict[str, float]:
     return {"rows": rows, "forwards": forwards, "worker_seconds": worker_seconds, "worker_seconds_outside": 0.0}
 
 
-def test_nothing_is_told_in_the_first_minute_after_the_first_receipt():
+def test_no_line_in_the_first_minute_after_the_first_receipt():
     pace = Pace(images=1000)
     assert pace.line(so_far(10, 100, 5.0), at=300.0) is None
     assert pace.line(so_far(90, 900, 45.0), at=359.9) is None
 
 
-def test_the_pace_is_told_once():
+def test_the_pace_is_returned_once():
     """100 of 5,000 images took 120 s of workers: all of them take 50 times as long."""
     pace = Pace(images=5000)
     assert pace.line(so_far(10, 120, 12.0), at=0.0) is None
@@ -25,7 +25,7 @@ def test_the_pace_is_told_once():
 
 
 def test_a_method_without_the_model_is_counted_in_images():
-    pace = Pace(images=720_000, first=0.0)
+    pace = Pace(images=720_000, started_at=0.0)
     line = pace.line(so_far(1000, 0, 50.0), at=61.0)
     assert line == "a busy worker does 20 images/s, so the whole stage will take 10 worker-hours"
 

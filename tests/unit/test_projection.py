@@ -1,4 +1,4 @@
-"""The sketch of a gradient: a dense matrix that is never built, unbiased, the same in every worker."""
+"""The sketch of a gradient equals a dense matrix that is never built; it is unbiased and the same in every worker."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def sketch(sizes: dict[str, int] = SIZES, *, dim: int = 16, signs: int = 1, seed
 
 
 def dense(sizes: dict[str, int], *, dim: int, signs: int, seed: int) -> Tensor:
-    """The matrix, coordinate by coordinate; below dim a draw is a plus, above a minus."""
+    """Return the matrix, coordinate by coordinate; a draw below dim is a plus, above it a minus."""
     columns = []
     for name, size in sizes.items():
         draws = generator(seed, f"sketch/{name}").integers(0, 2 * dim, size=(signs, size), dtype=np.int32)
@@ -36,31 +36,33 @@ def pieces(vector: Tensor, sizes: dict[str, int] = SIZES) -> list[Tensor]:
 
 @pytest.mark.parametrize("signs", [1, 4])
 def test_a_sketch_is_the_product_with_the_dense_matrix(signs: int):
-    """On whole numbers, which fp32 adds exactly, to the last bit when the factor is a power of two."""
+    """On whole numbers, which fp32 adds exactly, it is so to the last bit when the factor is a power of two."""
     whole = torch.from_numpy(generator(2, "whole").integers(-9, 10, 67)).float()
-    found = sketch(signs=signs)(pieces(whole))
+    actual = sketch(signs=signs)(pieces(whole))
     matrix = dense(SIZES, dim=16, signs=signs, seed=1)
-    assert found.dtype == torch.float32
-    assert torch.equal(found.double(), matrix @ whole.double())
+    assert actual.dtype == torch.float32
+    assert torch.equal(actual.double(), matrix @ whole.double())
     assert torch.allclose(matrix.square().sum(0).mean(), torch.tensor(1.0, dtype=torch.float64), atol=0.5)
 
 
 @pytest.mark.parametrize("signs", [1, 3])
 def test_gradients_of_a_network_keep_their_shapes(signs: int):
-    """Matrices, kernels and vectors of a small DiT; inner products are those of the dense projection (spec 18)."""
+    """Matrices, kernels and vectors of a small DiT are sketched; inner products are those of the dense projection (spec
+    18).
+    """
     network = DiT(DiTConfig(image_size=8, patch_size=4, width=8, depth=1, num_heads=1, registers=1,
                             condition_channels=4, kernel_size=3))  # fmt: skip
     named = [(name, normal(generator(3, name), *each.shape)) for name, each in network.named_parameters()]
     sizes = {name: tensor.numel() for name, tensor in named}
     matrix = dense(sizes, dim=64, signs=signs, seed=5)
     flat = torch.cat([tensor.flatten() for _, tensor in named]).double()
-    found = sketch(sizes, dim=64, signs=signs, seed=5)(tensor for _, tensor in named)
-    torch.testing.assert_close(found.double(), matrix @ flat, rtol=1e-4, atol=1e-4)
+    actual = sketch(sizes, dim=64, signs=signs, seed=5)(tensor for _, tensor in named)
+    torch.testing.assert_close(actual.double(), matrix @ flat, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("signs", [1, 2])
 def test_inner_products_are_unbiased_with_the_variance_that_is_promised(signs: int):
-    """Mean and variance over 2000 seeds. x and y swap their first two tensors: equal places for both would show."""
+    """Mean and variance are over 2000 seeds. x and y swap their first two tensors: equal places for both would show."""
     u, v, w = normal(generator(1, "u"), 30), normal(generator(1, "v"), 30), normal(generator(1, "w"), 7)
     x, y = torch.cat([u, v, w]), torch.cat([v, u, w])
     products = []

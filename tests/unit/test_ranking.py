@@ -1,4 +1,4 @@
-"""Top-k: how many, the laws of merging, and what happens among equals (spec 1, 7.3)."""
+"""The top-k has the right size, its merging keeps its laws, and equals are ordered at random (spec 1, 7.3)."""
 
 from random import Random
 
@@ -36,9 +36,9 @@ def test_top_k_of_the_paper(images: int, percent: float, k: int):
 
 
 def test_highest_first_by_hand():
-    found = ranked([10, 11, 12, 13, 14, 15, 16], [0.1, -0.9, 0.7, 0.3, -0.2, 0.9, 0.0])
-    assert found.idx.tolist() == [15, 12, 13, 10, 16]
-    np.testing.assert_array_equal(found.score, np.float32([0.9, 0.7, 0.3, 0.1, 0.0]))
+    actual = ranked([10, 11, 12, 13, 14, 15, 16], [0.1, -0.9, 0.7, 0.3, -0.2, 0.9, 0.0])
+    assert actual.idx.tolist() == [15, 12, 13, 10, 16]
+    np.testing.assert_array_equal(actual.score, np.float32([0.9, 0.7, 0.3, 0.1, 0.0]))
 
 
 @settings(deadline=None)
@@ -46,7 +46,7 @@ def test_highest_first_by_hand():
 def test_merging_is_ranking_everything_whatever_the_cut_and_the_order(
     scores: list[float], random: Random, a: int, b: int
 ):
-    """Associative, commutative, with the empty ranking as the neutral one; ties included."""
+    """Merging is associative and commutative, and the empty ranking is neutral; ties are included."""
     everything = list(enumerate(scores))
     hashes = dict(enumerate(tie_break(np.arange(len(scores)), 1, "rank/item=0").tolist()))
     expected = sorted(everything, key=lambda pair: (-pair[1], hashes[pair[0]]))[:K]
@@ -77,7 +77,7 @@ def test_ties_are_broken_at_random_and_not_by_idx():
 
 
 def test_the_order_among_ties_is_named():
-    """The same for a name and a seed, another for another item or another seed."""
+    """The order is the same for a name and a seed, and another for another item or another seed."""
     idx, equal = list(range(100)), [0.0] * 100
     orders = {
         tuple(ranked(idx, equal, empty(name, seed=seed)).idx.tolist())
@@ -117,14 +117,14 @@ def test_ranks_by_hand():
 @settings(deadline=None)
 @given(scored, st.randoms(use_true_random=False))
 def test_ranks_are_the_places_in_the_whole_ranking_whatever_the_order_of_rows(scores: list[float], random: Random):
-    """Each of 1..N once, ties included."""
-    found = ranked_all(scores)
-    assert sorted(found) == list(range(1, len(scores) + 1))
+    """Each of 1..N comes once, ties included."""
+    actual = ranked_all(scores)
+    assert sorted(actual) == list(range(1, len(scores) + 1))
     whole = ranked(list(range(len(scores))), scores, empty(k=max(1, len(scores))))
-    assert [found[idx] for idx in whole.idx] == list(range(1, len(scores) + 1))
+    assert [actual[idx] for idx in whole.idx] == list(range(1, len(scores) + 1))
     rows = list(range(len(scores)))
     random.shuffle(rows)
-    assert ranked_all([scores[row] for row in rows], rows) == [found[row] for row in rows]
+    assert ranked_all([scores[row] for row in rows], rows) == [actual[row] for row in rows]
 
 
 def test_ranks_refuse_what_is_not_finite():
@@ -133,38 +133,38 @@ def test_ranks_refuse_what_is_not_finite():
 
 
 def mutual(columns: list[list[float]], idx: list[int] | None = None) -> np.ndarray:
-    """Scores given an item a line."""
+    """Return mutual ranks of scores, which are given with a line for each item."""
     scores = np.asarray(columns, dtype=np.float32).T
     numbers = np.arange(len(scores)) if idx is None else np.asarray(idx, dtype=np.int64)
     return mutual_ranks(scores, numbers, 1, [f"rank/item={number}" for number in range(len(columns))])
 
 
 def test_mutual_ranks_by_hand():
-    """Ranks of the images: 1 2 3 and 1 3 2; of the items for them: 1.5 1.5, 1 2, 2 1. Scales do not compare."""
-    found = mutual([[9.0, 8.0, 7.0], [0.03, 0.01, 0.02]])
+    """The images' ranks are 1 2 3 and 1 3 2, the items' ranks for them 1.5 1.5, 1 2, 2 1. Scales do not compare."""
+    actual = mutual([[9.0, 8.0, 7.0], [0.03, 0.01, 0.02]])
     expected = -np.sqrt([[1 * 1.5, 1 * 1.5], [2 * 1, 3 * 2], [3 * 2, 2 * 1]])
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
-    assert found.dtype == np.float32
+    np.testing.assert_allclose(actual, expected, rtol=1e-6)
+    assert actual.dtype == np.float32
 
 
 def test_with_one_item_mutual_ranks_keep_the_order():
-    found = mutual([[0.1, -0.9, 0.7, 0.3]])[:, 0]
-    np.testing.assert_allclose(found, -np.sqrt([3, 4, 1, 2]), rtol=1e-6)
+    actual = mutual([[0.1, -0.9, 0.7, 0.3]])[:, 0]
+    np.testing.assert_allclose(actual, -np.sqrt([3, 4, 1, 2]), rtol=1e-6)
 
 
 @settings(deadline=None, max_examples=50)
 @given(st.integers(4, 8), st.integers(0, 2**16))
 def test_a_hub_that_is_first_for_every_item_comes_down(num_items: int, seed: int):
-    """Below the image that is second for one item and low for the others; for every item alike."""
+    """It ends below the image that is second for one item and low for the others, for every item alike."""
     num_images = 4 * num_items
     scores = np.random.default_rng(seed).random((num_items, num_images)) * 0.1
     hub, own = 0, np.arange(1, num_items + 1)
     scores[:, own] = -0.5
     scores[np.arange(num_items), own] = 0.5
     scores[:, hub] = 1.0
-    found = mutual(scores.tolist())
-    np.testing.assert_allclose(found[hub], -np.sqrt((num_items + 1) / 2), rtol=1e-6)
-    assert (found.argmax(axis=0) == own).all()
+    actual = mutual(scores.tolist())
+    np.testing.assert_allclose(actual[hub], -np.sqrt((num_items + 1) / 2), rtol=1e-6)
+    assert (actual.argmax(axis=0) == own).all()
 
 
 @settings(deadline=None, max_examples=50)
@@ -178,7 +178,7 @@ def test_mutual_ranks_go_with_the_image_and_the_item(columns: list[list[float]],
     np.testing.assert_array_equal(mutual(stretched), whole)
 
 
-def test_mutual_ranks_are_told_apart_in_single_precision():
-    """Products of COCO's ranks with 20 items' half ranks, near the top exactly: up to 2^21."""
+def test_mutual_ranks_differ_in_single_precision():
+    """Products of COCO's ranks with 20 items' half ranks are exact near the top, up to 2^21."""
     products = np.arange(2, 2**22) / 2
     assert (np.diff(np.sqrt(products).astype(np.float32)) > 0).all()

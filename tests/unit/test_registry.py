@@ -1,4 +1,4 @@
-"""The methods there are: built in, installed, and by MODULE:CLASS."""
+"""The registry finds methods that are built in, installed, or named by MODULE:CLASS."""
 
 import sys
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from mucs_ray.attribution import registry
 from mucs_ray.attribution.mucs import MUCS
-from mucs_ray.attribution.registry import METHODS, find, known, listed
+from mucs_ray.attribution.registry import METHODS, all_methods, available_methods, find_method
 from mucs_ray.cli.app import app
 from mucs_ray.errors import InputError
 
@@ -34,32 +34,32 @@ class Other:
 
 @pytest.fixture(autouse=True)
 def a_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """`mine` on the path, and nothing remembered, before and after."""
+    """Put `mine` on the path, and let the registry remember nothing before and after."""
     (tmp_path / "mine.py").write_text(MINE)
     (tmp_path / "broken.py").write_text("raise ValueError('half of it')\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    for remembered in (registry.installed, registry.imported):
+    for remembered in (registry.installed_methods, registry.import_method):
         remembered.cache_clear()
     yield
-    for remembered in (registry.installed, registry.imported):
+    for remembered in (registry.installed_methods, registry.import_method):
         remembered.cache_clear()
     sys.modules.pop("mine", None)
 
 
 def install(monkeypatch: pytest.MonkeyPatch, **points: str) -> None:
-    found = [EntryPoint(name=name, value=value, group=registry.ENTRY_POINTS) for name, value in points.items()]
-    monkeypatch.setattr(registry, "entry_points", lambda *, group: found if group == registry.ENTRY_POINTS else [])
+    actual = [EntryPoint(name=name, value=value, group=registry.ENTRY_POINTS) for name, value in points.items()]
+    monkeypatch.setattr(registry, "entry_points", lambda *, group: actual if group == registry.ENTRY_POINTS else [])
 
 
 def test_by_module_and_class():
-    method = find("mine:Mine")
+    method = find_method("mine:Mine")
     assert (method.name, method.label, method.summary) == ("mine:Mine", "Mine", "nothing yet")
-    assert known(["mucs", "mine:Mine"])["mine:Mine"].load() is method.load()
-    assert "mine:Mine" not in known(["mucs"])
+    assert available_methods(["mucs", "mine:Mine"])["mine:Mine"].load() is method.load()
+    assert "mine:Mine" not in available_methods(["mucs"])
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [
         ("mine:None", "mine has no attribute|module 'mine' has no attribute 'None'"),
         ("nowhere:Mine", "ModuleNotFoundError: No module named 'nowhere'"),
@@ -69,28 +69,28 @@ def test_by_module_and_class():
         ("magic", "unknown method 'magic'; known: random, pixel"),
     ],
 )
-def test_what_is_no_method_is_one_line(name: str, told: str):
-    with pytest.raises(InputError, match=told) as caught:
-        find(name)
+def test_what_is_no_method_is_one_line(name: str, message: str):
+    with pytest.raises(InputError, match=message) as caught:
+        find_method(name)
     assert len(str(caught.value).splitlines()) == 1
 
 
 def test_installed_methods(monkeypatch: pytest.MonkeyPatch):
-    """One that cannot be loaded does not take the others with it; none replaces one of ours."""
+    """One that cannot be loaded does not hide the others; none replaces a method of the package."""
     install(monkeypatch, theirs="mine:Mine", half="broken:Mine", mucs="mine:Mine")
-    assert find("theirs").label == "Mine" and listed()["theirs"].name == "theirs"
-    assert listed()["mucs"].load() is find("mucs").load() is MUCS
-    assert set(listed()) == {*METHODS, "theirs"}
+    assert find_method("theirs").label == "Mine" and all_methods()["theirs"].name == "theirs"
+    assert all_methods()["mucs"].load() is find_method("mucs").load() is MUCS
+    assert set(all_methods()) == {*METHODS, "theirs"}
     with pytest.raises(InputError, match="method broken:Mine: ValueError: half of it"):
-        find("half")
+        find_method("half")
 
 
 def test_an_installed_method_is_imported_only_when_it_is_named(monkeypatch: pytest.MonkeyPatch):
     install(monkeypatch, theirs="mine:Mine", half="broken:Mine")
     with pytest.raises(InputError, match=r"unknown method 'magic'; known: .*, theirs, half, or give MODULE:CLASS"):
-        find("magic")
-    assert set(known(["mucs"])) == {*METHODS} and "mine" not in sys.modules
-    assert set(known(["theirs"])) == {*METHODS, "theirs"} and "mine" in sys.modules
+        find_method("magic")
+    assert set(available_methods(["mucs"])) == {*METHODS} and "mine" not in sys.modules
+    assert set(available_methods(["theirs"])) == {*METHODS, "theirs"} and "mine" in sys.modules
 
 
 def test_cost_classes():
@@ -100,16 +100,16 @@ def test_cost_classes():
     assert all(json_ready(value) for method in METHODS.values() for value in method.facts().values())
 
 
-def test_the_command_tells_of_each_what_it_needs_and_costs_and_where_it_is_from():
+def test_the_command_lists_needs_cost_and_source_of_each():
     result = CliRunner().invoke(app, ["methods"])
     assert result.exit_code == 0
-    told = result.stdout.splitlines()
-    for name, method in listed().items():
-        (at,) = [at for at, line in enumerate(told) if line.startswith(f"{name}  {method.cost_class}  ")]
-        assert method.summary in told[at]
-        assert told[at + 1].endswith(f"needs {method.needs}; costs {method.cost}; {method.source}")
-        assert all(f"{key}={value}" in told[at + 1] for key, value in (method.weights or method.settings).items())
-    assert "needs finished tests on other seeds, ensemble.learned_from" in told[-1]
+    lines = result.stdout.splitlines()
+    for name, method in all_methods().items():
+        (at,) = [at for at, line in enumerate(lines) if line.startswith(f"{name}  {method.cost_class}  ")]
+        assert method.summary in lines[at]
+        assert lines[at + 1].endswith(f"needs {method.needs}; costs {method.cost}; {method.source}")
+        assert all(f"{key}={value}" in lines[at + 1] for key, value in (method.weights or method.settings).items())
+    assert "needs finished tests on other seeds, ensemble.learned_from" in lines[-1]
 
 
 def json_ready(value: object) -> bool:

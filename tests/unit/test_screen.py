@@ -1,4 +1,4 @@
-"""Screening: its bounds on tables of skews, the recall that it tells, and MUCS with it against MUCS without."""
+"""Screening has bounds that hold on tables of skews, states its recall, and scores as MUCS what it keeps."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -15,7 +15,7 @@ from mucs_ray.attribution.cards.screen import ScreenConfig
 from mucs_ray.attribution.config import RankConfig, ScoreConfig
 from mucs_ray.attribution.loss_change import LossAttributor, LossChange
 from mucs_ray.attribution.mucs import MUCS
-from mucs_ray.attribution.registry import find
+from mucs_ray.attribution.registry import find_method
 from mucs_ray.attribution.screen import LEFT_OUT, ScreenedMUCS
 from mucs_ray.attribution.screening import (
     Round,
@@ -59,7 +59,7 @@ def test_cuts():
 
 
 def tables(seed: int, num: int, items: int = 8, noises: int = 40) -> np.ndarray:
-    """Skews [b, i, n]: of each pair a heavy-tailed influence, seen through each noise with an error."""
+    """Return skews [b, i, n]: each pair has a heavy-tailed influence, seen through each noise with an error."""
     rng = np.random.default_rng(seed)
     influence = 0.02 * rng.standard_t(5, (num, items)) * rng.uniform(0.5, 2, items)
     seen = influence[:, :, None] * rng.normal(1, 0.3, noises) + rng.normal(0, 0.05, noises)
@@ -67,7 +67,7 @@ def tables(seed: int, num: int, items: int = 8, noises: int = 40) -> np.ndarray:
 
 
 def test_regression_finds_the_weights():
-    """Noises 1 and 3 are copies of 0 and 2, so these say the whole mean: weights of one half."""
+    """Noises 1 and 3 are copies of 0 and 2, so these determine the whole mean, with weights of one half."""
     rng = np.random.default_rng(1)
     pair = rng.normal(0, 1, (200, 3, 2))
     skews = np.stack([pair[..., 0], pair[..., 0], pair[..., 1], pair[..., 1]], axis=2)
@@ -75,7 +75,7 @@ def test_regression_finds_the_weights():
 
 
 def test_kept_by_hand():
-    """Two rounds that read one noise, then both; who is out stays out."""
+    """Two rounds read one noise, then both; an image that is left out stays out."""
     rounds = [
         Round(weights=np.asarray([1.0, 0.0]), constant=np.asarray([0.5, 0.5]), threshold=np.asarray([1.0, 2.0])),
         Round(weights=np.asarray([0.5, 0.5]), constant=np.zeros(2), threshold=np.asarray([1.0, 1.0])),
@@ -87,34 +87,34 @@ def test_kept_by_hand():
 
 @pytest.mark.parametrize("recall", [0.9, 0.98])
 def test_the_recall_that_is_asked_for_holds_on_images_that_were_not_seen(recall: float):
-    """Bounds from 500 of 6,000 images, tried on the others; ten populations of 8 items."""
-    asked: dict[str, Any] = {"top_share": 0.02, "counts": [4, 12, 40], "recall": recall}
-    found, told, shares = [], [], []
+    """Bounds from 500 of 6,000 images are tried on the others, in ten populations of 8 items."""
+    arguments: dict[str, Any] = {"top_share": 0.02, "counts": [4, 12, 40], "recall": recall}
+    actual, estimates, shares = [], [], []
     for seed in range(10):
         population = tables(seed, 6000)
         scores = population.mean(axis=2)
         top = scores >= np.quantile(scores, 0.98, axis=0)
-        alive = kept(learn(population[:500], **asked), population)[-1]
-        found.append((alive & top)[500:].sum() / top[500:].sum())
-        told.append(held_out(population[:500], **asked))
+        alive = kept(learn(population[:500], **arguments), population)[-1]
+        actual.append((alive & top)[500:].sum() / top[500:].sum())
+        estimates.append(held_out(population[:500], **arguments))
         shares.append(alive.mean())
-    assert np.mean(found) >= recall
-    assert min(found) >= 1 - 2 * (1 - recall)
+    assert np.mean(actual) >= recall
+    assert min(actual) >= 1 - 2 * (1 - recall)
     assert np.mean(shares) < 0.35
-    assert sum(each.low <= real <= each.high for each, real in zip(told, found, strict=True)) >= 9
-    assert abs(np.mean([each.recall for each in told]) - np.mean(found)) < 0.01
+    assert sum(each.low <= real <= each.high for each, real in zip(estimates, actual, strict=True)) >= 9
+    assert abs(np.mean([each.recall for each in estimates]) - np.mean(actual)) < 0.01
 
 
-def test_the_recall_is_told_of_images_that_bounds_were_not_learned_from():
+def test_the_recall_is_that_of_images_that_bounds_were_not_learned_from():
     """40 weights learned from 80 images fit these too well: on the same images they seem to lose next to nothing."""
-    asked: dict[str, Any] = {"top_share": 0.1, "counts": [40, 60], "recall": 0.9}
+    arguments: dict[str, Any] = {"top_share": 0.1, "counts": [40, 60], "recall": 0.9}
     inside, outside = [], []
     for seed in range(10):
         sample = np.random.default_rng(seed).normal(0, 1, (100, 2, 60))
         scores = sample.mean(axis=2)
         top = scores >= np.quantile(scores, 0.9, axis=0)
-        inside.append((kept(learn(sample, **asked), sample)[-1] & top).sum() / top.sum())
-        outside.append(held_out(sample, **asked).recall)
+        inside.append((kept(learn(sample, **arguments), sample)[-1] & top).sum() / top.sum())
+        outside.append(held_out(sample, **arguments).recall)
     assert np.mean(outside) < np.mean(inside) - 0.02
 
 
@@ -128,18 +128,18 @@ def test_the_share_of_forwards_is_counted():
 
 
 def test_an_item_whose_scores_are_all_the_same_changes_nothing_for_the_others():
-    """Unlearning may find nothing to do: F2 is F1, and every skew is 0."""
+    """Unlearning may have nothing to do: F2 is F1, and every skew is 0."""
     table = tables(5, 600, items=4)
     silent = np.insert(table, 2, 0.0, axis=1)
-    asked: dict[str, Any] = {"top_share": 0.02, "counts": [4, 12, 40], "recall": 0.98}
-    for one, other in zip(learn(table, **asked), learn(silent, **asked), strict=True):
+    arguments: dict[str, Any] = {"top_share": 0.02, "counts": [4, 12, 40], "recall": 0.98}
+    for one, other in zip(learn(table, **arguments), learn(silent, **arguments), strict=True):
         np.testing.assert_allclose(np.delete(other.threshold, 2), one.threshold, rtol=1e-6)
         assert other.threshold[2] == -np.inf
-    assert kept(learn(np.zeros((60, 2, 40)), **asked), np.zeros((60, 2, 40))).all()
+    assert kept(learn(np.zeros((60, 2, 40)), **arguments), np.zeros((60, 2, 40))).all()
 
 
 def test_wilson_by_hand():
-    """18 of 20: (18/20 + z^2/40 -+ z sqrt(.9 .1 / 20 + z^2/1600)) / (1 + z^2/20) with z = 1.96."""
+    """For 18 of 20: (18/20 + z^2/40 -+ z sqrt(.9 .1 / 20 + z^2/1600)) / (1 + z^2/20) with z = 1.96."""
     low, high = wilson(18, 20)
     assert (round(low, 4), round(high, 4)) == (0.6990, 0.9721)
     assert all(wilson(tops, tops)[1] == 1.0 for tops in range(1, 100))
@@ -197,7 +197,7 @@ def test_what_is_kept_is_scored_as_without_screening(screened: Any):
 
 
 def test_what_is_left_out_has_its_prediction(screened: Any):
-    """By the weights of the round after which it was left out."""
+    """It has the weights of the round after which it was left out."""
     columns = screened.columns(IMAGES)
     table = screened.sample(IMAGES)["skews"].view(120, 3, 10).numpy()
     for number, count in enumerate([2, 5]):
@@ -208,17 +208,17 @@ def test_what_is_left_out_has_its_prediction(screened: Any):
 
 
 def test_forwards_are_counted(screened: Any):
-    """As the network is asked: F1 for an image as far as any item goes."""
-    asked = []
-    handle = DENOISER.network.register_forward_pre_hook(lambda _, inputs: asked.append(len(inputs[0])))
+    """The network is counted as it is called: F1 for an image as far as any item goes."""
+    sizes = []
+    handle = DENOISER.network.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
     columns = screened.columns(IMAGES)
     handle.remove()
-    assert screened.forwards(columns) == sum(asked) < 120 * 10 * 4
+    assert screened.forwards(columns) == sum(sizes) < 120 * 10 * 4
     assert screened.forwards(screened.sample(IMAGES)) == 120 * 10 * 4
 
 
 def test_scores_do_not_depend_on_the_cut_bit_for_bit(screened: Any):
-    """An image a forward."""
+    """A forward has one image."""
     alone, images = method(), IMAGES[:30]
     alone.context.settings.score = replace(SCORE, images_per_forward=1)
     alone.load(bounds_of(screened), BANK)
@@ -237,7 +237,7 @@ def test_the_sample_is_random_and_as_large_as_asked_for():
     assert method(num_images=50).in_sample(idx).all()
 
 
-def test_what_to_expect_is_told(screened: Any):
+def test_the_expectation_is_a_sentence(screened: Any):
     bounds = bounds_of(screened)
     assert bounds["weights"].shape == (2, 10) and bounds["constant"].shape == bounds["threshold"].shape == (2, 3)
     assert 0 < bounds["recall_low"] <= bounds["recall"] <= bounds["recall_high"] <= 1
@@ -263,7 +263,7 @@ def test_a_loss_that_is_not_finite_is_named(screened: Any):
 
 
 def test_it_shares_the_unlearning_of_mucs():
-    attributor = find("mucs/screen").load()
+    attributor = find_method("mucs/screen").load()
     assert attributor is ScreenedMUCS
     assert [(part.name, part.owner) for part in ScreenedMUCS.card.stages[:2]] == [
         ("null", MUCS.card.implementation),

@@ -1,4 +1,4 @@
-"""Unlearning: the null loss, the objective, the stop rule, the bound, and what may change (spec 7.1, 7.2, 18)."""
+"""Unlearning keeps its null loss, objective, stop rule and bound, and changes only what it may (spec 7.1, 7.2, 18)."""
 
 import copy
 import math
@@ -47,13 +47,13 @@ IMAGES = training_set()
 
 
 def batches(step: int) -> Batch:
-    """Sixteen images that change with the step."""
+    """Return sixteen images that change with the step."""
     return IMAGES[slice(step * 7 % 24, step * 7 % 24 + 16)]
 
 
 @pytest.fixture
 def trained() -> DiTEDM:
-    """F1 whose output depends on all its inputs and parameters (a fresh network puts out zero)."""
+    """Return F1 with an output that depends on all its inputs and parameters (a fresh network puts out zero)."""
     denoiser = DiTEDM(DiT(MODEL))
     with torch.no_grad():
         for number, parameter in enumerate(denoiser.parameters()):
@@ -86,20 +86,20 @@ def equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
 
 
 def own_tensors(denoiser: DiTEDM) -> dict[str, Tensor]:
-    """F1's tensors under the names that unlearning changes."""
+    """Return F1's tensors under the names that unlearning changes."""
     state = denoiser.network.state_dict()
     return {name: state[name].clone() for name in unlearned_names(denoiser.network)}
 
 
 def hand_losses(denoiser: DiTEDM, image: Tensor, condition: Condition, name: str) -> Tensor:
-    """Losses at the draws of a name: first the sigmas, then the noise."""
+    """Return losses at the draws of a name: first the sigmas are drawn, then the noise."""
     stream = generator(SEED, name)
     sigma = training_sigmas(stream, len(image))
     return denoising_loss(EDM(), denoiser, image, normal(stream, *image.shape), sigma, condition)
 
 
 def hand_objective(denoiser: DiTEDM, what: Item, step: int, weight: float, bound: float) -> Tensor:
-    """l_ft - lambda l_ga of a step, written once more."""
+    """Return l_ft - lambda l_ga of a step, computed independently of the code under test."""
     batch, name = batches(step), f"unlearn/item={what.idx}/step={step}"
     descent = hand_losses(denoiser, batch.z, batch.condition, f"{name}/train").mean()
     repeated = what.z[None].repeat(16, 1, 1, 1), for_each(what.condition, 16)
@@ -120,35 +120,35 @@ def test_no_ascent_is_plain_fine_tuning_bit_for_bit(trained: DiTEDM):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    found = run(trained, item(), ascent_weight=0.0)
-    assert equal(found.tensors, own_tensors(tuned))
-    assert not equal(found.tensors, own_tensors(trained))
+    actual = run(trained, item(), ascent_weight=0.0)
+    assert equal(actual.tensors, own_tensors(tuned))
+    assert not equal(actual.tensors, own_tensors(trained))
 
 
 @pytest.mark.parametrize("bound", [FAR, 2.0])
 def test_first_update_descends_the_objective_by_hand(trained: DiTEDM, bound: float):
-    """AdamW's first step: theta (1 - lr wd) - lr g / (|g| + eps), g the gradient of l_ft - lambda l_ga."""
+    """AdamW's first step is theta (1 - lr wd) - lr g / (|g| + eps), g being the gradient of l_ft - lambda l_ga."""
     weight = 0.7
     chosen = {name: trained.network.get_parameter(name) for name in unlearned_names(trained.network)}
     trained.eval()
     objective = hand_objective(trained, item(), 0, weight, bound)
     gradients = torch.autograd.grad(objective, list(chosen.values()))
-    found = run(trained, item(), bound=bound, ascent_weight=weight, max_updates=1, tolerance=0.0)
-    assert found.updates == 1
+    actual = run(trained, item(), bound=bound, ascent_weight=weight, max_updates=1, tolerance=0.0)
+    assert actual.updates == 1
     for (name, before), gradient in zip(chosen.items(), gradients, strict=True):
         moved = before.detach() * (1 - RATE * 0.01) - RATE * gradient / (gradient.abs() + 1e-8)
         steady = gradient.abs() > 1e-5  # nearer to zero, rounding decides the sign
         assert steady.float().mean() > 0.9
-        torch.testing.assert_close(found.tensors[name][steady], moved[steady], rtol=0, atol=2e-6, msg=name)
+        torch.testing.assert_close(actual.tensors[name][steady], moved[steady], rtol=0, atol=2e-6, msg=name)
 
 
 def test_ascent_raises_the_loss_of_the_item_and_descent_alone_lowers_it(trained: DiTEDM):
-    """Measured on other draws than those that unlearning saw."""
+    """The loss is measured on other draws than those that unlearning saw."""
 
     def after(weight: float) -> float:
         changed = copy.deepcopy(trained).eval()
-        found = run(trained, item(), ascent_weight=weight, max_updates=20)
-        changed.network.load_state_dict(found.tensors, strict=False)
+        actual = run(trained, item(), ascent_weight=weight, max_updates=20)
+        changed.network.load_state_dict(actual.tensors, strict=False)
         image, condition = (
             item().z.expand(500, -1, -1, -1),
             for_each(item().condition, 500),
@@ -162,7 +162,7 @@ def test_ascent_raises_the_loss_of_the_item_and_descent_alone_lowers_it(trained:
 
 
 def after_nothing(trained: DiTEDM) -> float:
-    """The item's loss under F1."""
+    """Return the item's loss under F1."""
     image, condition = (
         item().z.expand(500, -1, -1, -1),
         for_each(item().condition, 500),
@@ -199,10 +199,10 @@ def test_only_unsaturated_draws_pull(trained: DiTEDM):
     by_hand = (losses.detach()[below].sum() + bound * (~below).sum()) / 16
     assert moment.item_loss.item() == pytest.approx(by_hand.item(), rel=1e-6)
     weights = [trained.network.get_parameter(name) for name in unlearned_names(trained.network)]
-    for found, hand in zip(
+    for actual, hand in zip(
         torch.autograd.grad(moment.item_loss, weights), torch.autograd.grad(expected, weights), strict=True
     ):
-        torch.testing.assert_close(found, hand, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(actual, hand, rtol=1e-4, atol=1e-6)
 
 
 # --- when it ends -----------------------------------------------------------------------------------------------------
@@ -211,14 +211,14 @@ def test_only_unsaturated_draws_pull(trained: DiTEDM):
 def test_stop_rule_is_tested_before_the_update(trained: DiTEDM):
     """An item whose clamped loss is at 0.95 of the null loss at the start is not touched: no update, F1's tensors."""
     start = run(trained, item(), max_updates=1).item_loss[0]
-    found = run(trained, item(), bound=0.01)
-    assert (found.outcome, found.updates, len(found.item_loss)) == ("reached", 0, 1)
-    assert equal(found.tensors, own_tensors(trained))
+    actual = run(trained, item(), bound=0.01)
+    assert (actual.outcome, actual.updates, len(actual.item_loss)) == ("reached", 0, 1)
+    assert equal(actual.tensors, own_tensors(trained))
     assert start > 0.01
 
 
 def test_stop_rule_compares_with_the_tolerated_share_of_the_bound(trained: DiTEDM):
-    """Just below and just above the clamped loss: one goes on, the other stops."""
+    """The share is just below and just above the clamped loss: one goes on, the other stops."""
     bound = 2.0
     share = run(trained, item(), bound=bound, tolerance=0.0, max_updates=1).item_loss[0] / bound
     assert 0.1 < share < 0.999
@@ -233,25 +233,25 @@ def test_an_item_is_unlearned_after_some_updates(trained: DiTEDM):
     bound = 2.0
     start = run(trained, item(), bound=bound, tolerance=0.0, max_updates=1).item_loss[0]
     tolerance = 1 - 1.08 * start / bound
-    found = run(trained, item(), bound=bound, tolerance=tolerance, ascent_weight=20.0, max_updates=200)
-    assert found.outcome == "reached"
-    assert 0 < found.updates < 200
-    assert len(found.item_loss) == len(found.train_loss) == found.updates + 1
+    actual = run(trained, item(), bound=bound, tolerance=tolerance, ascent_weight=20.0, max_updates=200)
+    assert actual.outcome == "reached"
+    assert 0 < actual.updates < 200
+    assert len(actual.item_loss) == len(actual.train_loss) == actual.updates + 1
     target = (1 - tolerance) * bound
-    assert [loss >= target for loss in found.item_loss] == [False] * found.updates + [True]
+    assert [loss >= target for loss in actual.item_loss] == [False] * actual.updates + [True]
 
 
 @pytest.mark.parametrize("most", [1, 4])
-def test_the_bound_on_updates_is_kept_and_told(trained: DiTEDM, most: int):
-    told: list[tuple[int, float]] = []
+def test_max_updates_is_kept_and_reported(trained: DiTEDM, most: int):
+    updates: list[tuple[int, float]] = []
     config = MUCSConfig(max_updates=most)
-    found = unlearn(
+    actual = unlearn(
         trained, item(), batches, bound=FAR, config=config, learning_rate=RATE, seed=SEED,
-        on_update=lambda step, loss: told.append((step, loss)),
+        on_update=lambda step, loss: updates.append((step, loss)),
     )  # fmt: skip
-    assert (found.outcome, found.updates) == ("bound hit", most)
-    assert told == list(enumerate(found.item_loss))
-    assert len(told) == most + 1
+    assert (actual.outcome, actual.updates) == ("bound hit", most)
+    assert updates == list(enumerate(actual.item_loss))
+    assert len(updates) == most + 1
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -259,7 +259,7 @@ def test_the_bound_on_updates_is_kept_and_told(trained: DiTEDM, most: int):
 def test_a_loss_that_is_not_finite_names_the_item(
     monkeypatch: pytest.MonkeyPatch, trained: DiTEDM, whose: str, value: float
 ):
-    """Also an infinite draw of the item, which the clamp would turn into the bound."""
+    """So does an infinite draw of the item, which the clamp would turn into the bound."""
     real = unlearning.draw_losses
 
     def broken(*given: object, name: str, **how: object) -> Tensor:
@@ -267,7 +267,7 @@ def test_a_loss_that_is_not_finite_names_the_item(
         return losses + value if name.endswith(f"step=2/{whose}") else losses
 
     monkeypatch.setattr(unlearning, "draw_losses", broken)
-    with pytest.raises(RunFailed, match=r"item 4 \(idx=61\).*not finite at update 2"):
+    with pytest.raises(RunFailed, match=r"item 4, update 2: .* idx=61 is not finite"):
         run(trained, item(61, number=4))
 
 
@@ -275,12 +275,12 @@ def test_a_loss_that_is_not_finite_names_the_item(
 
 
 def test_only_the_mlp_weights_change_and_the_model_is_lent(monkeypatch: pytest.MonkeyPatch, trained: DiTEDM):
-    """Frozen tensors are not even decayed; F1 is as it was, in mode, in gradients and to the last bit."""
+    """Frozen tensors are not even decayed; F1 is unchanged in mode, in gradients and to the last bit."""
     copies: list[nn.Module] = []
     real = unlearning.frozen_copy
     monkeypatch.setattr(unlearning, "frozen_copy", lambda module: copies.append(real(module)) or copies[-1])
     before = copy.deepcopy(trained.state_dict())
-    found = run(trained.train(), item(), weight_decay=0.5)
+    actual = run(trained.train(), item(), weight_decay=0.5)
     assert equal(trained.state_dict(), before)
     assert trained.training
     assert all(parameter.requires_grad and parameter.grad is None for parameter in trained.parameters())
@@ -289,10 +289,10 @@ def test_only_the_mlp_weights_change_and_the_model_is_lent(monkeypatch: pytest.M
     expected = {
         f"dit_backbone.{block}.mlp.{layer}.weight" for block in (0, 1) for layer in (0, 3)
     } | {"y_embedder.emb_mlp.0.weight", "y_embedder.emb_mlp.3.weight"}  # fmt: skip
-    assert set(found.tensors) == expected
+    assert set(actual.tensors) == expected
     for name, tensor in changed.network.state_dict().items():
         assert torch.equal(tensor, trained.network.state_dict()[name]) == (name not in expected), name
-    assert not any(tensor.requires_grad for tensor in found.tensors.values())
+    assert not any(tensor.requires_grad for tensor in actual.tensors.values())
 
 
 def test_weight_decay_is_that_of_the_config(trained: DiTEDM):
@@ -304,7 +304,7 @@ def test_weight_decay_is_that_of_the_config(trained: DiTEDM):
 
 
 def test_there_is_no_dropout_and_no_condition_drop(trained: DiTEDM):
-    """Eval mode on purpose: torch's global generator is neither read nor moved."""
+    """Eval mode is intended: torch's global generator is neither read nor moved."""
     torch.manual_seed(0)
     state = torch.get_rng_state()
     first = run(trained.train(), item())
@@ -354,18 +354,18 @@ def test_an_unconditional_model_is_unlearned_without_condition(trained: DiTEDM):
     plain.load_state_dict({name: t for name, t in trained.state_dict().items() if "y_embedder" not in name})
     without: Callable[[int], Batch] = lambda step: replace(batches(step), condition={})  # noqa: E731
     config = MUCSConfig(max_updates=2)
-    found = unlearn(
+    actual = unlearn(
         plain, replace(item(), condition={}), without, bound=FAR, config=config, learning_rate=RATE, seed=SEED
     )
-    assert found.updates == 2
-    assert not any(name.startswith("y_embedder") for name in found.tensors)
+    assert actual.updates == 2
+    assert not any(name.startswith("y_embedder") for name in actual.tensors)
 
 
 # --- ablations (spec 8) -----------------------------------------------------------------------------------------------
 
 
 def test_without_the_clamp_all_draws_pull(trained: DiTEDM):
-    """The mean of the losses as they are: its gradient is that under a bound that no draw reaches."""
+    """The losses are averaged as they are: the gradient is that under a bound that no draw reaches."""
     low, config = 1e-3, MUCSConfig(clamp=False)
     repeated = item().z.expand(16, -1, -1, -1), for_each(item().condition, 16)
     losses = hand_losses(trained.eval(), *repeated, "unlearn/item=60/step=0/item")
@@ -378,34 +378,34 @@ def test_without_the_clamp_all_draws_pull(trained: DiTEDM):
 
 
 def test_without_the_clamp_the_rule_still_ends_it(trained: DiTEDM):
-    found = run(trained, item(), bound=1e-3, clamp=False)
-    assert (found.outcome, found.updates) == ("reached", 0)
+    actual = run(trained, item(), bound=1e-3, clamp=False)
+    assert (actual.outcome, actual.updates) == ("reached", 0)
 
 
 @pytest.mark.parametrize(("bound", "updates"), [(1e-3, 2), (FAR, 5)])
 def test_fixed_updates_are_made_whatever_the_loss_and_the_bound_on_them(trained: DiTEDM, bound: float, updates: int):
-    """Also where the rule would end it before the first, and beyond `max_updates`."""
-    found = run(trained, item(), bound=bound, fixed_updates=updates, max_updates=1)
-    assert (found.outcome, found.updates) == ("fixed", updates)
-    assert len(found.item_loss) == len(found.train_loss) == updates + 1
-    assert not equal(found.tensors, own_tensors(trained))
+    """They are made also where the rule would stop before the first, and beyond `max_updates`."""
+    actual = run(trained, item(), bound=bound, fixed_updates=updates, max_updates=1)
+    assert (actual.outcome, actual.updates) == ("fixed", updates)
+    assert len(actual.item_loss) == len(actual.train_loss) == updates + 1
+    assert not equal(actual.tensors, own_tensors(trained))
     if bound == FAR:
-        assert equal(found.tensors, run(trained, item(), max_updates=updates).tensors)
+        assert equal(actual.tensors, run(trained, item(), max_updates=updates).tensors)
 
 
 def test_the_block_includes_attention_weights_and_nothing_else(trained: DiTEDM):
-    """U-C4: qkv and proj matrices beside the MLPs; biases, adapters and all others stay."""
+    """U-C4 changes qkv and proj matrices beside the MLPs; biases, adapters and all others stay."""
     more = {f"dit_backbone.{block}.attention.{layer}.weight" for block in (0, 1) for layer in ("qkv", "proj")}
-    found = run(trained, item(), parameters="block")
-    assert set(found.tensors) == set(unlearned_names(trained.network)) | more
+    actual = run(trained, item(), parameters="block")
+    assert set(actual.tensors) == set(unlearned_names(trained.network)) | more
     before = trained.network.state_dict()
-    assert not any(torch.equal(tensor, before[name]) for name, tensor in found.tensors.items())
+    assert not any(torch.equal(tensor, before[name]) for name, tensor in actual.tensors.items())
 
 
 def test_levels_of_both_losses_can_be_random_positions_of_the_whole_schedule(
     monkeypatch: pytest.MonkeyPatch, trained: DiTEDM
 ):
-    """U-C2: no top share is kept; each loss draws its own levels, then its noise."""
+    """In U-C2 no top share is kept; each loss draws its own levels, then its noise."""
     seen: list[tuple[Tensor, Tensor]] = []
 
     def spy(
@@ -433,14 +433,14 @@ def test_what_is_masked_of_the_training_images_does_not_count(trained: DiTEDM):
         return with_masks[slice(step * 7 % 24, step * 7 % 24 + 16)]
 
     config = MUCSConfig(max_updates=1)
-    found = unlearn(trained, item(), masked, bound=FAR, config=config, learning_rate=RATE, seed=SEED)
+    actual = unlearn(trained, item(), masked, bound=FAR, config=config, learning_rate=RATE, seed=SEED)
     batch, stream = batches(0), generator(SEED, "unlearn/item=60/step=0/train")
     sigma, noise = training_sigmas(stream, 16), normal(stream, 16, 3, 8, 8)
     at = sigma[:, None, None, None]
     denoised = trained.eval()(batch.z + at * noise, sigma, batch.condition)
     losses = ((at**2 + 0.25) / (at / 2) ** 2 * (denoised - batch.z).square())[:, :, :3]
-    assert found.train_loss[0] == pytest.approx(losses.mean().item(), rel=1e-5)
-    assert found.train_loss[0] != pytest.approx(run(trained, item(), max_updates=1).train_loss[0], rel=1e-3)
+    assert actual.train_loss[0] == pytest.approx(losses.mean().item(), rel=1e-5)
+    assert actual.train_loss[0] != pytest.approx(run(trained, item(), max_updates=1).train_loss[0], rel=1e-3)
 
 
 # --- the bound level by level -----------------------------------------------------------------------------------------
@@ -455,9 +455,9 @@ def test_every_draw_is_bound_at_its_own_level_and_the_stop_by_the_mean(trained: 
     losses = hand_losses(trained.eval(), *repeated, name)
     assert (losses > bounds).any() and (losses < bounds).any()  # both sides of the minimum are there
     expected = torch.minimum(losses, bounds).mean().item()
-    found = run(trained, item(), bound=FAR, second_moment=v, max_updates=1)
-    assert found.item_loss[0] == pytest.approx(expected, rel=1e-5)
-    assert found.outcome == "bound hit"
+    actual = run(trained, item(), bound=FAR, second_moment=v, max_updates=1)
+    assert actual.item_loss[0] == pytest.approx(expected, rel=1e-5)
+    assert actual.outcome == "bound hit"
     assert run(trained, item(), bound=expected, second_moment=v).updates == 0  # at the mean there is nothing to do
     unbound = run(trained, item(), bound=FAR, second_moment=v, clamp=False, max_updates=1)
     assert unbound.item_loss[0] == pytest.approx(losses.mean().item(), rel=1e-5)
@@ -467,7 +467,7 @@ def test_every_draw_is_bound_at_its_own_level_and_the_stop_by_the_mean(trained: 
 
 
 class Zero(nn.Module):
-    """A raw network that puts out zero."""
+    """This is a raw network that puts out zero."""
 
     def forward(self, x: Tensor, *_: Tensor | None) -> Tensor:
         return torch.zeros_like(x)
@@ -475,27 +475,29 @@ class Zero(nn.Module):
 
 @pytest.mark.parametrize("scale", [1.0, 0.3])
 def test_null_loss_of_a_zero_network_is_the_closed_form(scale: float):
-    """L_null(sigma) = (sigma^2 v + sd^4) / (sd^2 (sigma^2 + sd^2)), averaged over ln sigma ~ N(-1.2, 1.2^2); 1 %."""
+    """L_null(sigma) = (sigma^2 v + sd^4) / (sd^2 (sigma^2 + sd^2)), averaged over ln sigma ~ N(-1.2, 1.2^2), within 1
+    %.
+    """
     data = replace(IMAGES, z=IMAGES.z * scale)
     v = data.z.double().square().mean().item()
-    found = null_loss(DiTEDM(Zero()), lambda step: data, num_batches=500, seed=1)
+    actual = null_loss(DiTEDM(Zero()), lambda step: data, num_batches=500, seed=1)
     z = np.linspace(-8, 8, 4001)
     sigma, density = np.exp(-1.2 + 1.2 * z), np.exp(-(z**2) / 2)
     closed = ((sigma**2 * v + 0.5**4) / (0.25 * (sigma**2 + 0.25)) * density).sum() / density.sum()
-    assert found == pytest.approx(closed, rel=0.01)
+    assert actual == pytest.approx(closed, rel=0.01)
     assert analytic_null_loss(v) == pytest.approx(closed, rel=1e-6)
 
 
 def test_null_loss_of_an_untrained_network_is_that_of_a_zero_network():
-    """F = 0 at initialisation, so the network does not matter, nor the mode it is lent in."""
+    """F is 0 at initialisation, so neither the network nor the mode it is lent in matters."""
     fresh = DiTEDM(DiT(MODEL)).train()
-    found = null_loss(fresh, batches, num_batches=4, seed=1)
-    assert found == null_loss(DiTEDM(Zero()), batches, num_batches=4, seed=1)
+    actual = null_loss(fresh, batches, num_batches=4, seed=1)
+    assert actual == null_loss(DiTEDM(Zero()), batches, num_batches=4, seed=1)
     assert fresh.training
 
 
 def test_null_loss_is_the_mean_over_named_batches():
-    """Batch after batch from "null/step=i": of two batches it is the mean of the two."""
+    """Batch after batch is drawn from "null/step=i": of two batches it is the mean of the two."""
     zero = DiTEDM(Zero())
     first = draw_losses(zero, IMAGES.z, {}, seed=1, name="null/step=0").mean().item()
     second = draw_losses(zero, IMAGES.z, {}, seed=1, name="null/step=1").mean().item()

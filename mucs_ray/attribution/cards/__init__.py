@@ -1,1 +1,1 @@
-"""The cards of the methods that come with the package, without torch (mucs_ray.attribution.card)."""
+"""These are the cards of the package's own methods; they do not import torch (mucs_ray.attribution.card)."""

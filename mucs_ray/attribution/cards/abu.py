@@ -1,4 +1,4 @@
-"""AbU: its settings and its card; mucs_ray/attribution/abu.py computes."""
+"""This module has the settings and the card of AbU; mucs_ray/attribution/abu.py computes."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -10,18 +10,18 @@ from mucs_ray.attribution.card import MethodCard, MethodStage
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AbUConfig:
-    """How AbU unlearns an item: natural-gradient ascent with a diagonal Fisher matrix (spec 9.8)."""
+    """These settings say how AbU unlearns an item: natural-gradient ascent with a diagonal Fisher matrix (spec 9.8)."""
 
     updates: Annotated[int, Gt(0)] = 1
     step: Annotated[float, Gt(0)] = 0.01
     """alpha in p + alpha g_p / (N F_p)."""
     draws: Annotated[int, Gt(0)] = 1000
-    """Of the item, averaged into one gradient."""
+    """Noise levels and noises of the item, averaged into one gradient."""
     draws_per_forward: Annotated[int, Gt(0)] = 100
     fisher_draws: Annotated[int, Gt(0)] = 5
-    """Of each training image, for the Fisher matrix."""
+    """Noise levels and noises of each training image, for the Fisher matrix."""
     damping: Annotated[float, Ge(0)] = 0.1
-    """Added to F_p: this times the mean of F over its tensor."""
+    """This times the mean of F over its tensor is added to F_p."""
     parameters: Literal["attention", "mlp", "all"] = "attention"
     """Attention's qkv matrices (the authors' choice of cross-attention has no match here), MLP matrices, or all."""
 

@@ -1,4 +1,4 @@
-"""The cards of the methods that compare two vectors by their cosine: pixels, conditions, and embeddings."""
+"""These are the cards of the methods that compare two vectors by their cosine: pixels, conditions, and embeddings."""
 
 from mucs_ray.attribution.card import MethodCard, MethodStage
 

@@ -1,4 +1,4 @@
-"""DAS: its settings and its card; mucs_ray/attribution/das.py computes."""
+"""This module has the settings and the card of DAS; mucs_ray/attribution/das.py computes."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,9 @@ from mucs_ray.attribution.cards.gradients import COST, GradientConfig, gradient_
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DASConfig(GradientConfig):
-    """Gradient features of DAS: the average is scaled to length 1, or, as published, the gradient at each noise is."""
+    """These are the gradient features of DAS: the average is scaled to length 1, or, as published, the gradient at each
+    noise.
+    """
 
     square: bool = True
     leverage: bool = False

@@ -1,4 +1,4 @@
-"""D-TRAK: its settings and its card; mucs_ray/attribution/dtrak.py computes."""
+"""This module has the settings and the card of D-TRAK; mucs_ray/attribution/dtrak.py computes."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,9 @@ from mucs_ray.attribution.cards.gradients import COST, GradientConfig, gradient_
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DTRAKConfig(GradientConfig):
-    """Gradient features of D-TRAK: the same up to rounding however they are averaged, for the average is linear."""
+    """These are the gradient features of D-TRAK, the same up to rounding however they are averaged: the average is
+    linear.
+    """
 
 
 CARD = MethodCard(

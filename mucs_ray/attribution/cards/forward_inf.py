@@ -1,4 +1,4 @@
-"""Forward-INF: its settings and its card; mucs_ray/attribution/forward_inf.py computes."""
+"""This module has the settings and the card of Forward-INF; mucs_ray/attribution/forward_inf.py computes."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -10,7 +10,7 @@ from mucs_ray.attribution.card import MethodCard, MethodStage
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForwardINFConfig:
-    """How Forward-INF unlearns an item: plain gradient ascent, all weights (spec 9.7)."""
+    """These settings say how Forward-INF unlearns an item: plain gradient ascent on all weights (spec 9.7)."""
 
     updates: Annotated[int, Gt(0)] = 10
     learning_rate_divisor: Annotated[float, Gt(0)] = 10.0

@@ -1,4 +1,4 @@
-"""What D-TRAK and DAS have in common: settings, and the stages features, inverse covariance, items, scores."""
+"""D-TRAK and DAS share these settings, and the stages features, inverse covariance, items, scores."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -10,7 +10,7 @@ from mucs_ray.attribution.card import MethodStage
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GradientConfig:
-    """Gradient features, and how they are compared (spec 9.5, 9.6)."""
+    """These settings say how gradient features are made and compared (spec 9.5, 9.6)."""
 
     noises: Annotated[int, Gt(0)] = 100
     dim: Annotated[int, Gt(0)] = 16384
@@ -33,7 +33,7 @@ PER_NOISE_COST = "(N + items) x noises backward passes, then one product an item
 
 
 def gradient_stages(name: str, *scored_by: str) -> tuple[MethodStage, ...]:
-    """The stages of a method by its name; `scored_by`: which of its settings the scores depend on."""
+    """Return the stages of a method by its name; `scored_by` has those of its settings that the scores depend on."""
     settings = ("noises", "noises_per_forward", "dim", "signs", "parameters", "gradients")
     reads = tuple(f"method.{name}.{setting}" for setting in settings)
     scored = tuple(f"method.{name}.{setting}" for setting in scored_by)

@@ -1,4 +1,4 @@
-"""MUCS: its settings and its card; mucs_ray/attribution/mucs.py computes."""
+"""This module has the settings and the card of MUCS; mucs_ray/attribution/mucs.py computes."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -10,7 +10,7 @@ from mucs_ray.attribution.card import MethodCard, MethodStage
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MUCSConfig:
-    """How a generated item is unlearned (spec 7.1, 7.2)."""
+    """These settings say how a generated item is unlearned (spec 7.1, 7.2)."""
 
     bound: Literal["auto", "drawn", "linear", "zero-output"] | Annotated[float, Gt(0)] = "auto"
     """How far the item's loss may rise. "drawn": to the loss of the untrained network. "zero-output": to that of a

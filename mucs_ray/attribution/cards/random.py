@@ -1,4 +1,4 @@
-"""The card of the random order, the reference of every counterfactual test."""
+"""This is the card of the random order, the reference of every counterfactual test."""
 
 from mucs_ray.attribution.card import MethodCard
 

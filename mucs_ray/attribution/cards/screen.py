@@ -1,4 +1,4 @@
-"""MUCS with fewer forwards: its settings and its card, which takes over the stages in which MUCS unlearns."""
+"""This module has the settings and the card of MUCS with fewer forwards, which takes over the stages that unlearn."""
 
 from dataclasses import dataclass, replace
 from typing import Annotated
@@ -13,7 +13,7 @@ Share = Annotated[float, Gt(0), Lt(1)]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScreenConfig:
-    """How `mucs/screen` leaves images out early."""
+    """These settings say how `mucs/screen` leaves images out early."""
 
     recall: Share = 0.98
     """Share of the true top-k, over all items, that is to be found."""

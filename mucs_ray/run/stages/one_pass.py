@@ -10,7 +10,7 @@ from dataclasses import asdict
 
 import ray.exceptions
 
-from mucs_ray.attribution.tuning import OPEN, is_open
+from mucs_ray.attribution.tuning import AUTO_SETTINGS, has_auto
 from mucs_ray.data.table import Unit
 from mucs_ray.engine.auto_settings import tuned_job
 from mucs_ray.engine.coordinator import last_line
@@ -59,7 +59,7 @@ def begin_stage(ref: StageRef, units: Sequence[Unit], load: Load, *, cluster: Cl
     spec, stage = pipeline.method_stages[name], pipeline.stages[name]
     assert spec.method_stage is not None
     parts = {unit_part(stage, unit): unit for unit in units}
-    tunes = spec.method_stage.compares_losses and is_open(spec.recipe.score)
+    tunes = spec.method_stage.compares_losses and has_auto(spec.recipe.score)
     tuning = [stage.part("tuning", "json")] if tunes else []
     absent = stage.begin([*parts, *tuning])
     missing = [unit for file, unit in parts.items() if file in absent]
@@ -73,7 +73,7 @@ def begin_stage(ref: StageRef, units: Sequence[Unit], load: Load, *, cluster: Cl
 @contextmanager
 def failures_counted(stages: Sequence[StreamedStage], cluster: Cluster) -> Iterator[None]:
     """Watch a pass, which an error of Ray may end early, and count the units that have no part after it as failed."""
-    failures_before = [stage.coordinator.failures_since(0)[1] for stage in stages]
+    failures_before = [stage.num_failures for stage in stages]
     cause = "it has no part, and no worker reported why"
     try:
         with watching([(stage.coordinator, stage.bar) for stage in stages], cluster.engine.timeout):
@@ -103,5 +103,5 @@ def output_of(stage: StreamedStage, seconds: float, cluster: Cluster) -> Output:
     )
     facts = {"rows": stage.totals["rows"], **asdict(work), "seconds": round(seconds, 2)}
     if job.method_stage.compares_losses:
-        facts |= {setting: getattr(job.recipe.score, setting) for setting in OPEN}
+        facts |= {setting: getattr(job.recipe.score, setting) for setting in AUTO_SETTINGS}
     return digests(job.stage, stage.files, stage.digests), facts
