@@ -33,8 +33,8 @@ class MUCSConfig:
     fixed_updates: Annotated[int, Ge(0)] = 0
     """Exactly so many updates, whatever the item's loss; 0 = until it is high enough."""
     parameters: Literal["mlp", "block", "weights"] = "mlp"
-    """MLP weight matrices; or those of attention as well (spec 8, U-C4); or every tensor except biases, which is what
-    the official code unlearns in a UNet. In a UNet the blocks' convolutions take the place of MLPs."""
+    """MLP weight matrices; or those of attention as well (spec 8, U-C4); or every tensor except biases. Where a network
+    has no MLPs, the convolutions of its blocks take their place (docs/networks.md)."""
     sigmas: Literal["training", "schedule"] = "training"
     """Noise levels of both losses: as in training, or random positions on the sampler's schedule (spec 8)."""
 
