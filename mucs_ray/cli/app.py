@@ -5,7 +5,7 @@ Exit codes: 0 done, 1 failed (the run directory is consistent, run again), 2 bad
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -21,11 +21,14 @@ from mucs_ray.cli.options import (
     DatasetOption,
     DemoRunOption,
     ForOption,
+    ImageOption,
     ItemsOption,
     JsonOption,
+    LabelOption,
     MethodOption,
-    Options,
     PriceOption,
+    PromptOption,
+    QueriesOption,
     RecipeOption,
     RunOption,
     SeedOption,
@@ -37,6 +40,7 @@ from mucs_ray.cli.options import (
     WorkersOption,
 )
 from mucs_ray.cli.terminal import Terminal, print_left_out, show_answer, show_estimate, show_plan, terminal
+from mucs_ray.run.request import Request
 
 if TYPE_CHECKING:
     from mucs_ray.pipeline.graph import Pipeline
@@ -52,39 +56,11 @@ app.add_typer(data_app, name="data")
 app.add_typer(model_app, name="model")
 
 
-def open_pipeline(output: Terminal, options: Options, *, seeds: Sequence[int] | None = None) -> "list[Pipeline]":
+def open_pipeline(output: Terminal, options: Request, *, seeds: Sequence[int] | None = None) -> "list[Pipeline]":
     """Open the run that a command's options describe, or one run for each of several seeds."""
-    from mucs_ray.pipeline.graph import Pipeline
-    from mucs_ray.run.resolve import method_names, resolve
-    from mucs_ray.run.seeds import check_owner, folder
+    from mucs_ray.run.request import open_runs
 
-    settings = {"generate.items": options.items, "seed": options.seed}
-    given = [f"{key}={value}" for key, value in settings.items() if value is not None]
-    methods = method_names(options.methods)
-    recipe, data = resolve(
-        dataset=options.dataset,
-        recipe=options.recipe,
-        weights=options.weights,
-        settings=[*given, *options.settings],
-        methods=methods,
-        console=output.console,
-    )
-    url = options.run or f"runs/{recipe.name}"
-    check_owner(url, several=seeds is not None)
-    runs = [(recipe, url)] if seeds is None else [(replace(recipe, seed=n), f"{url}/{folder(n)}") for n in seeds]
-    return [
-        Pipeline.open(
-            recipe_of_run,
-            data,
-            run_url,
-            console=output.console,
-            methods=methods,
-            weights_dir=options.weights_dir,
-            address=options.address,
-            verbose=options.verbose,
-        )
-        for recipe_of_run, run_url in runs
-    ]
+    return open_runs(options, output.console, seeds=seeds)
 
 
 def print_plan(output: Terminal, pipeline: "Pipeline", plan: "Mapping[str, State]") -> None:
@@ -117,7 +93,7 @@ def work(command: str, output: Terminal, pipeline: "Pipeline") -> None:
     output.result(document)
 
 
-def work_on_seeds(output: Terminal, options: Options, seeds: Sequence[int]) -> None:
+def work_on_seeds(output: Terminal, options: Request, seeds: Sequence[int]) -> None:
     """Run the counterfactual test over several seeds, and print the result."""
     from mucs_ray.run.experiment import Experiment
 
@@ -155,7 +131,7 @@ def demo(
 ) -> None:
     """Run everything on the embedded emoji, in minutes on a laptop: train, generate, attribute, and test the answer."""
     with terminal(as_json=as_json) as output:
-        options = Options(
+        options = Request(
             dataset="emoji",
             run=run or "runs/demo",
             seed=seed,
@@ -179,13 +155,17 @@ def stage_command(name: str, summary: str) -> None:
         seed: SeedOption = None,
         settings: SetOption = None,
         method: MethodOption = None,
+        image: ImageOption = None,
+        queries: QueriesOption = None,
+        label: LabelOption = None,
+        prompt: PromptOption = None,
         weights_dir: WeightsDirOption = None,
         address: AddressOption = None,
         as_json: JsonOption = False,
         verbose: VerboseOption = False,
     ) -> None:
         with terminal(as_json=as_json) as output:
-            options = Options(
+            options = Request(
                 dataset=dataset,
                 recipe=recipe,
                 run=run,
@@ -194,6 +174,10 @@ def stage_command(name: str, summary: str) -> None:
                 seed=seed,
                 settings=settings or (),
                 methods=method,
+                images=image or (),
+                queries=queries,
+                label=label,
+                prompt=prompt,
                 weights_dir=weights_dir,
                 address=address,
                 verbose=verbose,
@@ -226,7 +210,7 @@ def run_everything(
 ) -> None:
     """Run the whole protocol, for any methods and seeds: train, attribute, retrain, regenerate, evaluate, report."""
     with terminal(as_json=as_json) as output:
-        options = Options(
+        options = Request(
             dataset=dataset,
             recipe=recipe,
             run=run,
@@ -266,7 +250,7 @@ def plan(
     The speed is measured on this machine in a few seconds, or by the run itself, once it has streamed for a minute.
     """
     with terminal(as_json=as_json) as output:
-        options = Options(
+        options = Request(
             dataset=dataset,
             recipe=recipe,
             run=run,

@@ -1,7 +1,5 @@
 """The options of the commands: one type for each with its help, and the values of those that open a run."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import typer
@@ -21,6 +19,15 @@ CheckDatasetOption = Annotated[
 WeightsOption = Annotated[str | None, typer.Option("--weights", help="Attribute with these weights; do not train.")]
 ItemsOption = Annotated[int | None, typer.Option("--items", help="Generated images to attribute.")]
 SeedOption = Annotated[int | None, typer.Option("--seed", help="Names every random number of the run.")]
+ImageOption = Annotated[
+    list[str] | None,
+    typer.Option("--image", help="Explain this picture: a file, .safetensors or .npy of z, or idx:N. Once or more."),
+]
+QueriesOption = Annotated[
+    str | None, typer.Option("--queries", help="Explain the pictures of this folder; metadata.jsonl has their prompts.")
+]
+LabelOption = Annotated[str | None, typer.Option("--label", help="The class of --image, by name or number.")]
+PromptOption = Annotated[str | None, typer.Option("--prompt", help="The caption of --image.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="A recipe value, e.g. --set score.noises=50.")]
 MethodOption = Annotated[
     list[str] | None, typer.Option("--method", help="Once or more, or a,b; see `mucs-ray methods` [default: mucs].")
@@ -44,20 +51,3 @@ PriceOption = Annotated[
 AddressOption = Annotated[str | None, typer.Option("--address", help="A Ray cluster [default: RAY_ADDRESS, or local].")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, everything else on stderr.")]
 VerboseOption = Annotated[bool, typer.Option("--verbose", help="Show Ray's own output too.")]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """The values of the options that commands which open a run have in common."""
-
-    dataset: str | None = None
-    recipe: str | None = None
-    run: str | None = None
-    weights: str | None = None
-    items: int | None = None
-    seed: int | None = None
-    settings: Sequence[str] = ()
-    methods: Sequence[str] | None = None
-    weights_dir: str | None = None
-    address: str | None = None
-    verbose: bool = False

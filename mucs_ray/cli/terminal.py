@@ -90,7 +90,7 @@ def show_estimate(console: Console, estimated: "Estimate") -> None:
     for cost in (*estimated.stages, estimated.total):
         table.add_row(cost.stage.removeprefix("attribute/").replace("/", " "), cost.work, *cost.cells())
     console.print(table)
-    console.print(estimated.basis, highlight=False, soft_wrap=True)
+    console.print(escape(estimated.basis), highlight=False, soft_wrap=True)
     if estimated.warning:
         console.print(f"[yellow]{escape(estimated.warning)}[/]", highlight=False, soft_wrap=True)
 
@@ -102,16 +102,20 @@ def show_answer(console: Console, document: dict[str, Any], analysis: "Analysis 
     attributions = document.get("attributions", {})
     for method in without_variants(list(attributions)):
         attribution = attributions[method]
-        table = Table("item", "test idx", f"most influential training images by {method}: idx (score) name", box=None)
+        heading = f"most influential training images by {method}: idx (score) name"
+        of_user = any("query" in item for item in attribution["items"])
+        table = Table("item", "picture" if of_user else "idx", heading, box=None)
         for item in attribution["items"]:
-            table.add_row(str(item["item"]), str(item["idx"]), escape(top_places(item)))
+            table.add_row(str(item["item"]), escape(item.get("query", str(item["idx"]))), escape(top_places(item)))
         console.print(table)
         for name in ("scores", "topk"):
-            console.print(f"{name:<7} {attribution[name]}", highlight=False, soft_wrap=True)
+            console.print(f"{name:<7} {escape(attribution[name])}", highlight=False, soft_wrap=True)
+    for warning in document.get("warnings", ()):
+        console.print(f"[yellow]warning:[/] {escape(warning)}", highlight=False, soft_wrap=True)
     if analysis is not None:
         console.print(auc_table(analysis))
         console.print(sentence(analysis), highlight=False, soft_wrap=True)
-    console.print(f"{'report':<7} {document['report']}", highlight=False, soft_wrap=True)
+    console.print(f"{'report':<7} {escape(document['report'])}", highlight=False, soft_wrap=True)
 
 
 def top_places(item: Mapping[str, Any]) -> str:

@@ -38,6 +38,8 @@ class GenerateConfig:
     """The number of targets, which are the generated images that are attributed."""
     controls: Annotated[int, Ge(0)] = 20
     """The number of generated images that are not attributed, to detect collateral damage."""
+    conditions: Literal["test", "train"] = "test"
+    """The split whose images lend their conditions; "train" is for data sets without test images."""
     sampler: Literal["auto", "heun", "ddim", "ancestral", "euler"] = "auto"
     """heun; ddim or ancestral where the network predicts on a table of steps; euler for the official networks on a
     continuous one. "auto": the first that is usual for the model's process (mucs_ray/diffusion/samplers.py)."""
@@ -186,16 +188,23 @@ def model_spec(values: object) -> ModelSpec:
     return checked(spec_class, own, prefix="model.")
 
 
-def check_fits(recipe: Recipe, card: Card) -> None:
+def check_fits(recipe: Recipe, card: Card, *, generates: bool = True) -> None:
     """Raise InputError if the model does not fit the data set, or there are fewer conditions than items to generate, or
     fewer training images than a batch takes.
     """
     recipe.model.check_fits(size=card.size, condition_dim=card.condition_dim, data=recipe.data)
-    num_items, num_conditions = recipe.generate.items + recipe.generate.controls, card.num_images("test")
-    if num_items > num_conditions:
+    split = recipe.generate.conditions
+    num_items, num_conditions = recipe.generate.items + recipe.generate.controls, card.num_images(split)
+    if generates and num_items > num_conditions:
         raise InputError(
-            f"{num_items} images to generate (items + controls), but the test split has only {num_conditions}"
-            " conditions"
+            f"{num_items} images to generate (items + controls), but the {split} split has only {num_conditions}"
+            " conditions; set generate.items or generate.controls lower"
+            + (", or generate.conditions=train to take those of training images" if split == "test" else "")
+        )
+    if recipe.weights is None and recipe.model.trains and not card.num_images("test"):
+        raise InputError(
+            f"{recipe.data} has no test images, on which a training is validated; give weights that were trained"
+            " elsewhere, or prepare it again with a test split"
         )
     mucs = recipe.method.get("mucs")
     if mucs is not None and mucs.bound == "drawn" and not recipe.model.trains:

@@ -7,9 +7,8 @@ from typing import Any
 
 SHOWN_CLASSES, SHOWN_REASONS = 12, 20
 TRAIN_ONLY = (
-    "no test images: it can be trained on, and pictures of your own can be attributed to it; training then validates"
-    " on nothing, so give weights, and images are generated from the training split's conditions with"
-    " --set generate.conditions=train"
+    "there are no test images: a training has nothing to be validated on, so use it with --weights; images are"
+    " generated from the conditions of training images with --set generate.conditions=train"
 )
 
 

@@ -22,7 +22,7 @@ from mucs_ray.diffusion.batch import Item
 from mucs_ray.engine.attempts import heartbeat
 from mucs_ray.engine.attributors import AttributeJob, Refs, build, stream_rows, to_rows
 from mucs_ray.engine.coordinator import Coordinator, new_coordinator
-from mucs_ray.engine.models import Arrays, load_arrays, to_arrays, to_tensors
+from mucs_ray.engine.models import Arrays, load_files, to_arrays, to_tensors
 from mucs_ray.engine.progress import Bar
 from mucs_ray.engine.reading import read_rows
 from mucs_ray.engine.session import Cluster
@@ -178,4 +178,4 @@ def load_sum(stage: Stage, files: Sequence[str]) -> Arrays:
 
 def load_fitted(stage: Stage, files: Sequence[str]) -> ObjectRef:
     """Put the tensors of a once-a-run hook, or the sum over the training set, into the object store."""
-    return load_arrays.remote(stage, files[0]) if len(files) == 1 else load_sum.remote(stage, files)
+    return load_files(stage, files)[0] if len(files) == 1 else load_sum.remote(stage, files)

@@ -31,8 +31,8 @@ from mucs_ray.store.run import Stage
 
 
 def plan_items(dataset: Dataset, config: GenerateConfig, seed: int) -> list[PlannedItem]:
-    """Choose test images in a seeded order: first the targets, then the controls (spec 6)."""
-    idx = np.concatenate([table["idx"].to_numpy() for table in dataset.stream("test", ["idx"])])
+    """Choose images that lend their conditions in a seeded order: first the targets, then the controls (spec 6)."""
+    idx = np.concatenate([table["idx"].to_numpy() for table in dataset.stream(config.conditions, ["idx"])])
     order = generator(seed, "generate/conditions").permutation(len(idx))[: config.items + config.controls]
 
     def role(number: int) -> Role:
@@ -45,14 +45,14 @@ def plan_items(dataset: Dataset, config: GenerateConfig, seed: int) -> list[Plan
 
 
 def generate_batch(
-    denoiser: DiffusionModel, test: LocalImages, planned: Sequence[PlannedItem], config: GenerateConfig, seed: int
+    denoiser: DiffusionModel, lenders: LocalImages, planned: Sequence[PlannedItem], config: GenerateConfig, seed: int
 ) -> list[Item]:
     """Generate some items as one batch, each from its own named noise.
 
     To the last bit an item is independent of others only where it is alone in its batch.
     """
     device = next(denoiser.parameters()).device
-    batch = test.batch(np.asarray([planned_item.row for planned_item in planned]))
+    batch = lenders.batch(np.asarray([planned_item.row for planned_item in planned]))
     condition = moved(batch.condition, device)
     size = denoiser.shape
     noise = torch.cat(
@@ -96,10 +96,10 @@ def generate_items(
 ) -> dict[str, str]:
     """Generate and publish some items, and return the sha256 by file."""
     codec = adapter(job.model).codec(next(denoiser.parameters()).device)
-    test = LocalImages(job.dataset, "test", on_unit=heartbeat)  # for its conditions
+    lenders = LocalImages(job.dataset, job.config.conditions, on_unit=heartbeat)
     digests = {}
     for together in split(planned, job.config.items_per_forward):
-        items = generate_batch(denoiser, test, together, job.config, job.seed)
+        items = generate_batch(denoiser, lenders, together, job.config, job.seed)
         for planned_item, item in zip(together, items, strict=True):
             digests[item_file(job.stage, planned_item.number)] = save_item(
                 job.stage, item, codec, {"role": planned_item.role}

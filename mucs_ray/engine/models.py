@@ -4,16 +4,19 @@ A worker rebuilds the denoiser from its spec and such arrays.
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import ray
 import torch
+from ray import ObjectRef
 from torch import Tensor
 
 from mucs_ray.diffusion.model import DiffusionModel
 from mucs_ray.engine.attempts import heartbeat
 from mucs_ray.engine.host import keep_freed_memory
+from mucs_ray.engine.session import alive_node_ids
 from mucs_ray.models.adapters import adapter
 from mucs_ray.models.spec import ModelSpec
 from mucs_ray.store import checkpoint
@@ -49,9 +52,23 @@ def build_denoiser(spec: ModelSpec, arrays: Mapping[str, np.ndarray], device: to
 
 
 @ray.remote(num_cpus=0.1)
-def load_arrays(stage: Stage, file: str) -> Arrays:
-    """Load a finished stage's tensors into the object store, checked against the manifest; the driver does not see
-    them.
+def load_arrays(stage: Stage, files: Sequence[str]) -> Iterator[Arrays]:
+    """Yield the tensors of a finished stage's files, checked against the manifest, not through the driver."""
+    manifest = stage.manifest()
+    for file in files:
+        tensors, _ = checkpoint.parse(stage.checked(file, manifest), stage.url(file))
+        yield to_arrays(tensors)
+
+
+def load_files(stage: Stage, files: Sequence[str]) -> list[ObjectRef]:
+    """Put the tensors of a finished stage's files into the object store; returns one reference for each, in order.
+
+    There is one task for each node: a task for each file would be a process for each, with torch in its memory.
     """
-    tensors, _ = checkpoint.parse(stage.checked(file), stage.url(file))
-    return to_arrays(tensors)
+    num_tasks = min(len(files), len(alive_node_ids()))
+    refs: list[ObjectRef] = [None] * len(files)  # pyright: ignore[reportAssignmentType]
+    for first in range(num_tasks):
+        share = files[first::num_tasks]
+        loaded: Any = load_arrays.options(num_returns=len(share)).remote(stage, share)
+        refs[first::num_tasks] = loaded if len(share) > 1 else [loaded]
+    return refs

@@ -6,6 +6,7 @@ A terminal gets one live line with rate and time left; a log gets a line every 3
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 from rich.console import Console
@@ -34,6 +35,8 @@ class Bar:
         self.title = stage.removeprefix("attribute/").replace("/", " ")
         self.done, self.detail, self.done_before = 0.0, "", 0.0
         self.started_at = self.logged_at = time.monotonic()
+        self.first_seen: tuple[float, float] | None = None
+        """When the first progress came, and how much was done then: what came before was the start of workers."""
         self.live: Progress | None = None
         self.task = TaskID(0)
 
@@ -45,6 +48,8 @@ class Bar:
     def set(self, done: float, detail: str = "") -> None:
         """Set the absolute progress, and a short detail to show beside it, e.g. a loss."""
         self.done, self.detail = done, detail or self.detail
+        if self.first_seen is None and done > self.done_before:
+            self.first_seen = time.monotonic(), done
         self._show()
 
     def advance(self, more: float, detail: str = "") -> None:
@@ -58,15 +63,21 @@ class Bar:
 
     @property
     def rate(self) -> float:
-        """Return the units a second since the start of this run."""
+        """Return units a second since the first progress, or since the start of this run if there was but one step."""
+        if self.first_seen is not None and self.done > self.first_seen[1]:
+            at, done = self.first_seen
+            return (self.done - done) / max(time.monotonic() - at, 1e-9)
         return (self.done - self.done_before) / self.elapsed
 
     def line(self) -> str:
-        """Return a line for logs: "score 512/1713 images, 71.3/s, 0:17 left"."""
+        """Return a line for logs, e.g. "score 512/1713 images, 71.3/s, 0:17 left"."""
+        detail = f", {self.detail}" if self.detail else ""
+        counts = f"{self.title}  {self.done:g}/{self.total:g} {self.unit}"
+        if self.first_seen is None:
+            return f"{counts}, starting workers{detail}"
         left = (self.total - self.done) / self.rate if self.rate > 0 else float("inf")
         left_text = f", {int(left // 60)}:{int(left % 60):02d} left" if 0 < left < 1e7 else ""
-        detail = f", {self.detail}" if self.detail else ""
-        return f"{self.title}  {self.done:g}/{self.total:g} {self.unit}, {self.rate:.3g}/s{left_text}{detail}"
+        return f"{counts}, {self.rate:.3g}/s{left_text}{detail}"
 
     def log_event(self, event: str, **facts: Any) -> None:  # noqa: ANN401 - JSON values
         """Write an event of this stage to the run's log."""
@@ -80,10 +91,16 @@ class Bar:
 
     def _show(self) -> None:
         if self.live is not None:
-            self.live.update(self.task, completed=self.done, detail=self.detail, rate=f"{self.rate:.3g} {self.unit}/s")
+            rate = "starting workers" if self.first_seen is None else f"{self.rate:.3g} {self.unit}/s"
+            self.live.update(self.task, completed=self.done, detail=self.detail, rate=rate)
         elif time.monotonic() - self.logged_at >= LOG_INTERVAL_S:
             self.logged_at = time.monotonic()
             self.console.print(self.line(), highlight=False, soft_wrap=True)
+
+
+def shows_widgets(console: Console) -> bool:
+    """Return whether this is a notebook in which rich can show a bar, which takes ipywidgets."""
+    return console.is_jupyter and find_spec("ipywidgets") is not None
 
 
 @contextmanager
@@ -99,7 +116,7 @@ def bars(
 ) -> Iterator[list[Bar]]:
     """Show the progress of stages that run together, one line for each."""
     progress_bars = [Bar(console, stage, total, unit, events) for stage in stages]
-    if not console.is_terminal:
+    if not (console.is_terminal or shows_widgets(console)):
         yield progress_bars
         for stage_bar in progress_bars:
             if stage_bar.done > stage_bar.done_before:
@@ -111,5 +128,5 @@ def bars(
     with Progress(*columns, console=console, transient=False) as live:
         for stage_bar in progress_bars:
             stage_bar.live = live
-            stage_bar.task = live.add_task(stage_bar.title, total=total, detail="", rate="")
+            stage_bar.task = live.add_task(stage_bar.title, total=total, detail="", rate="starting workers")
         yield progress_bars

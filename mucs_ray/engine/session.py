@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mucs_ray.config.engine import EngineConfig
+from mucs_ray.engine.address import cluster_address
 from mucs_ray.errors import MachineError
 
 LOCAL_ENVIRONMENT = {
@@ -146,7 +147,7 @@ def draining_node_ids() -> set[str]:
 @contextmanager
 def session(address: str | None = None, *, verbose: bool = False) -> Iterator[Cluster]:
     """Start or join Ray for the duration of a `with` block."""
-    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    address = cluster_address(address)
     if not verbose:
         os.environ.update(QUIET_ENVIRONMENT)
     if address == "local":

@@ -35,6 +35,8 @@ SIZES = {
 
 ENCODER_BLOCK = re.compile(r"enc\.(\d+)x\d+_block(\d+)\.conv0\.weight")
 
+DIT_BLOCK = re.compile(r"dit_backbone\.(\d{1,4})\.")
+
 
 def unet_config_of(
     state: Mapping[str, Tensor], path: str, config_class: type[AnyUNetConfig] = UNetConfig
@@ -79,7 +81,6 @@ def dit_config_of(state: Mapping[str, Tensor], path: str, *, num_heads: int | No
     kernel = size("kernel", usual.kernel_size)
     strides = size("stride0", 1), size("stride1", 1)
     side = math.isqrt(size("tokens", usual.grid**2))
-    blocks = {name.split(".")[1] for name in state if name.startswith("dit_backbone.")}
     conditional = any(name.startswith("y_embedder.") for name in state)
     return DiTConfig(
         image_size=side * patch * strides[0] * strides[1],
@@ -88,7 +89,7 @@ def dit_config_of(state: Mapping[str, Tensor], path: str, *, num_heads: int | No
         kernel_size=kernel if kernel % 2 else usual.kernel_size,
         patch_size=patch,
         width=width,
-        depth=len(blocks) or usual.depth,
+        depth=depth_of(state),
         num_heads=_heads(width, num_heads, path),
         mlp_ratio=max(size("inner", usual.mlp_ratio * width) // width, 1),
         registers=size("registers", usual.registers, minimum=0),
@@ -119,13 +120,19 @@ def dit_vp_config_of(state: Mapping[str, Tensor], path: str, *, num_heads: int |
         kernel_size=state["encoder.0.conv2.weight"].shape[2],
         patch_size=patch,
         width=width,
-        depth=len({name.split(".")[1] for name in state if name.startswith("dit_backbone.")}),
+        depth=depth_of(state),
         num_heads=_heads(width, num_heads, path),
         mlp_ratio=usual.mlp_ratio if inner is None else len(inner) // width,
         registers=0,
         condition_channels=usual.condition_channels if flag is None else flag.shape[1],
         condition_dim=0 if condition is None else condition.shape[1],
     )
+
+
+def depth_of(state: Mapping[str, Tensor]) -> int:
+    """Return the number of blocks by the highest that the file names, so that what lacks below it is missing of it."""
+    numbers = [match[1] for match in map(DIT_BLOCK.match, state) if match]
+    return 1 + max(map(int, numbers), default=0)
 
 
 def _heads(width: int, num_heads: int | None, path: str) -> int:

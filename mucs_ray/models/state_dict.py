@@ -16,6 +16,9 @@ def check(
     shapes_too: bool = True,
 ) -> None:
     """Raise InputError unless the names are the same, and the shapes."""
+    if actual and not actual.keys() & expected.keys():
+        names = few(map(repr, actual))
+        raise InputError(f"{path}: none of its {len(actual)} tensors is one of {network_name} ({names})")
     shapes = [
         f"{name} is {shape(actual[name])}, not {shape(tensor)}"
         for name, tensor in expected.items()

@@ -7,7 +7,7 @@ changed setting makes stale. A stage's name is the name of its folder in the run
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -18,9 +18,11 @@ from mucs_ray.attribution.card import MethodCard
 from mucs_ray.attribution.registry import LEARNED, REFERENCE, installed_methods
 from mucs_ray.config.recipe import Recipe, build, check_fits
 from mucs_ray.config.values import with_new_sections
+from mucs_ray.data.queries import Query, check_condition, query_folder
 from mucs_ray.data.table import Dataset
 from mucs_ray.errors import InputError, MucsError
 from mucs_ray.evaluation.metrics import SSIM_LEAST_PX, ReadyMetric, ready_metrics
+from mucs_ray.pipeline.generated_queries import recognized
 from mucs_ray.pipeline.method_stages import (
     GENERATED,
     TARGETS,
@@ -61,6 +63,10 @@ class Pipeline:
     verbose: bool = False
     weights_digest: str | None = None
     """The sha256 of the recipe's `weights`; None if it has none."""
+    queries: tuple[Query, ...] = ()
+    """The pictures of the user's that are explained instead of generated ones, in the order of their idx."""
+    model_url: str = ""
+    """With queries: the run directory with the model, and with all that does not depend on the queries."""
     learned: Mapping[str, float] = field(default_factory=dict)
     """The weights of ensemble/learned in recipe.json: the run from which they were learned may have moved since."""
 
@@ -72,13 +78,23 @@ class Pipeline:
         run_url: str,
         *,
         weights_dir: str | None = None,
+        queries: tuple[Query, ...] = (),
         **options: Any,  # noqa: ANN401 - other fields
     ) -> "Pipeline":
         """Open a run after checking that model, data and counts fit and that the run directory can be written.
 
+        The attribution of `queries` is a run of its own, in a folder of the run directory that has the model.
         InputError if they do not fit or it cannot.
         """
-        check_fits(recipe, dataset.card)
+        model_url = ""
+        if queries:
+            for query in queries:
+                check_condition(query, dataset.card)
+            recipe = replace(recipe, generate=replace(recipe.generate, items=len(queries), controls=0))
+            model_url = open_run(run_url)
+            queries = recognized(queries, model_url)
+            run_url = storage.join(model_url, query_folder(queries))
+        check_fits(recipe, dataset.card, generates=not queries)
         digest = storage.digest(recipe.weights) if recipe.weights else None
         run_url = open_run(run_url)
         if weights_dir is None:  # as in the command before, or a report would lose what was measured with them
@@ -87,7 +103,14 @@ class Pipeline:
         else:
             weights_dir = storage.absolute(weights_dir)
         return cls(
-            recipe=recipe, dataset=dataset, run_url=run_url, weights_dir=weights_dir, weights_digest=digest, **options
+            recipe=recipe,
+            dataset=dataset,
+            run_url=run_url,
+            weights_dir=weights_dir,
+            weights_digest=digest,
+            queries=queries,
+            model_url=model_url,
+            **options,
         )
 
     def describe(self) -> dict[str, Any]:
@@ -98,6 +121,8 @@ class Pipeline:
             methods=self.methods,
             weights_dir=self.weights_dir,
             learned=self.known[LEARNED].weights,
+            queries=self.queries,
+            model_url=self.model_url,
         )
         return recorded.to_json()
 
@@ -171,12 +196,15 @@ class Pipeline:
     def stages(self) -> dict[str, Stage]:
         """Every stage but the evaluations and the report, as it would be run now, in order, by its name."""
         stages: dict[str, Stage] = {}
-        dataset = {"data": self.dataset.card.fingerprint}
+        dataset, of_queries = {"data": self.dataset.card.fingerprint}, {"generate", TARGETS}
 
         def stage(name: str, reads: Mapping[str, Any], *inputs: str) -> None:
             fingerprints = {earlier: stages[earlier].fingerprint for earlier in inputs if earlier in stages} | dataset
             own = {earlier: fingerprints[earlier] for earlier in inputs}
-            stages[name] = Stage(run_url=self.run_url, name=name, reads=reads, inputs=own)
+            if of_queries.intersection(inputs):
+                of_queries.add(name)
+            url = self.model_url if self.queries and name not in of_queries else self.run_url
+            stages[name] = Stage(run_url=url, name=name, reads=reads, inputs=own)
 
         recipe = self.recipe
         checkpoint = ("train.checkpoint",) if recipe.trains else ()
@@ -186,10 +214,12 @@ class Pipeline:
         else:
             stage("pretrain", trained, "data")
         generated = recipe_slice(recipe, "generate", "seed", *checkpoint)
-        stage("generate", generated, "data", "pretrain")
+        if self.queries:
+            generated = {"queries": [query.reads() for query in self.queries]} | recipe_slice(recipe, "model")
+        stage("generate", generated, "data", *(() if self.queries else ("pretrain",)))
         # the controls are generated beside the targets, but no attribution depends on them
         targets = {name: value for name, value in generated.items() if name != "generate.controls"}
-        stage(TARGETS, targets, "data", "pretrain")
+        stage(TARGETS, targets, *stages["generate"].inputs)
         for spec in self.method_stages.values():
             stage(spec.name, spec.reads, *spec.inputs)
         stages.pop(TARGETS)
@@ -264,6 +294,11 @@ class Pipeline:
         if command not in ("pretrain", "generate"):
             for name in self.needed:
                 check_method(self.known[name], self.dataset.card, self.weights_dir)
+        if command in ("retrain", "regenerate", "evaluate") and self.queries:
+            raise InputError(
+                f"{command} generates the pictures again, which needs pictures that this run made; leave --image and"
+                " --queries out, or use attribute"
+            )
         if command in ("retrain", "regenerate", "evaluate") and not self.recipe.model.trains:
             raise InputError(
                 f"{command} trains the model again without some images, and model.kind {self.recipe.model.kind} cannot"
@@ -349,4 +384,6 @@ def reopen(run_url: str, *, console: Console) -> Pipeline:
         weights_dir=recorded.weights_dir,
         weights_digest=recorded.weights_sha256,
         learned=recorded.learned,
+        queries=recorded.queries,
+        model_url=recorded.model_url,
     )

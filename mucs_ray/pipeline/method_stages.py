@@ -27,8 +27,12 @@ GENERATED = {TARGETS: "generate"}
 """An attribution depends on the generated images that it explains, and not on the controls beside them."""
 ENCODERS = ("clip", "dino")
 """The pretrained networks with which methods compare images; the metrics have the same names."""
-
-LATER = {"generate.sampler": "auto", "generate.compat": False, "score.lowest_sigma": None}
+LATER = {
+    "generate.conditions": "test",
+    "generate.sampler": "auto",
+    "generate.compat": False,
+    "score.lowest_sigma": None,
+}
 """Settings that came later, with the values that mean what was done before: those are not part of a fingerprint."""
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mucs_ray import storage
+from mucs_ray.data.queries import Query, from_json, to_json
 from mucs_ray.store.run import read_json_or_none
 
 RECIPE_FILE = "recipe.json"
@@ -25,11 +26,23 @@ class RecordedRun:
     weights_dir: str | None = None
     learned: Mapping[str, float] = field(default_factory=dict)
     """The weights of ensemble/learned; empty if the run does not use it."""
+    queries: tuple[Query, ...] = ()
+    """The user's pictures that are explained; empty if the run generates them."""
+    model_url: str = ""
+    """With queries: the run directory with the model."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the file's content, which has the recipe's values beside the others."""
-        others = {"weights_sha256": self.weights_sha256, "methods": self.methods, "weights_dir": self.weights_dir}
-        return {**self.recipe, **others, **({"learned": dict(self.learned)} if self.learned else {})}
+        others: dict[str, Any] = {
+            "weights_sha256": self.weights_sha256,
+            "methods": self.methods,
+            "weights_dir": self.weights_dir,
+        }
+        if self.learned:
+            others["learned"] = dict(self.learned)
+        if self.queries:
+            others |= {"queries": to_json(self.queries), "model_url": self.model_url}
+        return {**self.recipe, **others}
 
 
 def read_recorded_run(run_url: str) -> RecordedRun | None:
@@ -42,5 +55,7 @@ def read_recorded_run(run_url: str) -> RecordedRun | None:
         methods=tuple(values.pop("methods", ("mucs",))),
         weights_dir=values.pop("weights_dir", None),
         learned=values.pop("learned", {}),
+        queries=from_json(values.pop("queries", [])),
+        model_url=values.pop("model_url", ""),
         recipe=values,
     )

@@ -73,6 +73,15 @@ class ItemSection:
     label: str
     image: Picture
     answers: tuple[Answer, ...]
+    name: str = ""
+    """The name of a picture of the user's; "" for an image that was generated in the run."""
+    remarks: tuple[str, ...] = ()
+    """Sentences on what limits the answer, and what else is known of a picture of the user's."""
+
+    @property
+    def title(self) -> str:
+        """What the report calls it."""
+        return self.name or f"Generated image {self.number}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

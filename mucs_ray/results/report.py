@@ -12,6 +12,7 @@ import torch
 from mucs_ray import storage
 from mucs_ray.attribution.loss_change import scored_levels
 from mucs_ray.attribution.registry import REFERENCE
+from mucs_ray.data.queries import Query
 from mucs_ray.data.table import Card, Row
 from mucs_ray.diffusion.levels import range_text
 from mucs_ray.evaluation.analysis import Analysis
@@ -20,8 +21,9 @@ from mucs_ray.pipeline.graph import Pipeline
 from mucs_ray.report.document import Answer, Histogram, ItemSection, RankedImage, Report, Unlearning
 from mucs_ray.report.export import to_csv, to_latex
 from mucs_ray.report.html import render
-from mucs_ray.results import counterfactual
+from mucs_ray.results import counterfactual, queries
 from mucs_ray.results.counterfactual import is_done
+from mucs_ray.results.warnings import nothing_unlearned
 from mucs_ray.store import checkpoint
 from mucs_ray.store.facts import (
     DoneFacts,
@@ -90,10 +92,10 @@ def document(pipeline: Pipeline, analysis: Analysis | None) -> Report:
     methods = shown_methods(pipeline)
     pictured = counterfactual.without_variants(methods)
     ranked = read_facts(pipeline.stages[f"attribute/{methods[0]}"], RankingFacts)
-    sections = item_sections(pipeline, pictured)
+    sections, kind = item_sections(pipeline, pictured), "pictures" if pipeline.queries else "generated images"
     return Report(
         title=f"{pipeline.recipe.name}, seed {pipeline.recipe.seed}",
-        subtitle=f"{len(sections)} generated images attributed to {ranked.num_images:,} training images",
+        subtitle=f"{len(sections)} {kind} attributed to {ranked.num_images:,} training images",
         methods=method_lines(pipeline),
         top_k=ranked.k,
         num_training_images=ranked.num_images,
@@ -113,10 +115,9 @@ def item_sections(pipeline: Pipeline, methods: Sequence[str]) -> list[ItemSectio
     histograms = {
         method: read_facts(pipeline.stages[f"attribute/{method}"], RankingFacts).histograms for method in methods
     }
-    planned = read_facts(pipeline.stages["generate"], GenerationFacts).items
-    test_rows = pipeline.dataset.find({item.idx for item in planned}, "test")
-    model, card, sections = pipeline.recipe.model, pipeline.dataset.card, []
-    codec = adapter(model).codec(torch.device("cpu"))
+    pictures_of_user = queries.read(pipeline)
+    labels = [query.condition for query in pictures_of_user] or generated_labels(pipeline)
+    codec, sections = adapter(pipeline.recipe.model).codec(torch.device("cpu")), []
     for number in range(pipeline.recipe.generate.items):
         item = load_item(pipeline.stages["generate"], number)
         answers = [
@@ -128,12 +129,28 @@ def item_sections(pipeline: Pipeline, methods: Sequence[str]) -> list[ItemSectio
             )
             for method, top in tops.items()
         ]
-        row = test_rows[planned[number].idx]
-        label = condition_name(row, card) if model.conditional else "unconditional"
+        query = pictures_of_user[number] if pictures_of_user else None
         sections.append(
-            ItemSection(number=number, idx=item.idx, label=label, image=shown(item, codec), answers=tuple(answers))
+            ItemSection(
+                number=number,
+                idx=item.idx,
+                label=labels[number],
+                image=shown(item, codec),
+                answers=tuple(answers),
+                name=query.name if query else "",
+                remarks=tuple(queries.remarks(query, answers, pipeline)) if query else (),
+            )
         )
     return sections
+
+
+def generated_labels(pipeline: Pipeline) -> list[str]:
+    """Return what each generated image was made from."""
+    planned = read_facts(pipeline.stages["generate"], GenerationFacts).items
+    if not pipeline.recipe.model.conditional:
+        return ["unconditional"] * len(planned)
+    lenders = pipeline.dataset.find({item.idx for item in planned}, pipeline.recipe.generate.conditions)
+    return [condition_name(lenders[item.idx], pipeline.dataset.card) for item in planned]
 
 
 def ranked_images(rows: Sequence[Mapping[str, str]], pictures: Mapping[int, Row]) -> Iterator[RankedImage]:
@@ -218,6 +235,9 @@ def run_facts(pipeline: Pipeline) -> Iterator[tuple[str, str]]:
         yield "screening", screen.expectation(pipeline.stages["attribute/mucs/screen/bounds"].facts())
     versions = {**read_facts(pipeline.stages["generate"], DoneFacts).versions, "python": platform.python_version()}
     yield "versions", ", ".join(f"{name} {value}" for name, value in versions.items())
+    done = {name: attribution(pipeline.stages[f"attribute/{name}"]) for name in shown_methods(pipeline)}
+    for warning in nothing_unlearned(done, pipeline.known):
+        yield "warning", warning
     yield "fingerprint", pipeline.report().fingerprint[:16]
 
 
@@ -255,22 +275,25 @@ def as_json(pipeline: Pipeline, analysis: Analysis | None) -> dict[str, Any]:
     It holds, by method, the top images of each item and where the files are, and all statistics.
     """
     methods = shown_methods(pipeline)
+    attributions = {method: attribution(pipeline.stages[f"attribute/{method}"], pipeline.queries) for method in methods}
     return {
         "run": pipeline.run_url,
         "recipe": pipeline.recipe.name,
         "seed": pipeline.recipe.seed,
-        "attributions": {method: attribution(pipeline.stages[f"attribute/{method}"]) for method in methods},
+        "attributions": attributions,
+        "warnings": list(nothing_unlearned(attributions, pipeline.known)),
         "hubs": {name: asdict(hubs) for name, hubs in counterfactual.hubs_by_method([pipeline], methods).items()},
         "evaluation": None if analysis is None else asdict(analysis),
     }
 
 
-def attribution(stage: Stage) -> dict[str, Any]:
-    """Return a finished attribution as JSON values."""
+def attribution(stage: Stage, pictures: Sequence[Query] = ()) -> dict[str, Any]:
+    """Return a finished attribution as JSON values, with the names of the user's pictures if it explains them."""
     items = [
         {
             "item": number,
             "idx": int(rows[0]["item_idx"]),
+            **({"query": pictures[number].name} if pictures else {}),
             "top": [[int(row["idx"]), float(row["score"])] for row in rows],
             "names": [row.get("name", "") for row in rows],
         }

@@ -8,12 +8,14 @@ from rich.markup import escape
 from mucs_ray import storage
 from mucs_ray.attribution.registry import all_methods, available_methods, find_method
 from mucs_ray.config.recipe import Recipe, Values, build, from_card, read_recipe, recipe_names, with_settings
+from mucs_ray.config.values import with_new_sections
 from mucs_ray.data.prepare import prepare
 from mucs_ray.data.sources import Choices
 from mucs_ray.data.sources.registry import load_source
 from mucs_ray.data.table import Dataset
 from mucs_ray.errors import InputError
 from mucs_ray.models.adapters import kind_of
+from mucs_ray.pipeline.recipe_file import read_recorded_run
 
 EMBEDDED = "emoji"
 """The data set that needs no source, and is prepared on first use."""
@@ -27,14 +29,19 @@ def resolve(
     settings: list[str],
     methods: Sequence[str] = (),
     console: Console,
+    run: str | None = None,
 ) -> tuple[Recipe, Dataset]:
     """Return the recipe with all settings applied, and its data set. InputError, in one line, for anything wrong.
 
-    `methods` are the methods asked for, whose settings the recipe may hold.
+    `methods` are the methods asked for, whose settings the recipe may hold. `run` is a run directory whose model is
+    wanted: its own recipe is taken, unless another recipe or other weights are named.
     """
-    if dataset is None and recipe is None:
+    values = recipe_of_run(run, dataset) if run is not None and recipe is None and weights is None else None
+    if values is None and dataset is None and recipe is None:
         raise InputError("which data set? give --dataset NAME_OR_URL (or --recipe); `mucs-ray demo` needs neither")
-    values = with_kind(raw_recipe(dataset, recipe), settings)
+    if values is None:
+        values = raw_recipe(dataset, recipe)
+    values = with_kind(values, settings)
     if weights is not None:
         values["weights"] = storage.absolute(weights)
     if "data" not in values:
@@ -59,6 +66,20 @@ def with_kind(values: Values, settings: list[str]) -> Values:
     if len(sections) == 2 and kind_of(sections[0]) != kind_of(sections[1]):
         return with_settings({**values, "model": {}}, settings)
     return changed
+
+
+def recipe_of_run(run: str, dataset: str | None) -> Values | None:
+    """Return the recipe that a run directory was made with; None if nothing was run there.
+
+    InputError if it was made with another data set than the named one.
+    """
+    recorded = read_recorded_run(storage.absolute(run))
+    if recorded is None:
+        return None
+    url = recorded.recipe["data"]
+    if dataset is not None and storage.absolute(data_url(dataset)) != storage.absolute(url):
+        raise InputError(f"{run} was made with the data set {url}; name that one, or another --run")
+    return with_new_sections(dict(recorded.recipe))
 
 
 def method_names(asked: Sequence[str] | None) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ which need not be one (codec.py).
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
+from PIL import Image
 from torch import Tensor
 
 CHANNELS = 3
@@ -26,3 +27,8 @@ def are_pictures(tensor: Tensor) -> bool:
 def to_bytes(picture: Float[Tensor, "3 h w"]) -> StoredPicture:
     """Convert a picture in [0, 1] to 8-bit pixels (spec 2)."""
     return (picture * 255).round().to(torch.uint8).cpu().numpy()
+
+
+def as_image(picture: StoredPicture) -> Image.Image:
+    """Convert 8-bit pixels to PIL's picture."""
+    return Image.fromarray(np.ascontiguousarray(picture.transpose(1, 2, 0)))

@@ -4,7 +4,7 @@ A stage that writes such facts writes `asdict` of one of these classes, or has i
 """
 
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from mucs_ray.attribution.unlearn import Outcome
 from mucs_ray.store.items import PlannedItem
@@ -56,6 +56,30 @@ class GenerationFacts:
     """The items of a run, in order of their numbers."""
 
     items: list[PlannedItem]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueryFacts:
+    """What was seen of a user's picture when it was read."""
+
+    name: str
+    condition: str
+    """Its class or caption; "" if none was named."""
+    origin: str
+    """picture, tensor, train image, test image or generated image."""
+    original: list[int] | None = None
+    """The width and height of its file, if the picture was resized or cropped."""
+    codec_rms: float = 0.0
+    """What encoding and decoding change, as a root mean square in steps of 8-bit pixels."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """What its metadata says of its making."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueriesFacts:
+    """The user's pictures of a run that explains such, in order of their numbers."""
+
+    queries: list[QueryFacts]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,12 +4,10 @@ import io
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from PIL import Image
-
 from mucs_ray import storage
 from mucs_ray.diffusion.batch import Item
 from mucs_ray.spaces.codec import Codec
-from mucs_ray.spaces.pictures import StoredPicture, to_bytes
+from mucs_ray.spaces.pictures import StoredPicture, as_image, to_bytes
 from mucs_ray.store import checkpoint
 from mucs_ray.store.item_names import item_file, item_name
 from mucs_ray.store.run import Stage
@@ -44,7 +42,7 @@ def shown(item: Item, codec: Codec) -> StoredPicture:
 def to_png(pixels: StoredPicture) -> bytes:
     """Encode pixels as a PNG file."""
     buffer = io.BytesIO()
-    Image.fromarray(pixels.transpose(1, 2, 0)).save(buffer, format="PNG", optimize=True)
+    as_image(pixels).save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
 
 

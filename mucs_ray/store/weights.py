@@ -17,6 +17,7 @@ from mucs_ray import storage
 from mucs_ray.errors import InputError
 from mucs_ray.models.adapters import adapter, find, kind_of
 from mucs_ray.models.spec import ModelSpec
+from mucs_ray.models.weights_file import refuse_pointer
 from mucs_ray.store import checkpoint
 from mucs_ray.store.run import Stage
 from mucs_ray.store.typed import typed
@@ -111,10 +112,11 @@ def load_weights(path: str, values: Mapping[str, Any] | None = None) -> tuple[Mo
     if not storage.exists(path):
         raise InputError(f"no weights at {path}; give a .safetensors, .ckpt or .pt file with --weights")
     if path.endswith(".safetensors"):
+        refuse_pointer(path)
         tensors, facts = checkpoint.load(path)
         if "model" in facts:
             spec = model_spec(facts, path)
             checkpoint.strict_load(adapter(spec).model(torch.device("cpu")).network, tensors, source=path)
-            return spec, tensors
+            return spec, {name: tensor.float() for name, tensor in tensors.items()}  # a file may be in half precision
     values = values or {}
     return find(kind_of(values)).load().read(path, values)

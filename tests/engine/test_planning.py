@@ -6,13 +6,16 @@ from pathlib import Path
 import pytest
 
 from mucs_ray.config.engine import EngineConfig
+from mucs_ray.config.recipe import GenerateConfig
 from mucs_ray.data.table import Dataset
 from mucs_ray.engine import pace
+from mucs_ray.engine.generation import plan_items
 from mucs_ray.engine.session import Cluster, await_worker
 from mucs_ray.engine.streaming import pool_size
 from mucs_ray.errors import MachineError
 from mucs_ray.planning.speed import facts_of_streams
 from mucs_ray.store.events import read_events
+from tiny import tiny_dataset
 from tiny_run import open_tiny, work
 
 
@@ -71,3 +74,11 @@ def test_a_streamed_stage_prints_its_pace_and_plan_reads_it(
     assert so_far.forwards == event["forwards"] and so_far.worker_seconds == event["worker_seconds"] > 0
     whole = facts_of_streams(pipeline, pipeline.plan("attribute"))[score]
     assert whole.forwards == 60 * 7 * 3 and whole.processor == "CPU"
+
+
+def test_conditions_may_be_lent_by_training_images(tmp_path: Path) -> None:
+    dataset = tiny_dataset(tmp_path)
+    config = GenerateConfig(items=50, controls=10, conditions="train")
+    planned = plan_items(dataset, config, seed=1)
+    assert sorted(each.idx for each in planned) == list(range(60)) and all(each.row == each.idx for each in planned)
+    assert {each.idx for each in plan_items(dataset, GenerateConfig(items=12, controls=0), seed=1)} == {*range(60, 72)}

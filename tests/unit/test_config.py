@@ -1,5 +1,6 @@
 """Recipes hold the paper's constants, refuse wrong values in one line, and take values from `--set` and a card."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -274,6 +275,13 @@ def test_the_card_fills_only_what_is_open():
     assert from_card({"model": {"image_size": 16}}, given)["model"] == {"image_size": 16, "condition_dim": 7}
 
 
+def test_a_set_without_test_images_can_be_attributed_to_but_not_trained_on():
+    lending = {"generate": {"conditions": "train", "items": 3, "controls": 0}}
+    with pytest.raises(InputError, match="no test images, on which a training is validated; give weights"):
+        check_fits(tiny_recipe("x", **lending), card(8, "label", 3, test=0))
+    check_fits(replace(tiny_recipe("x", **lending), weights="w.pt"), card(8, "label", 3, test=0))
+
+
 def test_a_model_that_is_no_section_is_one_line():
     refused(from_card({**TINY, "data": "x", "model": 5}, card(8, "label", 3)), among="recipe key model: ")
 
@@ -287,6 +295,8 @@ FITTING = card(8, "label", 3, test=3)
         ({"model": {"image_size": 16}}, "model.image_size is 16 but x holds 8 px images; set model.image_size=8"),
         ({"model": {"condition_dim": 5}}, "model.condition_dim is 5 but x has conditions of width 3"),
         ({"generate": {"items": 3}}, "4 images to generate (items + controls), but the test split has only 3"),
+        ({"generate": {"items": 3}}, "or generate.conditions=train to take those of training images"),
+        ({"generate": {"items": 60_000, "conditions": "train"}}, "but the train split has only"),
         ({"model": {"patch_size": 3}}, "model.image_size 8 is not a multiple of strides x patch_size = 3"),
         ({"model": {"strides": [2, 8]}}, "not a multiple of strides x patch_size = 64"),
         ({"model": {"num_heads": 3}}, "model.width 16 must be a multiple of num_heads 3 and of 4"),

@@ -516,6 +516,18 @@ def test_a_network_without_blocks_is_an_error(tmp_path: Path):
     assert "missing (dit_backbone.0." in message(save(tmp_path / "weights.pt", state))
 
 
+def test_what_is_missing_is_counted_by_the_size_of_this_file(tmp_path: Path):
+    state = weights(replace(NARROW, depth=3))
+    in_a_block = sum(name.startswith("dit_backbone.1.") for name in state)
+    without = {name: tensor for name, tensor in state.items() if not name.startswith("dit_backbone.1.")}
+    text = message(save(tmp_path / "gap.pt", without))
+    assert f"{in_a_block} missing (dit_backbone.1." in text and "unexpected" not in text
+    without = {name: tensor for name, tensor in state.items() if not name.startswith("dit_backbone.")}
+    assert f"{in_a_block} missing (dit_backbone.0." in message(save(tmp_path / "none.pt", without))
+    text = message(save(tmp_path / "other.pt", {f"layer{n}.weight": torch.ones(1) for n in range(9)}))
+    assert "none of its 9 tensors is one of a DiT-EDM ('layer0.weight', " in text and "missing" not in text
+
+
 def test_a_missing_block_is_an_error(tmp_path: Path):
     state = weights(replace(NARROW, depth=3))
     state = {name: tensor for name, tensor in state.items() if not name.startswith("dit_backbone.1.")}
@@ -547,7 +559,8 @@ def test_other_backbones_are_named(name: str, told: str, tmp_path: Path):
     [{}, [], 3, "text", {"ema": {}}, {"model": None}, {1: torch.ones(1)}, torch.ones(3)],
 )
 def test_a_torch_file_without_weights(document: object, tmp_path: Path):
-    assert "no weights in it; expected a state dict" in message(save(tmp_path / "weights.pt", document))
+    text = message(save(tmp_path / "weights.pt", document))
+    assert "no weights in it" in text and "; expected a state dict" in text
 
 
 def test_entries_that_are_no_weights(tmp_path: Path):
@@ -568,7 +581,7 @@ def test_absent_and_unreadable_files(tmp_path: Path):
     assert "no such file" in message(str(tmp_path / "absent.ckpt"))
     assert "no such file" in message("memory://official/absent.safetensors")
     (tmp_path / "folder.pt").mkdir()
-    assert "cannot be read as weights (IsADirectoryError" in message(str(tmp_path / "folder.pt"))
+    assert "a folder, which holds no file of weights" in message(str(tmp_path / "folder.pt"))
     assert "Protocol not known" in message("nosuchprotocol://bucket/weights.pt")
 
 

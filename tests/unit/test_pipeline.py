@@ -211,12 +211,19 @@ def test_variants_stay_what_they_are_called(data: Dataset, tmp_path: Path):
         ({"generate": {"controls": 2}}, "generate", ["attribute/mucs", "attribute/random", "retrain/mucs"]),
         ({"evaluate": {"metrics": ["mse"], "unrelated": 1}}, "evaluate/unrelated", ["evaluate/mucs"]),
         ({"train": {"updates": 16}}, "pretrain", ["attribute/mucs/null"]),
+        ({"generate": {"conditions": "train"}}, "generate", ["pretrain"]),
         ({"engine": {"trainings": 1}}, None, ["pretrain", "retrain/mucs", "evaluate/mucs"]),
     ],
 )
 def test_what_a_setting_makes_stale(data: Dataset, tmp_path: Path, change: dict, first: str | None, kept: list[str]):
     stale = changed(opened(data, tmp_path), opened(data, tmp_path, **change))
     assert stale[:1] == ([first] if first else []) and not set(kept) & set(stale)
+
+
+def test_a_setting_that_came_later_is_in_no_fingerprint_until_it_is_changed(data: Dataset, tmp_path: Path):
+    runs = [opened(data, tmp_path, generate={"conditions": split}) for split in ("test", "train")]
+    reads = [set(run.stages["generate"].reads) for run in runs]
+    assert reads[1] - reads[0] == {"generate.conditions"} and not reads[0] - reads[1]
 
 
 def test_other_weights_make_only_the_comparison_stale(data: Dataset, tmp_path: Path):

@@ -16,7 +16,7 @@ from mucs_ray.data.decode import EXTENSIONS
 from mucs_ray.data.prepare import prepare
 from mucs_ray.data.sources import Choices, Listing, Reject, folder
 from mucs_ray.data.sources.columns import NAMES, class_name, texts
-from mucs_ray.data.sources.described import path_of
+from mucs_ray.data.sources.listed import path_of
 from mucs_ray.data.sources.metadata import csv_records
 from mucs_ray.data.table import Row
 from mucs_ray.data.understood import lines
@@ -187,6 +187,30 @@ def test_captions_in_class_folders_and_their_labels(tmp_path: Path) -> None:
     assert labels(plan(root)) == {"cat/a.png": "cat", "dog/a.png": "dog"}
     without = plan(root, text_column="none")
     assert (without.condition, labels(without)) == ("label", {"cat/a.png": "cat", "dog/a.png": "dog"})
+
+
+def test_a_column_of_splits(tmp_path: Path) -> None:
+    root = images(tmp_path, *(f"images/{n}.png" for n in range(4)))
+    (root / "metadata.csv").write_text(
+        "split,file_name,label\ntrain,images/0.png,a\nTraining,images/1.png,b\nvalid,images/2.png,a\n,images/3.png,a\n"
+    )
+    listing = plan(root)
+    assert splits(listing) == {"train": ["images/0.png", "images/1.png", "images/3.png"], "test": ["images/2.png"]}
+    assert "validation" in listing.understood.splits["test"] and listing.understood.notes == ()
+
+
+def test_metadata_may_call_images_by_what_is_theirs_alone(tmp_path: Path) -> None:
+    root = images(tmp_path, "train/0a.png", "train/0b.png", "test/0b.png")
+    (root / "labels.csv").write_text("image_id,label\n0a,x\ntrain/0b,y\ntest/0b.png,z\n")
+    assert labels(plan(root, image_column="image_id")) == {"train/0a.png": "x", "train/0b.png": "y", "test/0b.png": "z"}
+    (root / "labels.csv").write_text("image_id,label\n0a,x\n0b,y\n")
+    assert passed_over(plan(root, image_column="image_id")) == {
+        "lines of metadata without an image": 1, "images without a line in labels.csv": 2}  # fmt: skip
+
+
+def test_another_encoding_is_called_one(tmp_path: Path) -> None:
+    (images(tmp_path, "a.png") / "metadata.csv").write_bytes("file_name,text\na.png,Hünd\n".encode("cp1252"))
+    assert "save it as UTF-8" in one_line(tmp_path)
 
 
 def test_images_without_a_line_are_counted(tmp_path: Path) -> None:

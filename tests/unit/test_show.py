@@ -1,6 +1,7 @@
 """Names of training images: kept when a set is prepared, found again, and part of every answer."""
 
 import csv
+from io import StringIO
 from pathlib import Path
 from unicodedata import normalize
 
@@ -8,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from rich.console import Console
 from typer.testing import CliRunner
 
 from mucs_ray.cli.app import app
-from mucs_ray.cli.terminal import top_places
+from mucs_ray.cli.terminal import show_answer, top_places
 from mucs_ray.data.prepare import prepare
 from mucs_ray.data.show import descriptions, find_images, pattern, sheet
 from mucs_ray.data.table import Dataset, printable
@@ -85,6 +87,25 @@ def test_the_terminal_says_names_or_idx_alone() -> None:
     top = [[number, 0.5] for number in range(9)]
     assert top_places({"top": top, "names": ["[x].png"] * 9}).split("\n")[0] == "0 (0.500) [x].png"
     assert top_places({"top": top, "names": [""] * 9}) == "0 (0.500)  1 (0.500)  2 (0.500)  3 (0.500)"
+
+
+@pytest.mark.parametrize("name", ["[x]", "[/x]", "[bold]", "a::b", "100%", "a b"])
+def test_paths_of_any_kind_are_printed_as_they_are(name: str) -> None:
+    paths = {"scores": f"{name}/scores.parquet", "topk": f"{name}/topk.csv"}
+    item = {"item": 0, "idx": 3, "top": [[1, 0.5]], "names": [f"{name}.png"]}
+    console = Console(file=StringIO(), width=200)
+    document = {"attributions": {"mucs": {**paths, "items": [item]}}, "report": f"{name}/report.html"}
+    show_answer(console, document, None)
+    told = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    assert all(path in told for path in (*paths.values(), f"{name}.png", f"{name}/report.html"))
+
+
+@pytest.mark.parametrize("name", ["[x]", "[/x]", "a::b", "a%20b"])
+def test_an_error_says_paths_as_they_are(name: str, tmp_path: Path) -> None:
+    for arguments in (["prepare", "folder", "--source", f"{tmp_path}/{name}"], ["show", f"{tmp_path}/{name}"]):
+        told = CliRunner().invoke(app, ["data", *arguments])
+        assert told.exit_code == 2 and f"{tmp_path}/{name}" in told.stderr, told.output
+        assert len(told.stderr.splitlines()) == 1
 
 
 def test_the_command_prints_and_draws(pets: Dataset, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from unicodedata import normalize
 from mucs_ray.data.sources import Choices
 from mucs_ray.errors import InputError
 
-Kind = Literal["file", "image", "text", "label"]
+Kind = Literal["file", "image", "text", "label", "split"]
 NAMES: dict[Kind, tuple[str, ...]] = {
     "file": (
         "file_name", "filename", "file", "file_path", "filepath", "image_path", "image_file", "image_name", "image",
@@ -24,6 +24,7 @@ NAMES: dict[Kind, tuple[str, ...]] = {
         "label", "labels", "class", "class_name", "fine_label", "category", "target", "cls", "class_id", "label_name",
         "coarse_label", "class_label",
     ),
+    "split": ("split", "subset", "partition", "set"),
 }  # fmt: skip
 """The names by which a column is recognised, small letters with _ for anything else; the first of them comes first."""
 OPTIONS: dict[Kind, str] = {
@@ -40,7 +41,8 @@ def choose(kind: Kind, columns: Collection[str], choices: Choices, where: str) -
 
     InputError, which lists the columns, if the user names one that is not there.
     """
-    asked = {"text": choices.text_column, "label": choices.label_column}.get(kind, choices.image_column)
+    images = choices.image_column if kind in ("file", "image") else None
+    asked = {"text": choices.text_column, "label": choices.label_column}.get(kind, images)
     if asked == NONE and kind in ("text", "label"):
         return None
     if asked is not None:
@@ -53,7 +55,7 @@ def choose(kind: Kind, columns: Collection[str], choices: Choices, where: str) -
 
 def unknown(kind: Kind, columns: Iterable[str], where: str) -> InputError:
     """Return the error that lists the columns there are, and names the option that picks one."""
-    what = {"file": "names of files", "image": "images", "text": "captions", "label": "labels"}[kind]
+    what = {"file": "names of files", "image": "images", "text": "captions"}.get(kind, "labels")
     known = ", ".join(NAMES[kind][:4])
     told = f"none of the columns ({listed(columns)}) is known to hold {what} ({known}, ...)"
     return InputError(f"{where}: {told}; name it with {OPTIONS[kind]}")

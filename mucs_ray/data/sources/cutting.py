@@ -15,7 +15,7 @@ class HasSplit(Protocol):
     """What says of an image in which split it is, and the folder that says so."""
 
     @property
-    def split(self) -> Named:
+    def split(self) -> Named | None:
         """The split by name."""
         ...
 

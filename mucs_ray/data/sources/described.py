@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import PurePosixPath, PureWindowsPath
+from pathlib import PurePosixPath
 from unicodedata import normalize
 
 from mucs_ray import storage
@@ -11,26 +11,13 @@ from mucs_ray.data.decode import EXTENSIONS
 from mucs_ray.data.sources import Choices
 from mucs_ray.data.sources.columns import NONE, tidy
 from mucs_ray.data.sources.files import FOLLOW, leads_out, list_files
+from mucs_ray.data.sources.listed import Entry, listed_images
 from mucs_ray.data.sources.metadata import Metadata, decoded, is_metadata, preferred, read_metadata
-from mucs_ray.data.sources.splits import Named, Placed, place
+from mucs_ray.data.sources.splits import Placed, place
 from mucs_ray.data.understood import Aside
 from mucs_ray.errors import InputError
 
 CAPTION_ENDINGS = (".txt", ".caption")
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One image, by its path under root, with its split, label and captions."""
-
-    path: str
-    split: Named = "train"
-    folder: str = ""
-    """The folder that says the split; "" if none does."""
-    label: str | None = None
-    captions: tuple[str, ...] = ()
-    caption_file: str | None = None
-    """The path of a file with its captions, which is read with the image."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +45,14 @@ def describe(root: str, choices: Choices, aside: Aside) -> Described:
     pass_over_endings([file for file in files if file not in used], aside)
     told, notes = folder_labels(root, places, covered=bool(tables)) if choices.label_column != NONE else ({}, ())
     labelled_by_table = any(table.label_column for table in tables.values())
-    entries = []
+    entries, known = [], set(images)
     for path in paths:
         folder, table = table_of(path, tables)
         if path not in places:
-            aside.add("images beside the folders of the splits", path)
+            there = path in known
+            aside.add(
+                "images beside the folders of the splits" if there else "lines of metadata without an image", path
+            )
         elif table is not None and table.lists_images and path not in listed:
             aside.add(f"images without a line in {folder}", path)
         elif leads_out(root, path, follow_links=choices.follow_links):
@@ -75,8 +65,8 @@ def describe(root: str, choices: Choices, aside: Aside) -> Described:
             entries.append(
                 replace(
                     own,
-                    split=places[path].split,
-                    folder=places[path].folder,
+                    split=own.split or places[path].split,
+                    folder=f"column of splits, {own.split}" if own.split else places[path].folder,
                     label=label,
                     caption_file=None if own.captions else beside.get(path),
                 )
@@ -91,10 +81,13 @@ def in_order(paths: set[str]) -> list[str]:
 
 def hint(files: Sequence[str]) -> str:
     """Say which source reads these files, if there are no images among them."""
-    for ending, source in ((".parquet", "parquet"), (".tar", "webdataset"), (".arrow", None), (".zip", None)):
-        if any(file.lower().endswith(ending) for file in files):
-            return f"; *{ending} is read by source {source}" if source else f"; unpack its *{ending} first"
-    return ""
+    hints = {
+        ".parquet": "*.parquet is read by source parquet",
+        ".tar": "*.tar is read by source webdataset",
+        ".arrow": "*.arrow must be saved as Parquet first (Dataset.to_parquet), which source parquet reads",
+        ".zip": "*.zip must be unpacked first",
+    }
+    return next((f"; {told}" for ending, told in hints.items() if any(f.lower().endswith(ending) for f in files)), "")
 
 
 def metadata_files(root: str, files: Sequence[str], choices: Choices, aside: Aside) -> dict[str, Metadata]:
@@ -115,46 +108,6 @@ def metadata_files(root: str, files: Sequence[str], choices: Choices, aside: Asi
         for other in others:
             aside.add(f"metadata files beside {first}", other)
     return tables
-
-
-def listed_images(
-    root: str, tables: Mapping[str, Metadata], images: Sequence[str], choices: Choices
-) -> dict[str, Entry]:
-    """Return the images that metadata files list; InputError, naming the line, if one cannot be used."""
-    by_name = {normalize("NFC", image): image for image in reversed(images)}
-    entries: dict[str, Entry] = {}
-    for file, table in tables.items():
-        folder = file.rpartition("/")[0]
-        for line in table.lines:
-            path = path_of(root, folder, line.file_name, line.at, by_name, follow_links=choices.follow_links)
-            above = entries.get(path)
-            if above is not None and above.label != line.label:
-                raise InputError(f"{line.at}: {path} has label {line.label}, and {above.label} above; keep one")
-            captions = (above.captions if above else ()) + line.captions
-            entries[path] = Entry(path=path, label=line.label, captions=captions)
-    return entries
-
-
-def path_of(
-    root: str, folder: str, name: object, at: str, by_name: Mapping[str, str], *, follow_links: bool = False
-) -> str:
-    """Return a file name in a metadata file as a path under root; InputError if it is none or leads out of root.
-
-    It is relative to the metadata file, or else to root; either kind of slash and of Unicode's forms will do.
-    """
-    if not isinstance(name, str) or not name.strip() or "\0" in name:
-        raise InputError(f"{at}: file_name is {name!r}, expected the path of an image")
-    anchored = [(flavour(name).anchor, flavour(name).parts) for flavour in (PurePosixPath, PureWindowsPath)]
-    if any(anchor or ".." in steps for anchor, steps in anchored):
-        raise InputError(f"{at}: file_name {name!r} leads out of {root}; list only images inside it")
-    tried = [
-        str(PurePosixPath(start, spelling)) for spelling in (name, name.replace("\\", "/")) for start in (folder, "")
-    ]
-    found = next((by_name[path] for path in (normalize("NFC", each) for each in tried) if path in by_name), None)
-    path = found or tried[0]
-    if leads_out(root, path, follow_links=follow_links):
-        raise InputError(f"{at}: file_name {name!r} leads out of {root}; list only images inside it, {FOLLOW}")
-    return path
 
 
 def table_of(path: str, tables: Mapping[str, Metadata]) -> tuple[str, Metadata | None]:

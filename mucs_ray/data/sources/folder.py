@@ -20,7 +20,8 @@ from mucs_ray.data.decode import DecodeError, decode_upright
 from mucs_ray.data.sources import Choices, Listing, Reject, Task
 from mucs_ray.data.sources.columns import NONE, ordered
 from mucs_ray.data.sources.cutting import tasks_of, with_test_split
-from mucs_ray.data.sources.described import Entry, describe
+from mucs_ray.data.sources.described import describe
+from mucs_ray.data.sources.listed import Entry
 from mucs_ray.data.sources.metadata import decoded
 from mucs_ray.data.table import Row
 from mucs_ray.data.understood import Aside, Understood

@@ -18,6 +18,7 @@ import pyarrow as pa
 from mucs_ray import storage
 from mucs_ray.data.sources import Choices
 from mucs_ray.data.sources.columns import choose, class_name, texts, unknown
+from mucs_ray.data.sources.splits import Named, split_of
 from mucs_ray.data.table import open_parquet
 from mucs_ray.errors import InputError
 
@@ -26,7 +27,7 @@ STEMS = ("metadata", "captions", "labels", "annotations", "dataset")
 ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 EDM = "dataset.json"
 SEPARATORS = ",;\t|"
-TECHNICAL = ("width", "height", "size", "id", "index", "split", "md5", "sha256", "hash", "url", "licence", "license")
+TECHNICAL = ("width", "height", "size", "id", "index", "md5", "sha256", "hash", "url", "licence", "license")
 Record = dict[str, Any]
 
 
@@ -38,6 +39,8 @@ class Line:
     file_name: object
     label: str | None
     captions: tuple[str, ...]
+    split: Named | None = None
+    """What a column of splits says; None if it says nothing that is understood."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +69,7 @@ def preferred(names: Iterable[str]) -> list[str]:
 def read_metadata(url: str, choices: Choices) -> Metadata:
     """Read a metadata file. InputError, naming the line or the columns, if it cannot be understood."""
     if url.lower().rsplit("/", 1)[-1] == EDM and (edm := edm_labels(url)) is not None:
-        lines = tuple(line_of(url, n, record, "file_name", None, "label") for n, record in edm)
+        lines = tuple(line_of(url, n, record, "file_name", None, "label", None) for n, record in edm)
         return Metadata(lines=lines, text_column=None, label_column="label", lists_images=bool(lines))
     numbered = list(records(url))
     columns = list(dict.fromkeys(key for _, record in numbered for key in record))
@@ -74,7 +77,8 @@ def read_metadata(url: str, choices: Choices) -> Metadata:
     if file is None:
         raise unknown("file", columns, url)
     text, label = (choose(kind, columns, choices, url) for kind in ("text", "label"))
-    others = [column for column in columns if column not in (file, text, label)]
+    split = choose("split", columns, choices, url)
+    others = [column for column in columns if column not in (file, text, label, split)]
     if text is None and label is None and "none" not in (choices.text_column, choices.label_column):
         telling = [column for column in others if column.lower() not in TECHNICAL]
         if telling:
@@ -82,14 +86,16 @@ def read_metadata(url: str, choices: Choices) -> Metadata:
                 f"{unknown('text', telling, url)}, or the one of labels with --label-column, or give --text-column none"
             )
     return Metadata(
-        lines=tuple(line_of(url, number, record, file, text, label) for number, record in numbered),
+        lines=tuple(line_of(url, number, record, file, text, label, split) for number, record in numbered),
         text_column=text,
         label_column=label,
         not_read=tuple(others),
     )
 
 
-def line_of(url: str, number: int, record: Record, file: str, text: str | None, label: str | None) -> Line:
+def line_of(
+    url: str, number: int, record: Record, file: str, text: str | None, label: str | None, split: str | None
+) -> Line:
     """Return what a record says. InputError, naming its line, if a cell is of another kind."""
     at = f"{url} line {number}"
     try:
@@ -101,7 +107,7 @@ def line_of(url: str, number: int, record: Record, file: str, text: str | None, 
     except ValueError:
         told = f"{text} is {record.get(text or '')!r}, expected a caption or a list of captions"
         raise InputError(f"{at}: {told}") from None
-    return Line(at, record.get(file), named, captions)
+    return Line(at, record.get(file), named, captions, split_of(str(record.get(split))) if split else None)
 
 
 def records(url: str) -> Iterator[tuple[int, Record]]:
@@ -122,6 +128,7 @@ def records(url: str) -> Iterator[tuple[int, Record]]:
         raise
     except (ValueError, csv.Error, RecursionError, OSError, pa.ArrowException) as error:
         reason = getattr(error, "msg", None) or (str(error).splitlines() or [""])[0]
+        reason = "it is neither UTF-8 nor UTF-16; save it as UTF-8" if isinstance(error, UnicodeError) else reason
         number = getattr(error, "lineno", number)
         raise InputError(f"{url} line {number} cannot be read ({reason})") from None
 

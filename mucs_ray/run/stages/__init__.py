@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from mucs_ray.engine.session import Cluster
 from mucs_ray.errors import MucsError
 from mucs_ray.pipeline.graph import UNRELATED, StageRef
-from mucs_ray.run.stages import attribute, generate, one_pass, rank, regenerate, train
+from mucs_ray.run.stages import attribute, generate, one_pass, queries, rank, regenerate, train
 from mucs_ray.run.stages.files import Output
 
 
@@ -31,7 +31,7 @@ def run_stage(ref: StageRef, cluster: Cluster) -> Output:
         case ["pretrain"]:
             return generate.import_checked_weights(pipeline)
         case ["generate"]:
-            return generate.generate(pipeline, cluster)
+            return queries.read(pipeline) if pipeline.queries else generate.generate(pipeline, cluster)
         case ["attribute", *_]:
             spec = pipeline.method_stages[name]
             return attribute.run_hook(pipeline, spec, cluster) if spec.method_stage else rank.rank(pipeline, spec)

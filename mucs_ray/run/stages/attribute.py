@@ -10,7 +10,7 @@ from ray import ObjectRef
 
 from mucs_ray.engine import fitting
 from mucs_ray.engine.attributors import AttributeJob, Refs
-from mucs_ray.engine.models import load_arrays
+from mucs_ray.engine.models import load_files
 from mucs_ray.engine.progress import Bar, bar
 from mucs_ray.engine.session import Cluster
 from mucs_ray.pipeline.graph import Pipeline
@@ -89,7 +89,7 @@ def attribute_job(pipeline: Pipeline, spec: StageSpec) -> AttributeJob:
     )
 
 
-def input_refs(pipeline: Pipeline, spec: StageSpec, load: Load = load_arrays.remote) -> Refs:
+def input_refs(pipeline: Pipeline, spec: StageSpec, load: Load = load_files) -> Refs:
     """Put the results of earlier stages that a stage reads into the object store."""
     assert spec.method_stage is not None
     fitted = earlier_stages(pipeline, spec, "accumulate", "fit", "fit_screen")[-1:]
@@ -116,4 +116,4 @@ def tensor_files(stage: Stage) -> list[str]:
 
 def load_items(stage: Stage, num_items: int, load: Load) -> list[ObjectRef]:
     """Put the tensors that a stage has fitted for each item into the object store."""
-    return [load(stage, item_file(stage, number)) for number in range(num_items)]
+    return load(stage, [item_file(stage, number) for number in range(num_items)])

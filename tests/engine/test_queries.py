@@ -1,0 +1,127 @@
+"""Pictures of the user's go through the same stages as generated ones, and the model is not trained again for them."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mucs_ray import storage
+from mucs_ray.data.queries import find_queries
+from mucs_ray.engine.session import Cluster
+from mucs_ray.errors import InputError
+from mucs_ray.pipeline.graph import Pipeline, reopen
+from mucs_ray.results import report
+from mucs_ray.run import driver
+from mucs_ray.run.stages.rank import score_matrix, stored_scores
+from mucs_ray.store.item_names import item_file
+from mucs_ray.store.items import load_item
+from mucs_ray.store.topk import read_topk
+from tiny_run import work
+
+METHODS = ("mucs", "pixel")
+
+
+def open_queries(finished: Pipeline, run: Path, images: list[str], **condition: str) -> Pipeline:
+    return Pipeline.open(
+        finished.recipe,
+        finished.dataset,
+        str(run),
+        console=finished.console,
+        methods=METHODS,
+        queries=find_queries(images, **condition),
+    )
+
+
+def scores(pipeline: Pipeline, method: str) -> np.ndarray:
+    return np.concatenate([score_matrix(table) for table in stored_scores(pipeline.stages[f"attribute/{method}"])])
+
+
+@pytest.fixture(scope="module")
+def files(finished: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The first generated image as its tensor and as a PNG, and a training image."""
+    folder, stage = tmp_path_factory.mktemp("pictures"), finished.stages["generate"]
+    shutil.copy(stage.url(item_file(stage, 0)), folder / "exact.safetensors")
+    pixels = np.array(Image.open(stage.url(stage.part("item-0000", "png"))))
+    pixels[0, 0] ^= 1  # else it is recognized
+    Image.fromarray(pixels).save(folder / "[8] bit.png")
+    return [str(folder / "exact.safetensors"), str(folder / "[8] bit.png"), "idx:5"]
+
+
+@pytest.fixture(scope="module")
+def answered(finished: Pipeline, files: list[str], copied: Callable[[], Path], cluster: Cluster) -> Pipeline:
+    pipeline = open_queries(finished, copied(), files)
+    done = work(pipeline, "attribute", cluster)
+    assert "pretrain" not in done and "attribute/mucs/null" not in done
+    storage.publish_json(storage.join(pipeline.run_url, "recipe.json"), pipeline.describe())
+    return pipeline
+
+
+def test_queries_become_items(answered: Pipeline, finished: Pipeline):
+    names = [Path(query.name).name for query in answered.queries]
+    items = {name: load_item(answered.stages["generate"], number) for number, name in enumerate(names)}
+    generated = load_item(finished.stages["generate"], 0)
+    assert torch.equal(items["exact.safetensors"].z, generated.z)
+    assert (items["[8] bit.png"].z - generated.z.clamp(-1, 1)).abs().max() <= 3 / 255 + 1e-6
+    assert torch.equal(items["exact.safetensors"].condition["condition"], torch.zeros(3))  # none was named
+    (row,) = [
+        table.filter([idx == 5 for idx in table["idx"].to_pylist()]) for table in finished.dataset.stream("train")
+    ][:1]
+    batch = finished.dataset.batch(row)
+    assert items["idx:5"].idx == 5 and torch.equal(items["idx:5"].z, batch.z[0])
+    assert torch.equal(items["idx:5"].condition["condition"], batch.condition["condition"][0])
+    top = read_topk(answered.stages["attribute/pixel"])[names.index("idx:5")]
+    assert top[0]["idx"] == "5"  # nothing is nearer to a training image than itself
+
+
+def test_an_answer_does_not_depend_on_company(
+    answered: Pipeline, finished: Pipeline, files: list[str], copied: Callable[[], Path], cluster: Cluster
+):
+    alone = open_queries(finished, copied(), files[:1])
+    work(alone, "attribute", cluster)
+    (number,) = [n for n, query in enumerate(answered.queries) if query.idx == alone.queries[0].idx]
+    for method in METHODS:
+        assert np.array_equal(scores(alone, method)[:, 0], scores(answered, method)[:, number])
+
+
+def test_an_image_that_the_run_generated_is_known_again(
+    finished: Pipeline, copied: Callable[[], Path], cluster: Cluster, tmp_path: Path
+):
+    stage = finished.stages["generate"]
+    Image.open(stage.url(stage.part("item-0001", "png"))).save(tmp_path / "again.png", compress_level=1)
+    pipeline = open_queries(finished, copied(), [str(tmp_path / "again.png")])
+    work(pipeline, "generate", cluster)
+    again, first = load_item(pipeline.stages["generate"], 0), load_item(stage, 1)
+    assert torch.equal(again.z, first.z) and again.idx == first.idx  # which names its noise
+    assert torch.equal(again.condition["condition"], first.condition["condition"])
+
+
+def test_a_run_with_queries_is_read_off_its_directory(answered: Pipeline):
+    again = reopen(answered.run_url, console=answered.console)
+    assert again.queries == answered.queries
+    states = again.plan("attribute")
+    assert {state.status for state in states.values()} == {"done"} and driver.missing_stages([again], "attribute") == []
+    html = (Path(answered.run_url) / "report.html").read_text()
+    assert "[8] bit.png" in html and "No class or caption was named" in html and "8-bit pixels" in html
+    names = [item["query"] for item in report.as_json(again, None)["attributions"]["mucs"]["items"]]
+    assert sorted(Path(name).name for name in names) == ["[8] bit.png", "exact.safetensors", "idx:5"]
+
+
+def test_bad_queries_are_one_line(finished: Pipeline, tmp_path: Path, cluster: Cluster):
+    with pytest.raises(InputError, match="no class 'reed'; did you mean red"):
+        np.save(tmp_path / "z.npy", np.zeros((3, 8, 8)))
+        open_queries(finished, tmp_path / "run", [str(tmp_path / "z.npy")], label="reed")
+    for name, message in {
+        "idx:999": "has no image of this number",
+        "flat.npy": r"expected z of shape \(3, 8, 8\)",
+    }.items():
+        np.save(tmp_path / "flat.npy", np.zeros((8, 8)))
+        image = name if name.startswith("idx:") else str(tmp_path / name)
+        pipeline = open_queries(finished, Path(finished.run_url), [image])
+        with pytest.raises(InputError, match=message):
+            work(pipeline, "attribute", cluster)
+    with pytest.raises(InputError, match="needs pictures that this run made"):
+        pipeline.plan("evaluate")
