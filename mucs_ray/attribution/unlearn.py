@@ -49,6 +49,9 @@ class LossPair:
 
     item_loss: Float[Tensor, ""]
     train_loss: Float[Tensor, ""]
+    told: float
+    """The item's loss as a share of the bound at the levels of its draws, times the mean bound. The bound of a network
+    that predicts noise differs so much from level to level that draws are compared with nothing but their own."""
     reached: bool
 
 
@@ -98,6 +101,8 @@ def require_finite_loss(losses: Float[Tensor, "..."], item: Item, step: int) -> 
 
 def changed_names(model: DiffusionModel, config: MUCSConfig) -> list[str]:
     """Return the names of the tensors that unlearning changes."""
+    if config.parameters == "weights":
+        return [name for name, _ in model.network.named_parameters() if not name.endswith("bias")]
     return model.names("blocks" if config.parameters == "block" else "mlp")
 
 
@@ -149,7 +154,7 @@ def unlearn(
     train_loss: list[float] = []
     reached = False
     for losses in measure(changed, item, batches, bound=bound, second_moment=second_moment, config=config, seed=seed):
-        item_loss.append(losses.item_loss.item())
+        item_loss.append(losses.told)
         train_loss.append(losses.train_loss.item())
         on_update(len(item_loss) - 1, item_loss[-1])
         reached = losses.reached and not config.fixed_updates
@@ -187,12 +192,15 @@ def measure(
         losses = item_losses(changed, item, len(batch), seed=seed, name=f"{name}/item", sigmas=config.sigmas)
         # before the clamp, which hides an infinity
         require_finite_loss(torch.cat([train_loss[None], losses]), item, step)
+        bound_of_draws = bound
         if config.clamp and second_moment is None:
             losses = losses.clamp(max=bound)
         elif config.clamp and second_moment is not None:
             # the levels of these draws once more, by their name
             level = noise_levels(changed.process, generator(seed, f"{name}/item"), len(losses), config.sigmas)
-            losses = losses.minimum(changed.process.linear_bound(level, second_moment).to(losses))
+            bounds = changed.process.linear_bound(level, second_moment).to(losses)
+            losses, bound_of_draws = losses.minimum(bounds), bounds.mean().item()
         item_loss = losses.mean()
-        reached = item_loss.item() >= (1 - config.tolerance) * bound
-        yield LossPair(item_loss=item_loss, train_loss=train_loss, reached=reached)
+        told = item_loss.item() * (bound / bound_of_draws)
+        reached = told >= (1 - config.tolerance) * bound
+        yield LossPair(item_loss=item_loss, train_loss=train_loss, told=told, reached=reached)

@@ -91,6 +91,8 @@ def show_estimate(console: Console, estimated: "Estimate") -> None:
         table.add_row(cost.stage.removeprefix("attribute/").replace("/", " "), cost.work, *cost.cells())
     console.print(table)
     console.print(escape(estimated.basis), highlight=False, soft_wrap=True)
+    if estimated.warning:
+        console.print(f"[yellow]{escape(estimated.warning)}[/]", highlight=False, soft_wrap=True)
 
 
 def show_answer(console: Console, document: dict[str, Any], analysis: "Analysis | None") -> None:

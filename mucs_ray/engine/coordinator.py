@@ -146,5 +146,10 @@ def cancel_unfinished(tasks: Sequence[ObjectRef], *, timeout_s: float = 0.0) -> 
 
 def last_line(error: BaseException) -> str:
     """Return the last line of a remote traceback, which names the error."""
+    if "out of memory" in str(error).lower():  # Ray's text is a page, and its last line a link
+        return (
+            "a worker was ended because the machine ran out of memory; take a smaller model, fewer workers"
+            " (engine.train_workers, engine.actors), or a machine with more memory"
+        )
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

@@ -14,6 +14,7 @@ from mucs_ray.pipeline.graph import Pipeline
 from mucs_ray.planning.speed import Speed, speed_of
 from mucs_ray.planning.workload import Work, left_to_do
 
+DAY_S = 24 * 3600
 FORWARD_AND_BACKWARD = 3
 """A backward pass takes about twice the FLOP of its forward pass."""
 
@@ -62,6 +63,17 @@ class Estimate:
         """Return the titles of the columns of `Cost.cells`."""
         money = [] if self.price is None else ["money"]
         return ["forwards", "FLOP", "written", f"{self.processor}-h", "time", *money]
+
+    @property
+    def warning(self) -> str | None:
+        """What to do where all of it takes more than a day; None if it does not."""
+        if self.total.seconds <= DAY_S:
+            return None
+        return (
+            f"that is {self.total.seconds / DAY_S:,.1f} days with {self.workers} {self.processor}"
+            f"{'s' if self.workers > 1 else ''}; for a small machine there is --recipe custom-small, or take a smaller"
+            " model.size or fewer score.noises; --workers N tells what a cluster would need"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the estimate as JSON values, for --json."""

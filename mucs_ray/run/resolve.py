@@ -16,6 +16,7 @@ from mucs_ray.data.sources import Choices
 from mucs_ray.data.sources.registry import load_source
 from mucs_ray.data.table import Dataset
 from mucs_ray.errors import InputError
+from mucs_ray.models.adapters import kind_of
 from mucs_ray.pipeline.recipe_file import read_recorded_run
 
 DEMO_WEIGHTS = str(resources.files("mucs_ray.recipes").joinpath("emoji.safetensors"))
@@ -45,7 +46,7 @@ def resolve(
         raise InputError("which data set? give --dataset NAME_OR_URL (or --recipe); `mucs-ray demo` needs neither")
     if values is None:
         values = raw_recipe(dataset, recipe)
-    values = with_settings(values, settings)
+    values = with_kind(values, settings)
     if weights is not None:
         values["weights"] = storage.absolute(weights)
     if "data" not in values:
@@ -63,6 +64,18 @@ def resolve(
 def default_run(dataset: str | None, recipe: str | None) -> str | None:
     """Return the run directory of a request that names none; None if it names no data set and no recipe either."""
     return f"runs/{raw_recipe(dataset, recipe)['name']}" if dataset is not None or recipe is not None else None
+
+
+def with_kind(values: Values, settings: list[str]) -> Values:
+    """Return raw recipe values with settings applied; settings that name another kind of model start from its defaults.
+
+    What the recipe says of the model belongs to the recipe's own kind.
+    """
+    changed = with_settings(values, settings)
+    sections = [section for each in (values, changed) if isinstance(section := each.get("model", {}), dict)]
+    if len(sections) == 2 and kind_of(sections[0]) != kind_of(sections[1]):
+        return with_settings({**values, "model": {}}, settings)
+    return changed
 
 
 def recipe_of_run(run: str, dataset: str | None) -> Values | None:

@@ -5,6 +5,8 @@ import torch
 
 from contract.test_models import METHODS, scored, worker
 from families import FAMILIES, classes, family
+from mucs_ray.attribution.cards.mucs import MUCSConfig
+from mucs_ray.attribution.unlearn import changed_names
 from mucs_ray.diffusion.batch import Batch, Item
 from mucs_ray.diffusion.condition import one_by_one
 from mucs_ray.diffusion.model import DiffusionModel
@@ -33,6 +35,15 @@ def test_every_family_is_scored_and_left_as_it_was(kind: str, name: str):
     assert scores.shape == (4, 2)
     assert scores.isfinite().all()
     assert all(torch.equal(tensor, before[each]) for each, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_what_a_recipe_unlearns_of_each_family(kind: str):
+    """All but biases, the matrices of blocks, and of these the part that works position by position."""
+    model = family(kind)
+    few, more, most = (set(changed_names(model, MUCSConfig(parameters=each))) for each in ("mlp", "block", "weights"))
+    assert few < more < most
+    assert most == {name for name, _ in model.network.named_parameters() if not name.endswith("bias")}
 
 
 @pytest.mark.parametrize("kind", FAMILIES)

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from mucs_ray.cli.app import app
 from mucs_ray.data.table import Dataset
+from mucs_ray.engine.coordinator import last_line
 from mucs_ray.engine.session import Cluster
 from mucs_ray.errors import InputError, RunFailed
 from mucs_ray.pipeline.graph import Pipeline
@@ -111,3 +112,10 @@ def test_an_input_error_in_a_training_is_raised_at_once(tmp_path: Path, cluster:
     shard.write_bytes(shard.read_bytes()[:100])
     with pytest.raises(InputError, match=r"part-00000\.parquet is corrupt"):
         work(pipeline, "pretrain", cluster)
+
+
+def test_a_worker_without_memory_is_one_line():
+    """Ray's own text is a page that ends in a link."""
+    text = "Task was killed due to the node running low on memory.\nRefer to ... how to address the out of memory issue"
+    assert last_line(RuntimeError(text)).startswith("a worker was ended because the machine ran out of memory")
+    assert last_line(RuntimeError("Traceback\n  ...\nValueError: no\n")) == "ValueError: no"

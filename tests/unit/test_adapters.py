@@ -23,6 +23,7 @@ from mucs_ray.models.dit_config import DiTConfig
 from mucs_ray.models.dit_edm import DiTEDM
 from mucs_ray.models.spec import ModelSpec
 from mucs_ray.pipeline.graph import Pipeline, reopen
+from mucs_ray.run.resolve import with_kind
 from mucs_ray.storage import join, publish_json
 from mucs_ray.store.weights import model_facts
 from mucs_ray.store.weights import model_spec as weights_spec
@@ -238,3 +239,11 @@ def test_its_recipe_comes_back_from_a_run_directory(dataset: Dataset, tmp_path: 
     pipeline = opened(build({**OWN, "data": dataset.url}), dataset, tmp_path / "run")
     publish_json(join(pipeline.run_url, "recipe.json"), pipeline.describe())
     assert reopen(pipeline.run_url, console=pipeline.console).recipe == pipeline.recipe
+
+
+def test_another_kind_starts_from_its_own_defaults_whatever_the_recipe_says_of_its_own():
+    recipe = read_recipe("artbench10")
+    assert with_kind(recipe, ["model.kind=unet-edm", "model.blocks=2"])["model"] == {"kind": "unet-edm", "blocks": 2}
+    assert with_kind(recipe, ["model.kind=dit-edm"])["model"] == {**recipe["model"], "kind": "dit-edm"}
+    assert with_kind(recipe, ["score.noises=3"])["model"] == recipe["model"]
+    assert with_kind({"name": "x"}, ["model.kind=unet-vp"])["model"] == {"kind": "unet-vp"}

@@ -5,6 +5,7 @@ The tiny set has 60 training images in 4 units, 2 items and 1 control, 12 update
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from mucs_ray.errors import InputError
 from mucs_ray.pipeline.graph import Pipeline
 from mucs_ray.planning import cost as estimating
 from mucs_ray.planning import speed as speeds
-from mucs_ray.planning.cost import cost, estimate, hours_text
+from mucs_ray.planning.cost import Estimate, cost, estimate, hours_text, total
 from mucs_ray.planning.speed import Speed
 from mucs_ray.planning.workload import Work, left_to_do
 from tiny import tiny_dataset, tiny_recipe, tiny_toml
@@ -189,3 +190,15 @@ def test_the_command_prints_the_same_numbers(data: Dataset, tmp_path: Path):
 @pytest.mark.parametrize(("seconds", "text"), [(36, "0.010"), (3600 * 18.8, "18.8"), (3600 * 796e3, "796,000.0")])
 def test_hours_for_reading(seconds: float, text: str):
     assert hours_text(seconds) == text
+
+
+@pytest.mark.parametrize(("hours", "told"), [(23, None), (36, "that is 1.5 days with 2 CPUs; for a small machine")])
+def test_a_run_of_more_than_a_day_is_warned_of(hours: float, told: str | None):
+    """1 s a forward on one of two workers, and as many forwards as fill the time."""
+    speed = replace(HERE, forward_s=1.0)
+    passes = Passes(forwards=int(2 * hours * 3600))
+    work = cost(Work(stage="s", work="", passes=passes, written_bytes=0, pieces=2), speed, workers=2, price=None)
+    found = Estimate(
+        stages=[work], total=total([work], price=None), workers=2, processor="CPU", price=None, basis=""
+    ).warning
+    assert found is None if told is None else found is not None and found.startswith(told)

@@ -25,7 +25,7 @@ from mucs_ray.errors import InputError
 from mucs_ray.models.dit import DiT
 from mucs_ray.models.dit_edm import DiTEDM
 from mucs_ray.spaces import augment as augmentation
-from mucs_ray.spaces.augment import augment, distortions, warp
+from mucs_ray.spaces.augment import augment, distorted_and_told_of_flips, distortions, flipped_only, warp
 from mucs_ray.store.run import Stage
 from mucs_ray.store.weights import load_state, save_state, state_tensors
 from mucs_ray.training import captured as captured_pass
@@ -352,6 +352,29 @@ def test_no_probability_and_no_flip_is_the_identity_bit_for_bit():
     same, flag = augment(image, generator(1, "x"), probability=0.0, flip=False)
     assert torch.equal(same, image)
     assert flag.tolist() == [0] * 7
+
+
+def test_a_flip_that_the_network_is_told_of_is_as_rare_as_a_distortion():
+    """As DiT-VP and UNet-EDM are trained: mirrored with probability .1, which sets the flag (spec/backbones 1.4)."""
+    image = torch.arange(16.0).view(1, 1, 4, 4).expand(5000, 3, 4, 4)
+    with_flips, told = distorted_and_told_of_flips(image, generator(1, "x"), probability=0.1, flip=True)
+    mirrored = (with_flips == image.flip(3)).all(dim=(1, 2, 3))
+    unchanged = (with_flips == image).all(dim=(1, 2, 3))
+    assert (told["augmented"] == (~unchanged).long()).all()
+    assert mirrored.float().mean().item() == pytest.approx(0.1 * 0.9**4, abs=0.015)  # and nothing else happened to it
+    assert unchanged.float().mean().item() == pytest.approx(0.9**5, abs=0.03)
+    _, told = distorted_and_told_of_flips(image, generator(1, "x"), probability=0.0, flip=True)
+    assert not told["augmented"].any()
+    without, told = distorted_and_told_of_flips(image, generator(1, "x"), probability=0.1, flip=False)
+    assert not (without == image.flip(3)).all(dim=(1, 2, 3)).any()
+
+
+def test_a_network_that_cannot_be_told_sees_mirrored_images_and_no_distorted_ones():
+    image = torch.arange(16.0).view(1, 1, 4, 4).expand(2000, 3, 4, 4)
+    flipped, told = flipped_only(image, generator(1, "x"), probability=0.5, flip=True)
+    mirrored = (flipped == image.flip(3)).all(dim=(1, 2, 3))
+    assert told == {} and (mirrored | (flipped == image).all(dim=(1, 2, 3))).all()
+    assert mirrored.float().mean().item() == pytest.approx(0.5, abs=0.05)
 
 
 def test_flip_mirrors_half_of_the_images_left_to_right_and_tells_nothing():

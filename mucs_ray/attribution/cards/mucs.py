@@ -32,8 +32,9 @@ class MUCSConfig:
     """Bound the ascent, draw by draw."""
     fixed_updates: Annotated[int, Ge(0)] = 0
     """Exactly so many updates, whatever the item's loss; 0 = until it is high enough."""
-    parameters: Literal["mlp", "block"] = "mlp"
-    """MLP weight matrices, or those of attention as well (spec 8, U-C4)."""
+    parameters: Literal["mlp", "block", "weights"] = "mlp"
+    """MLP weight matrices; or those of attention as well (spec 8, U-C4); or every tensor except biases. Where a network
+    has no MLPs, the convolutions of its blocks take their place (docs/networks.md)."""
     sigmas: Literal["training", "schedule"] = "training"
     """Noise levels of both losses: as in training, or random positions on the sampler's schedule (spec 8)."""
 
