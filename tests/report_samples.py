@@ -63,7 +63,9 @@ def picture(seed: int, height: int = 16, width: int = 16) -> Picture:
 
 
 def ranked_image(rank: int, label: str, text: str, image: Picture) -> RankedImage:
-    return RankedImage(rank=rank, idx=40 + rank, score=0.5 / rank - 0.07, label=label, text=text, image=image)
+    return RankedImage(
+        rank=rank, idx=40 + rank, score=0.5 / rank - 0.07, label=label, text=text, name=f"set/{text}.png", image=image
+    )
 
 
 def answer(

@@ -136,6 +136,8 @@ def test_absent_images_are_skipped_and_take_no_idx(tmp_path, weights):
         (1, "000000000100.jpg"),
     ]
     assert [idx for idx, _, _ in listed(listing, "test")] == [2, 3, 4]
+    assert [(each.reason, each.count) for each in listing.understood.passed_over] == [
+        ("images of captions_train2017.json that are not in train2017/", 1)]  # fmt: skip
 
 
 def test_large_sets_are_cut_into_shards(tmp_path, weights, monkeypatch):

@@ -38,6 +38,15 @@ def test_foreign_text_is_inert_everywhere(methods: tuple[str, ...]) -> None:
     assert EVIL in [attributes.get("title") for _, attributes in page.tags]
 
 
+@pytest.mark.parametrize("methods", [("MUCS",), ("MUCS", "DAS")])
+def test_training_images_have_their_names_in_the_source(methods: tuple[str, ...]) -> None:
+    page = Page(render(report(section(1, methods=methods, label="", text=EVIL))))
+    titles = [str(attributes.get("title")) for _, attributes in page.tags if attributes.get("title")]
+    assert any(f"set/{EVIL}.png" in title for title in titles)
+    if len(methods) == 1:
+        assert f"{EVIL}.png".rsplit("/", 1)[-1] in [text.strip() for text in page.texts]
+
+
 def test_file_is_self_contained() -> None:
     methods = ("MUCS", "DAS")
     page = Page(

@@ -236,9 +236,13 @@ def test_artbench10_counts_what_is_there_and_numbers_classes_as_they_come(tmp_pa
     put(tmp_path, "train/surrealism/a.png", png(2, width=30, height=130))
     put(tmp_path, "train/baroque/b.png", png(3)[:-30])
     put(tmp_path, "train/surrealism/c.png", png(4))
+    put(tmp_path, "train/baroque/more.png", png(5))
     source = load_source("artbench10")
     listing = source.plan(where, None)
     assert listing.classes == ("ukiyo_e", "baroque", "surrealism") and listing.size == 64 and listing.distributed
+    assert [(each.reason, each.example) for each in listing.understood.passed_over] == [
+        ("images of the CSV that are not there", "train/baroque/gone.png"),
+        ("files that are not in the CSV", "train/baroque/more.png")]  # fmt: skip
     first, broken, third, last = everything(source, listing)
     assert isinstance(first, Row) and (first.idx, first.label, first.text) == (0, 2, ("surrealism",))
     assert first.image.shape == (3, 64 * 130 // 30, 64) and first.image[0, 0, 0] == 2
@@ -410,3 +414,20 @@ def test_parquet_labels_that_are_none_name_the_way_without(tmp_path: Path, value
         parquet.plan(where, 4)
     one_line(caught)
     assert parquet.plan(where, 4, Choices(label_column="none")).condition == "none"
+
+
+def test_links_among_parquet_files_are_read_inside_a_hub_cache_and_else_only_when_asked(tmp_path: Path) -> None:
+    outside = hub(tmp_path / "outside.parquet", {"image": images(range(20))})
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "a.parquet").symlink_to(outside)
+    (tmp_path / "set" / "README.md").write_text("")
+    with pytest.raises(InputError, match=r"a.parquet is a link that leads out .* --follow-links") as caught:
+        parquet.plan(str(tmp_path / "set"), 4)
+    one_line(caught)
+    listing = parquet.plan(str(tmp_path / "set"), 4, Choices(follow_links=True))
+    assert [(each.reason, each.count) for each in listing.understood.passed_over] == [("files ending in .md", 1)]
+    blob = hub(tmp_path / "datasets--a--b/blobs/0a1b", {"image": images(range(20))})
+    snapshot = tmp_path / "datasets--a--b/snapshots/r/data"
+    snapshot.mkdir(parents=True)
+    (snapshot / "train-0.parquet").symlink_to(Path("../../../blobs") / blob.name)
+    assert parquet.plan(str(snapshot.parent), 4).understood.splits["train"] == "data/train-0.parquet"

@@ -341,6 +341,7 @@ STALE: dict[str, tuple[Any, set[str]]] = {
     "generate.items_per_forward": (2, GENERATED),
     "generate.sampler": ("euler", GENERATED),
     "generate.compat": (True, GENERATED),
+    "generate.conditions": ("train", GENERATED),
     "method.mucs.bound": ("zero-output", BOUNDED),
     "method.mucs.null_batches": (3, BOUNDED),
     "method.mucs.ascent_weight": (0.3, UNLEARNED),

@@ -5,10 +5,11 @@ import io
 from collections.abc import Iterator
 
 from mucs_ray import storage
-from mucs_ray.data.decode import DecodeError, decode
+from mucs_ray.data.decode import DecodeError, decode_upright
 from mucs_ray.data.sources import Listing, Reject, Task
 from mucs_ray.data.sources.cutting import tasks_of
 from mucs_ray.data.table import Row
+from mucs_ray.data.understood import Aside, Understood
 from mucs_ray.errors import InputError
 
 DEFAULT_SIZE = 64
@@ -19,7 +20,7 @@ SPLITS = ("train", "test")
 
 def plan(where: str | None, size: int | None) -> Listing:
     """List the images that are in the CSV and in the folder; class ids follow the first appearance in the CSV."""
-    root, table = find(where)
+    (root, table), aside = find(where), Aside()
     names_in: dict[str, set[str]] = {}
     classes: dict[str, int] = {}
     images: dict[str, list[tuple[str, int]]] = {split: [] for split in SPLITS}
@@ -35,18 +36,30 @@ def plan(where: str | None, size: int | None) -> Listing:
             names_in[folder] = set(storage.names(storage.join(root, folder)))
         if name in names_in[folder]:
             images[split].append((f"{folder}/{name}", number))
+        else:
+            aside.add("images of the CSV that are not there", f"{folder}/{name}")
     if not images["train"]:
         raise InputError(f"{root} holds none of the training images of {table}; expected train/<label>/<file name>")
-    names, side = tuple(classes), size or DEFAULT_SIZE
+    listed = {path for of_split in images.values() for path, _ in of_split}
+    for folder, names in sorted(names_in.items()):
+        unlisted = [name for name in names if f"{folder}/{name}" not in listed]
+        aside.add("files that are not in the CSV", f"{folder}/{min(unlisted, default='')}", len(unlisted))
+    classes_in_order, side = tuple(classes), size or DEFAULT_SIZE
     return Listing(
         name="artbench10",
         licence="ArtBench-10, Liao et al. 2022; fair use of works in the public domain, for research",
         size=side,
         condition="label",
-        condition_dim=len(names),
-        classes=names,
-        tasks=tasks_of(images["train"], images["test"], extra=(root, names, side)),
+        condition_dim=len(classes_in_order),
+        classes=classes_in_order,
+        tasks=tasks_of(images["train"], images["test"], extra=(root, classes_in_order, side)),
         distributed=True,
+        understood=Understood(
+            splits={"train": "train/", "test": "test/"},
+            labels="the CSV",
+            captions="the style",
+            passed_over=aside.told(),
+        ),
     )
 
 
@@ -55,11 +68,11 @@ def read(task: Task) -> Iterator[Row | Reject]:
     first_idx, entries, (root, classes, side) = task.payload
     for idx, (path, label) in enumerate(entries, start=first_idx):
         try:
-            image = decode(storage.read_bytes(storage.join(root, path)), size=side)
+            image, turned = decode_upright(storage.read_bytes(storage.join(root, path)), size=side)
         except (DecodeError, OSError) as error:
             yield Reject(idx=idx, where=path, reason=str(error))
         else:
-            yield Row(idx=idx, image=image, label=label, text=(classes[label],), name=path)
+            yield Row(idx=idx, image=image, label=label, text=(classes[label],), name=path, turned=turned)
 
 
 def find(where: str | None) -> tuple[str, str]:

@@ -17,6 +17,7 @@ from mucs_ray import storage
 from mucs_ray.data.sources import Listing, Reject, Task
 from mucs_ray.data.sources.cutting import tasks_of
 from mucs_ray.data.table import Row
+from mucs_ray.data.understood import Understood
 from mucs_ray.errors import InputError
 
 K = TypeVar("K")
@@ -51,6 +52,14 @@ def plan(where: str | None, size: int | None) -> Listing:
         condition_dim=NUM_CLASSES,
         classes=classes,
         tasks=tasks_of(train, test, extra=classes),
+        understood=Understood(
+            splits={
+                "train": f"{len(train) // PER_BATCH} of its {len(TRAIN_BATCHES)} batches",
+                "test": "the test batch" if test else "",
+            },
+            labels="its batches",
+            captions="the class",
+        ),
     )
 
 

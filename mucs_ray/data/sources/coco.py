@@ -11,10 +11,11 @@ from pydantic import TypeAdapter, ValidationError
 
 from mucs_ray import storage
 from mucs_ray.data import caption_embedding
-from mucs_ray.data.decode import DecodeError, decode
+from mucs_ray.data.decode import DecodeError, decode_upright
 from mucs_ray.data.sources import Listing, Reject, Task
 from mucs_ray.data.sources.cutting import tasks_of
 from mucs_ray.data.table import Row, Split
+from mucs_ray.data.understood import Aside, Understood
 from mucs_ray.errors import InputError
 
 DEFAULT_SIZE = 64
@@ -52,17 +53,21 @@ def plan(where: str | None, size: int | None) -> Listing:
     if where is None:
         raise InputError("coco needs --source, the folder of train2017/, val2017/ and annotations/")
     caption_embedding.find_weights()
-    root = storage.absolute(where)
+    root, aside = storage.absolute(where), Aside()
+    train, test = captioned(root, "train", aside), captioned(root, "test", aside)
     return Listing(
         name="coco",
         licence=LICENCE,
         size=size or DEFAULT_SIZE,
         condition="embedding",
         condition_dim=caption_embedding.DIM,
-        tasks=tasks_of(
-            captioned(root, "train"), captioned(root, "test"), per_shard=PER_SHARD, extra=(root, size or DEFAULT_SIZE)
-        ),
+        tasks=tasks_of(train, test, per_shard=PER_SHARD, extra=(root, size or DEFAULT_SIZE)),
         distributed=True,
+        understood=Understood(
+            splits={split: f"{folder}/" for split, folder in FOLDERS.items()},
+            captions="annotations/",
+            passed_over=aside.told(),
+        ),
     )
 
 
@@ -76,17 +81,20 @@ def read(task: Task) -> Iterator[Row | Reject]:
             yield Reject(idx=idx, where=where, reason="has no caption")
             continue
         try:
-            image = decode(storage.read_bytes(storage.join(root, where)), size=size)
+            image, turned = decode_upright(storage.read_bytes(storage.join(root, where)), size=size)
         except DecodeError as error:
             yield Reject(idx=idx, where=where, reason=str(error))
         except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
             yield Reject(idx=idx, where=where, reason=error.strerror or "absent")
         else:
-            yield Row(idx=idx, image=image, text=captions, condition=condition, name=where)
+            yield Row(idx=idx, image=image, text=captions, condition=condition, name=where, turned=turned)
 
 
-def captioned(root: str, split: Split) -> list[tuple[str, tuple[str, ...]]]:
-    """Return (file name, captions in order of annotation) of the existing images, by ascending id."""
+def captioned(root: str, split: Split, aside: Aside) -> list[tuple[str, tuple[str, ...]]]:
+    """Return (file name, captions in order of annotation) of the existing images, by ascending id.
+
+    `aside` counts images that are listed but not there, and files that are there but not listed.
+    """
     folder = FOLDERS[split]
     url = storage.join(root, "annotations", f"captions_{folder}.json")
     document = load(url)
@@ -100,9 +108,15 @@ def captioned(root: str, split: Split) -> list[tuple[str, tuple[str, ...]]]:
             raise InputError(f"{url}: image {id} has file_name {name!r}, expected a plain name inside {folder}/")
         if name in existing:
             images.append((name, tuple(captions.get(id, ()))))
+        else:
+            aside.add(f"images of captions_{folder}.json that are not in {folder}/", name)
     if not images:
         listed = len(document.images)
         raise InputError(f"none of the {listed} images of {url} is in {storage.join(root, folder)}; unpack them there")
+    unlisted = sorted(existing - {image.file_name for image in document.images})
+    aside.add(
+        f"files of {folder}/ that are not in captions_{folder}.json", unlisted[0] if unlisted else "", len(unlisted)
+    )
     return images
 
 

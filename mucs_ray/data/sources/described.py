@@ -10,7 +10,7 @@ from mucs_ray import storage
 from mucs_ray.data.decode import EXTENSIONS
 from mucs_ray.data.sources import Choices
 from mucs_ray.data.sources.columns import NONE, tidy
-from mucs_ray.data.sources.files import FOLLOW, leads_out, list_files
+from mucs_ray.data.sources.files import FOLLOW, leads_out, list_files, pass_over_endings
 from mucs_ray.data.sources.listed import Entry, listed_images
 from mucs_ray.data.sources.metadata import Metadata, decoded, is_metadata, preferred, read_metadata
 from mucs_ray.data.sources.splits import Placed, place
@@ -160,14 +160,6 @@ def folder_labels(root: str, places: Mapping[str, Placed], *, covered: bool) -> 
         f"{len(spellings[label])} class folders that differ only in blanks or in Unicode's form are one class, {label}"
         for label in merged
     )
-
-
-def pass_over_endings(files: Sequence[str], aside: Aside) -> None:
-    """Count files that are neither images nor anything that describes them."""
-    for file in files:
-        name = file.rpartition("/")[2]
-        ending = name[name.rfind(".") :].lower() if "." in name else ""
-        aside.add(f"files ending in {ending}" if ending else "files without an ending", file)
 
 
 def labels_from(tables: Mapping[str, Metadata], told: Mapping[str, str]) -> str:

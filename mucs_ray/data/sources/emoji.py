@@ -15,6 +15,7 @@ from mucs_ray.data.decode import to_array
 from mucs_ray.data.sources import Listing, Reject, Task
 from mucs_ray.data.sources.cutting import held_out, tasks_of
 from mucs_ray.data.table import Row, Split
+from mucs_ray.data.understood import Understood
 from mucs_ray.errors import InputError, MachineError
 
 DRAWN_PX = 64
@@ -48,6 +49,9 @@ def plan(where: str | None, size: int | None) -> Listing:
         classes=classes,
         tasks=tasks_of(splits["train"], splits["test"], extra=size),
         rows_per_unit=ROWS_PER_UNIT,
+        understood=Understood(
+            splits={"train": "the font", "test": "a tenth of it, held out"}, labels="emoji-data", captions="the name"
+        ),
     )
 
 

@@ -1,13 +1,13 @@
 """The files under a folder, at any URL: what is hidden or junk is counted, and links do not lead out of it."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from unicodedata import normalize
 
 from mucs_ray import storage
 from mucs_ray.data.understood import Aside
-from mucs_ray.errors import InputError
+from mucs_ray.errors import InputError, MucsError
 
 JUNK = ("__macosx", "thumbs.db", "desktop.ini", "@eadir", "$recycle.bin")
 HIDDEN = "hidden or junk files"
@@ -15,7 +15,48 @@ HUB_FOLDERS = ("datasets--", "models--", "spaces--")
 FOLLOW = "or give --follow-links"
 
 
-def list_files(root: str, aside: Aside, *, follow_links: bool = False) -> list[str]:
+def find_files(
+    where: str | None, endings: tuple[str, ...], aside: Aside, *, source: str, follow_links: bool = False
+) -> list[tuple[str, str]]:
+    """Return URL and name under `where` of every file with one of these endings, in order; or `where`, if it is a file.
+
+    `aside` counts all others. InputError if there is none, or one is a link that leads out and is not to be followed.
+    """
+    kind = f"*{endings[0]}"
+    if where is None:
+        raise InputError(f"{source} needs --source: a {kind} file, a folder of them, or an fsspec URL of either")
+    where = storage.absolute(where)
+    fs, root = storage.filesystem(where)
+    try:
+        with storage.own_errors(where):
+            if fs.isfile(root):
+                return [(where, root.rsplit("/", 1)[-1])]
+        files = list_files(where, aside, follow_links=follow_links, expected=f"a {kind} file, or a folder of them")
+    except (MucsError, storage.StoreError):
+        raise
+    except (OSError, ValueError) as error:
+        raise InputError(f"{where} cannot be listed ({str(error).splitlines()[0]})") from None
+    names = [file for file in files if file.lower().endswith(endings)]
+    if not names:
+        raise InputError(f"no {kind} at {where}; expected such a file, or a folder of them")
+    for name in names:
+        if leads_out(where, name, follow_links=follow_links):
+            raise InputError(
+                f"{where}/{name} is a link that leads out of the folder; put the file itself there, {FOLLOW}"
+            )
+    pass_over_endings([file for file in files if not file.lower().endswith(endings)], aside)
+    return [(storage.join(where, name), name) for name in names]
+
+
+def pass_over_endings(files: Sequence[str], aside: Aside) -> None:
+    """Count files that are neither images nor anything that describes them."""
+    for file in files:
+        name = file.rpartition("/")[2]
+        ending = name[name.rfind(".") :].lower() if "." in name else ""
+        aside.add(f"files ending in {ending}" if ending else "files without an ending", file)
+
+
+def list_files(root: str, aside: Aside, *, follow_links: bool = False, expected: str = "one of images") -> list[str]:
     """Return the paths under root, in order of their composed Unicode form; `aside` counts hidden files and junk.
 
     InputError if there is no such folder, or a link to a folder in it is not to be followed.
@@ -24,7 +65,7 @@ def list_files(root: str, aside: Aside, *, follow_links: bool = False) -> list[s
     with storage.own_errors(root):
         if not fs.isdir(path):
             archive = "; unpack an archive first, or read *.tar as source webdataset" if fs.exists(path) else ""
-            raise InputError(f"no folder {root}; expected one of images{archive}")
+            raise InputError(f"no folder {root}; expected {expected}{archive}")
         if storage.is_local(root):
             paths = list(local_files(path, "", aside, follow_links=follow_links, above=(os.path.realpath(path),)))
         else:

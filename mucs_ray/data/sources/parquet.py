@@ -17,12 +17,13 @@ from mucs_ray import storage
 from mucs_ray.data.decode import DecodeError, decode_upright
 from mucs_ray.data.sources import Choices, Listing, Reject, Task
 from mucs_ray.data.sources.cutting import PER_SHARD, held_out
-from mucs_ray.data.sources.parquet_files import Columns, Footer, corrupt, find, read_footers
+from mucs_ray.data.sources.files import find_files
+from mucs_ray.data.sources.parquet_files import Columns, Footer, corrupt, read_footers
 from mucs_ray.data.sources.splits import named_splits
 from mucs_ray.data.table import Row, Split, open_parquet
 from mucs_ray.data.understood import Aside, Understood
 
-CHOICES = ("image_column", "text_column", "label_column")
+CHOICES = ("image_column", "text_column", "label_column", "follow_links")
 DEFAULT_SIZE = 64
 ROWS_AT_ONCE = 64
 ALL, TRAIN_ONLY, TEST_ONLY = "all", "train", "test"
@@ -52,8 +53,9 @@ class Payload:
 
 def plan(where: str | None, size: int | None, choices: Choices | None = None) -> Listing:
     """Read the footers, and the label column."""
-    footers, columns = read_footers(find(where), choices or Choices())
-    aside = Aside()
+    choices, aside = choices or Choices(), Aside()
+    files = find_files(where, (".parquet",), aside, source="parquet", follow_links=choices.follow_links)
+    footers, columns = read_footers(files, choices)
     of_split, splits = held(footers, where or "", aside)
     side = size or DEFAULT_SIZE
     tasks, idx = [], 0

@@ -44,27 +44,6 @@ class Columns:
     notes: tuple[str, ...]
 
 
-def find(where: str | None) -> list[tuple[str, str]]:
-    """Return URL and name under `where` of every Parquet file, sorted by name."""
-    if where is None:
-        raise InputError("parquet needs --source: a *.parquet file, a folder of them, or an fsspec URL of either")
-    where = storage.absolute(where)
-    fs, root = storage.filesystem(where)
-    try:
-        with storage.own_errors(where):
-            if fs.isfile(root):
-                return [(where, root.rsplit("/", 1)[-1])]
-            paths = sorted(path for path in fs.find(root) if path.endswith(".parquet"))
-    except (MucsError, storage.StoreError):
-        raise
-    except (OSError, ValueError) as error:
-        raise InputError(f"{where} cannot be listed ({str(error).splitlines()[0]})") from None
-    names = [path.removeprefix(root).lstrip("/") for path in paths]
-    if not names:
-        raise InputError(f"no *.parquet at {where}; expected such a file, or a folder of them")
-    return [(storage.join(where, name), name) for name in names]
-
-
 def corrupt(url: str, error: Exception) -> NoReturn:
     """Raise InputError in one line; an error of the storage stays as it is."""
     if isinstance(error, (MucsError, storage.StoreError)):

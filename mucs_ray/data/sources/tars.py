@@ -35,27 +35,6 @@ class Sample:
     """The content of the other members by ending."""
 
 
-def find(where: str | None) -> list[tuple[str, str]]:
-    """Return URL and name under `where` of every tar, sorted by name. InputError if there is none."""
-    if where is None:
-        raise InputError("webdataset needs --source: a *.tar file, a folder of them, or an fsspec URL of either")
-    where = storage.absolute(where)
-    fs, root = storage.filesystem(where)
-    try:
-        with storage.own_errors(where):
-            if fs.isfile(root):
-                return [(where, root.rsplit("/", 1)[-1])]
-            paths = sorted(path for path in fs.find(root) if path.lower().endswith(TARS))
-    except (MucsError, storage.StoreError):
-        raise
-    except (OSError, ValueError) as error:
-        raise InputError(f"{where} cannot be listed ({str(error).splitlines()[0]})") from None
-    names = [name for path in paths if not is_junk((name := path.removeprefix(root).lstrip("/")).rsplit("/", 1)[-1])]
-    if not names:
-        raise InputError(f"no tar ({', '.join(TARS)}) at {where}; expected such a file, or a folder of them")
-    return [(storage.join(where, name), name) for name in names]
-
-
 def samples(url: str, aside: Aside, *, images: bool) -> Iterator[Sample]:
     """Yield the samples of a tar that have an image, in order; without `images` the content of the image is not read.
 

@@ -17,15 +17,16 @@ from mucs_ray.data.decode import DecodeError, decode_upright
 from mucs_ray.data.sources import Choices, Listing, Reject, Task
 from mucs_ray.data.sources.columns import NONE, choose, class_name, ordered, texts
 from mucs_ray.data.sources.cutting import held_out
+from mucs_ray.data.sources.files import find_files
 from mucs_ray.data.sources.folder import Condition, demand_weights
 from mucs_ray.data.sources.metadata import decoded
 from mucs_ray.data.sources.splits import named_splits, refuse_configurations
-from mucs_ray.data.sources.tars import Sample, find, samples
+from mucs_ray.data.sources.tars import TARS, Sample, samples
 from mucs_ray.data.table import Row, Split
 from mucs_ray.data.understood import Aside, Understood
 from mucs_ray.errors import InputError
 
-CHOICES = ("text_column", "label_column")
+CHOICES = ("text_column", "label_column", "follow_links")
 DEFAULT_SIZE = 64
 EMBEDDED_AT_ONCE = 64
 ALL, TRAIN_ONLY, TEST_ONLY = "all", "train", "test"
@@ -73,7 +74,7 @@ def plan(where: str | None, size: int | None, choices: Choices | None = None) ->
     MachineError at once if captions are the condition and the CLIP weights are absent.
     """
     choices, aside, side = choices or Choices(), Aside(), size or DEFAULT_SIZE
-    files = find(where)
+    files = find_files(where, TARS, aside, source="webdataset", follow_links=choices.follow_links)
     refuse_configurations([name for _, name in files], where or "")
     named = named_splits([name for _, name in files], where or "")
     tars = [look(url, name, choices, aside) for url, name in files]
