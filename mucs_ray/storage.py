@@ -240,7 +240,7 @@ def names(url: str) -> list[str]:
     return [entry.rstrip("/").rsplit("/", 1)[-1] for entry in entries]
 
 
-def digest(url: str, suffixes: tuple[str, ...] = (".json", ".safetensors")) -> str:
+def digest(url: str, suffixes: tuple[str, ...] = (".json", ".safetensors", ".ckpt", ".pt", ".pth")) -> str:
     """Return the sha256 of a file; of a folder, that of its files with these endings, also in folders inside it."""
     fs, path = filesystem(url)
     with own_errors(url):

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mucs_ray.errors import InputError
 from mucs_ray.models.weights_file import HOLDERS, MEANS, WRAPPERS, peeled, read_state
+from mucs_ray.storage import digest
 from mucs_ray.store.weights import load_weights
 
 State = dict[str, Tensor]
@@ -105,6 +106,14 @@ def test_a_folder_with_one_file_of_weights_is_that_file(tmp_path: Path) -> None:
     )
     (tmp_path / "empty").mkdir()
     assert "holds no file of weights" in one_line(lambda: read_state(str(tmp_path / "empty")))
+
+
+def test_other_weights_in_a_folder_are_another_digest(tmp_path: Path) -> None:
+    digests = set()
+    for state in (RAW, MEAN):
+        torch.save(state, tmp_path / "weights.pt")
+        digests.add(digest(str(tmp_path)))
+    assert len(digests) == 2
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "weights.pt"])
