@@ -131,7 +131,7 @@ def items(model: DiffusionModel, images: Emoji, num: int) -> Iterator[Item]:
     for number in range(num):
         noise = normal(generator(SEED, f"generate/idx={number}"), 1, *model.shape)
         condition = {"condition": images.condition[number][None]}
-        z = draw(model, noise, condition, steps=40, step_noise=lambda step, noise=noise: noise)[0]
+        z = draw(model, noise, condition, steps=40, clip="on", step_noise=lambda step, noise=noise: noise)[0]
         yield Item(number=number, idx=number, condition={"condition": images.condition[number]}, z=z)
 
 

@@ -44,6 +44,10 @@ class GenerateConfig:
     """heun; ddim or ancestral where the network predicts on a table of steps; euler for the official networks on a
     continuous one. "auto": the first that is usual for the model's process (mucs_ray/diffusion/samplers.py)."""
     steps: Annotated[int, Gt(0)] = 32
+    clip: Literal["auto", "on", "off"] = "auto"
+    """Keep the denoised image within the range of pixels in every step. A network that predicts noise needs it unless
+    it is well trained, for at the noisiest levels its errors are multiplied by sigma. "auto": for ancestral, and for
+    ddim from a very high noise."""
     compat: bool = False
     """Leave out euler's last step, as the official code does; some noise stays in the images."""
     guidance: float = 1.0

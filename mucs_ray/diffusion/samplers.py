@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mucs_ray.diffusion.condition import NO_CONDITION, Condition
 from mucs_ray.diffusion.generation import Levels, ancestral, ddim, euler, towards
-from mucs_ray.diffusion.model import DiffusionModel, guided
+from mucs_ray.diffusion.model import Denoiser, DiffusionModel, guided
 from mucs_ray.diffusion.process import Process
 from mucs_ray.diffusion.sampler import sample
 from mucs_ray.diffusion.vp import VP
@@ -64,15 +64,19 @@ def draw(
     steps: int,
     guidance: float = 1.0,
     compat: bool = False,
+    clip: Literal["auto", "on", "off"] = "auto",
     step_noise: Callable[[int], Float[Tensor, "b *shape"]],
 ) -> Float[Tensor, "b *shape"]:
     """Draw images from unit noise.
 
     `step_noise` returns the noise of a step by its number, for the ancestral sampler. `compat` leaves out the last step
-    of euler, as the official code does.
+    of euler, as the official code does. `clip` keeps D within the range of z in every step; "auto": for ancestral, and
+    for ddim from a very high noise.
     """
     process, denoiser = model.process, guided(model, guidance)
     chosen = sampler_for(process, sampler)
+    if clip == "on" and chosen in ("heun", "euler"):
+        denoiser = within(denoiser, model.limit)
     if chosen == "heun":
         spaced = replace(process, spacing="rho") if isinstance(process, VP) else process
         return sample(spaced, denoiser, unit_noise, condition, num_steps=steps)
@@ -85,14 +89,26 @@ def draw(
             states = euler(process, denoiser, unit_noise, condition, levels=levels)
         case "ddim":
             first = process.at(levels[0][:1].double())
-            clip = model.limit if (first.s / first.alpha).item() > MOST_SIGMA else None
-            states = ddim(process, denoiser, unit_noise, condition, levels=levels, clip=clip)
+            high = (first.s / first.alpha).item() > MOST_SIGMA
+            limit = model.limit if clip == "on" or (clip == "auto" and high) else None
+            states = ddim(process, denoiser, unit_noise, condition, levels=levels, clip=limit)
         case "ancestral":
+            limit = None if clip == "off" else model.limit
             states = ancestral(
-                process, denoiser, unit_noise, condition, levels=levels, step_noise=step_noise, clip=model.limit
+                process, denoiser, unit_noise, condition, levels=levels, step_noise=step_noise, clip=limit
             )
     *_, last = states
     return last
+
+
+def within(denoiser: Denoiser, limit: float | None) -> Denoiser:
+    """Keep the denoised images within the range of z, if it has one."""
+
+    def clamped(noisy: Tensor, level: Tensor, condition: Condition = NO_CONDITION) -> Tensor:
+        denoised = denoiser(noisy, level, condition)
+        return denoised if limit is None else denoised.clamp(-limit, limit)
+
+    return clamped
 
 
 def steps_of(process: Process, steps: int) -> Levels:

@@ -71,6 +71,7 @@ def generate_batch(
         steps=config.steps,
         guidance=config.guidance,
         compat=config.compat,
+        clip=config.clip,
         step_noise=step_noise,
     ).cpu()
     conditions = one_by_one(batch.condition, len(planned))

@@ -31,6 +31,7 @@ LATER = {
     "generate.conditions": "test",
     "generate.sampler": "auto",
     "generate.compat": False,
+    "generate.clip": "auto",
     "score.lowest_sigma": None,
 }
 """Settings that came later, with the values that mean what was done before: those are not part of a fingerprint."""

@@ -151,6 +151,7 @@ def examine(recipe: Recipe, dataset: Dataset) -> Examined:
         steps=config.steps,
         guidance=config.guidance,
         compat=config.compat,
+        clip=config.clip,
         step_noise=lambda step: normal(generator(recipe.seed, f"check/step={step}"), *noise.shape).to(device),
     )
     return Examined(
