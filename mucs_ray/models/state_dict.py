@@ -17,8 +17,8 @@ def check(
 ) -> None:
     """Raise InputError unless the names are the same, and the shapes."""
     if actual and not actual.keys() & expected.keys():
-        names = few(map(repr, actual))
-        raise InputError(f"{path}: none of its {len(actual)} tensors is one of {network_name} ({names})")
+        others = f"{len(actual)} unexpected ({few(map(repr, actual))})"
+        raise InputError(f"{path}: not the tensors of {network_name}: all are missing, and {others}")
     shapes = [
         f"{name} is {shape(actual[name])}, not {shape(tensor)}"
         for name, tensor in expected.items()
