@@ -342,6 +342,7 @@ STALE: dict[str, tuple[Any, set[str]]] = {
     "generate.sampler": ("euler", GENERATED),
     "generate.compat": (True, GENERATED),
     "generate.conditions": ("train", GENERATED),
+    "generate.clip": ("on", GENERATED),
     "method.mucs.bound": ("zero-output", BOUNDED),
     "method.mucs.null_batches": (3, BOUNDED),
     "method.mucs.ascent_weight": (0.3, UNLEARNED),
