@@ -68,7 +68,10 @@ def test_queries_become_items(answered: Pipeline, finished: Pipeline):
     generated = load_item(finished.stages["generate"], 0)
     assert torch.equal(items["exact.safetensors"].z, generated.z)
     assert (items["[8] bit.png"].z - generated.z.clamp(-1, 1)).abs().max() <= 3 / 255 + 1e-6
-    assert torch.equal(items["exact.safetensors"].condition["condition"], torch.zeros(3))  # none was named
+    assert torch.equal(items["[8] bit.png"].condition["condition"], torch.zeros(3))  # none was named
+    # the file of the run's own tensor is known by its content, and so are its condition and its noise
+    assert torch.equal(items["exact.safetensors"].condition["condition"], generated.condition["condition"])
+    assert items["exact.safetensors"].idx == generated.idx
     (row,) = [
         table.filter([idx == 5 for idx in table["idx"].to_pylist()]) for table in finished.dataset.stream("train")
     ][:1]
