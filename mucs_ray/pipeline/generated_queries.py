@@ -7,7 +7,6 @@ from hashlib import sha256
 from mucs_ray import storage
 from mucs_ray.data.decode import DecodeError, decode
 from mucs_ray.data.queries import Query
-from mucs_ray.store.facts import GenerationFacts, read_facts
 from mucs_ray.store.item_names import item_file
 from mucs_ray.store.run import Stage
 
