@@ -19,10 +19,10 @@ def recognized(queries: Sequence[Query], generated: Stage) -> tuple[Query, ...]:
     """
     if all(query.is_row for query in queries) or generated.state().status != "done":
         return tuple(queries)
-    digests, manifest = (
-        {query.idx: content_digest(query) for query in queries if not query.is_row},
-        generated.manifest(),
-    )
+    from mucs_ray.store.facts import GenerationFacts, read_facts  # imports torch, without which runs are looked at
+
+    digests = {query.idx: content_digest(query) for query in queries if not query.is_row}
+    manifest = generated.manifest()
     assert manifest is not None
     marked = {query.idx: query for query in queries}
     for item in read_facts(generated, GenerationFacts).items:
