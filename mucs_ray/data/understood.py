@@ -37,9 +37,9 @@ class Aside:
 
     def sentence(self) -> str:
         """Return all of it in one line."""
-        return "; ".join(f"{e.count:,} {e.reason}, e.g. {e.example}" for e in self.told()) or "there are none"
+        return "; ".join(f"{e.count:,} {e.reason}, e.g. {e.example}" for e in self.reasons()) or "there are none"
 
-    def told(self) -> tuple[PassedOver, ...]:
+    def reasons(self) -> tuple[PassedOver, ...]:
         """Return the reasons, the most frequent first."""
         return tuple(PassedOver(reason, count, self.examples[reason]) for reason, count in self.counts.most_common())
 
@@ -96,7 +96,7 @@ def summary(understood: Understood, counts: Counts, classes: tuple[str, ...], re
             for number, name in enumerate(classes)
         ],
         "captions": {"from": understood.captions, "share": counts.captioned / total if total else 0.0},
-        "passed_over": [asdict(each) for each in understood.passed_over],
+        "passed_over": [asdict(reason) for reason in understood.passed_over],
         "rejected": [
             {"reason": reason, "count": count} for reason, count in Counter(reasons).most_common(SHOWN_REASONS)
         ],
@@ -104,22 +104,22 @@ def summary(understood: Understood, counts: Counts, classes: tuple[str, ...], re
     }
 
 
-def lines(told: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def lines(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield the rows of the table that `data prepare` ends with, as (what, how much and where from)."""
-    if not told:
+    if not summary:
         return
-    for facts in told["splits"]:
+    for facts in summary["splits"]:
         source = f", from {facts['from']}" if facts["from"] and facts["images"] else ""
         yield facts["split"], counted(facts["images"], "image") + source
-    yield "classes", of_classes(told["classes"], told["labels"])
-    captions = told["captions"]
+    yield "classes", of_classes(summary["classes"], summary["labels"])
+    captions = summary["captions"]
     source = f", from {captions['from']}" if captions["from"] else ""
     yield "captions", f"{captions['share']:.1%} of the images have one{source}" if captions["share"] else "none"
-    passed = [f"{each['count']:,} {each['reason']} (e.g. {each['example']})" for each in told["passed_over"]]
+    passed = [f"{entry['count']:,} {entry['reason']} (e.g. {entry['example']})" for entry in summary["passed_over"]]
     yield "passed over", "\n".join(passed) or "nothing"
-    rejected = [f"{each['count']:,} {each['reason']}" for each in told["rejected"]]
+    rejected = [f"{entry['count']:,} {entry['reason']}" for entry in summary["rejected"]]
     yield "rejected", "\n".join([*rejected, "each is listed in rejects.parquet"]) if rejected else "nothing"
-    for note in told["notes"]:
+    for note in summary["notes"]:
         yield "note", note
 
 
@@ -127,10 +127,10 @@ def of_classes(classes: Sequence[Mapping[str, Any]], source: str) -> str:
     """Write how many classes there are, and the images of the first of them."""
     if not classes:
         return "none"
-    first = [f"{each['name']} {each['train']:,}+{each['test']:,}" for each in classes[:SHOWN_CLASSES]]
+    first = [f"{entry['name']} {entry['train']:,}+{entry['test']:,}" for entry in classes[:SHOWN_CLASSES]]
     more = f" and {len(classes) - SHOWN_CLASSES:,} more" if len(classes) > SHOWN_CLASSES else ""
-    told = f"{len(classes):,}{f', from {source}' if source else ''}"
-    return f"{told} (train+test): {', '.join(first)}{more}"
+    number = f"{len(classes):,}{f', from {source}' if source else ''}"
+    return f"{number} (train+test): {', '.join(first)}{more}"
 
 
 def counted(count: int, what: str) -> str:

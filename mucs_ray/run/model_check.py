@@ -34,7 +34,7 @@ NUM_IMAGES, NUM_UNITS = 32, 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checked:
-    """What a check found."""
+    """The result of a check."""
 
     ratio: float
     """The loss of the model, as a share of that of the best linear denoiser."""
@@ -46,14 +46,14 @@ class Checked:
         """What there is to say, in one line."""
         if self.ratio < DOUBTFUL:
             return f"model check: {self.ratio:.2f} of the loss of knowing nothing of the images"
-        told = f"the model's loss on training images is {self.ratio:.2f} of that of knowing only their mean square"
+        loss = f"the model's loss on training images is {self.ratio:.2f} of that of knowing only their mean square"
         best = min(self.others, key=lambda other: other.ratio, default=None)
         if best and best.ratio < DOUBTFUL and best.ratio < 0.8 * self.ratio:
             setting = f": --set {best.setting}" if best.setting else ", which cannot be set here"
-            return f"{told}; read {best.name} it would be {best.ratio:.2f}{setting}"
+            return f"{loss}; read {best.name} it would be {best.ratio:.2f}{setting}"
         tried = ", ".join(f"{other.name} {other.ratio:.2f}" for other in self.others)
         return (
-            f"{told}, and no other reading is better ({tried}); check that these weights were trained on images of this"
+            f"{loss}, and no other reading is better ({tried}); check that these weights were trained on images of this"
             " data set and size, and for long enough"
         )
 
@@ -64,10 +64,10 @@ class Checked:
 
 def check(model: DiffusionModel, batch: Batch, *, seed: int) -> Checked:
     """Measure how well a model denoises training images and, if badly, how well if it is read otherwise."""
-    found = ratio(model, batch, seed=seed)
-    if found < DOUBTFUL:
-        return Checked(ratio=found)
-    return Checked(ratio=found, others=tuple(other_readings(model, batch, seed=seed)))
+    own_ratio = ratio(model, batch, seed=seed)
+    if own_ratio < DOUBTFUL:
+        return Checked(ratio=own_ratio)
+    return Checked(ratio=own_ratio, others=tuple(other_readings(model, batch, seed=seed)))
 
 
 def refuse(checked: Checked, source: str) -> None:
@@ -80,10 +80,10 @@ def some_images(dataset: Dataset, codec: Codec) -> Batch:
     """Return training images that are spread over the data set."""
     units = dataset.units("train")
     chosen = [units[at] for at in np.unique(np.linspace(0, len(units) - 1, NUM_UNITS).round().astype(int))]
-    each = -(-NUM_IMAGES // len(chosen))
+    rows_a_unit = -(-NUM_IMAGES // len(chosen))
     tables = []
     for unit in chosen:
-        rows = np.unique(np.linspace(0, unit.rows - 1, each).round().astype(int))
+        rows = np.unique(np.linspace(0, unit.rows - 1, rows_a_unit).round().astype(int))
         tables.append(read_unit(unit).take(pa.array(rows)))
     batches = [dataset.batch(table, codec) for table in tables]
     joined = {name: torch.cat([batch.condition[name] for batch in batches]) for name in batches[0].condition}

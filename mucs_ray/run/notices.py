@@ -1,4 +1,4 @@
-"""What is told, or refused, of the model before any work: the noise that it is scored on, and what is out of reach."""
+"""What is said of the model before any work, or refused: the noise at which it scores, and what is out of reach."""
 
 from collections.abc import Collection, Iterator
 from math import prod, sqrt

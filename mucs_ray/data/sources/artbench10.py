@@ -58,7 +58,7 @@ def plan(where: str | None, size: int | None) -> Listing:
             splits={"train": "train/", "test": "test/"},
             labels="the CSV",
             captions="the style",
-            passed_over=aside.told(),
+            passed_over=aside.reasons(),
         ),
     )
 

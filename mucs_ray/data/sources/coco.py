@@ -66,7 +66,7 @@ def plan(where: str | None, size: int | None) -> Listing:
         understood=Understood(
             splits={split: f"{folder}/" for split, folder in FOLDERS.items()},
             captions="annotations/",
-            passed_over=aside.told(),
+            passed_over=aside.reasons(),
         ),
     )
 

@@ -77,7 +77,7 @@ def plan(where: str | None, size: int | None, choices: Choices | None = None) ->
             splits=splits,
             labels=found.labels if classes else "",
             captions=found.captions,
-            passed_over=aside.told(),
+            passed_over=aside.reasons(),
             notes=found.notes,
         ),
     )

@@ -77,7 +77,7 @@ def plan(where: str | None, size: int | None, choices: Choices | None = None) ->
             splits=splits,
             labels=f"column {columns.label}" if columns.classes else "",
             captions=f"column {columns.text}" if columns.text else "the class" if columns.classes else "",
-            passed_over=aside.told(),
+            passed_over=aside.reasons(),
             notes=columns.notes,
         ),
     )

@@ -114,7 +114,7 @@ def plan(where: str | None, size: int | None, choices: Choices | None = None) ->
             splits={"train": origin, "test": test[0].name if test else f"{origin}, a tenth of the images held out"},
             labels="files .cls, or columns of .json" if classes else "",
             captions="files .txt, or columns of .json" if any(tar.captioned for tar in train) else "",
-            passed_over=aside.told(),
+            passed_over=aside.reasons(),
         ),
     )
 
