@@ -45,7 +45,7 @@ def prepare(
     """Write a training set in the canonical form, as `mucs-ray data prepare` does, and return it.
 
     Args:
-        name: emoji, cifar10, artbench10, coco, folder or parquet.
+        name: emoji, cifar10, artbench10, coco, folder, parquet or webdataset.
         source: The place of the original files; None for the embedded emoji.
         out: The URL to write to; data/NAME if it is None. The same request again returns what is there.
         size: The shorter side in pixels.

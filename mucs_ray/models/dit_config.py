@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from mucs_ray.errors import InputError
-from mucs_ray.models.spec import DEFAULT_KIND, ModelSpec, check_condition, check_numbers, check_size
+from mucs_ray.models.spec import DEFAULT_KIND, VectorConditionedSpec, check_numbers
 
 MAY_BE_ZERO = ("registers", "condition_dim", "dropout", "condition_drop")
 PROBABILITIES = ("dropout", "condition_drop")
@@ -19,7 +19,7 @@ SIZES = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DiTConfig(ModelSpec):
+class DiTConfig(VectorConditionedSpec):
     """The shape of the network; the defaults are the paper's CIFAR-10 model."""
 
     kind: ClassVar[str] = DEFAULT_KIND
@@ -27,7 +27,6 @@ class DiTConfig(ModelSpec):
     bound: ClassVar[Literal["drawn", "linear"]] = "drawn"
     label: ClassVar[str] = "DiT-EDM"
 
-    image_size: int = 32
     channels: tuple[int, int] = (4, 4)
     strides: tuple[int, int] = (1, 1)
     kernel_size: int = 5
@@ -38,8 +37,6 @@ class DiTConfig(ModelSpec):
     mlp_ratio: int = 4
     registers: int = 32
     condition_channels: int = 256
-    condition_dim: int = 0
-    """The width of the condition vector; 0 = unconditional."""
     condition_drop: float = 0.1
     dropout: float = 0.1
 
@@ -62,11 +59,6 @@ class DiTConfig(ModelSpec):
             raise InputError(f"model.size says what model.{also[0]} is; leave one of them out")
         return {**rest, **SIZES[size]}
 
-    @classmethod
-    def opened(cls, values: Mapping[str, Any], *, size: int, condition_dim: int) -> dict[str, Any]:
-        """Fill image size and width of the condition where they are left open."""
-        return {"image_size": size, "condition_dim": condition_dim, **values}
-
     def check(self) -> None:
         """Raise InputError if a size of the network makes no sense, or sizes do not divide."""
         check_numbers(self, may_be_zero=MAY_BE_ZERO, probabilities=PROBABILITIES)
@@ -77,16 +69,6 @@ class DiTConfig(ModelSpec):
             raise InputError(f"model.image_size {self.image_size} is not a multiple of strides x patch_size = {cell}")
         if self.width % self.num_heads or self.width % 4:
             raise InputError(f"model.width {self.width} must be a multiple of num_heads {self.num_heads} and of 4")
-
-    def check_fits(self, *, size: int, condition_dim: int, data: str) -> None:
-        """Raise InputError unless the images have the network's size, and the condition its width."""
-        check_size(self.image_size, size=size, data=data)
-        check_condition("condition_dim", self.condition_dim, condition_dim=condition_dim, data=data)
-
-    @property
-    def conditional(self) -> bool:
-        """Whether there is a condition vector."""
-        return self.condition_dim > 0
 
     def describe(self) -> str:
         """Return one line for the report."""

@@ -61,6 +61,30 @@ class ModelSpec:
         return self.kind
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VectorConditionedSpec(ModelSpec):
+    """What models of square pictures with a condition vector have in common."""
+
+    image_size: int = 32
+    condition_dim: int = 0
+    """The width of the condition vector; 0 = unconditional."""
+
+    @classmethod
+    def opened(cls, values: Mapping[str, Any], *, size: int, condition_dim: int) -> dict[str, Any]:
+        """Fill image size and width of the condition where they are left open."""
+        return {"image_size": size, "condition_dim": condition_dim, **values}
+
+    def check_fits(self, *, size: int, condition_dim: int, data: str) -> None:
+        """Raise InputError unless the images have the network's size, and the condition its width."""
+        check_size(self.image_size, size=size, data=data)
+        check_condition("condition_dim", self.condition_dim, condition_dim=condition_dim, data=data)
+
+    @property
+    def conditional(self) -> bool:
+        """Whether there is a condition vector."""
+        return self.condition_dim > 0
+
+
 def check_numbers(spec: ModelSpec, *, may_be_zero: Collection[str], probabilities: Collection[str]) -> None:
     """Raise InputError unless every number of a spec is at least 1, or what these names may be instead."""
     for key, value in asdict(spec).items():

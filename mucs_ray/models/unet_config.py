@@ -1,11 +1,10 @@
 """The shape of the official UNet, separate from the network so that a recipe can be read without torch."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from mucs_ray.errors import InputError
-from mucs_ray.models.spec import ModelSpec, check_condition, check_numbers, check_size
+from mucs_ray.models.spec import VectorConditionedSpec, check_numbers
 
 MAY_BE_ZERO = PROBABILITIES = ("dropout", "condition_drop", "condition_dim")
 MOST_GROUPS = 32
@@ -13,13 +12,12 @@ MOST_GROUPS = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class UNetConfig(ModelSpec):
+class UNetConfig(VectorConditionedSpec):
     """The shape of the network; the defaults are the paper's CIFAR-10 model for EDM, but for its condition."""
 
     trains: ClassVar[bool] = True
     label: ClassVar[str] = "UNet"
 
-    image_size: int = 32
     channels: int = 128
     multipliers: tuple[int, ...] = (2, 2, 2)
     """The width of each level in multiples of `channels`, the finest first."""
@@ -28,15 +26,8 @@ class UNetConfig(ModelSpec):
     """The number of blocks in each level of the encoder; the decoder has one more."""
     attention_at: tuple[int, ...] = (16,)
     """The sides of the feature maps whose blocks attend; the narrowest level of the decoder always does."""
-    condition_dim: int = 0
-    """The width of the condition vector; 0 = unconditional."""
     condition_drop: float = 0.1
     dropout: float = 0.1
-
-    @classmethod
-    def opened(cls, values: Mapping[str, Any], *, size: int, condition_dim: int) -> dict[str, Any]:
-        """Fill image size and width of the condition where they are left open."""
-        return {"image_size": size, "condition_dim": condition_dim, **values}
 
     def check(self) -> None:
         """Raise InputError if a size of the network makes no sense, or sizes do not divide."""
@@ -54,16 +45,6 @@ class UNetConfig(ModelSpec):
                     f"model.channels {self.channels} makes feature maps of {joined} channels, which do not divide into"
                     f" {min(MOST_GROUPS, joined // 4)} groups; take a multiple of {MOST_GROUPS}"
                 )
-
-    def check_fits(self, *, size: int, condition_dim: int, data: str) -> None:
-        """Raise InputError unless the images have the network's size, and the condition its width."""
-        check_size(self.image_size, size=size, data=data)
-        check_condition("condition_dim", self.condition_dim, condition_dim=condition_dim, data=data)
-
-    @property
-    def conditional(self) -> bool:
-        """Whether there is a condition vector."""
-        return self.condition_dim > 0
 
     def describe(self) -> str:
         """Return one line for the report."""

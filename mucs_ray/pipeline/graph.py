@@ -88,9 +88,7 @@ class Pipeline:
         check_fits(recipe, dataset.card, generates=not queries)
         digest = storage.digest(recipe.weights) if recipe.weights else None
         run_url = open_run(run_url)
-        recorded = read_recorded_run(run_url)
-        if recorded is not None and recorded.queries:
-            raise InputError(f"{run_url} is the answer for pictures, a part of a run; give --run {model_url(run_url)}")
+        recorded = read_recorded_run(run_url, whole=True)
         if weights_dir is None:  # as in the command before, or a report would lose what was measured with them
             weights_dir = recorded.weights_dir if recorded else None
         else:

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mucs_ray import storage
-from mucs_ray.data.queries import Query, from_json, to_json
+from mucs_ray.data.queries import Query, from_json, model_url, to_json
+from mucs_ray.errors import InputError
 from mucs_ray.store.run import read_json_or_none
 
 RECIPE_FILE = "recipe.json"
@@ -43,11 +44,16 @@ class RecordedRun:
         return {**self.recipe, **others}
 
 
-def read_recorded_run(run_url: str) -> RecordedRun | None:
-    """Read recipe.json of a run directory; None if there is none."""
+def read_recorded_run(run_url: str, *, whole: bool = False) -> RecordedRun | None:
+    """Read recipe.json of a run directory; None if there is none.
+
+    InputError if a `whole` run is wanted, and this is only the answer for a user's pictures in one.
+    """
     values = read_json_or_none(storage.join(run_url, RECIPE_FILE))
     if values is None:
         return None
+    if whole and "queries" in values:
+        raise InputError(f"{run_url} is the answer for pictures, a part of a run; give --run {model_url(run_url)}")
     return RecordedRun(
         weights_sha256=values.pop("weights_sha256", None),
         methods=tuple(values.pop("methods", ("mucs",))),

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -121,12 +122,13 @@ class Answer:
     @property
     def evaluation(self) -> dict[str, Any] | None:
         """The statistics of the counterfactual test, as in report.json; None if it was not made."""
-        return report.as_json(self._pipeline, counterfactual.analysis_of([self._pipeline]))["evaluation"]
+        analysis = counterfactual.analysis_of([self._pipeline])
+        return None if analysis is None else asdict(analysis)
 
     @property
     def warnings(self) -> list[str]:
         """Sentences on what makes an answer worthless, if anything does."""
-        return report.as_json(self._pipeline, None)["warnings"]
+        return report.warnings(self._pipeline)
 
     def _stage(self, method: str | None) -> Any:  # noqa: ANN401 - a Stage
         chosen = method or self.methods[0]

@@ -1,13 +1,12 @@
 """An answer as a notebook shows it: HTML without scripts or styles of the page around it."""
 
-import base64
-import io
 from html import escape
 from typing import TYPE_CHECKING
 
-from PIL import Image
+import numpy as np
 
-from mucs_ray.spaces.pictures import as_image
+from mucs_ray.report.document import Picture
+from mucs_ray.report.pictures import png_data_uri, thumbnail
 
 if TYPE_CHECKING:
     from mucs_ray.results.answer import Answer
@@ -23,10 +22,10 @@ def html(answer: "Answer") -> str:
     rows = answer.dataset.find({row["idx"] for row in top if row["query"] in shown}, "train")
     lines = []
     for number, query in enumerate(shown):
-        cells = [cell(answer.image(number), query)]
+        cells = [cell(np.moveaxis(np.asarray(answer.image(number)), -1, 0), query)]
         for row in top:
             if row["query"] == query:
-                training = as_image(rows[row["idx"]].image)
+                training = rows[row["idx"]].image
                 named = row["name"] or row["text"] or row["label"] or f"idx {row['idx']}"
                 cells.append(cell(training, f"{row['score']:.3f}", title=f"{named}, idx {row['idx']}"))
         lines.append(f"<tr>{''.join(cells)}</tr>")
@@ -42,14 +41,9 @@ def html(answer: "Answer") -> str:
     )
 
 
-def cell(image: Image.Image, text: str, *, title: str = "") -> str:
+def cell(picture: Picture, text: str, *, title: str = "") -> str:
     """Return one picture with a line of text under it."""
-    buffer = io.BytesIO()
-    small = image.copy()
-    small.thumbnail((2 * SIDE_PX, 2 * SIDE_PX))
-    small.save(buffer, format="PNG")
-    uri = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
-    style = f"width:{SIDE_PX}px;image-rendering:{'pixelated' if max(image.size) < SIDE_PX else 'auto'}"
-    label = escape(title or text)
-    picture = f'<img src="{uri}" style="{style}" alt="{label}" title="{label}">'
-    return f'<td style="text-align:center;font-size:smaller">{picture}<br>{escape(text[-24:])}</td>'
+    rendering = "pixelated" if max(picture.shape[1:]) < SIDE_PX else "auto"
+    label, style = escape(title or text), f"width:{SIDE_PX}px;image-rendering:{rendering}"
+    image = f'<img src="{png_data_uri(thumbnail(picture))}" style="{style}" alt="{label}" title="{label}">'
+    return f'<td style="text-align:center;font-size:smaller">{image}<br>{escape(text[-24:])}</td>'

@@ -1,8 +1,8 @@
 """What is said of the user's pictures beside the answer (spec/models.md 3)."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
+from mucs_ray.data.queries import Query
 from mucs_ray.pipeline.graph import Pipeline
 from mucs_ray.report.document import Answer
 from mucs_ray.store.facts import QueriesFacts, QueryFacts, read_facts
@@ -13,19 +13,12 @@ ROUNDING = 2 / 255 / 12**0.5
 """The root mean square of what rounding to 8 bits changes, in units of [-1, 1]."""
 
 
-def read(pipeline: Pipeline) -> list[QueryFacts]:
+def facts_of(pipeline: Pipeline) -> list[QueryFacts]:
     """Return what was seen of each query when it was read; an empty list if the run explains generated images."""
-    if not pipeline.queries:
-        return []
-    seen = read_facts(pipeline.stages["generate"], QueriesFacts).queries
-    # names and metadata change no number: they are those of this command, not of the one that read the pictures
-    return [
-        replace(facts, name=query.name, settings=dict(query.settings))
-        for facts, query in zip(seen, pipeline.queries, strict=True)
-    ]
+    return read_facts(pipeline.stages["generate"], QueriesFacts).queries if pipeline.queries else []
 
 
-def remarks(query: QueryFacts, answers: Sequence[Answer], pipeline: Pipeline) -> Iterator[str]:
+def remarks(query: Query, facts: QueryFacts, answers: Sequence[Answer], pipeline: Pipeline) -> Iterator[str]:
     """Yield sentences on what limits the answer for a query, and on what else is known of it."""
     traces = [answer.unlearning for answer in answers if answer.unlearning is not None]
     if traces and traces[0].item_loss:
@@ -37,22 +30,22 @@ def remarks(query: QueryFacts, answers: Sequence[Answer], pipeline: Pipeline) ->
             )
         else:
             yield f"Its loss is {relative:.2f} of the null loss."
-    if query.origin == "generated image":
-        named = "the condition that was named" if query.condition else "its own condition"
+    if facts.origin == "generated image":
+        named = "the condition that was named" if facts.condition else "its own condition"
         yield f"This run generated it: it is explained from its unclamped numbers, with {named}."
-    elif not query.condition and pipeline.recipe.model.conditional:
+    elif not facts.condition and pipeline.recipe.model.conditional:
         yield "No class or caption was named, so it is explained as an image without a condition."
-    if query.original is not None:
-        width, height = query.original
+    if facts.original is not None:
+        width, height = facts.original
         size = pipeline.dataset.card.size
         yield f"Its file has {width} x {height} px; it was brought to {size} x {size}, as training images are."
-    if query.origin == "picture":
+    if facts.origin == "picture":
         yield (
             f"It was read from 8-bit pixels, whose rounding ({ROUNDING:.4f} rms of [-1, 1]) and clamping are part of"
             " what is explained."
         )
-        if query.codec_rms >= 0.5:  # half a step of 8 bits: what rounding alone may do
-            yield f"Encoding and decoding change it by {query.codec_rms:.1f} of 255 (rms)."
+        if facts.codec_rms >= 0.5:  # half a step of 8 bits: what rounding alone may do
+            yield f"Encoding and decoding change it by {facts.codec_rms:.1f} of 255 (rms)."
     if query.settings:
         known = ", ".join(f"{key} {value}" for key, value in query.settings.items())
         yield f"Its metadata says: {known}."

@@ -115,7 +115,7 @@ def item_sections(pipeline: Pipeline, methods: Sequence[str]) -> list[ItemSectio
     histograms = {
         method: read_facts(pipeline.stages[f"attribute/{method}"], RankingFacts).histograms for method in methods
     }
-    pictures_of_user = queries.read(pipeline)
+    pictures_of_user = queries.facts_of(pipeline)
     labels = [query.condition for query in pictures_of_user] or generated_labels(pipeline)
     codec, sections = adapter(pipeline.recipe.model).codec(torch.device("cpu")), []
     for number in range(pipeline.recipe.generate.items):
@@ -129,7 +129,7 @@ def item_sections(pipeline: Pipeline, methods: Sequence[str]) -> list[ItemSectio
             )
             for method, top in tops.items()
         ]
-        query = pictures_of_user[number] if pictures_of_user else None
+        query = pipeline.queries[number] if pipeline.queries else None
         sections.append(
             ItemSection(
                 number=number,
@@ -138,7 +138,7 @@ def item_sections(pipeline: Pipeline, methods: Sequence[str]) -> list[ItemSectio
                 image=shown(item, codec),
                 answers=tuple(answers),
                 name=query.name if query else "",
-                remarks=tuple(queries.remarks(query, answers, pipeline)) if query else (),
+                remarks=tuple(queries.remarks(query, pictures_of_user[number], answers, pipeline)) if query else (),
             )
         )
     return sections
@@ -235,8 +235,7 @@ def run_facts(pipeline: Pipeline) -> Iterator[tuple[str, str]]:
         yield "screening", screen.expectation(pipeline.stages["attribute/mucs/screen/bounds"].facts())
     versions = {**read_facts(pipeline.stages["generate"], DoneFacts).versions, "python": platform.python_version()}
     yield "versions", ", ".join(f"{name} {value}" for name, value in versions.items())
-    done = {name: attribution(pipeline.stages[f"attribute/{name}"]) for name in shown_methods(pipeline)}
-    for warning in nothing_unlearned(done, pipeline.known):
+    for warning in warnings(pipeline):
         yield "warning", warning
     yield "fingerprint", pipeline.report().fingerprint[:16]
 
@@ -275,16 +274,27 @@ def as_json(pipeline: Pipeline, analysis: Analysis | None) -> dict[str, Any]:
     It holds, by method, the top images of each item and where the files are, and all statistics.
     """
     methods = shown_methods(pipeline)
-    attributions = {method: attribution(pipeline.stages[f"attribute/{method}"], pipeline.queries) for method in methods}
+    answers = attributions(pipeline)
     return {
         "run": pipeline.run_url,
         "recipe": pipeline.recipe.name,
         "seed": pipeline.recipe.seed,
-        "attributions": attributions,
-        "warnings": list(nothing_unlearned(attributions, pipeline.known)),
+        "attributions": answers,
+        "warnings": list(nothing_unlearned(answers, pipeline.known)),
         "hubs": {name: asdict(hubs) for name, hubs in counterfactual.hubs_by_method([pipeline], methods).items()},
         "evaluation": None if analysis is None else asdict(analysis),
     }
+
+
+def warnings(pipeline: Pipeline) -> list[str]:
+    """Return sentences on what makes an answer worthless, if anything does."""
+    return list(nothing_unlearned(attributions(pipeline), pipeline.known))
+
+
+def attributions(pipeline: Pipeline) -> dict[str, dict[str, Any]]:
+    """Return the finished attributions as JSON values, by method."""
+    stages, methods = pipeline.stages, shown_methods(pipeline)
+    return {method: attribution(stages[f"attribute/{method}"], pipeline.queries) for method in methods}
 
 
 def attribution(stage: Stage, pictures: Sequence[Query] = ()) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from mucs_ray.attribution.registry import all_methods, available_methods, find_m
 from mucs_ray.config.recipe import Recipe, Values, build, from_card, read_recipe, recipe_names, with_settings
 from mucs_ray.config.values import with_new_sections
 from mucs_ray.data.prepare import prepare
-from mucs_ray.data.queries import model_url
 from mucs_ray.data.sources import Choices
 from mucs_ray.data.sources.registry import load_source
 from mucs_ray.data.table import Dataset
@@ -83,13 +82,9 @@ def recipe_of_run(run: str, dataset: str | None) -> Values | None:
 
     InputError if it was made with another data set than the named one.
     """
-    recorded = read_recorded_run(storage.absolute(run))
+    recorded = read_recorded_run(storage.absolute(run), whole=True)
     if recorded is None:
         return None
-    if recorded.queries:
-        raise InputError(
-            f"{run} is the answer for pictures, a part of a run; give --run {model_url(storage.absolute(run))}"
-        )
     url = recorded.recipe["data"]
     if dataset is not None and storage.absolute(data_url(dataset)) != storage.absolute(url):
         raise InputError(f"{run} was made with the data set {url}; name that one, or another --run")

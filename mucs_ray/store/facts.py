@@ -4,7 +4,7 @@ A stage that writes such facts writes `asdict` of one of these classes, or has i
 """
 
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from mucs_ray.attribution.unlearn import Outcome
 from mucs_ray.store.items import PlannedItem
@@ -62,7 +62,6 @@ class GenerationFacts:
 class QueryFacts:
     """What was seen of a user's picture when it was read."""
 
-    name: str
     condition: str
     """Its class or caption; "" if none was named."""
     origin: str
@@ -71,8 +70,6 @@ class QueryFacts:
     """The width and height of its file, if the picture was resized or cropped."""
     codec_rms: float = 0.0
     """What encoding and decoding change, as a root mean square in steps of 8-bit pixels."""
-    settings: dict[str, Any] = field(default_factory=dict)
-    """What its metadata says of its making."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -92,6 +92,17 @@ def test_an_answer_does_not_depend_on_company(
         assert np.array_equal(scores(alone, method)[:, 0], scores(answered, method)[:, number])
 
 
+def test_a_class_is_the_vector_of_training_images(
+    finished: Pipeline, files: list[str], copied: Callable[[], Path], cluster: Cluster
+):
+    pipeline = open_queries(finished, copied(), [files[1]], label="GREEN")
+    work(pipeline, "generate", cluster)
+    condition = load_item(pipeline.stages["generate"], 0).condition["condition"]
+    rows = finished.dataset.batch(next(finished.dataset.stream("train")))
+    assert torch.equal(condition, rows.condition["condition"][1])  # the second image is green
+    assert condition.tolist() == [0, 1, 0] and condition.dtype == torch.float32
+
+
 def test_an_image_that_the_run_generated_is_known_again(
     finished: Pipeline, copied: Callable[[], Path], cluster: Cluster, tmp_path: Path
 ):

@@ -1,11 +1,11 @@
 """The user's pictures become items, as if they had been generated (spec/models.md 3)."""
 
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, replace
 
 import pyarrow as pa
 import torch
 
+from mucs_ray.data.batch import conditions
 from mucs_ray.data.caption_embedding import embed
 from mucs_ray.data.queries import Query, class_number, read_picture, read_tensor
 from mucs_ray.data.table import Card, Dataset, read_unit
@@ -39,13 +39,13 @@ def read(pipeline: Pipeline) -> Output:
             z, condition, seen = as_file(query, pipeline, codec, nothing)
         item = Item(number=number, idx=query.idx, condition=condition, z=z)
         planned.append(PlannedItem(number=number, row=-1, idx=query.idx, role="target"))
-        facts.append(QueryFacts(name=query.name, settings=dict(query.settings), **seen))
+        facts.append(seen)
         files[item_file(stage, number)] = save_item(stage, item, codec, {"role": "target"})
     return files, asdict(GenerationFacts(items=planned)) | asdict(QueriesFacts(queries=facts))
 
 
-Read = tuple[torch.Tensor, Condition, dict[str, Any]]
-"""z, the condition, and what the report says of the query."""
+Read = tuple[torch.Tensor, Condition, QueryFacts]
+"""z, the condition, and what was seen of the query."""
 
 
 def as_generated(query: Query, pipeline: Pipeline, nothing: Condition) -> Read:
@@ -56,7 +56,7 @@ def as_generated(query: Query, pipeline: Pipeline, nothing: Condition) -> Read:
         raise InputError(f"--image {query.name}: {query.generated} is not there any more; name it again") from None
     z = tensors.pop("image")
     named = query.label is not None or query.prompt is not None
-    facts = {"condition": query.label or query.prompt or "", "origin": "generated image"}
+    facts = QueryFacts(condition=query.label or query.prompt or "", origin="generated image")
     return z, condition_of(query, pipeline.dataset.card, nothing) if named else tensors, facts
 
 
@@ -69,7 +69,8 @@ def as_row(query: Query, dataset: Dataset, codec: Codec) -> Read:
                 table = read_unit(unit).slice(numbers.index(query.idx), 1)
                 batch: Batch = dataset.batch(table, codec)
                 (condition,) = one_by_one(batch.condition, 1)
-                return batch.z[0], condition, {"condition": row_condition(table, dataset), "origin": f"{split} image"}
+                facts = QueryFacts(condition=row_condition(table, dataset), origin=f"{split} image")
+                return batch.z[0], condition, facts
     raise InputError(f"{query.name}: the data set has no image of this number")
 
 
@@ -82,7 +83,7 @@ def row_condition(table: pa.Table, dataset: Dataset) -> str:
 def as_file(query: Query, pipeline: Pipeline, codec: Codec, nothing: Condition) -> Read:
     """Return a picture, or z itself, from a file. InputError if it cannot be read or does not fit the model."""
     dataset, card = pipeline.dataset, pipeline.dataset.card
-    facts: dict[str, Any] = {"condition": query.label or query.prompt or "", "origin": "tensor"}
+    facts = QueryFacts(condition=query.label or query.prompt or "", origin="tensor")
     if query.is_tensor:
         z = torch.from_numpy(read_tensor(query))
         shape = dataset.batch(read_unit(dataset.units("train")[0]).slice(0, 1), codec).z.shape[1:]
@@ -94,10 +95,9 @@ def as_file(query: Query, pipeline: Pipeline, codec: Codec, nothing: Condition) 
         pixels = torch.from_numpy(picture.pixels)
         z = codec.encode(pixels[None])[0]
         error = (codec.decode(z[None])[0] * 255 - pixels).square().mean().sqrt().item()
-        facts |= {"origin": "picture", "codec_rms": round(error, 3)}
-        if picture.was_resized:
-            facts["original"] = list(picture.original)
-    return z, condition_of(query, pipeline.dataset.card, nothing), facts
+        original = list(picture.original) if picture.was_resized else None
+        facts = replace(facts, origin="picture", codec_rms=round(error, 3), original=original)
+    return z, condition_of(query, card, nothing), facts
 
 
 def condition_of(query: Query, card: Card, nothing: Condition) -> Condition:
@@ -105,7 +105,9 @@ def condition_of(query: Query, card: Card, nothing: Condition) -> Condition:
     if query.label is not None:
         label = class_number(query.label, card)
         assert label is not None, "checked when the run was opened"
-        return {"condition": torch.nn.functional.one_hot(torch.tensor(label), card.condition_dim).float()}
+        one_hot = conditions(pa.table({"idx": [query.idx], "label": [label]}), card)
+        assert one_hot is not None, "the data set has classes"
+        return {"condition": torch.from_numpy(one_hot[0])}
     if query.prompt is not None:
         return {"condition": torch.from_numpy(embed([query.prompt])[0])}
     return nothing
