@@ -11,7 +11,6 @@ import warnings
 
 import numpy as np
 from jaxtyping import Float, Int64
-from scipy.cluster.vq import kmeans2
 
 from mucs_ray.diffusion.noise import generator
 
@@ -68,6 +67,8 @@ def find_blocks(
 
 def groups(features: Float[np.ndarray, "n d"], num: int, stream: np.random.Generator) -> Int64[np.ndarray, " n"]:
     """Return the group of each image by k-means, counted from 0 without gaps; equal images share a group."""
+    from scipy.cluster.vq import kmeans2  # slow to import, and needed once a run
+
     num = min(num, len(np.unique(features, axis=0)))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="One of the clusters is empty")

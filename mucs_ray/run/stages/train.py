@@ -43,7 +43,7 @@ def prepare_training(ref: StageRef, cluster: Cluster, *, trainings: int) -> Trai
     if ref.phase == TRAININGS:
         removed, seed = left_out(pipeline, name), training_seed(name, seed)
     elif ref.leaves_images_out:
-        removed = removed_images(name, pipeline.stages, recipe, pipeline.dataset.card.num_images("train"))
+        removed = removed_images(pipeline, name)
     if ref.leaves_images_out:
         # the same cut of batches over workers as in pretraining, so that nothing differs but the images
         num_workers = num_workers or read_facts(pipeline.stages["pretrain"], TrainingFacts).workers
