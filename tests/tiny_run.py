@@ -41,7 +41,7 @@ def work(pipeline: Pipeline, target: str, cluster: Cluster) -> list[str]:
     part = target.startswith("attribute/")
     todo = driver.missing_stages([pipeline], "attribute" if part else target)
     names = [name for _, name in todo]
-    if target in names:
+    if part and target in names:
         todo = todo[: names.index(target) + 1]
     driver.run_stages([stage for stage in todo if stage[1] != "report"])
     if todo and todo[-1][1] == "report":

@@ -50,3 +50,7 @@ class LdsConfig:
     """The number of groups of training images of one class that look alike."""
     repeats: Annotated[int, Ge(0)] = 0
     """The number of subsets on which a second model is trained, with another seed, to see what any method can reach."""
+    versus: str = ""
+    """The method with which the others are compared; "" = the best one."""
+    keep_weights: bool = False
+    """Whether the weights of these models stay after their outputs are stored, for outputs of further items."""

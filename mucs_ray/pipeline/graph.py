@@ -24,7 +24,17 @@ from mucs_ray.errors import InputError, MucsError
 from mucs_ray.evaluation.config import Mode
 from mucs_ray.evaluation.metrics import SSIM_LEAST_PX, ReadyMetric, ready_metrics
 from mucs_ray.pipeline.generated_queries import recognized
-from mucs_ray.pipeline.lds_stages import LDS, LDS_PHASES, TRAININGS, check_subsets, lds_stages
+from mucs_ray.pipeline.lds_stages import (
+    LDS,
+    LDS_PHASES,
+    OUTPUTS,
+    SIMILARITY,
+    TRAININGS,
+    check_subsets,
+    lds_stages,
+    scores_stage,
+    similarity_stage,
+)
 from mucs_ray.pipeline.method_stages import (
     GENERATED,
     TARGETS,
@@ -228,14 +238,11 @@ class Pipeline:
             stages[name] = Stage(run_url=url, name=name, reads=reads, inputs=own)
 
         recipe = self.recipe
-        checkpoint = ("train.checkpoint",) if recipe.trains else ()
         if not recipe.trains:
             stage("pretrain", {"weights": self.weights_digest, **recipe_slice(recipe, "model")})
         else:
             stage("pretrain", self.trained, "data")
-        generated = recipe_slice(recipe, "generate", "seed", *checkpoint)
-        if self.queries:
-            generated = {"queries": [query.reads() for query in self.queries]} | recipe_slice(recipe, "model")
+        generated = self.generated
         stage("generate", generated, "data", *(() if self.queries else ("pretrain",)))
         # the controls are generated beside the targets, but no attribution depends on them
         targets = {name: value for name, value in generated.items() if name != "generate.controls"}
@@ -276,7 +283,41 @@ class Pipeline:
     @cached_property
     def lds_stages(self) -> dict[str, Stage]:
         """The stages of the linear datamodeling score, by name."""
-        return lds_stages(self.run_url, self.recipe, self.dataset.card, self.trained)
+        targets = self.stages[f"attribute/{REFERENCE}"].inputs[TARGETS]
+        stages = lds_stages(
+            self.run_url,
+            self.recipe,
+            self.dataset.card,
+            trained=self.trained,
+            generated={name: value for name, value in self.generated.items() if name != "generate.controls"},
+            targets=targets,
+        )
+        return stages | {SIMILARITY: similarity_stage(stages, self.recipe, self.similarities[0])}
+
+    def lds_scores(self, planned: Collection[str] = ()) -> Stage:
+        """Return the stage that scores the methods whose attributions are done, or among the `planned` stages."""
+        shown = [f"attribute/{method}" for method in self.available_methods()]
+        attributions = {
+            name: self.stages[name].fingerprint
+            for name in shown
+            if name in planned or self.stages[name].state().status == "done"
+        }
+        return scores_stage(self.lds_stages, self.recipe, attributions)
+
+    def has_lds(self, planned: Collection[str] = ()) -> bool:
+        """Return True if the linear datamodeling score is planned or done."""
+        if LDS in planned:
+            return True
+        begun = self.recipe.trains and not self.queries and storage.exists(storage.join(self.run_url, LDS))
+        return begun and bool(self.evaluated) and self.lds_scores(planned).state().status == "done"
+
+    @property
+    def generated(self) -> dict[str, Any]:
+        """The values of the recipe that the generated images depend on."""
+        if self.queries:
+            return {"queries": [query.reads() for query in self.queries]} | recipe_slice(self.recipe, "model")
+        checkpoint = ("train.checkpoint",) if self.recipe.trains else ()
+        return recipe_slice(self.recipe, "generate", "seed", *checkpoint)
 
     @property
     def trained(self) -> dict[str, Any]:
@@ -292,6 +333,8 @@ class Pipeline:
         shown = [name for name in candidates if name in planned or self.stage(name).state().status == "done"]
         reads = {"layout": REPORT_LAYOUT, **recipe_slice(self.recipe, "name")}
         inputs = {name: self.stage(name).fingerprint for name in shown}
+        if self.has_lds(planned):
+            inputs[LDS] = self.lds_scores(planned).fingerprint
         return Stage(run_url=self.run_url, name="report", reads=reads, inputs=inputs)
 
     def available_methods(self) -> list[str]:
@@ -312,7 +355,7 @@ class Pipeline:
         if name == "report":
             return self.report()
         if name.split("/")[0] == LDS:
-            return self.lds_stages[name]
+            return self.lds_scores() if name == LDS else self.lds_stages[name]
         return self.evaluations[name] if name.startswith("evaluate/") else self.stages[name]
 
     @cached_property
@@ -366,7 +409,7 @@ class Pipeline:
                 return [name for key in self.compared_keys() for name in self.retrained(self.tests[key])]
             case "lds":
                 check_subsets(self.recipe, self.dataset.card)
-                return ["generate", *self.lds_stages]
+                return [*(f"attribute/{method}" for method in self.compared), SIMILARITY, LDS, "report"]
             case "regenerate":
                 return [f"regenerate/{key}" for key in self.compared_keys()]
             case _:
@@ -383,14 +426,18 @@ class Pipeline:
     def plan(self, command: str) -> dict[str, State]:
         """Return the state of each stage that a command needs, by name, in order."""
         needed: set[str] = set()
-        waiting = [name for name in self.target_stages(command) if name != "report"]
+        waiting = [name for name in self.target_stages(command) if name not in (LDS, "report")]
         while waiting:
             name = waiting.pop()
             needed.add(name)
+            if name.startswith(f"{OUTPUTS}/") and self.stage(name).state().status == "done":
+                continue  # its training has done its part, and the weights may be gone
             waiting += [GENERATED.get(earlier, earlier) for earlier in self.stage(name).inputs if earlier != "data"]
         order = [*self.stages, *(self.evaluations if command == "evaluate" else ())]
         order += self.lds_stages if command == LDS else ()
         states = {name: self.stage(name).state() for name in order if name in needed}
+        if command == LDS:
+            states[LDS] = self.lds_scores(planned=list(states)).state()
         if "report" in self.target_stages(command):
             states["report"] = self.report(planned=list(states)).state()
             if not storage.exists(storage.join(self.run_url, "report.html")):
@@ -419,6 +466,11 @@ class StageRef(NamedTuple):
     def is_training(self) -> bool:
         """True if the stage trains a network."""
         return self.leaves_images_out or (self.name == "pretrain" and self.pipeline.recipe.trains)
+
+    @property
+    def joins_its_phase(self) -> bool:
+        """True if the stage runs together with all others of its phase."""
+        return self.is_training or self.phase == OUTPUTS
 
     @property
     def streams(self) -> bool:

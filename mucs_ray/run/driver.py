@@ -86,12 +86,14 @@ def run_stages(refs: Sequence[StageRef]) -> None:
 
 
 def batches(refs: Sequence[StageRef]) -> Iterator[list[StageRef]]:
-    """Yield, in order, the stages that run together: a phase's trainings, the stages of a pass, or a single stage."""
+    """Yield, in order, the stages that run together: a phase's trainings or models, the stages of a pass, or a single
+    stage.
+    """
     for _, phase in groupby(refs, key=lambda ref: ref.phase):
         stages = list(phase)
-        if trainings := [ref for ref in stages if ref.is_training]:
-            yield trainings
-        others = [ref for ref in stages if not ref.is_training]
+        if together := [ref for ref in stages if ref.joins_its_phase]:
+            yield together
+        others = [ref for ref in stages if not ref.joins_its_phase]
         for pipeline, of_run in groupby(others, key=lambda ref: ref.pipeline):
             own = {ref.name: ref for ref in of_run}
             inputs = {name: pipeline.stage(name).inputs for name in own}

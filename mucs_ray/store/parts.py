@@ -1,7 +1,7 @@
 """Parts of an attribution as tables: the output of a hook for one unit of the training set, one row for each image."""
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import pyarrow as pa
@@ -18,9 +18,14 @@ def unit_part(stage: Stage, unit: Unit) -> str:
 
 def part_bytes(idx: np.ndarray, columns: Mapping[str, np.ndarray]) -> bytes:
     """Write a Parquet file with idx and, for each column, numbers or lists of one length, e.g. skew[items]."""
+    return table_bytes({"idx": idx, **columns})
+
+
+def table_bytes(columns: Mapping[str, np.ndarray]) -> bytes:
+    """Write a Parquet file with numbers or lists of one length in each column."""
     arrays = {name: pa.array(values) if values.ndim == 1 else fixed_lists(values) for name, values in columns.items()}
     buffer = io.BytesIO()
-    pq.write_table(pa.table({"idx": pa.array(idx), **arrays}), buffer, compression="zstd")
+    pq.write_table(pa.table(arrays), buffer, compression="zstd")
     return buffer.getvalue()
 
 
@@ -45,3 +50,14 @@ def matrix(table: pa.Table, name: str) -> np.ndarray:
     values = column.flatten() if pa.types.is_nested(column.type) else column
     array = values.to_numpy(zero_copy_only=False).copy()
     return array.reshape(len(column), -1) if pa.types.is_nested(column.type) else array
+
+
+def stored_scores(attribution: Stage) -> Iterator[pa.Table]:
+    """Yield scores.parquet of a finished attribution, one row group at a time."""
+    yield from row_groups(open_parquet(io.BytesIO(attribution.checked("scores.parquet"))))
+
+
+def row_groups(file: pq.ParquetFile) -> Iterator[pa.Table]:
+    """Yield the row groups of a file as tables, one at a time."""
+    for number in range(file.num_row_groups):
+        yield file.read_row_group(number)

@@ -26,8 +26,9 @@ from mucs_ray.engine.session import Cluster
 from mucs_ray.pipeline.graph import Pipeline
 from mucs_ray.results import report
 from mucs_ray.run import driver
-from mucs_ray.run.stages.rank import score_matrix, stored_scores
+from mucs_ray.run.stages.rank import score_matrix
 from mucs_ray.store.items import load_item
+from mucs_ray.store.parts import stored_scores
 from mucs_ray.store.topk import read_topk
 from tiny import tiny_toml
 from tiny_run import train_all_plainly

@@ -28,9 +28,10 @@ from mucs_ray.engine.session import Cluster
 from mucs_ray.pipeline.graph import Pipeline
 from mucs_ray.planning.speed import facts_of_streams
 from mucs_ray.run.stages.attribute import attribute_job
-from mucs_ray.run.stages.rank import all_scores, ranking_name, stored_scores
+from mucs_ray.run.stages.rank import all_scores, ranking_name
 from mucs_ray.store import checkpoint
 from mucs_ray.store.items import load_item
+from mucs_ray.store.parts import stored_scores
 from tiny_run import open_tiny, work
 
 CPU = torch.device("cpu")

@@ -17,9 +17,10 @@ from mucs_ray.errors import InputError
 from mucs_ray.pipeline.graph import Pipeline, reopen
 from mucs_ray.results import report
 from mucs_ray.run import driver
-from mucs_ray.run.stages.rank import score_matrix, stored_scores
+from mucs_ray.run.stages.rank import score_matrix
 from mucs_ray.store.item_names import item_file
 from mucs_ray.store.items import load_item
+from mucs_ray.store.parts import stored_scores
 from mucs_ray.store.topk import read_topk
 from tiny_run import work
 

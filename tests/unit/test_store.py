@@ -376,6 +376,8 @@ STALE: dict[str, tuple[Any, set[str]]] = {
     "lds.share": (0.4, set()),
     "lds.blocks": (7, set()),
     "lds.repeats": (1, set()),
+    "lds.versus": ("random", set()),
+    "lds.keep_weights": (True, set()),
     "engine.train_workers": (2, set()),
     "engine.trainings": (1, set()),
     "engine.check_weights": (True, set()),

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from mucs_ray.engine.session import Cluster
 from mucs_ray.errors import MucsError
 from mucs_ray.pipeline.graph import UNRELATED, StageRef
+from mucs_ray.pipeline.lds_stages import OUTPUTS
+from mucs_ray.results import lds as scores
 from mucs_ray.run.stages import attribute, generate, lds, one_pass, queries, rank, regenerate, train
 from mucs_ray.run.stages.files import Output
 
@@ -15,10 +17,13 @@ from mucs_ray.run.stages.files import Output
 def run_together(refs: Sequence[StageRef], cluster: Cluster) -> Iterator[tuple[StageRef, Output | MucsError]]:
     """Run these stages and yield each, as soon as it has ended, with its output or the error that ended it alone.
 
-    They are trainings, or stages of one run that share a pass over the training set, or a single other stage.
+    They are trainings, or models of subsets whose outputs are computed, or stages of one run that share a pass over the
+    training set, or a single other stage.
     """
     if refs[0].is_training:
         return train.train(refs, cluster)
+    if refs[0].phase == OUTPUTS:
+        return lds.outputs(refs, cluster)
     if refs[0].streams:
         return one_pass.run_pass(refs, cluster)
     return ((ref, run_stage(ref, cluster)) for ref in refs)
@@ -42,5 +47,9 @@ def run_stage(ref: StageRef, cluster: Cluster) -> Output:
             return compare(pipeline, "/".join(key), cluster)
         case ["lds", "blocks"]:
             return lds.blocks(pipeline)
+        case ["lds"]:
+            return scores.write(pipeline)
+        case ["lds", "similarity"]:
+            return lds.similarity(pipeline, cluster)
         case _:
             raise AssertionError(f"no code runs stage {name}")

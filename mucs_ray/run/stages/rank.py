@@ -1,6 +1,5 @@
 """The last stage of an attribution: it turns the scores into a ranking of the training images for each item."""
 
-import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,14 +17,22 @@ from mucs_ray.attribution.ensemble import ensemble_scores
 from mucs_ray.attribution.loss_change import select_measure
 from mucs_ray.attribution.ranking import Ranking, mutual_ranks, top_k
 from mucs_ray.data.show import descriptions
-from mucs_ray.data.table import Dataset, Unit, open_parquet
+from mucs_ray.data.table import Dataset, Unit
 from mucs_ray.diffusion.batch import Batch
 from mucs_ray.pipeline.graph import Pipeline
 from mucs_ray.pipeline.method_stages import StageSpec
 from mucs_ray.run.stages.files import Output
 from mucs_ray.store.facts import GenerationFacts, RankingFacts, ScoreHistogram, read_facts
 from mucs_ray.store.items import PlannedItem, load_item
-from mucs_ray.store.parts import fixed_lists, matrix, read_part, score_schema, unit_part
+from mucs_ray.store.parts import (
+    fixed_lists,
+    matrix,
+    read_part,
+    row_groups,
+    score_schema,
+    stored_scores,
+    unit_part,
+)
 from mucs_ray.store.run import Stage
 from mucs_ray.store.topk import TOPK_FILE, topk_bytes
 
@@ -161,17 +168,6 @@ def score_table(idx: np.ndarray, scores: np.ndarray) -> pa.Table:
     """Return a table with the columns idx and score[items]."""
     columns = {"idx": idx, "score": fixed_lists(scores.astype(np.float32))}
     return pa.table(columns, schema=score_schema(scores.shape[1]))
-
-
-def stored_scores(attribution: Stage) -> Iterator[pa.Table]:
-    """Yield scores.parquet of a finished attribution, one row group at a time."""
-    yield from row_groups(open_parquet(io.BytesIO(attribution.checked("scores.parquet"))))
-
-
-def row_groups(file: pq.ParquetFile) -> Iterator[pa.Table]:
-    """Yield the row groups of a file as tables, one at a time."""
-    for number in range(file.num_row_groups):
-        yield file.read_row_group(number)
 
 
 def score_matrix(table: pa.Table) -> np.ndarray:

@@ -5,7 +5,8 @@ from mucs_ray.config.recipe import Recipe
 from mucs_ray.errors import InputError
 from mucs_ray.evaluation.unions import drawn_in_turn, expected_union, union
 from mucs_ray.pipeline.graph import Pipeline
-from mucs_ray.run.stages.rank import empty_rankings, score_matrix, stored_scores
+from mucs_ray.run.stages.rank import empty_rankings, score_matrix
+from mucs_ray.store.parts import stored_scores
 from mucs_ray.store.run import Stage
 from mucs_ray.store.topk import top_lists
 
