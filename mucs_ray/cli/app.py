@@ -78,7 +78,7 @@ def work(command: str, output: Terminal, pipeline: "Pipeline") -> None:
     """Print the plan of a command, run its missing stages, and print the result."""
     plan = pipeline.plan(command)
     print_plan(output, pipeline, plan)
-    if command == "evaluate":
+    if command in ("evaluate", "lds"):
         print_left_out(output.console, pipeline.similarities[1])
     from mucs_ray.run import driver
 
@@ -91,11 +91,11 @@ def work(command: str, output: Terminal, pipeline: "Pipeline") -> None:
         "skipped": [name for name in plan if name not in done],
     }
     if "report" in plan:
-        from mucs_ray.results import counterfactual, report
+        from mucs_ray.results import counterfactual, lds, report
 
         analyses = counterfactual.analyses_of([pipeline])
         document |= report.as_json(pipeline, analyses) | {"report": f"{pipeline.run_url}/report.html"}
-        show_answer(output.console, document, analyses)
+        show_answer(output.console, document, analyses, lds.finished(pipeline))
     output.result(document)
 
 

@@ -43,7 +43,8 @@ WeightsDirOption = Annotated[
     typer.Option("--weights-dir", help="Folder with weights of similarity metrics [default: MUCS_RAY_WEIGHTS]."),
 ]
 ForOption = Annotated[
-    Literal["attribute", "run"], typer.Option("--for", help="The command that is planned; run: with retrainings.")
+    Literal["attribute", "run", "lds"],
+    typer.Option("--for", help="The command that is planned; run: with retrainings; lds: with models of subsets."),
 ]
 WorkersOption = Annotated[
     int | None, typer.Option("--workers", min=1, help="GPUs, or CPUs without any [default: those of this machine].")

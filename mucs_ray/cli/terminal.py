@@ -15,6 +15,7 @@ from mucs_ray.errors import MucsError
 
 if TYPE_CHECKING:
     from mucs_ray.evaluation.analysis import Analysis
+    from mucs_ray.evaluation.lds import Lds
     from mucs_ray.planning.cost import Estimate
     from mucs_ray.store.run import State
 
@@ -95,8 +96,10 @@ def show_estimate(console: Console, estimated: "Estimate") -> None:
         console.print(f"[yellow]{escape(estimated.warning)}[/]", highlight=False, soft_wrap=True)
 
 
-def show_answer(console: Console, document: dict[str, Any], analyses: Sequence["Analysis"]) -> None:
-    """Print the first places of each item's list, the result of the counterfactual test, and where the files are."""
+def show_answer(
+    console: Console, document: dict[str, Any], analyses: Sequence["Analysis"], lds: "Lds | None" = None
+) -> None:
+    """Print the first places of each item's list, the results of the tests, and where the files are."""
     from mucs_ray.results.counterfactual import sentence, without_variants
 
     attributions = document.get("attributions", {})
@@ -115,6 +118,11 @@ def show_answer(console: Console, document: dict[str, Any], analyses: Sequence["
     for analysis in analyses:
         console.print(auc_table(analysis))
         console.print(sentence(analysis), highlight=False, soft_wrap=True)
+    if lds is not None:
+        from mucs_ray.results import lds as results
+
+        console.print(lds_table(lds))
+        console.print(results.sentence(lds), highlight=False, soft_wrap=True)
     console.print(f"{'report':<7} {escape(document['report'])}", highlight=False, soft_wrap=True)
 
 
@@ -133,4 +141,16 @@ def auc_table(analysis: "Analysis") -> Table:
     for method in analysis.methods:
         values = [f"{method.metrics[metric].auc:.3f}" for metric in analysis.metrics]
         table.add_row(method.method, f"{method.removed_share:.1%}", *values)
+    return table
+
+
+def lds_table(scores: "Lds") -> Table:
+    """Return a table of the LDS over all subsets by method and f, with intervals; 0 = chance."""
+    of_all = scores.kinds[0]
+    table = Table(f"LDS, {of_all.subsets} subsets", *scores.names, box=None)
+    for method in of_all.methods:
+        values = [method.scores.get(name) for name in scores.names]
+        table.add_row(
+            method.method, *("" if v is None else f"{v.mean:.3f} ({v.low:.2f} to {v.high:.2f})" for v in values)
+        )
     return table

@@ -30,13 +30,11 @@ from mucs_ray.engine.session import Cluster
 from mucs_ray.engine.units import run_units
 from mucs_ray.errors import RunFailed
 from mucs_ray.evaluation.metrics import ReadyMetric
+from mucs_ray.evaluation.subsets import NUM_NOISES
 from mucs_ray.models.adapters import adapter
 from mucs_ray.store import checkpoint
 from mucs_ray.store.items import PlannedItem, load_item
 from mucs_ray.store.run import Stage
-
-NOISES = 60
-"""The number of noises at which the loss of a target is measured, the same for all targets and models."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +71,7 @@ def outputs(denoiser: DiffusionModel, targets: Sequence[PlannedItem], job: Gener
     together = split(targets, job.config.items_per_forward)
     again = [item for batch in together for item in generate_batch(denoiser, lenders, batch, job.config, job.seed)]
     device, process = next(denoiser.parameters()).device, denoiser.process
-    levels = process.training_levels(generator(job.seed, "lds/level"), NOISES)
+    levels = process.training_levels(generator(job.seed, "lds/level"), NUM_NOISES)
     noises = NoiseSet.draw(job.seed, "lds/noise", levels, denoiser.shape).to(device)
     originals = [load_item(job.stage, target.number) for target in targets]
     batch = Batch(

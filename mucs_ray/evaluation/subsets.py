@@ -14,6 +14,9 @@ from jaxtyping import Float, Int64
 
 from mucs_ray.diffusion.noise import generator
 
+NUM_NOISES = 60
+"""The number of noises at which the loss of a target is measured, the same for all targets and models."""
+
 
 def num_chosen(num_images: int, share: float) -> int:
     """Return the number of images in every subset."""

@@ -82,7 +82,7 @@ class Estimate:
 
 def estimate(
     pipeline: Pipeline,
-    command: Literal["attribute", "evaluate"] = "attribute",
+    command: Literal["attribute", "evaluate", "lds"] = "attribute",
     *,
     workers: int | None = None,
     price: float | None = None,

@@ -13,8 +13,10 @@ from mucs_ray.config.recipe import Recipe
 from mucs_ray.data.table import Dataset
 from mucs_ray.diffusion.model import DiffusionModel
 from mucs_ray.diffusion.samplers import evaluations
+from mucs_ray.evaluation.subsets import NUM_NOISES
 from mucs_ray.models.adapters import adapter
-from mucs_ray.pipeline.graph import Pipeline
+from mucs_ray.pipeline.graph import RETRAINS, Pipeline, StageRef
+from mucs_ray.pipeline.lds_stages import OUTPUTS
 from mucs_ray.pipeline.method_stages import StageSpec
 from mucs_ray.store.run import State
 
@@ -29,8 +31,8 @@ WORK = {
 }
 """The work of a method's stage in words, by the stage's hook."""
 
-TESTING = ("retrain", "regenerate")
-"""The first folders of the names of stages of which each method has one or more of its own."""
+TESTING = (*RETRAINS, "regenerate", OUTPUTS)
+"""The first folders of the names of stages of which there are many."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,10 +57,12 @@ def left_to_do(pipeline: Pipeline, states: Mapping[str, State], *, processor: st
     network_bytes = sum(4 * parameter.numel() for parameter in model.parameters())
     missing = [name for name, state in states.items() if state.status != "done"]
     # all retrainings together, for they run side by side, and all that is generated from them
-    rows = Counter(name.split("/")[0] if name.startswith(TESTING) else name for name in missing)
+    rows = Counter(StageRef(pipeline, name).phase if name.startswith(TESTING) else name for name in missing)
     for name, count in rows.items():
-        if name == "retrain" or (name == "pretrain" and recipe.trains):
+        if name in RETRAINS or (name == "pretrain" and recipe.trains):
             yield trainings(recipe, name, count, network_bytes=network_bytes, processor=processor)
+        elif name == OUTPUTS:
+            yield subset_outputs(recipe, count, model)
         elif name in ("generate", "regenerate"):
             yield generation(recipe, name, count, model)
         elif spec := pipeline.method_stages.get(name):
@@ -97,6 +101,19 @@ def generation(recipe: Recipe, name: str, count: int, model: DiffusionModel) -> 
         passes=Passes(forwards=count * samples * forwards),
         written_bytes=count * samples * 4 * prod(model.shape),
         pieces=count * samples,
+    )
+
+
+def subset_outputs(recipe: Recipe, count: int, model: DiffusionModel) -> Work:
+    """Return the work of generating the targets by the models of subsets, and of measuring the targets' losses."""
+    config = recipe.generate
+    forwards = evaluations(model.process, config.sampler, config.steps) * (1 if config.guidance == 1 else 2)
+    return Work(
+        stage=OUTPUTS,
+        work=f"{count} x {config.items} items",
+        passes=Passes(forwards=count * config.items * (forwards + NUM_NOISES)),
+        written_bytes=count * config.items * 4 * (prod(model.shape) + 1),
+        pieces=count,
     )
 
 

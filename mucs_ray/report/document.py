@@ -173,6 +173,14 @@ class Evaluation:
     grids: tuple[Grid, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LdsSection:
+    """The linear datamodeling score: one sentence, and the tables, of which the first is the main one."""
+
+    headline: str
+    tables: tuple[Table, ...]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class HubImage:
     """A training image that is in the top-k lists of `lists` generated images."""
@@ -224,3 +232,4 @@ class Report:
     evaluations: tuple[Evaluation, ...] = ()
     """The counterfactual test, once for each mode of removal; that of the headline comes first."""
     hubs: HubSection | None = None
+    lds: LdsSection | None = None

@@ -10,13 +10,17 @@ from typing import Any
 import numpy as np
 
 from mucs_ray import storage
+from mucs_ray.attribution.registry import find_method
 from mucs_ray.errors import InputError
 from mucs_ray.evaluation.lds import LEAST_SUBSETS, LOSS, Lds, Measured, lds
 from mucs_ray.evaluation.subsets import chosen, is_uniform
 from mucs_ray.pipeline.graph import Pipeline
 from mucs_ray.pipeline.lds_stages import BLOCKS, LDS, SIMILARITY
+from mucs_ray.report.document import LdsSection
+from mucs_ray.report.lds_tables import headline, lds_section
 from mucs_ray.store.parts import matrix, read_part, stored_scores
 from mucs_ray.store.run import Stage
+from mucs_ray.store.typed import typed
 
 JSON_FILE, CSV_FILE = "lds.json", "lds.csv"
 COLUMNS = ("subsets", "method", "f", "lds", "low", "high", "difference", "difference_low", "difference_high")
@@ -32,6 +36,36 @@ def write(pipeline: Pipeline) -> tuple[dict[str, str], dict[str, Any]]:
     texts = {JSON_FILE: json.dumps(asdict(scores), indent=1), CSV_FILE: as_csv(scores)}
     files = {name: storage.publish(stage.url(name), text.encode()) for name, text in texts.items()}
     return files, {"methods": methods, "versus": scores.versus}
+
+
+def finished(pipeline: Pipeline) -> Lds | None:
+    """Read the scores of a run; None if they are not done under its present settings."""
+    if not pipeline.has_lds():
+        return None
+    stage = pipeline.stage(LDS)
+    return typed(json.loads(stage.checked(JSON_FILE)), Lds, stage.url(JSON_FILE))
+
+
+def section(pipeline: Pipeline) -> LdsSection | None:
+    """Lay out the report's section; None if the scores are not done."""
+    scores = finished(pipeline)
+    return None if scores is None else lds_section(scores, labels(scores))
+
+
+def sentence(scores: Lds) -> str:
+    """Return the result in words."""
+    return headline(scores, labels(scores))
+
+
+def labels(scores: Lds) -> dict[str, str]:
+    """Return the names of the methods in tables."""
+    return {method.method: find_method(method.method).label for method in scores.kinds[0].methods}
+
+
+def as_json(pipeline: Pipeline) -> dict[str, Any]:
+    """Return the scores as JSON values under "lds"; nothing if they are not done."""
+    scores = finished(pipeline)
+    return {} if scores is None else {"lds": asdict(scores)}
 
 
 def compute(pipeline: Pipeline, methods: Sequence[str]) -> Lds:

@@ -123,6 +123,15 @@ def test_a_retraining_an_item(data: Dataset, tmp_path: Path):
     assert whole["regenerate"].passes == Passes(forwards=2 * 2 * 7 * 2)  # no control
 
 
+def test_models_of_subsets_are_counted_for_lds(data: Dataset, tmp_path: Path):
+    """Five models of subsets make 2 targets each, by 14 forwards, and have their losses at 60 noises."""
+    changes = {"lds": {"subsets": 4, "repeats": 1}}
+    attribution, whole = rows(opened(data, tmp_path)), rows(opened(data, tmp_path, **changes), "lds")
+    assert set(whole) - set(attribution) == {"lds/train", "lds/outputs"}
+    assert whole["lds/train"].passes == Passes(backwards=5 * UPDATES) and whole["lds/train"].pieces == 5 * 2
+    assert whole["lds/outputs"].passes == Passes(forwards=5 * 2 * (7 * 2 + 60)) and whole["lds/outputs"].pieces == 5
+
+
 def test_what_is_done_costs_nothing(data: Dataset, tmp_path: Path):
     pipeline = opened(data, tmp_path)
     for name in ("pretrain", "retrain/random"):
