@@ -54,3 +54,7 @@ class LdsConfig:
     """The method with which the others are compared; "" = the best one."""
     keep_weights: bool = False
     """Whether the weights of these models stay after their outputs are stored, for outputs of further items."""
+
+    def subset_size(self, num_images: int) -> int:
+        """Return the number of images in every subset."""
+        return round(self.share * num_images)

@@ -18,18 +18,13 @@ NUM_NOISES = 60
 """The number of noises at which the loss of a target is measured, the same for all targets and models."""
 
 
-def num_chosen(num_images: int, share: float) -> int:
-    """Return the number of images in every subset."""
-    return round(share * num_images)
-
-
 def is_uniform(number: int) -> bool:
     """Return True for a subset of single images, and False for one of whole blocks."""
     return number % 2 == 0
 
 
 def chosen(
-    number: int, idx: Int64[np.ndarray, " n"], block: Int64[np.ndarray, " n"], *, share: float, seed: int
+    number: int, idx: Int64[np.ndarray, " n"], block: Int64[np.ndarray, " n"], *, size: int, seed: int
 ) -> frozenset[int]:
     """Return the idx of the images in a subset; `block` is the block of each image.
 
@@ -41,7 +36,7 @@ def chosen(
     if not is_uniform(number):
         place_of_block = stream.permutation(int(block.max()) + 1)
         order = order[np.argsort(place_of_block[block[order]], kind="stable")]
-    return frozenset(idx[order[: num_chosen(len(idx), share)]].tolist())
+    return frozenset(idx[order[:size]].tolist())
 
 
 def repeat_seed(seed: int) -> int:

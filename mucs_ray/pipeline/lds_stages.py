@@ -15,7 +15,6 @@ from mucs_ray.data.table import Card
 from mucs_ray.errors import InputError
 from mucs_ray.evaluation.config import LdsConfig
 from mucs_ray.evaluation.metrics import ReadyMetric
-from mucs_ray.evaluation.subsets import num_chosen, repeat_seed
 from mucs_ray.pipeline.method_stages import TARGETS, recipe_slice
 from mucs_ray.store.run import Stage
 
@@ -40,11 +39,6 @@ def subset_keys(config: LdsConfig) -> list[str]:
 def subset_number(name: str) -> int:
     """Return the number of the subset from the name of a stage."""
     return int(name.rpartition("/")[2].removesuffix(REPEAT))
-
-
-def training_seed(name: str, seed: int) -> int:
-    """Return the seed of a training from the name of its stage and the seed of the run."""
-    return repeat_seed(seed) if name.endswith(REPEAT) else seed
 
 
 def lds_stages(
@@ -98,7 +92,7 @@ def check_subsets(recipe: Recipe, card: Card) -> None:
     config, num_images = recipe.lds, card.num_images("train")
     if config.repeats > config.subsets:
         raise InputError(f"lds.repeats is {config.repeats}, and there are only lds.subsets={config.subsets} to repeat")
-    size = num_chosen(num_images, config.share)
+    size = config.subset_size(num_images)
     if size < recipe.train.batch_size or size == num_images:
         raise InputError(
             f"a subset would have {size:,} of {num_images:,} training images, and a batch takes"

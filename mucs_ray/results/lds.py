@@ -104,10 +104,10 @@ def compute(pipeline: Pipeline, methods: Sequence[str]) -> Lds:
 def memberships(pipeline: Pipeline, subsets: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     """Return the idx of all training images, in ascending order, and whether each is in each subset [s, n]."""
     recipe, (idx, block) = pipeline.recipe, read_blocks(pipeline)
-    order = np.argsort(idx)
+    order, size = np.argsort(idx), recipe.lds.subset_size(len(idx))
     rows = []
     for number in subsets:
-        kept = chosen(number, idx, block, share=recipe.lds.share, seed=recipe.seed)
+        kept = chosen(number, idx, block, size=size, seed=recipe.seed)
         rows.append(np.isin(idx[order], list(kept)))
     return idx[order], np.stack(rows)
 

@@ -47,7 +47,7 @@ def trained(data: Dataset, copied: Callable[[], Path], cluster: Cluster) -> Pipe
 def test_a_training_on_a_subset_equals_the_plain_loop(trained: Pipeline, name: str, number: int, tmp_path: Path):
     recipe, every = trained.recipe, thumbnails(trained.dataset)
     idx, label, pixels = every
-    kept = chosen(number, idx, find_blocks(pixels, label, 6, seed=recipe.seed), share=0.5, seed=recipe.seed)
+    kept = chosen(number, idx, find_blocks(pixels, label, 6, seed=recipe.seed), size=30, seed=recipe.seed)
     stage = Stage(run_url=str(tmp_path), name="retrain/x", reads={}, inputs={})
     seed = repeat_seed(recipe.seed) if "repeat" in name else recipe.seed
     removed = frozenset(idx.tolist()) - kept
@@ -92,7 +92,7 @@ def test_scores_equal_the_plain_loop(trained: Pipeline):
     recipe = trained.recipe
     idx, label, pixels = thumbnails(trained.dataset)
     block = find_blocks(pixels, label, 6, seed=recipe.seed)
-    kept = [sorted(chosen(number, idx, block, share=0.5, seed=recipe.seed)) for number in range(4)]
+    kept = [sorted(chosen(number, idx, block, size=30, seed=recipe.seed)) for number in range(4)]
     scores = all_scores(stored_scores(trained.stages["attribute/random"]))[1].astype(float)
     predicted = np.stack([scores[rows].sum(axis=0) for rows in kept])  # idx are the rows here
     seen = np.stack([load_outputs(trained.stage(f"lds/outputs/{number:04d}"))["loss"] for number in range(4)])

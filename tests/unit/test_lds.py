@@ -70,7 +70,7 @@ def test_laws_of_a_score(rng: np.random.Generator):
 def test_a_linear_model_is_predicted_whatever_is_added_to_its_scores(rng: np.random.Generator, constant: float):
     """Subsets have equal sizes, so that a constant adds the same to every sum."""
     idx, block = np.arange(40), np.repeat(np.arange(8), 5)
-    kept = [list(chosen(number, idx, block, share=0.5, seed=3)) for number in range(8)]
+    kept = [list(chosen(number, idx, block, size=20, seed=3)) for number in range(8)]
     scores = rng.integers(-1000, 1000, (40, 2)).astype(float)
     truth = np.stack([scores[rows].sum(axis=0) for rows in kept])
     predicted = np.stack([(scores[rows] + round(constant)).sum(axis=0) for rows in kept])

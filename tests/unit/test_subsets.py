@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from mucs_ray.data.table import Dataset
 from mucs_ray.data.thumbnails import thumbnails
 from mucs_ray.diffusion.noise import generator
-from mucs_ray.evaluation.subsets import chosen, find_blocks, num_chosen, repeat_seed
+from mucs_ray.evaluation.config import LdsConfig
+from mucs_ray.evaluation.subsets import chosen, find_blocks, repeat_seed
 from tiny import tiny_dataset
 
 IDX = np.arange(100, 160)
@@ -16,13 +17,13 @@ BLOCK = np.repeat(np.arange(12), 5)
 
 
 def subset(number: int, *, share: float = 0.5, seed: int = 1, block: np.ndarray = BLOCK) -> frozenset[int]:
-    return chosen(number, IDX, block, share=share, seed=seed)
+    return chosen(number, IDX, block, size=LdsConfig(share=share).subset_size(60), seed=seed)
 
 
 @given(number=st.integers(0, 500), share=st.floats(0.05, 0.95), seed=st.integers(0, 9))
 def test_every_subset_has_its_share_of_the_images(number: int, share: float, seed: int):
     kept = subset(number, share=share, seed=seed)
-    assert len(kept) == num_chosen(60, share) and kept <= set(IDX.tolist())
+    assert len(kept) == round(60 * share) and kept <= set(IDX.tolist())
     assert kept == subset(number, share=share, seed=seed)
 
 

@@ -12,7 +12,7 @@ from mucs_ray.engine.session import Cluster
 from mucs_ray.engine.subset_outputs import SubsetJob, compare_outputs, compute_outputs, load_outputs, outputs_file
 from mucs_ray.errors import RunFailed
 from mucs_ray.evaluation.lds import LOSS
-from mucs_ray.evaluation.subsets import chosen, find_blocks
+from mucs_ray.evaluation.subsets import chosen, find_blocks, repeat_seed
 from mucs_ray.pipeline.graph import Pipeline, StageRef
 from mucs_ray.pipeline.lds_stages import BLOCKS, OUTPUTS, REPEAT, SIMILARITY, TRAININGS, subset_keys, subset_number
 from mucs_ray.results.lds import read_blocks
@@ -113,5 +113,10 @@ def left_out(pipeline: Pipeline, name: str) -> frozenset[int]:
     """Return the idx of the images that a training leaves out."""
     idx, block = read_blocks(pipeline)
     recipe = pipeline.recipe
-    kept = chosen(subset_number(name), idx, block, share=recipe.lds.share, seed=recipe.seed)
+    kept = chosen(subset_number(name), idx, block, size=recipe.lds.subset_size(len(idx)), seed=recipe.seed)
     return frozenset(idx.tolist()) - kept
+
+
+def training_seed(name: str, seed: int) -> int:
+    """Return the seed of a training from the name of its stage and the seed of the run."""
+    return repeat_seed(seed) if name.endswith(REPEAT) else seed

@@ -11,9 +11,9 @@ from mucs_ray.engine.progress import bar
 from mucs_ray.engine.ray_train import TrainJob, TrainRun, workers_for
 from mucs_ray.engine.session import Cluster
 from mucs_ray.pipeline.graph import StageRef
-from mucs_ray.pipeline.lds_stages import TRAININGS, training_seed
+from mucs_ray.pipeline.lds_stages import TRAININGS
 from mucs_ray.run.stages.files import Output, digests
-from mucs_ray.run.stages.lds import left_out
+from mucs_ray.run.stages.lds import left_out, training_seed
 from mucs_ray.run.stages.remove import removed_images
 from mucs_ray.store.facts import RemovalFacts, TrainingFacts, read_facts
 from mucs_ray.store.weights import model_facts
