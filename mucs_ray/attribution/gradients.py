@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mucs_ray.attribution.base import Attributor, Columns, ItemState, MethodSettings, Passes, Tensors
 from mucs_ray.attribution.card import MethodStage
-from mucs_ray.attribution.cards.gradients import FeatureConfig, GradientConfig
+from mucs_ray.attribution.cards.gradients import FeatureConfig
 from mucs_ray.attribution.finite import require_finite
 from mucs_ray.attribution.image_gradients import ImageGradients, Measured, Output
 from mucs_ray.diffusion.batch import Batch, Item
@@ -128,7 +128,7 @@ class FeatureAttributor(Attributor):
         kernel.diagonal().add_(self.config.damping * kernel.trace() / dim)
         return kernel
 
-    def cholesky(self, kernel: Float[Tensor, "k k"]) -> Float[Tensor, "k k"]:
+    def factored(self, kernel: Float[Tensor, "k k"]) -> Float[Tensor, "k k"]:
         """Return the lower Cholesky factor of K in fp32.
 
         It is factored in float64 and then may be rounded, which changes K by far less than lambda. It raises RunFailed
@@ -165,8 +165,6 @@ class GradientAttributor(FeatureAttributor):
     counts.
     """
 
-    config: GradientConfig
-
     @property
     def per_noise(self) -> bool:
         """Return True if the recipe asks for a backward pass for each noise, as published."""
@@ -178,7 +176,7 @@ class GradientAttributor(FeatureAttributor):
 
     def fit(self, sums: Tensors, rows: Iterator[Columns]) -> Tensors:
         """Return the Cholesky factor of K. It raises RunFailed if K cannot be factored."""
-        return {"cholesky": self.cholesky(self.kernel(rows))}
+        return {"cholesky": self.factored(self.kernel(rows))}
 
     def fit_item(self, item: Item, fitted: Tensors, on_update: Callable[[int, float], None]) -> ItemState:
         """Return vector[dim] = K^-1 phi(item). The image is unclamped, and has its own condition and no guidance."""

@@ -6,7 +6,7 @@ The pairs of level and noise, with levels distributed as in training, are the sa
 Axes: n noises, k = dim, *shape of an image.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -70,6 +70,23 @@ class RawOutput(nn.Module):
         return self.model.raw(noisy, at, condition)
 
 
+def answer(
+    model: DiffusionModel,
+    weights: Mapping[str, Tensor],
+    image: Float[Tensor, "*shape"],
+    condition: Condition,
+    level: Float[Tensor, " n"],
+    unit: Float[Tensor, "n *shape"],
+) -> Output:
+    """Return what the network with these weights answers for one image at these noises."""
+    process, images = model.process, copies(image, len(level))
+    at = process.at(level)
+    inputs = process.noised(images, unit, level), at, for_each(condition, len(level))
+    named = {f"model.network.{name}": weight for name, weight in weights.items()}
+    raw = functional_call(RawOutput(model), named, inputs)
+    return Output(raw=raw, target=process.target(images, unit, level), weight=at.weight)
+
+
 class AveragedGradient:
     """This computes the gradient of a function at one image, averaged over the noises."""
 
@@ -118,13 +135,7 @@ class AveragedGradient:
 
     def output(self, image: Float[Tensor, "*shape"], condition: Condition, cut: slice) -> Output:
         """Return what the network answers at some of the noises."""
-        level, unit = self.noises.level[cut], self.noises.unit[cut]
-        process, images = self.model.process, copies(image, len(level))
-        at = process.at(level)
-        inputs = process.noised(images, unit, level), at, for_each(condition, len(level))
-        weights = {f"model.network.{name}": weight for name, weight in self.weights.items()}
-        raw = functional_call(RawOutput(self.model), weights, inputs)
-        return Output(raw=raw, target=process.target(images, unit, level), weight=at.weight)
+        return answer(self.model, self.weights, image, condition, self.noises.level[cut], self.noises.unit[cut])
 
 
 class ImageGradients:

@@ -56,7 +56,7 @@ class LinearMUCS(FeatureAttributor):
             return {}
         kernel = self.kernel(rows)
         if self.config.power == 1:
-            return {"cholesky": self.cholesky(kernel)}
+            return {"cholesky": self.factored(kernel)}
         if not kernel.isfinite().all():
             raise self.singular()
         eigenvalues, eigenvectors = torch.linalg.eigh(kernel)

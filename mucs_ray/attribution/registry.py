@@ -14,7 +14,7 @@ from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
 from mucs_ray.attribution.card import MethodCard
-from mucs_ray.attribution.cards import abu, cosine, das, dtrak, forward_inf, linear, mucs, random, screen
+from mucs_ray.attribution.cards import abu, cosine, das, dtrak, forward_inf, kfac, linear, mucs, random, screen
 from mucs_ray.attribution.cards.gradients import PER_NOISE_COST, PER_NOISE_SUMMARY
 from mucs_ray.attribution.ensemble import WEIGHTS
 from mucs_ray.errors import InputError
@@ -71,6 +71,7 @@ _ALL = (
     variant(dtrak.CARD, "per-noise", PER_NOISE_SUMMARY, {"method.dtrak.gradients": "per_noise"}, cost=PER_NOISE_COST),
     das.CARD,
     variant(das.CARD, "per-noise", PER_NOISE_SUMMARY, {"method.das.gradients": "per_noise"}, cost=PER_NOISE_COST),
+    kfac.CARD,
     forward_inf.CARD,
     variant(forward_inf.CARD, "skew", SCORED_AS_MUCS, {}),
     abu.CARD,

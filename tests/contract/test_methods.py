@@ -50,6 +50,7 @@ RECIPE = tiny_recipe(
         "dtrak": {"dim": 16, "noises": 3},
         "das": {"dim": 16, "noises": 3, "leverage": True},
         "mucs/linear": {"dim": 16, "noises": 3},
+        "kfac": {"noises": 3, "factor_draws": 2},
         "abu": {"draws": 4, "draws_per_forward": 2, "fisher_draws": 2},
         "forward-inf": {"updates": 2, "draws": 4},
     },

@@ -100,6 +100,7 @@ def test_cost_classes():
         "abu": "unlearning",
         "mucs": "unlearning",
         "mucs/linear": "gradients",
+        "kfac": "gradients",
         "ensemble/A": "ranks",
     }
     assert {name: METHODS[name].cost_class for name in expected} == expected
