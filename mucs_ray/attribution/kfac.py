@@ -97,9 +97,9 @@ class KFAC(Attributor):
         stream = generator(self.context.settings.seed, f"kfac/factors/idx={int(one.idx)}")
         level = model.process.training_levels(stream, num)
         noise, sampled = (normal(stream, num, *model.shape).to(one.z.device) for _ in range(2))
+        (condition,) = one_by_one(one.condition, 1)
         with recorded_calls(self.layers) as calls:
-            (condition,) = one_by_one(one.condition, 1)
-            output = answer(model, self.gradient.weights, one.z[0], condition, level.to(one.z.device), noise)
+            output = answer(model, self.aliases, one.z[0], condition, level.to(one.z.device), noise)
         scales = (2 * output.weight / output.raw[0].numel()).sqrt()
         by_outputs = torch.autograd.grad(
             output.raw, calls.outputs, per_row(scales, sampled) * sampled, materialize_grads=True
@@ -155,6 +155,12 @@ class KFAC(Attributor):
     def layers(self) -> Layers:
         """The layers of the network that are covered."""
         return layers_of(self.context.model.network)
+
+    @cached_property
+    def aliases(self) -> Tensors:
+        """F1's weights, which stay frozen, as tensors that let gradients through."""
+        named = self.context.model.network.named_parameters()
+        return {name: weight.detach().requires_grad_(True) for name, weight in named}
 
     @cached_property
     def gradient(self) -> AveragedGradient:

@@ -7,9 +7,10 @@ Axes: t tokens, p inputs of a layer, o outputs of a layer.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TypeGuard
 
 import torch
 from jaxtyping import Float
@@ -27,7 +28,7 @@ def layers_of(network: nn.Module) -> Layers:
 
     It raises InputError, with what has parameters instead, if there is none.
     """
-    layers = {name: module for name, module in network.named_modules() if is_covered(module)}
+    layers: Layers = {name: module for name, module in network.named_modules() if is_covered(module)}
     if not layers:
         kinds = Counter(type(module).__name__ for module in network.modules() if [*module.parameters(recurse=False)])
         found = ", ".join(f"{count} {kind}" for kind, count in kinds.items()) or "no parameters"
@@ -35,7 +36,7 @@ def layers_of(network: nn.Module) -> Layers:
     return layers
 
 
-def is_covered(module: nn.Module) -> bool:
+def is_covered(module: nn.Module) -> TypeGuard[nn.Linear | nn.Conv2d]:
     """Return True if the layer is a matrix applied to tokens or patches."""
     if isinstance(module, nn.Conv2d):
         return module.groups == 1 and module.padding_mode == "zeros" and not isinstance(module.padding, str)
@@ -77,10 +78,10 @@ def recorded_calls(layers: Layers) -> Iterator[Calls]:
         calls.inputs.append(arguments[0].detach())
         calls.outputs.append(output)
 
-    handles = [
-        layer.register_forward_hook(lambda _, arguments, output, name=name: record(name, arguments, output))
-        for name, layer in layers.items()
-    ]
+    def hook_of(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        return lambda _, arguments, output: record(name, arguments, output)
+
+    handles = [layer.register_forward_hook(hook_of(name)) for name, layer in layers.items()]
     try:
         yield calls
     finally:
