@@ -9,7 +9,7 @@ changed setting makes stale. A stage's name is the name of its folder in the run
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from rich.console import Console
 
@@ -45,6 +45,8 @@ PHASES = ("pretrain", "generate", "attribute", "retrain", "regenerate", "evaluat
 """The first folders of the stages' names, in order."""
 UNRELATED = "unrelated"
 """The key, beside the methods' names, of the similarities of different generated images: a level to compare with."""
+FRESH = "generate/fresh"
+"""The stage that generates from the conditions of pictures of the user's, to be compared in their place."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +147,15 @@ class Pipeline:
         return tuple(dict.fromkeys((REFERENCE, *self.methods)))
 
     @cached_property
+    def regeneration(self) -> Literal["same", "fresh", "none"]:
+        """How images are made again after a retraining: from the same noise as before or, for pictures of the user's,
+        afresh from their conditions, or not at all.
+        """
+        if self.queries and self.recipe.evaluate.fresh:
+            return "fresh"
+        return "same" if all(query.generated for query in self.queries) else "none"
+
+    @cached_property
     def similarities(self) -> tuple[list[ReadyMetric], dict[str, str]]:
         """The metrics that can be measured here, and one line, by name, on each that cannot.
 
@@ -221,9 +232,10 @@ class Pipeline:
             stage("pretrain", {"weights": self.weights_digest, **recipe_slice(recipe, "model")})
         else:
             stage("pretrain", trained, "data")
-        generated = recipe_slice(recipe, "generate", "seed", *checkpoint)
+        generated = regenerated = recipe_slice(recipe, "generate", "seed", *checkpoint)
         if self.queries:
             generated = {"queries": [query.reads() for query in self.queries]} | recipe_slice(recipe, "model")
+            regenerated |= recipe_slice(recipe, "evaluate.fresh")
         stage("generate", generated, "data", *(() if self.queries else ("pretrain",)))
         # the controls are generated beside the targets, but no attribution depends on them
         targets = {name: value for name, value in generated.items() if name != "generate.controls"}
@@ -231,12 +243,16 @@ class Pipeline:
         for spec in self.method_stages.values():
             stage(spec.name, spec.reads, *spec.inputs)
         stages.pop(TARGETS)
+        first = "generate"
+        if recipe.trains and self.regeneration == "fresh":
+            stage(first := FRESH, regenerated, "data", "generate", "pretrain")
         removal = recipe_slice(recipe, "remove", without=() if recipe.remove.mode == "matched" else ("remove.size",))
         for method in self.known if recipe.trains else ():
             retrained = self.retrained(method)
             for name in retrained:
                 stage(name, {**trained, **removal}, "data", f"attribute/{method}")
-            stage(f"regenerate/{method}", generated, "data", "generate", *retrained)
+            if self.regeneration != "none":
+                stage(f"regenerate/{method}", regenerated, "data", first, *retrained)
         return stages
 
     @cached_property
@@ -247,16 +263,28 @@ class Pipeline:
         """
         if not self.recipe.trains:
             return {}
-        reads = {f"metric.{metric.name}": metric.digest for metric in self.similarities[0]}
-        pairs = {method: ("generate", f"regenerate/{method}") for method in self.known} | {UNRELATED: ("generate",)}
+        reads, regenerates = {}, self.regeneration != "none"
+        if regenerates:
+            reads = {f"metric.{metric.name}": metric.digest for metric in self.similarities[0]}
+        first = FRESH if self.regeneration == "fresh" else "generate"
+        inputs = {method: [first, f"regenerate/{method}"] if regenerates else [] for method in self.known}
+        of_key = {method: reads for method in self.known}
+        if self.queries:
+            losses = recipe_slice(self.recipe, "evaluate.noises", "score.epsilon", "train.checkpoint", "seed")
+            of_key = {method: reads | losses for method in self.known}
+            measured = {method: ["generate", "pretrain", *self.retrained(method)] for method in self.known}
+            inputs = {method: list(dict.fromkeys(measured[method] + inputs[method])) for method in self.known}
+        if regenerates:
+            inputs[UNRELATED] = [first]
+            of_key[UNRELATED] = reads | recipe_slice(self.recipe, "evaluate.unrelated")
         return {
-            name: Stage(
+            f"evaluate/{key}": Stage(
                 run_url=self.run_url,
-                name=name,
-                reads=reads if key != UNRELATED else {**reads, **recipe_slice(self.recipe, "evaluate.unrelated")},
-                inputs={earlier: self.stages[earlier].fingerprint for earlier in inputs},
+                name=f"evaluate/{key}",
+                reads=of_key[key],
+                inputs={earlier: self.stages[earlier].fingerprint for earlier in inputs[key]},
             )
-            for key, name, inputs in ((key, f"evaluate/{key}", inputs) for key, inputs in pairs.items())
+            for key in inputs
         }
 
     def report(self, planned: Collection[str] = ()) -> Stage:
@@ -302,9 +330,13 @@ class Pipeline:
         if command not in ("pretrain", "generate"):
             for name in self.needed:
                 check_method(self.known[name], self.dataset.card, self.weights_dir)
-        if command not in ("generate", "attribute", "report") and self.queries:
+        if command == "pretrain" and self.queries:
+            raise InputError("pretrain explains no pictures; leave --image and --queries out, or use attribute")
+        if command == "regenerate" and self.regeneration == "none":
+            strange = next(query.name for query in self.queries if not query.generated)
             raise InputError(
-                f"{command} takes pictures that the run makes itself; leave --image and --queries out, or use attribute"
+                f"{strange} was not generated in this run, so the noise it was made from is not known; use evaluate,"
+                " which compares its loss, or --set evaluate.fresh=8, which generates from its condition"
             )
         if command in ("retrain", "regenerate", "evaluate") and not self.recipe.model.trains:
             raise InputError(
@@ -326,7 +358,8 @@ class Pipeline:
             case "regenerate":
                 return [f"regenerate/{method}" for method in self.compared]
             case _:
-                compared = [f"evaluate/{method}" for method in (*self.compared, UNRELATED)]
+                keys = (*self.compared, *((UNRELATED,) if self.regeneration != "none" else ()))
+                compared = [f"evaluate/{key}" for key in keys]
                 return [*(f"attribute/{method}" for method in self.methods), *compared, "report"]
 
     def last_command(self) -> str:

@@ -164,6 +164,10 @@ class Evaluation:
     """The counterfactual test: one sentence, the tables, the distributions and the images."""
 
     headline: str
+    procedure: str
+    """What was done, and what a method that found the right images would show."""
+    by_loss: bool = False
+    """Whether nothing but losses was compared, because the pictures cannot be made again."""
     remarks: tuple[str, ...]
     """What a reader must know to judge the result, such as metrics that were left out, few seeds, or hubs."""
     tables: tuple[Table, ...]
