@@ -58,11 +58,16 @@ app.add_typer(data_app, name="data")
 app.add_typer(model_app, name="model")
 
 
-def open_pipeline(output: Terminal, options: Request, *, seeds: Sequence[int] | None = None) -> "list[Pipeline]":
-    """Open the run that a command's options describe, or one run for each of several seeds."""
+def open_pipeline(
+    output: Terminal, options: Request, *, seeds: Sequence[int] | None = None, continues: bool = False
+) -> "list[Pipeline]":
+    """Open the run that a command's options describe, or one run for each of several seeds.
+
+    `continues` says that the recipe and the data set of a run directory that is there are meant.
+    """
     from mucs_ray.run.request import open_runs
 
-    return open_runs(options, output.console, seeds=seeds)
+    return open_runs(options, output.console, seeds=seeds, continues=continues)
 
 
 def print_plan(output: Terminal, pipeline: "Pipeline", plan: "Mapping[str, State]") -> None:
@@ -89,9 +94,9 @@ def work(command: str, output: Terminal, pipeline: "Pipeline") -> None:
     if "report" in plan:
         from mucs_ray.results import counterfactual, report
 
-        analysis = counterfactual.analysis_of([pipeline])
-        document |= report.as_json(pipeline, analysis) | {"report": f"{pipeline.run_url}/report.html"}
-        show_answer(output.console, document, analysis)
+        analyses = counterfactual.analyses_of([pipeline])
+        document |= report.as_json(pipeline, analyses) | {"report": f"{pipeline.run_url}/report.html"}
+        show_answer(output.console, document, analyses)
     output.result(document)
 
 
@@ -108,9 +113,9 @@ def work_on_seeds(output: Terminal, options: Request, seeds: Sequence[int]) -> N
     done = experiment.run()
     if not done:
         output.console.print("nothing to do")
-    analysis = experiment.analysis
-    document = {**experiment.as_json(analysis), "done_now": done, "report": f"{experiment.run_url}/report.html"}
-    show_answer(output.console, document, analysis)
+    analyses = experiment.analyses
+    document = {**experiment.as_json(analyses), "done_now": done, "report": f"{experiment.run_url}/report.html"}
+    show_answer(output.console, document, analyses)
     output.result(document)
 
 
@@ -188,7 +193,7 @@ def stage_command(name: str, summary: str) -> None:
                 address=address,
                 verbose=verbose,
             )
-            work(name, output, *open_pipeline(output, options))
+            work(name, output, *open_pipeline(output, options, continues=name == "lds" and recipe is None))
 
 
 stage_command("pretrain", "Train the diffusion model through Ray Train (or take --weights).")
@@ -197,6 +202,7 @@ stage_command("attribute", "The main job: attribute generated items to the train
 stage_command("retrain", "Train again without the images each method names, and once without random ones.")
 stage_command("regenerate", "Generate the same items again from the retrained networks.")
 stage_command("evaluate", "Compare them with the first ones: did removing those images change them more than random?")
+stage_command("lds", "Train on random halves of the images: how well does each method predict what that changes?")
 stage_command("report", "Write report.html, after whatever an attribution is missing.")
 
 

@@ -21,8 +21,10 @@ from mucs_ray.config.values import with_new_sections
 from mucs_ray.data.queries import Query, model_url, query_folder, with_class
 from mucs_ray.data.table import Dataset
 from mucs_ray.errors import InputError, MucsError
+from mucs_ray.evaluation.config import Mode
 from mucs_ray.evaluation.metrics import SSIM_LEAST_PX, ReadyMetric, ready_metrics
 from mucs_ray.pipeline.generated_queries import recognized
+from mucs_ray.pipeline.lds_stages import LDS, LDS_PHASES, TRAININGS, check_subsets, lds_stages
 from mucs_ray.pipeline.method_stages import (
     GENERATED,
     TARGETS,
@@ -39,14 +41,25 @@ from mucs_ray.store.events import EventLog
 from mucs_ray.store.item_names import item_name
 from mucs_ray.store.run import Stage, State, open_run
 
-REPORT_LAYOUT = 4
+REPORT_LAYOUT = 5
 """The version of the report's layout; a higher one makes finished reports stale."""
-PHASES = ("pretrain", "generate", "attribute", "retrain", "regenerate", "evaluate", "report")
-"""The first folders of the stages' names, in order."""
+PHASES = ("pretrain", "generate", "attribute", "retrain", "regenerate", "evaluate", *LDS_PHASES, "report")
+"""The phases of the stages (`StageRef.phase`), in order."""
+RETRAINS = ("retrain", TRAININGS)
+"""The phases that train without some of the images."""
+RETRAINING = ("retrain", "regenerate", "evaluate", "lds")
+"""The commands that train the model again."""
 UNRELATED = "unrelated"
 """The key, beside the methods' names, of the similarities of different generated images: a level to compare with."""
 FRESH = "generate/fresh"
 """The stage that generates from the conditions of pictures of the user's, to be compared in their place."""
+
+
+class RemovalTest(NamedTuple):
+    """One counterfactual test: a method's images are removed in one way."""
+
+    method: str
+    mode: Mode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,11 +240,10 @@ class Pipeline:
 
         recipe = self.recipe
         checkpoint = ("train.checkpoint",) if recipe.trains else ()
-        trained = recipe_slice(recipe, "model", "train", "seed", without=("train.checkpoint",))
         if not recipe.trains:
             stage("pretrain", {"weights": self.weights_digest, **recipe_slice(recipe, "model")})
         else:
-            stage("pretrain", trained, "data")
+            stage("pretrain", self.trained, "data")
         generated = regenerated = recipe_slice(recipe, "generate", "seed", *checkpoint)
         if self.queries:
             generated = {"queries": [query.reads() for query in self.queries]} | recipe_slice(recipe, "model")
@@ -246,13 +258,15 @@ class Pipeline:
         first = "generate"
         if recipe.trains and self.regeneration == "fresh":
             stage(first := FRESH, regenerated, "data", "generate", "pretrain")
-        removal = recipe_slice(recipe, "remove", without=() if recipe.remove.mode == "matched" else ("remove.size",))
-        for method in self.known if recipe.trains else ():
-            retrained = self.retrained(method)
+        for test in self.tests.values() if recipe.trains else ():
+            removal = {"remove.mode": test.mode}
+            if test.mode == "matched":
+                removal |= recipe_slice(recipe, "remove.size")
+            retrained = self.retrained(test)
             for name in retrained:
-                stage(name, {**trained, **removal}, "data", f"attribute/{method}")
+                stage(name, {**self.trained, **removal}, "data", f"attribute/{test.method}")
             if self.regeneration != "none":
-                stage(f"regenerate/{method}", regenerated, "data", first, *retrained)
+                stage(f"regenerate/{self.key(test)}", regenerated, "data", first, *retrained)
         return stages
 
     @cached_property
@@ -267,13 +281,13 @@ class Pipeline:
         if regenerates:
             reads = {f"metric.{metric.name}": metric.digest for metric in self.similarities[0]}
         first = FRESH if self.regeneration == "fresh" else "generate"
-        inputs = {method: [first, f"regenerate/{method}"] if regenerates else [] for method in self.known}
-        of_key = {method: reads for method in self.known}
-        if self.queries:
+        inputs = {key: [first, f"regenerate/{key}"] if regenerates else [] for key in self.tests}
+        of_key = dict.fromkeys(self.tests, reads)
+        if self.queries:  # their losses are measured too
             losses = recipe_slice(self.recipe, "evaluate.noises", "score.epsilon", "train.checkpoint", "seed")
-            of_key = {method: reads | losses for method in self.known}
-            measured = {method: ["generate", "pretrain", *self.retrained(method)] for method in self.known}
-            inputs = {method: list(dict.fromkeys(measured[method] + inputs[method])) for method in self.known}
+            of_key = dict.fromkeys(self.tests, reads | losses)
+            for key, test in self.tests.items():
+                inputs[key] = list(dict.fromkeys(["generate", "pretrain", *self.retrained(test), *inputs[key]]))
         if regenerates:
             inputs[UNRELATED] = [first]
             of_key[UNRELATED] = reads | recipe_slice(self.recipe, "evaluate.unrelated")
@@ -287,10 +301,21 @@ class Pipeline:
             for key in inputs
         }
 
+    @cached_property
+    def lds_stages(self) -> dict[str, Stage]:
+        """The stages of the linear datamodeling score, by name."""
+        return lds_stages(self.run_url, self.recipe, self.dataset.card, self.trained)
+
+    @property
+    def trained(self) -> dict[str, Any]:
+        """The values of the recipe that every training reads."""
+        return recipe_slice(self.recipe, "model", "train", "seed", without=("train.checkpoint",))
+
     def report(self, planned: Collection[str] = ()) -> Stage:
         """Return the stage of this run's report, which shows the stages that are done and the `planned` ones."""
         methods = self.available_methods()
-        evaluated = [name for name in self.evaluated if name.removeprefix("evaluate/") in (*methods, UNRELATED)]
+        keys = [*(key for key, test in self.tests.items() if test.method in methods), UNRELATED]
+        evaluated = [name for name in self.evaluated if name.removeprefix("evaluate/") in keys]
         candidates = ("generate", *(f"attribute/{method}" for method in methods), *evaluated)
         shown = [name for name in candidates if name in planned or self.stage(name).state().status == "done"]
         reads = {"layout": REPORT_LAYOUT, **recipe_slice(self.recipe, "name")}
@@ -314,13 +339,29 @@ class Pipeline:
         """Return a stage by its name; the report shows what is done now."""
         if name == "report":
             return self.report()
+        if name.split("/")[0] == LDS:
+            return self.lds_stages[name]
         return self.evaluations[name] if name.startswith("evaluate/") else self.stages[name]
 
-    def retrained(self, method: str) -> list[str]:
-        """Return the names of the trainings without a method's images: one, or one for each item."""
-        if self.recipe.remove.mode != "per-item":
-            return [f"retrain/{method}"]
-        return [f"retrain/{method}/{item_name(number)}" for number in range(self.recipe.generate.items)]
+    @cached_property
+    def tests(self) -> dict[str, RemovalTest]:
+        """The counterfactual tests of all methods by their keys, the names of their folders in the phases of a test."""
+        tests = [RemovalTest(method, mode) for method in self.known for mode in self.recipe.remove.modes]
+        return {self.key(test): test for test in tests}
+
+    def key(self, test: RemovalTest) -> str:
+        """Return the key of a test: the method, and below it the mode if there is another mode beside it."""
+        return test.method if test.mode == self.recipe.remove.modes[-1] else f"{test.method}/{test.mode}"
+
+    def compared_keys(self) -> list[str]:
+        """Return the keys of the tests of the compared methods, the reference first."""
+        return [key for method in self.compared for key, test in self.tests.items() if test.method == method]
+
+    def retrained(self, test: RemovalTest) -> list[str]:
+        """Return the names of the trainings of a test: one, or one for each item."""
+        if test.mode != "per-item":
+            return [f"retrain/{self.key(test)}"]
+        return [f"retrain/{self.key(test)}/{item_name(number)}" for number in range(self.recipe.generate.items)]
 
     def target_stages(self, command: str) -> list[str]:
         """Return the names of the stages that a command is for.
@@ -330,20 +371,20 @@ class Pipeline:
         if command not in ("pretrain", "generate"):
             for name in self.needed:
                 check_method(self.known[name], self.dataset.card, self.weights_dir)
-        if command == "pretrain" and self.queries:
-            raise InputError("pretrain explains no pictures; leave --image and --queries out, or use attribute")
+        if command in ("pretrain", "lds") and self.queries:
+            raise InputError(f"{command} explains no pictures; leave --image and --queries out, or use attribute")
         if command == "regenerate" and self.regeneration == "none":
             strange = next(query.name for query in self.queries if not query.generated)
             raise InputError(
                 f"{strange} was not generated in this run, so the noise it was made from is not known; use evaluate,"
                 " which compares its loss, or --set evaluate.fresh=8, which generates from its condition"
             )
-        if command in ("retrain", "regenerate", "evaluate") and not self.recipe.model.trains:
+        if command in RETRAINING and not self.recipe.model.trains:
             raise InputError(
                 f"{command} trains the model again without some images, and model.kind {self.recipe.model.kind} cannot"
                 " be trained here; use attribute"
             )
-        if command in ("retrain", "regenerate", "evaluate") and self.recipe.weights:
+        if command in RETRAINING and self.recipe.weights:
             raise InputError(
                 f"{command} needs a model trained in this run, to train it again without some images; leave --weights"
                 " out, or use attribute"
@@ -354,18 +395,23 @@ class Pipeline:
             case "attribute" | "report":
                 return [*(f"attribute/{method}" for method in self.methods), "report"]
             case "retrain":
-                return [name for method in self.compared for name in self.retrained(method)]
+                return [name for key in self.compared_keys() for name in self.retrained(self.tests[key])]
+            case "lds":
+                check_subsets(self.recipe, self.dataset.card)
+                return ["generate", *self.lds_stages]
             case "regenerate":
-                return [f"regenerate/{method}" for method in self.compared]
+                return [f"regenerate/{key}" for key in self.compared_keys()]
             case _:
-                keys = (*self.compared, *((UNRELATED,) if self.regeneration != "none" else ()))
+                keys = (*self.compared_keys(), *((UNRELATED,) if self.regeneration != "none" else ()))
                 compared = [f"evaluate/{key}" for key in keys]
                 return [*(f"attribute/{method}" for method in self.methods), *compared, "report"]
 
     def last_command(self) -> str:
         """Return the last of the commands, in the order of the stages, that the folders of the run directory show."""
         folders = set(storage.names(self.run_url))
-        return next((command for command in ("evaluate", "regenerate", "retrain") if command in folders), "attribute")
+        return next(
+            (command for command in (LDS, "evaluate", "regenerate", "retrain") if command in folders), "attribute"
+        )
 
     def plan(self, command: str) -> dict[str, State]:
         """Return the state of each stage that a command needs, by name, in order."""
@@ -376,6 +422,7 @@ class Pipeline:
             needed.add(name)
             waiting += [GENERATED.get(earlier, earlier) for earlier in self.stage(name).inputs if earlier != "data"]
         order = [*self.stages, *(self.evaluations if command == "evaluate" else ())]
+        order += self.lds_stages if command == LDS else ()
         states = {name: self.stage(name).state() for name in order if name in needed}
         if "report" in self.target_stages(command):
             states["report"] = self.report(planned=list(states)).state()
@@ -392,13 +439,19 @@ class StageRef(NamedTuple):
 
     @property
     def phase(self) -> str:
-        """The first folder of the stage's name."""
-        return self.name.split("/")[0]
+        """The first folder of the stage's name, or the first two of those of the LDS."""
+        folders = self.name.split("/")
+        return "/".join(folders[: 2 if folders[0] == LDS else 1])
+
+    @property
+    def leaves_images_out(self) -> bool:
+        """True if the stage trains without some of the images."""
+        return self.phase in RETRAINS
 
     @property
     def is_training(self) -> bool:
         """True if the stage trains a network."""
-        return self.phase == "retrain" or (self.name == "pretrain" and self.pipeline.recipe.trains)
+        return self.leaves_images_out or (self.name == "pretrain" and self.pipeline.recipe.trains)
 
     @property
     def streams(self) -> bool:

@@ -89,7 +89,7 @@ def generation(pipeline: Pipeline, name: str, count: int, model: DiffusionModel)
     recipe = pipeline.recipe
     config = recipe.generate
     samples = config.items * (recipe.evaluate.fresh if pipeline.regeneration == "fresh" else 1)
-    if name == "generate" or recipe.remove.mode != "per-item":
+    if name == "generate" or recipe.remove.modes != ("per-item",):
         samples += config.controls
     times = f"{count} x " if name == "regenerate" else ""
     forwards = evaluations(model.process, config.sampler, config.steps) * (1 if config.guidance == 1 else 2)

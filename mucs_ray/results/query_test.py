@@ -1,9 +1,10 @@
 """What the counterfactual test of pictures of the user's compared, in words and numbers."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from mucs_ray.pipeline.graph import Pipeline
+from mucs_ray.evaluation.config import Mode
+from mucs_ray.pipeline.graph import Pipeline, RemovalTest
 from mucs_ray.report.document import Cell, Table
 from mucs_ray.store.facts import LossFacts, RemovalFacts, read_facts
 
@@ -33,32 +34,34 @@ def procedure(pipeline: Pipeline) -> str:
     )
 
 
-def losses(pipeline: Pipeline) -> dict[str, LossFacts]:
-    """Return, by method, the losses of the pictures before and after its retraining, for all that are measured."""
-    stages = {name: stage for name, stage in pipeline.evaluated.items() if stage.state().status == "done"}
-    of_method = {name.removeprefix("evaluate/"): stage for name, stage in stages.items()}
-    return {method: read_facts(stage, LossFacts) for method, stage in of_method.items() if method in pipeline.known}
+def losses(pipeline: Pipeline, modes: Collection[Mode]) -> dict[RemovalTest, LossFacts]:
+    """Return the losses of the pictures before and after, of each test in these modes that is done."""
+    stages = {test: pipeline.evaluated.get(f"evaluate/{key}") for key, test in pipeline.tests.items()}
+    done = {test: stage for test, stage in stages.items() if stage is not None and stage.state().status == "done"}
+    return {test: read_facts(stage, LossFacts) for test, stage in done.items() if test.mode in modes}
 
 
 def as_json(pipeline: Pipeline) -> dict[str, Any]:
     """Return by what the pictures were compared, and their losses, as JSON values."""
-    measured = losses(pipeline)
-    after = {method: each.after for method, each in measured.items()}
+    measured = losses(pipeline, pipeline.recipe.remove.modes)
+    after = {pipeline.key(test): each.after for test, each in measured.items()}
     before = next(iter(measured.values())).before
     return {"compared_by": compared_by(pipeline), "loss_before": before, "loss_after": after}
 
 
-def loss_table(pipeline: Pipeline, names: Mapping[str, str]) -> Table:
+def loss_table(pipeline: Pipeline, mode: Mode, names: Mapping[str, str]) -> Table:
     """Lay out the loss of each picture, before and after the removal for each method."""
-    measured = {method: each for method, each in losses(pipeline).items() if method in names}
-    removed = [read_facts(pipeline.stage(f"evaluate/{method}"), RemovalFacts).removed for method in measured]
+    measured = {test: each for test, each in losses(pipeline, [mode]).items() if test.method in names}
+    stages = {test: pipeline.stage(f"evaluate/{pipeline.key(test)}") for test in measured}
+    titles = [
+        f"{names[test.method]} (without {read_facts(stage, RemovalFacts).removed:,})" for test, stage in stages.items()
+    ]
     before = next(iter(measured.values())).before
     rows = tuple(
         (Cell(text=query.name), Cell(text=f"{before[number]:.4f}"), *loss_cells(measured.values(), number))
         for number, query in enumerate(pipeline.queries[:SHOWN_LOSSES])
     )
     more = len(pipeline.queries) - len(rows)
-    titles = [f"{names[method]} (without {each:,})" for method, each in zip(measured, removed, strict=True)]
     return Table(
         key="losses",
         title="How well does the model know the pictures?",

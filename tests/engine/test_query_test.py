@@ -20,7 +20,7 @@ from mucs_ray.errors import InputError
 from mucs_ray.evaluation.item_loss import evaluation_noises, item_losses
 from mucs_ray.evaluation.unions import union
 from mucs_ray.models.adapters import adapter
-from mucs_ray.pipeline.graph import Pipeline, reopen
+from mucs_ray.pipeline.graph import Pipeline, RemovalTest, reopen
 from mucs_ray.results import counterfactual, report
 from mucs_ray.run import driver
 from mucs_ray.store import checkpoint
@@ -93,9 +93,9 @@ def test_a_picture_without_known_noise_is_compared_by_its_loss(
     with torch.inference_mode():
         assert facts.before == item_losses(before, items, evaluation_noises(before, 7, seed=1)).mean(dim=1).tolist()
 
-    analysis = counterfactual.analysis_of([pipeline])
-    assert analysis is not None and analysis.metrics == ("skew", "loss") and analysis.num_items == 2
-    measured = counterfactual.outcome(pipeline, "pixel")
+    (analysis,) = counterfactual.analyses_of([pipeline])
+    assert analysis.metrics == ("skew", "loss") and analysis.num_items == 2
+    measured = counterfactual.outcome(pipeline, RemovalTest("pixel", "union"))
     np.testing.assert_allclose(measured.similarity["loss"], -np.asarray(facts.after), rtol=1e-6)
     document = json.loads((Path(pipeline.run_url) / "report/report.json").read_text())
     assert document["loss_before"] == facts.before and document["loss_after"]["pixel"] == facts.after
@@ -126,12 +126,12 @@ def test_a_picture_of_the_run_is_made_again_from_its_noise(
     assert torch.equal(load_item(pipeline.stages["regenerate/pixel"], 0).z, again.z)
     before = load_item(stage, 1).z
     pixels = [(image.clamp(-1, 1) + 1) / 2 for image in (before, again.z)]
-    measured = counterfactual.outcome(pipeline, "pixel").similarity
+    measured = counterfactual.outcome(pipeline, RemovalTest("pixel", "union")).similarity
     assert list(measured) == ["mse", "skew", "loss"]
     assert measured["mse"][0] == pytest.approx(-(pixels[0] - pixels[1]).square().mean().item(), rel=1e-5)
     assert (
         "generated again from its own noise"
-        in report.as_json(pipeline, counterfactual.analysis_of([pipeline]))["compared_by"]
+        in report.as_json(pipeline, counterfactual.analyses_of([pipeline]))["compared_by"]
     )
 
 
@@ -148,7 +148,7 @@ def test_fresh_images_stand_for_a_picture(
     assert all(torch.equal(item.condition["condition"], one) for item, one in zip(images[0], given, strict=True))
     clamped = [torch.stack([(item.z.clamp(-1, 1) + 1) / 2 for item in side]) for side in images]
     expected = -(clamped[0] - clamped[1]).square().mean(dim=(1, 2, 3)).view(2, 3).mean(dim=1)
-    measured = counterfactual.outcome(pipeline, "random").similarity
+    measured = counterfactual.outcome(pipeline, RemovalTest("random", "union")).similarity
     np.testing.assert_allclose(measured["mse"], expected.numpy(), rtol=1e-5)
     assert "3 fresh images" in (Path(pipeline.run_url) / "report.html").read_text()
     (level,) = counterfactual.unrelated([pipeline])

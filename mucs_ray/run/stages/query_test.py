@@ -19,7 +19,7 @@ from mucs_ray.engine.session import Cluster
 from mucs_ray.evaluation.item_loss import LossChanges, evaluation_noises, loss_changes
 from mucs_ray.evaluation.unions import unrelated_pairs
 from mucs_ray.models.adapters import adapter
-from mucs_ray.pipeline.graph import FRESH, Pipeline
+from mucs_ray.pipeline.graph import FRESH, Pipeline, RemovalTest
 from mucs_ray.run.stages.files import Output, weights_ref
 from mucs_ray.run.stages.generate import generate_items
 from mucs_ray.run.stages.regenerate import compare_pairs, publish_similarities
@@ -68,44 +68,44 @@ def generate_fresh(pipeline: Pipeline, cluster: Cluster) -> Output:
     return generate_items(pipeline, FRESH, planned, lambda missing: [(weights, missing)], cluster, conditions=given), {}
 
 
-def regenerate(pipeline: Pipeline, method: str, cluster: Cluster) -> Output:
+def regenerate(pipeline: Pipeline, key: str, cluster: Cluster) -> Output:
     """Generate the same images, from the same conditions and noise, by the retrained network."""
 
     def with_weights(missing: list[PlannedItem]) -> list[tuple[ObjectRef, list[PlannedItem]]]:
         groups = [(weights, [item for item in missing if item.row in numbers]) for weights, numbers in models]
         return [(weights, items) for weights, items in groups if items]
 
-    models = retrained_models(pipeline, method)
-    name, planned, given = f"regenerate/{method}", planned_items(pipeline), conditions(pipeline)
+    models = retrained_models(pipeline, pipeline.tests[key])
+    name, planned, given = f"regenerate/{key}", planned_items(pipeline), conditions(pipeline)
     return generate_items(pipeline, name, planned, with_weights, cluster, conditions=given), {}
 
 
-def retrained_models(pipeline: Pipeline, method: str) -> list[tuple[ObjectRef, Sequence[int]]]:
+def retrained_models(pipeline: Pipeline, test: RemovalTest) -> list[tuple[ObjectRef, Sequence[int]]]:
     """Return the weights of each retraining, and the numbers of the pictures that it is for."""
     recipe, every = pipeline.recipe, range(len(pipeline.queries))
-    retrained = [weights_ref(pipeline.stages[name], recipe) for name in pipeline.retrained(method)]
-    if recipe.remove.mode == "per-item":
+    retrained = [weights_ref(pipeline.stages[name], recipe) for name in pipeline.retrained(test)]
+    if test.mode == "per-item":
         return [(weights, [number]) for number, weights in enumerate(retrained)]
     return [(retrained[0], every)]
 
 
-def evaluate(pipeline: Pipeline, method: str, cluster: Cluster) -> Output:
+def evaluate(pipeline: Pipeline, key: str, cluster: Cluster) -> Output:
     """Measure how the loss of each picture changed and, where images were made again, how similar they are."""
-    stage, count = pipeline.stage(f"evaluate/{method}"), len(pipeline.queries)
+    stage, test, count = pipeline.stage(f"evaluate/{key}"), pipeline.tests[key], len(pipeline.queries)
     metrics = [] if pipeline.regeneration == "none" else pipeline.similarities[0]
     stage.begin([stage.part("similarity", "parquet")])
-    steps = 1 + len(pipeline.retrained(method)) + len(metrics)
+    steps = 1 + len(pipeline.retrained(test)) + len(metrics)
     with bar(pipeline.console, stage.name, steps, "steps", pipeline.events) as progress:
-        changes = measured_changes(pipeline, method, cluster, progress)
+        changes = measured_changes(pipeline, test, cluster, progress)
         values = {}
         if metrics:
-            again = pipeline.stages[f"regenerate/{method}"]
+            again = pipeline.stages[f"regenerate/{key}"]
             pairs = [((before, number), (again, number)) for before, number in originals(pipeline)]
             similar = compare.compare(metrics, pairs, pipeline.recipe.model, cluster=cluster, bar=progress)
             values = {name: each.reshape(count, -1).mean(axis=1) for name, each in similar.items()}
     values |= {"skew": -changes.skew.numpy(), "loss": -changes.after.numpy()}
     files = publish_similarities(stage, values, [(number, number) for number in range(count)], ["target"] * count)
-    removed = [read_facts(pipeline.stages[name], RemovalFacts).removed for name in pipeline.retrained(method)]
+    removed = [read_facts(pipeline.stages[name], RemovalFacts).removed for name in pipeline.retrained(test)]
     losses = LossFacts(before=changes.before.tolist(), after=changes.after.tolist())
     facts = asdict(RemovalFacts(removed=round(sum(removed) / len(removed)))) | asdict(losses)
     return files, {"metrics": list(values), "pairs": count, **facts}
@@ -117,14 +117,14 @@ def originals(pipeline: Pipeline) -> list[tuple[Stage, int]]:
     return [(stage, item.number) for item in planned_items(pipeline)]
 
 
-def measured_changes(pipeline: Pipeline, method: str, cluster: Cluster, progress: Bar) -> LossChanges:
+def measured_changes(pipeline: Pipeline, test: RemovalTest, cluster: Cluster, progress: Bar) -> LossChanges:
     """Return how the retraining, or that of each picture, changed the losses of the pictures."""
     recipe, every = pipeline.recipe, range(len(pipeline.queries))
     job = LossJob(
         items=pipeline.stages["generate"], model=recipe.model, noises=recipe.evaluate.noises, seed=recipe.seed
     )
     models = {"before": (weights_ref(pipeline.stages["pretrain"], recipe), every)}
-    retrained = dict(zip(pipeline.retrained(method), retrained_models(pipeline, method), strict=True))
+    retrained = dict(zip(pipeline.retrained(test), retrained_models(pipeline, test), strict=True))
     losses = losses_by_model(job, models | retrained, cluster=cluster, bar=progress)
     after = torch.cat([losses[name] for name in retrained])
     model = adapter(recipe.model).model(torch.device("meta"))
