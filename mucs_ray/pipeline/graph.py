@@ -12,13 +12,14 @@ from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 from rich.console import Console
+from rich.markup import escape
 
 from mucs_ray import storage
 from mucs_ray.attribution.card import MethodCard
 from mucs_ray.attribution.registry import LEARNED, REFERENCE, installed_methods
 from mucs_ray.config.recipe import Recipe, build, check_fits
 from mucs_ray.config.values import with_new_sections
-from mucs_ray.data.queries import Query, model_url, query_folder, with_class
+from mucs_ray.data.queries import Query, model_url, prompt_line, query_folder, with_class, with_own_prompt
 from mucs_ray.data.table import Dataset
 from mucs_ray.errors import InputError, MucsError
 from mucs_ray.evaluation.config import Mode
@@ -126,9 +127,11 @@ class Pipeline:
                 " goes into metadata.jsonl)"
             )
         card, conditional = self.dataset.card, self.recipe.model.conditional
-        known = recognized(
-            [with_class(query, card, conditional=conditional) for query in queries], self.stages["generate"]
-        )
+        named = [with_class(query, card, conditional=conditional) for query in queries]
+        prompted = [with_own_prompt(query, card, conditional=conditional) for query in named]
+        if taken := [query for query, before in zip(prompted, named, strict=True) if query.prompt != before.prompt]:
+            self.console.print(escape(prompt_line(taken)), highlight=False, soft_wrap=True)
+        known = recognized(prompted, self.stages["generate"])
         return replace(
             self,
             recipe=replace(self.recipe, generate=replace(self.recipe.generate, items=len(known), controls=0)),
