@@ -100,7 +100,8 @@ def check(groups: Groups) -> None:
                 " train on without it; choose smaller groups"
             )
     if len(groups.names) < 2:
-        raise InputError(f"{groups.by} makes one group only, {groups.names[0]!r}; expected two or more to compare")
+        only = ", ".join(map(repr, groups.names))
+        raise InputError(f"{groups.by} makes one group only, {only}; expected two or more to compare")
 
 
 def in_column(dataset: Dataset, column: str) -> Iterator[Membership]:
