@@ -46,7 +46,7 @@ def elbo_grid(process: Process, *, skip: int = 10, num: int = CONTINUOUS_LEVELS)
     """
     if isinstance(process, VP):
         end = min(process.num_levels(0.0), process.betas.steps - 1)
-        level = torch.arange(skip, end, skip, dtype=torch.float64)
+        level = torch.arange(skip, max(skip, end), skip, dtype=torch.float64)
         if not len(level):
             raise InputError(f"groups.skip is {skip}, and the model has only {process.betas.steps} steps")
         share = eps_factor(process, level)
