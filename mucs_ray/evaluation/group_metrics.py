@@ -211,12 +211,14 @@ def of_pairs(first: int, ties: Ties) -> Metric:
     return Metric(f"WPRA@{first} ({ties})", lambda g, s: wpra(g, s, first, ties), lambda _: 0.5)
 
 
+DEPTHS = 3, 5
+NDCG_DEPTHS = *DEPTHS, 10
 METRICS = (
     of_depth("top-1", 1),
     Metric("MRR", mrr, chance_mrr),
-    *(of_gain(depth, "exp") for depth in (3, 5, 10)),
-    *(of_gain(depth, "linear") for depth in (3, 5, 10)),
-    *(of_gain(depth, gain) for gain in ("value", "exp-value") for depth in (3, 5)),
+    *(of_gain(depth, "exp") for depth in NDCG_DEPTHS),
+    *(of_gain(depth, "linear") for depth in NDCG_DEPTHS),
+    *(of_gain(depth, gain) for gain in ("value", "exp-value") for depth in DEPTHS),
     of_depth("top-3 overlap", 3),
     of_depth("top-5 overlap", 5),
     Metric("RBO", rbo, chance_rbo),
@@ -224,7 +226,7 @@ METRICS = (
     Metric("Spearman", lambda g, s: correlation(g, s, "spearman"), lambda _: 0.0),
     Metric("Pearson", lambda g, s: correlation(g, s, "pearson"), lambda _: 0.0),
     Metric("Kendall tau-b", lambda g, s: correlation(g, s, "kendall"), lambda _: 0.0),
-    *(of_pairs(first, ties) for ties in ("strict", "skip") for first in (3, 5)),
+    *(of_pairs(first, ties) for ties in ("strict", "skip") for first in DEPTHS),
     Metric("WPRA (strict)", lambda g, s: wpra(g, s, g.shape[1], "strict"), lambda _: 0.5),
     Metric("calibrated MSE", calibrated_mse, higher_is_better=False),
     Metric("calibrated MAE", calibrated_mae, higher_is_better=False),
