@@ -42,12 +42,12 @@ def subset_number(name: str) -> int:
 
 
 def lds_stages(
-    run_url: str, recipe: Recipe, card: Card, *, trained: Mapping[str, Any], generated: Mapping[str, Any], targets: str
+    run_url: str, recipe: Recipe, card: Card, *, trained: Mapping[str, Any], targets: str
 ) -> dict[str, Stage]:
     """Return the stages that need no metric, by name, in order.
 
-    `trained` and `generated` hold the values of the recipe that any training, and the targets, read; `targets` is the
-    fingerprint of the targets. The number of subsets is not among what they read, so that more can be added.
+    `trained` holds the values of the recipe that any training reads; `targets` is the fingerprint of the targets. The
+    number of subsets is not among what they read, so that more can be added.
     """
     stages: dict[str, Stage] = {}
     given = {"data": card.fingerprint, TARGETS: targets}
@@ -57,6 +57,7 @@ def lds_stages(
         stages[name] = Stage(run_url=run_url, name=name, reads=reads, inputs=fingerprints)
 
     stage(BLOCKS, recipe_slice(recipe, "lds.blocks", "seed"), "data")
+    generated = recipe_slice(recipe, "generate", "seed", "train.checkpoint", without=("generate.controls",))
     keys = subset_keys(recipe.lds)
     for key in keys:
         stage(f"{TRAININGS}/{key}", {**trained, **recipe_slice(recipe, "lds.share")}, "data", BLOCKS)
