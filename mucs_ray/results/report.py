@@ -321,6 +321,7 @@ def attribution(stage: Stage, pictures: Sequence[Query] = ()) -> dict[str, Any]:
             **({"query": pictures[number].name} if pictures else {}),
             "top": [[int(row["idx"]), float(row["score"])] for row in rows],
             "names": [row.get("name", "") for row in rows],
+            "captions": [row["text"] or row["label"] for row in rows],
         }
         for number, rows in read_topk(stage).items()
     ]
