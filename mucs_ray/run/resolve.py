@@ -51,18 +51,19 @@ def resolve(
     values = recipe_of_run(run, dataset) if run is not None and recipe is None and weights is None else None
     if values is None and dataset is None and recipe is None:
         raise InputError("which data set? give --dataset NAME_OR_URL (or --recipe); `mucs-ray demo` needs neither")
-    if values is None:
-        values = raw_recipe(dataset, recipe)
-        if recipe is None and weights is None and takes_small(values, settings, begun, address):
-            console.print(SMALL_LINE, highlight=False, soft_wrap=True)
-            values = {**read_recipe(SMALL), "data": values["data"], "name": values["name"]}
-    values = with_kind(values, settings)
+    is_default = values is None and recipe is None and weights is None
+    raw = raw_recipe(dataset, recipe) if values is None else values
+    values = with_kind(raw, settings)
     if weights is not None:
         values["weights"] = storage.absolute(weights)
     if "data" not in values:
         raise InputError('the recipe names no data set; give --dataset, or data = "URL" in the recipe')
     opened = open_dataset(str(values["data"]), console)
     built = build(from_card(values, opened.card), methods)
+    if is_default and takes_small(raw, settings, begun, address):
+        console.print(SMALL_LINE, highlight=False, soft_wrap=True)
+        values = with_settings({**read_recipe(SMALL), "data": raw["data"], "name": raw["name"]}, settings)
+        built = build(from_card(values, opened.card), methods)
     if built.weights is not None:
         from mucs_ray.store.weights import load_weights
 
@@ -142,7 +143,7 @@ def takes_small(values: Values, settings: Sequence[str], begun: str | None, addr
         return all(own.get(key) == small[key] for key in ("width", "depth", "num_heads"))
     if any(setting.startswith("model.") for setting in settings):
         return False
-    import torch  # here, for what only looks at a run does without it
+    import torch  # here, for bad input and what only looks at a run do without it
 
     return not torch.cuda.is_available() and cluster_address(address) == "local"
 
