@@ -16,14 +16,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mucs_ray.attribution.skew import noise_losses
-from mucs_ray.data.local import LocalImages
-from mucs_ray.diffusion.batch import Batch
+from mucs_ray.diffusion.batch import Batch, Item
 from mucs_ray.diffusion.condition import stacked
 from mucs_ray.diffusion.model import DiffusionModel
 from mucs_ray.diffusion.noise import NoiseSet, generator
 from mucs_ray.engine.attempts import heartbeat
 from mucs_ray.engine.compare import images
-from mucs_ray.engine.generation import GenerateJob, generate_batch, split
+from mucs_ray.engine.generation import GenerateJob, generate_batch, lending, split
 from mucs_ray.engine.models import best_device, build_denoiser, to_arrays
 from mucs_ray.engine.progress import Bar
 from mucs_ray.engine.session import Cluster
@@ -67,9 +66,9 @@ def outputs(denoiser: DiffusionModel, targets: Sequence[PlannedItem], job: Gener
 
     The loss is that of the original target, its mean over noises that all targets and models share.
     """
-    lenders = LocalImages(job.dataset, job.config.conditions, on_unit=heartbeat)
-    together = split(targets, job.config.items_per_forward)
-    again = [item for batch in together for item in generate_batch(denoiser, lenders, batch, job.config, job.seed)]
+    condition_of, again = lending(job), list[Item]()
+    for together in split(targets, job.config.items_per_forward):
+        again += generate_batch(denoiser, condition_of(together), together, job.config, job.seed)
     device, process = next(denoiser.parameters()).device, denoiser.process
     levels = process.training_levels(generator(job.seed, "lds/level"), NUM_NOISES)
     noises = NoiseSet.draw(job.seed, "lds/noise", levels, denoiser.shape).to(device)

@@ -74,7 +74,9 @@ def test_outputs_equal_the_plain_loop(trained: Pipeline):
     )
     with torch.inference_mode():
         for number, target in enumerate(planned):
-            (again,) = generation.generate_batch(denoiser, test, [target], recipe.generate, recipe.seed)
+            (again,) = generation.generate_batch(
+                denoiser, generation.lent(test, [target]), [target], recipe.generate, recipe.seed
+            )
             assert torch.equal(stored["image"][number], again.z)
             original = load_item(generated, number)
             condition = {name: tensor.expand(60, -1) for name, tensor in original.condition.items()}
