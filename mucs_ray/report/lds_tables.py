@@ -30,6 +30,8 @@ def headline(scores: Lds, names: Mapping[str, str]) -> str:
         f"{names[best.method]} predicts best what training on a part of the images does to {measured(name)}: LDS"
         f" {correlation(best.scores[name].mean)} ({interval(best.scores[name])})"
     )
+    if best.scores[name].low <= 0:
+        sentence = f"No method is shown to predict better than chance. {sentence}"
     if others:
         sentence += f"; next is {names[others[0].method]} with {correlation(others[0].scores[name].mean)}"
     if name in of_all.ceiling:

@@ -64,6 +64,12 @@ def test_the_headline():
     assert lds_section(SCORES, LABELS).headline == expected
 
 
+def test_a_best_method_that_may_be_chance_is_called_so():
+    methods = [MethodScores(method="mucs", scores={"ssim": score(0.1), LOSS: score(0.9)}, differences={})]
+    section = lds_section(replace(SCORES, kinds=[kind("all", methods=methods)], versus="mucs"), LABELS)
+    assert section.headline.startswith("No method is shown to predict better than chance. MUCS predicts best")
+
+
 def test_images_that_nothing_changes():
     same = kind(
         "all", unchanged={"ssim": 20, LOSS: 20}, methods=[MethodScores(method="mucs", scores={}, differences={})]
