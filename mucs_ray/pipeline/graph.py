@@ -31,7 +31,7 @@ from mucs_ray.pipeline.lds_stages import (
     OUTPUTS,
     SIMILARITY,
     TRAININGS,
-    check_subsets,
+    check_lds,
     lds_stages,
     scores_stage,
     similarity_stage,
@@ -437,7 +437,7 @@ class Pipeline:
             case "retrain":
                 return [name for key in self.compared_keys() for name in self.retrained(self.tests[key])]
             case "lds":
-                check_subsets(self.recipe, self.dataset.card)
+                check_lds(self.recipe, self.dataset.card, self.available_methods())
                 return [*(f"attribute/{method}" for method in self.compared), SIMILARITY, LDS, "report"]
             case "regenerate":
                 return [f"regenerate/{key}" for key in self.compared_keys()]

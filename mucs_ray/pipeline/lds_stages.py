@@ -7,7 +7,7 @@ lds/similarity          how similar the targets are that all models make, by eve
 lds                     the scores of all methods: lds.json, lds.csv
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from mucs_ray.config.recipe import Recipe
@@ -88,8 +88,10 @@ def scores_stage(stages: Mapping[str, Stage], recipe: Recipe, attributions: Mapp
     )
 
 
-def check_subsets(recipe: Recipe, card: Card) -> None:
-    """Raise InputError if there are more repeats than subsets, or a subset is smaller than a batch."""
+def check_lds(recipe: Recipe, card: Card, methods: Collection[str]) -> None:
+    """Raise InputError if there are more repeats than subsets, a subset is smaller than a batch, or the method to
+    compare with is not among `methods`.
+    """
     config, num_images = recipe.lds, card.num_images("train")
     if config.repeats > config.subsets:
         raise InputError(f"lds.repeats is {config.repeats}, and there are only lds.subsets={config.subsets} to repeat")
@@ -99,3 +101,5 @@ def check_subsets(recipe: Recipe, card: Card) -> None:
             f"a subset would have {size:,} of {num_images:,} training images, and a batch takes"
             f" {recipe.train.batch_size}; set lds.share or train.batch_size"
         )
+    if config.versus not in ("", *methods):
+        raise InputError(f"lds.versus is {config.versus}, which is not attributed in this run; add it to --method")

@@ -73,8 +73,7 @@ def compute(pipeline: Pipeline, methods: Sequence[str]) -> Lds:
     recipe = pipeline.recipe
     if recipe.lds.versus not in ("", *methods):
         raise InputError(
-            f"lds.versus is {recipe.lds.versus}, which is not among the attributed methods ({', '.join(methods)}); add"
-            f" --method {recipe.lds.versus}"
+            f"lds.versus is {recipe.lds.versus}, whose attribution is not finished here; add it to --method"
         )
     stage = pipeline.stage(SIMILARITY)
     table = read_part(stage.checked(stage.part("similarity", "parquet")))

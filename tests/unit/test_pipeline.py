@@ -295,6 +295,42 @@ def test_imported_weights_cannot_be_retrained(data: Dataset, tmp_path: Path):
             pipeline.target_stages(command)
 
 
+@pytest.mark.parametrize(
+    ("lds", "message"),
+    [
+        ({"subsets": 4, "repeats": 5}, r"lds\.repeats is 5, and there are only lds\.subsets=4 to repeat"),
+        ({"share": 0.1}, r"a subset would have 6 of 60 training images, and a batch takes 8; set lds\.share"),
+        ({"share": 0.999}, r"a subset would have 60 of 60 training images"),
+        ({"versus": "das"}, r"lds\.versus is das, which is not attributed in this run; add it to --method"),
+    ],
+)
+def test_subsets_that_make_no_sense_are_refused_in_one_line(
+    data: Dataset, tmp_path: Path, lds: dict[str, object], message: str
+):
+    with pytest.raises(InputError, match=message):
+        opened(data, tmp_path, lds=lds).plan("lds")
+
+
+def test_fewer_than_four_subsets_are_refused(data: Dataset):
+    with pytest.raises(InputError, match=r"recipe key lds\.subsets: .*greater than or equal to 4; found 3"):
+        tiny_recipe(data.url, lds={"subsets": 3})
+
+
+def test_what_lds_needs(data: Dataset, tmp_path: Path):
+    """Models of subsets are needed once; their training follows from no method and no number of subsets."""
+    pipeline = opened(data, tmp_path, methods=("pixel",), lds={"subsets": 4})
+    plan = list(pipeline.plan("lds"))
+    models = [f"lds/{phase}/000{number}" for phase in ("train", "outputs") for number in range(4)]
+    assert [name for name in plan if name.startswith("lds")] == ["lds/blocks", *models, "lds/similarity", "lds"]
+    assert plan[-1] == "report" and {"pretrain", "generate", "attribute/random", "attribute/pixel"} < {*plan}
+    finish(pipeline, "lds/outputs/0002")
+    assert "lds/train/0002" not in pipeline.plan("lds")
+    more = opened(data, tmp_path, lds={"subsets": 6}, generate={"controls": 0})
+    assert all(more.stage(name).fingerprint == pipeline.stage(name).fingerprint for name in models)
+    other = opened(data, tmp_path, lds={"subsets": 4, "share": 0.4, "blocks": 7})
+    assert not any(other.stage(name).fingerprint == pipeline.stage(name).fingerprint for name in models)
+
+
 def test_absent_weights_cost_only_the_evaluation(data: Dataset, tmp_path: Path, bare: None):
     pipeline = opened(data, tmp_path, evaluate={"metrics": ["sscd"]})
     assert pipeline.plan("attribute")["report"].status == "missing"
