@@ -110,6 +110,7 @@ def document(pipeline: Pipeline, analyses: Sequence[Analysis]) -> Report:
         sampled=sampled_picture(pipeline),
         evaluations=counterfactual.sections([pipeline], analyses),
         hubs=counterfactual.hubs_report([pipeline], methods),
+        lds=lds.section(pipeline),
     )
 
 

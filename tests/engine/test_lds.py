@@ -106,6 +106,8 @@ def test_scores_equal_the_plain_loop(trained: Pipeline):
     assert methods["random"]["scores"]["loss"]["mean"] == pytest.approx(expected)
     table = (Path(trained.run_url) / "lds/lds.csv").read_text().splitlines()
     assert table[0].startswith("subsets,method,f,lds") and len(table) == 1 + 2 * 2
+    assert json.loads((Path(trained.run_url) / "report/report.json").read_text())["lds"] == written
+    assert 'id="lds"' in (Path(trained.run_url) / "report.html").read_text()
 
 
 def test_more_subsets_can_be_added(trained: Pipeline, data: Dataset):
