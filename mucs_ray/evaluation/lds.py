@@ -3,9 +3,10 @@ that subset makes of an item?
 
 LDS of an item = Spearman over subsets S of (sum of its scores over S) and f(S). f is the similarity of the item, made
 again by the model of S, to the original one, or minus that model's loss of the original item: higher means that more of
-the item is left. An item that no subset changes has no LDS; it is left out and counted.
+the item is left. Subsets of different strata (of single images, of whole blocks) are ranked apart, because what they do
+to all items differs, whichever images they have. An item that no subset changes has no LDS; it is left out and counted.
 
-Axes: s subsets, m items, d draws of the bootstrap.
+Axes: s subsets (and r of them that were repeated), m items, d draws of the bootstrap.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +27,7 @@ LEAST_SUBSETS = 4
 """With fewer a rank correlation says nothing."""
 
 Table = Float[np.ndarray, "s m"]
+Strata = Int64[np.ndarray, " s"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +54,7 @@ class SubsetScores:
     """The scores of all methods over one kind of subsets."""
 
     kind: str
-    """all, uniform or blocks."""
+    """all; pooled, which are the same, ranked together; uniform; or blocks."""
     subsets: int
     methods: list[MethodScores]
     unchanged: dict[str, int]
@@ -76,18 +78,25 @@ class Lds:
     kinds: list[SubsetScores]
 
 
-def item_scores(predicted: Float[np.ndarray, "*d s m"], seen: Float[np.ndarray, "*d s m"]) -> Float[np.ndarray, "*d m"]:
+def item_scores(predicted: Table, seen: Table, strata: Strata) -> Float[np.ndarray, " m"]:
     """Return the Spearman correlation over subsets for each item, in [-1, 1].
 
     It is NaN where nothing was seen to change, and 0 where only the prediction does not change.
     """
-    return correlations(ranks(predicted), ranks(seen))
+    return correlations(ranks(predicted, strata), ranks(seen, strata))
 
 
-def ranks(values: Float[np.ndarray, "*d s m"]) -> Float[np.ndarray, "*d s m"]:
-    """Return the ranks of the subsets less their mean; equal values share the mean of their ranks."""
-    ranked = rankdata(values, axis=-2)
-    return ranked - ranked.mean(axis=-2, keepdims=True)
+def ranks(values: Float[np.ndarray, "*d s m"], strata: Strata) -> Float[np.ndarray, "*d s m"]:
+    """Return the ranks of the subsets within their stratum, less their mean and as shares of the stratum.
+
+    Equal values share the mean of their ranks.
+    """
+    found = np.empty(values.shape)
+    for stratum in np.unique(strata):
+        rows = strata == stratum
+        ranked = rankdata(values[..., rows, :], axis=-2)
+        found[..., rows, :] = (ranked - ranked.mean(axis=-2, keepdims=True)) / rows.sum()
+    return found
 
 
 def correlations(
@@ -118,8 +127,10 @@ class Measured:
     """By method, the sum of its scores over each subset for each item."""
     seen: Mapping[str, Table]
     """Each f of the models of these subsets, by its name."""
+    strata: Strata
     repeated: Mapping[str, tuple[Table, Table]]
     """Each f of both models of the subsets that were repeated."""
+    repeated_strata: Int64[np.ndarray, " r"]
 
 
 def lds(measured: Sequence[Measured], *, versus: str, seed: int, num_draws: int = NUM_DRAWS) -> Lds:
@@ -129,7 +140,7 @@ def lds(measured: Sequence[Measured], *, versus: str, seed: int, num_draws: int 
     """
     first = measured[0]
     names = list(first.seen)
-    means = {method: point(table, first.seen[names[0]]) for method, table in first.predicted.items()}
+    means = {method: point(table, first.seen[names[0]], first.strata) for method, table in first.predicted.items()}
     versus = versus or max(means, key=lambda method: np.nan_to_num(means[method], nan=-1.0))
     return Lds(
         items=first.seen[names[0]].shape[1],
@@ -139,17 +150,18 @@ def lds(measured: Sequence[Measured], *, versus: str, seed: int, num_draws: int 
     )
 
 
-def point(predicted: Table, seen: Table) -> float:
+def point(predicted: Table, seen: Table, strata: Strata) -> float:
     """Return the mean over the items that subsets change; NaN if there is none."""
-    return float(mean_over_items(item_scores(predicted, seen)))
+    return float(mean_over_items(item_scores(predicted, seen, strata)))
 
 
 def subset_scores(measured: Measured, *, versus: str, seed: int, num_draws: int = NUM_DRAWS) -> SubsetScores:
     """Return the scores of all methods over one kind of subsets."""
-    unchanged = {name: int((f == f[0]).all(axis=0).sum()) for name, f in measured.seen.items()}
+    strata = measured.strata
+    unchanged = {name: int(np.isnan(item_scores(f, f, strata)).sum()) for name, f in measured.seen.items()}
     seen = {name: f for name, f in measured.seen.items() if unchanged[name] < f.shape[1]}
-    points = {(m, name): point(table, f) for m, table in measured.predicted.items() for name, f in seen.items()}
-    draws = bootstrap(measured.predicted, seen, rng=generator(seed, "lds/bootstrap"), num_draws=num_draws)
+    points = {(m, name): point(table, f, strata) for m, table in measured.predicted.items() for name, f in seen.items()}
+    draws = bootstrap(measured.predicted, seen, strata, rng=generator(seed, "lds/bootstrap"), num_draws=num_draws)
 
     def difference(method: str, name: str) -> Score:
         mean = points[method, name] - points[versus, name]
@@ -167,17 +179,19 @@ def subset_scores(measured: Measured, *, versus: str, seed: int, num_draws: int 
             for method in measured.predicted
         ],
         unchanged=unchanged,
-        repeats=len(next(iter(measured.repeated.values()))[0]) if measured.repeated else 0,
-        ceiling=ceiling(measured.repeated),
+        repeats=len(measured.repeated_strata),
+        ceiling=ceiling(measured.repeated, measured.repeated_strata),
     )
 
 
-def ceiling(repeated: Mapping[str, tuple[Table, Table]]) -> dict[str, float]:
+def ceiling(repeated: Mapping[str, tuple[Table, Table]], strata: Int64[np.ndarray, " r"]) -> dict[str, float]:
     """Return by the name of f how well the outputs of one model of a subset predict those of another one.
 
     A method that knew the expected outputs would do better: its LDS would be about the square root.
     """
-    values = {name: point(*pair) for name, pair in repeated.items() if len(pair[0]) >= LEAST_SUBSETS}
+    if len(strata) < LEAST_SUBSETS:
+        return {}
+    values = {name: point(*pair, strata) for name, pair in repeated.items()}
     return {name: value for name, value in values.items() if not np.isnan(value)}
 
 
@@ -189,7 +203,12 @@ def score(mean: float, draws: Float[np.ndarray, " d"]) -> Score:
 
 
 def bootstrap(
-    predicted: Mapping[str, Table], seen: Mapping[str, Table], *, rng: np.random.Generator, num_draws: int = NUM_DRAWS
+    predicted: Mapping[str, Table],
+    seen: Mapping[str, Table],
+    strata: Strata,
+    *,
+    rng: np.random.Generator,
+    num_draws: int = NUM_DRAWS,
 ) -> dict[tuple[str, str], Float[np.ndarray, " d"]]:
     """Return by method and name of f the mean over items when both subsets and items are drawn again.
 
@@ -197,23 +216,26 @@ def bootstrap(
     """
     if not seen:
         return {}
-    num_subsets, num_items = next(iter(seen.values())).shape
+    num_items = next(iter(seen.values())).shape[1]
     drawn: dict[tuple[str, str], list[np.ndarray]] = {(method, name): [] for method in predicted for name in seen}
-    for subsets, weight in draws_of(num_subsets, num_items, rng=rng, num_draws=num_draws):
-        ranks_seen = {name: ranks(f[subsets]) for name, f in seen.items()}
+    for subsets, weight in draws_of(strata, num_items, rng=rng, num_draws=num_draws):
+        ranks_seen = {name: ranks(f[subsets], strata) for name, f in seen.items()}
         for method, table in predicted.items():
-            own = ranks(table[subsets])
+            own = ranks(table[subsets], strata)
             for name, ranked in ranks_seen.items():
                 drawn[method, name].append(mean_over_items(correlations(own, ranked), weight))
     return {key: np.concatenate(parts) for key, parts in drawn.items()}
 
 
 def draws_of(
-    num_subsets: int, num_items: int, *, rng: np.random.Generator, num_draws: int
+    strata: Strata, num_items: int, *, rng: np.random.Generator, num_draws: int
 ) -> Iterator[tuple[Int64[np.ndarray, "d s"], Float[np.ndarray, "d m"]]]:
-    """Yield drawn subsets, and how often each item is drawn, for some draws at a time."""
+    """Yield subsets drawn within their strata, and how often each item is drawn, for some draws at a time."""
     for start in range(0, num_draws, DRAWS_AT_ONCE):
         count = min(DRAWS_AT_ONCE, num_draws - start)
-        subsets = rng.integers(num_subsets, size=(count, num_subsets))
+        subsets = np.empty((count, len(strata)), dtype=np.int64)
+        for stratum in np.unique(strata):
+            (rows,) = np.nonzero(strata == stratum)
+            subsets[:, rows] = rng.choice(rows, size=(count, len(rows)))
         weight = rng.multinomial(num_items, np.full(num_items, 1 / num_items), size=count)
         yield subsets, weight.astype(np.float64)

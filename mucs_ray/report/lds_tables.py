@@ -6,7 +6,11 @@ from mucs_ray.evaluation.lds import LOSS, Lds, Score, SubsetScores
 from mucs_ray.report.document import Cell, LdsSection, Table
 from mucs_ray.report.wording import MINUS, label, listed, metric_name, note, signed
 
-KINDS = {"all": "all", "uniform": "subsets of single images", "blocks": "subsets of whole groups of look-alikes"}
+KINDS = {
+    "pooled": "subsets of either kind, ranked together",
+    "uniform": "subsets of single images",
+    "blocks": "subsets of whole groups of look-alikes",
+}
 CEILING = "a second training"
 """The row of the table with what another model of the same subsets predicts."""
 
@@ -26,12 +30,11 @@ def headline(scores: Lds, names: Mapping[str, str]) -> str:
         return f"No training on a part of the images changed any of the {scores.items} generated images."
     ranked = sorted(of_all.methods, key=lambda method: method.scores[name].mean, reverse=True)
     best, *others = ranked
-    sentence = (
-        f"{names[best.method]} predicts best what training on a part of the images does to {measured(name)}: LDS"
-        f" {correlation(best.scores[name].mean)} ({interval(best.scores[name])})"
-    )
+    task = f"what training on a part of the images does to {measured(name)}"
+    number = f"{correlation(best.scores[name].mean)} ({interval(best.scores[name])})"
+    sentence = f"{names[best.method]} predicts best {task}: LDS {number}"
     if best.scores[name].low <= 0:
-        sentence = f"No method is shown to predict better than chance. {sentence}"
+        sentence = f"No method is shown to predict {task} better than chance; {names[best.method]} has LDS {number}"
     if others:
         sentence += f"; next is {names[others[0].method]} with {correlation(others[0].scores[name].mean)}"
     if name in of_all.ceiling:
@@ -61,8 +64,9 @@ def main_table(scores: Lds, names: Mapping[str, str]) -> Table:
             f"The rank correlation, over {of_all.subsets} subsets of the training images, of the sum of a method's"
             " scores over the subset and what the model trained on it makes of the generated image: its similarity to"
             " the original one, or minus the loss of the original one; mean over"
-            f" {scores.items} images. 0 = no better than chance, higher is better. Small print: the 95 % interval when"
-            " subsets and images are drawn again.",
+            f" {scores.items} images. Subsets of single images and of whole groups of look-alikes are ranked apart."
+            " 0 = no better than chance, higher is better. Small print: the 95 % interval when subsets and images are"
+            " drawn again.",
             left_out(of_all),
             f"{CEILING.capitalize()}: the same correlation with another model of the same {of_all.repeats} subsets"
             " in place of the sum, that differs in its seed; a method can exceed it, up to about its square root."

@@ -84,7 +84,7 @@ def compute(pipeline: Pipeline, methods: Sequence[str]) -> Lds:
     predicted = {method: sums(pipeline.stages[f"attribute/{method}"], *members) for method in methods}
     uniform = np.asarray([is_uniform(int(number)) for number in subset])
 
-    def measured(kind: str, of_kind: np.ndarray) -> Measured:
+    def measured(kind: str, of_kind: np.ndarray, strata: np.ndarray) -> Measured:
         """Select the subsets of one kind; the repeats follow the models of subsets, in the same order."""
         first, again = of_kind & ~repeat, of_kind & repeat
         twice = first & np.isin(subset, subset[repeat])
@@ -92,11 +92,19 @@ def compute(pipeline: Pipeline, methods: Sequence[str]) -> Lds:
             kind=kind,
             predicted={method: table[of_kind[~repeat]] for method, table in predicted.items()},
             seen={name: f[first] for name, f in seen.items()},
-            repeated={name: (f[twice], f[again]) for name, f in seen.items()} if again.any() else {},
+            strata=strata[first],
+            repeated={name: (f[twice], f[again]) for name, f in seen.items()},
+            repeated_strata=strata[again],
         )
 
-    kinds = {"all": np.ones_like(uniform), "uniform": uniform, "blocks": ~uniform}
-    every = [measured(kind, rows) for kind, rows in kinds.items() if (rows & ~repeat).sum() >= LEAST_SUBSETS]
+    everything, together = np.ones_like(uniform), np.zeros(len(uniform), dtype=np.int64)
+    kinds = {
+        "all": (everything, uniform.astype(np.int64)),
+        "pooled": (everything, together),
+        "uniform": (uniform, together),
+        "blocks": (~uniform, together),
+    }
+    every = [measured(kind, *rows) for kind, rows in kinds.items() if (rows[0] & ~repeat).sum() >= LEAST_SUBSETS]
     return lds(every, versus=recipe.lds.versus, seed=recipe.seed)
 
 

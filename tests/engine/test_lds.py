@@ -100,12 +100,16 @@ def test_scores_equal_the_plain_loop(trained: Pipeline):
     seen = np.stack([load_outputs(trained.stage(f"lds/outputs/{number:04d}"))["loss"] for number in range(4)])
     expected = np.mean([spearmanr(predicted[:, item], -seen[:, item]).statistic for item in range(2)])
     written = json.loads((Path(trained.run_url) / "lds/lds.json").read_text())
-    (kind,) = written["kinds"]  # two uniform subsets, and two of blocks, are too few for scores of their own
+    of_all, kind = written["kinds"]  # two uniform subsets, and two of blocks, are too few for scores of their own
     methods = {method["method"]: method for method in kind["methods"]}
-    assert {*methods} == {"random", "mucs"} and kind["subsets"] == 4 and written["names"] == ["mse", "loss"]
+    assert (
+        {*methods} == {"random", "mucs"}
+        and of_all["subsets"] == kind["subsets"] == 4
+        and written["names"] == ["mse", "loss"]
+    )
     assert methods["random"]["scores"]["loss"]["mean"] == pytest.approx(expected)
     table = (Path(trained.run_url) / "lds/lds.csv").read_text().splitlines()
-    assert table[0].startswith("subsets,method,f,lds") and len(table) == 1 + 2 * 2
+    assert table[0].startswith("subsets,method,f,lds") and len(table) == 1 + 2 * 2 * 2
     assert json.loads((Path(trained.run_url) / "report/report.json").read_text())["lds"] == written
     assert 'id="lds"' in (Path(trained.run_url) / "report.html").read_text()
 
