@@ -52,9 +52,12 @@ class RankConfig:
     """The score of the methods that compare losses: normalised skew, mean difference (after - before), or its absolute
     value.
     """
-    correction: Literal["none", "mutual"] = "none"
+    correction: Literal["none", "mutual", "whitened"] = "none"
     """"mutual": rank by the geometric mean of the image's rank for the item and the item's rank for the image, so that
-    images near the top for every item come down."""
+    images near the top for every item come down. "whitened": take out of the scores what the items' columns have in
+    common (mucs_ray/attribution/whitening.py)."""
+    whitening: Annotated[float, Gt(0)] = 1.0
+    """delta of the correction "whitened": a smaller one takes out more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

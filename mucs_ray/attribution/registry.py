@@ -58,6 +58,7 @@ def ensemble(name: str, weights: Mapping[str, float], summary: str) -> MethodCar
 
 TABLE_2 = "MUCS, table 2"
 SCORED_AS_MUCS = "scored as MUCS: what its unlearning alone contributes"
+WHITENED = "scores less what the items' scores have in common"
 LEARNED = "ensemble/learned"
 REFERENCE = "random"
 """Every counterfactual test compares with this method, which removes random images."""
@@ -105,6 +106,8 @@ _ALL = (
     variant(mucs.CARD, "train-sigma", "scoring at the noise levels of training", {"score.sigmas": "training"}, TABLE_2),
     screen.CARD,
     variant(mucs.CARD, "mutual", "MUCS with hubs brought down by mutual ranks", {"rank.correction": "mutual"}, "ours"),
+    variant(mucs.CARD, "whitened", WHITENED, {"rank.correction": "whitened"}, "ours"),
+    variant(das.CARD, "whitened", WHITENED, {"rank.correction": "whitened"}, "ours"),
     *(ensemble(name, weights, f"the paper's ensemble {name}") for name, weights in WEIGHTS.items()),
     ensemble("learned", {}, "weights learned from the counterfactual tests of other seeds"),
 )

@@ -33,6 +33,7 @@ LATER = {
     "generate.compat": False,
     "generate.clip": "auto",
     "score.lowest_sigma": None,
+    "rank.whitening": 1.0,
 }
 """Settings that came later, with the values that mean what was done before: those are not part of a fingerprint."""
 
@@ -95,7 +96,8 @@ def method_stages(
     the weights of the pretrained network, if the method has one.
     """
     recipe, folder = for_method(recipe, method), f"attribute/{method.name}"
-    ranked = recipe_slice(recipe, "rank", "seed")
+    unread = () if recipe.rank.correction == "whitened" else ("rank.whitening",)
+    ranked = recipe_slice(recipe, "rank", "seed", without=unread)
     earlier: list[str] = []
     read: set[str] = set()
     for stage in method.stages:

@@ -28,6 +28,7 @@ from mucs_ray.attribution.ensemble import ensemble_scores, learned_weights
 from mucs_ray.attribution.loss_change import select_measure
 from mucs_ray.attribution.ranking import Ranking, mutual_ranks, top_k
 from mucs_ray.attribution.registry import METHODS
+from mucs_ray.attribution.whitening import Moments, Whitening
 from mucs_ray.config.recipe import Recipe, build, for_method, from_card, read_recipe, with_settings, with_values
 from mucs_ray.data.local import LocalImages
 from mucs_ray.data.prepare import prepare
@@ -431,6 +432,8 @@ def ranked(run: Run, recipe: Recipe, label: str, scores: Tensor) -> tuple[np.nda
     table, idx = scores.detach().numpy().astype(np.float32), run.images.idx.numpy()
     if recipe.rank.correction == "mutual":
         table = mutual_ranks(table, idx, recipe.seed, ranking_names(table))
+    if recipe.rank.correction == "whitened":
+        table = Whitening.of(Moments.empty(table.shape[1]).add(idx, table), recipe.rank.whitening)(table)
     values: Values = {f"{label}/score": torch.from_numpy(table)}
     for number, name in enumerate(ranking_names(table)):
         best = Ranking.empty(run.k, seed=recipe.seed, name=name).add(idx, table[:, number])

@@ -368,6 +368,7 @@ STALE: dict[str, tuple[Any, set[str]]] = {
     "rank.top_percent": (5.0, RERANKED),
     "rank.measure": ("difference", RERANKED),
     "rank.correction": ("mutual", RANKED),
+    "rank.whitening": (0.3, set()),  # read by the correction "whitened" only
     "remove.mode": ("matched", REMOVED),
     "remove.size": (9, set()),  # read in mode "matched" only
     "evaluate.metrics": (["mse"], set()),  # all there is for 8 px and without weights
@@ -469,6 +470,12 @@ def test_a_changed_field_makes_exactly_its_stages_stale(key: str, dataset: Datas
     before, after = fingerprints(recipe, dataset), fingerprints(other, dataset)
     assert set(before) == EVERYTHING
     assert {short for short in before if before[short] != after[short]} == expected
+
+
+def test_how_far_scores_are_whitened_makes_only_whitened_rankings_stale(dataset: Dataset):
+    recipe = changed(tiny_recipe(dataset.url), "rank.correction", "whitened")
+    before, after = fingerprints(recipe, dataset), fingerprints(changed(recipe, "rank.whitening", 0.3), dataset)
+    assert {short for short in before if before[short] != after[short]} == RANKED
 
 
 def test_other_data_make_everything_stale(dataset: Dataset, tmp_path: Path):
