@@ -110,6 +110,7 @@ def grid(*labels: str, images: int = 3, note: str = "459 of 1,715 removed") -> G
 
 def evaluation(**changes: object) -> Evaluation:
     parts: dict[str, object] = {
+        "mode": "union",
         "headline": "Without them 84 % of the images changed more.",
         "remarks": ("One seed only.", "CLIP was left out."),
         "tables": (TABLE,),
@@ -141,6 +142,7 @@ def evil_evaluation() -> Evaluation:
     )
     row = GridRow(label=EVIL, note=EVIL, cells=(GridCell(image=picture(1), note=EVIL),))
     return Evaluation(
+        mode=EVIL,
         headline=EVIL,
         remarks=(EVIL,),
         tables=(table, table),

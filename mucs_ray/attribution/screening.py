@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Int64
-from scipy.stats import qmc
 
 FOLDS = 5
 TAIL = 0.1
@@ -56,6 +55,8 @@ class HeldOutRecall:
 
 def van_der_corput_order(num: int) -> Int64[np.ndarray, " n"]:
     """Return 0..num-1 in the order of van der Corput's sequence, of which every beginning is spread evenly."""
+    from scipy.stats import qmc  # half a second of imports, which workers that do not screen are spared
+
     return np.argsort(np.argsort(qmc.Halton(d=1, scramble=False).random(num)[:, 0]))
 
 

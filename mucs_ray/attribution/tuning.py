@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from scipy.stats import spearmanr
 from torch import Tensor
 
 from mucs_ray.attribution.config import ScoreConfig
@@ -119,6 +118,7 @@ def rank_correlation(
     denoiser: DiffusionModel, bank: Sequence[Mapping[str, Tensor]], batch: Batch, noises: NoiseSet, config: ScoreConfig
 ) -> float:
     """Return Spearman's correlation of the images' skews in bf16 with those in fp32, the least of the bank's models."""
+    from scipy.stats import spearmanr  # half a second of imports, which workers that do not tune are spared
 
     def skews(precision: Precision) -> list[Tensor]:
         images = 1 if config.images_per_forward == "auto" else config.images_per_forward

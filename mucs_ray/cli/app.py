@@ -88,9 +88,9 @@ def work(command: str, output: Terminal, pipeline: "Pipeline") -> None:
     if "report" in plan:
         from mucs_ray.results import counterfactual, report
 
-        analysis = counterfactual.analysis_of([pipeline])
-        document |= report.as_json(pipeline, analysis) | {"report": f"{pipeline.run_url}/report.html"}
-        show_answer(output.console, document, analysis)
+        analyses = counterfactual.analyses_of([pipeline])
+        document |= report.as_json(pipeline, analyses) | {"report": f"{pipeline.run_url}/report.html"}
+        show_answer(output.console, document, analyses)
     output.result(document)
 
 
@@ -107,9 +107,9 @@ def work_on_seeds(output: Terminal, options: Request, seeds: Sequence[int]) -> N
     done = experiment.run()
     if not done:
         output.console.print("nothing to do")
-    analysis = experiment.analysis
-    document = {**experiment.as_json(analysis), "done_now": done, "report": f"{experiment.run_url}/report.html"}
-    show_answer(output.console, document, analysis)
+    analyses = experiment.analyses
+    document = {**experiment.as_json(analyses), "done_now": done, "report": f"{experiment.run_url}/report.html"}
+    show_answer(output.console, document, analyses)
     output.result(document)
 
 

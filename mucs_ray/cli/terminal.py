@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -95,7 +95,7 @@ def show_estimate(console: Console, estimated: "Estimate") -> None:
         console.print(f"[yellow]{escape(estimated.warning)}[/]", highlight=False, soft_wrap=True)
 
 
-def show_answer(console: Console, document: dict[str, Any], analysis: "Analysis | None") -> None:
+def show_answer(console: Console, document: dict[str, Any], analyses: Sequence["Analysis"]) -> None:
     """Print the first places of each item's list, the result of the counterfactual test, and where the files are."""
     from mucs_ray.results.counterfactual import sentence, without_variants
 
@@ -112,7 +112,7 @@ def show_answer(console: Console, document: dict[str, Any], analysis: "Analysis 
             console.print(f"{name:<7} {escape(attribution[name])}", highlight=False, soft_wrap=True)
     for warning in document.get("warnings", ()):
         console.print(f"[yellow]warning:[/] {escape(warning)}", highlight=False, soft_wrap=True)
-    if analysis is not None:
+    for analysis in analyses:
         console.print(auc_table(analysis))
         console.print(sentence(analysis), highlight=False, soft_wrap=True)
     console.print(f"{'report':<7} {escape(document['report'])}", highlight=False, soft_wrap=True)
@@ -129,7 +129,7 @@ def top_places(item: Mapping[str, Any]) -> str:
 
 def auc_table(analysis: "Analysis") -> Table:
     """Return a table of the AUC against random removal by method and metric; .5 = no effect, 1 = total separation."""
-    table = Table("AUC", "removed", *analysis.metrics, box=None)
+    table = Table(f"AUC, {analysis.mode} removal", "removed", *analysis.metrics, box=None)
     for method in analysis.methods:
         values = [f"{method.metrics[metric].auc:.3f}" for metric in analysis.metrics]
         table.add_row(method.method, f"{method.removed_share:.1%}", *values)

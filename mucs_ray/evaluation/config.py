@@ -12,13 +12,18 @@ Mode = Literal["union", "per-item", "matched"]
 class RemoveConfig:
     """The training images that a retraining leaves out; `rank.top_percent` sets the size of the top-k lists."""
 
-    mode: Mode = "union"
+    mode: Mode | Literal["both"] = "union"
     """union: one retraining leaves out the top-k of all items; per-item: each item has its own retraining, which leaves
     out its own top-k; matched: images are taken from the ranked lists in turn until the union has `size` images, so
-    that equally many are removed for every method.
+    that equally many are removed for every method; both: matched, and union beside it, each with its own retraining.
     """
     size: Annotated[int, Ge(0)] = 0
     """The number of images that "matched" removes; 0 = the mean size of a union of random lists of k."""
+
+    @property
+    def modes(self) -> tuple[Mode, ...]:
+        """The modes in which every method is tested, the one of the headline first."""
+        return ("matched", "union") if self.mode == "both" else (self.mode,)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,6 +21,7 @@ from mucs_ray.config.values import with_new_sections
 from mucs_ray.data.queries import Query, model_url, query_folder, with_class
 from mucs_ray.data.table import Dataset
 from mucs_ray.errors import InputError, MucsError
+from mucs_ray.evaluation.config import Mode
 from mucs_ray.evaluation.metrics import SSIM_LEAST_PX, ReadyMetric, ready_metrics
 from mucs_ray.pipeline.generated_queries import recognized
 from mucs_ray.pipeline.method_stages import (
@@ -39,12 +40,19 @@ from mucs_ray.store.events import EventLog
 from mucs_ray.store.item_names import item_name
 from mucs_ray.store.run import Stage, State, open_run
 
-REPORT_LAYOUT = 4
+REPORT_LAYOUT = 5
 """The version of the report's layout; a higher one makes finished reports stale."""
 PHASES = ("pretrain", "generate", "attribute", "retrain", "regenerate", "evaluate", "report")
 """The first folders of the stages' names, in order."""
 UNRELATED = "unrelated"
 """The key, beside the methods' names, of the similarities of different generated images: a level to compare with."""
+
+
+class RemovalTest(NamedTuple):
+    """One counterfactual test: a method's images are removed in one way."""
+
+    method: str
+    mode: Mode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,12 +239,14 @@ class Pipeline:
         for spec in self.method_stages.values():
             stage(spec.name, spec.reads, *spec.inputs)
         stages.pop(TARGETS)
-        removal = recipe_slice(recipe, "remove", without=() if recipe.remove.mode == "matched" else ("remove.size",))
-        for method in self.known if recipe.trains else ():
-            retrained = self.retrained(method)
+        for test in self.tests.values() if recipe.trains else ():
+            removal = {"remove.mode": test.mode}
+            if test.mode == "matched":
+                removal |= recipe_slice(recipe, "remove.size")
+            retrained = self.retrained(test)
             for name in retrained:
-                stage(name, {**trained, **removal}, "data", f"attribute/{method}")
-            stage(f"regenerate/{method}", generated, "data", "generate", *retrained)
+                stage(name, {**trained, **removal}, "data", f"attribute/{test.method}")
+            stage(f"regenerate/{self.key(test)}", generated, "data", "generate", *retrained)
         return stages
 
     @cached_property
@@ -248,7 +258,7 @@ class Pipeline:
         if not self.recipe.trains:
             return {}
         reads = {f"metric.{metric.name}": metric.digest for metric in self.similarities[0]}
-        pairs = {method: ("generate", f"regenerate/{method}") for method in self.known} | {UNRELATED: ("generate",)}
+        pairs = {key: ("generate", f"regenerate/{key}") for key in self.tests} | {UNRELATED: ("generate",)}
         return {
             name: Stage(
                 run_url=self.run_url,
@@ -262,7 +272,8 @@ class Pipeline:
     def report(self, planned: Collection[str] = ()) -> Stage:
         """Return the stage of this run's report, which shows the stages that are done and the `planned` ones."""
         methods = self.available_methods()
-        evaluated = [name for name in self.evaluated if name.removeprefix("evaluate/") in (*methods, UNRELATED)]
+        keys = [*(key for key, test in self.tests.items() if test.method in methods), UNRELATED]
+        evaluated = [name for name in self.evaluated if name.removeprefix("evaluate/") in keys]
         candidates = ("generate", *(f"attribute/{method}" for method in methods), *evaluated)
         shown = [name for name in candidates if name in planned or self.stage(name).state().status == "done"]
         reads = {"layout": REPORT_LAYOUT, **recipe_slice(self.recipe, "name")}
@@ -288,11 +299,25 @@ class Pipeline:
             return self.report()
         return self.evaluations[name] if name.startswith("evaluate/") else self.stages[name]
 
-    def retrained(self, method: str) -> list[str]:
-        """Return the names of the trainings without a method's images: one, or one for each item."""
-        if self.recipe.remove.mode != "per-item":
-            return [f"retrain/{method}"]
-        return [f"retrain/{method}/{item_name(number)}" for number in range(self.recipe.generate.items)]
+    @cached_property
+    def tests(self) -> dict[str, RemovalTest]:
+        """The counterfactual tests of all methods by their keys, the names of their folders in the phases of a test."""
+        tests = [RemovalTest(method, mode) for method in self.known for mode in self.recipe.remove.modes]
+        return {self.key(test): test for test in tests}
+
+    def key(self, test: RemovalTest) -> str:
+        """Return the key of a test: the method, and below it the mode if there is another mode beside it."""
+        return test.method if test.mode == self.recipe.remove.modes[-1] else f"{test.method}/{test.mode}"
+
+    def compared_keys(self) -> list[str]:
+        """Return the keys of the tests of the compared methods, the reference first."""
+        return [key for method in self.compared for key, test in self.tests.items() if test.method == method]
+
+    def retrained(self, test: RemovalTest) -> list[str]:
+        """Return the names of the trainings of a test: one, or one for each item."""
+        if test.mode != "per-item":
+            return [f"retrain/{self.key(test)}"]
+        return [f"retrain/{self.key(test)}/{item_name(number)}" for number in range(self.recipe.generate.items)]
 
     def target_stages(self, command: str) -> list[str]:
         """Return the names of the stages that a command is for.
@@ -322,11 +347,11 @@ class Pipeline:
             case "attribute" | "report":
                 return [*(f"attribute/{method}" for method in self.methods), "report"]
             case "retrain":
-                return [name for method in self.compared for name in self.retrained(method)]
+                return [name for key in self.compared_keys() for name in self.retrained(self.tests[key])]
             case "regenerate":
-                return [f"regenerate/{method}" for method in self.compared]
+                return [f"regenerate/{key}" for key in self.compared_keys()]
             case _:
-                compared = [f"evaluate/{method}" for method in (*self.compared, UNRELATED)]
+                compared = [f"evaluate/{key}" for key in (*self.compared_keys(), UNRELATED)]
                 return [*(f"attribute/{method}" for method in self.methods), *compared, "report"]
 
     def last_command(self) -> str:

@@ -87,7 +87,7 @@ def generation(recipe: Recipe, name: str, count: int, model: DiffusionModel) -> 
     """
     config = recipe.generate
     samples = config.items
-    if name == "generate" or recipe.remove.mode != "per-item":
+    if name == "generate" or recipe.remove.modes != ("per-item",):
         samples += config.controls
     times = f"{count} x " if name == "regenerate" else ""
     forwards = evaluations(model.process, config.sampler, config.steps) * (1 if config.guidance == 1 else 2)

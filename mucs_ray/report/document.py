@@ -161,8 +161,9 @@ class Grid:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Evaluation:
-    """The counterfactual test: one sentence, the tables, the distributions and the images."""
+    """The counterfactual test in one mode of removal: one sentence, the tables, the distributions and the images."""
 
+    mode: str
     headline: str
     remarks: tuple[str, ...]
     """What a reader must know to judge the result, such as metrics that were left out, few seeds, or hubs."""
@@ -218,5 +219,6 @@ class Report:
     stages: tuple[tuple[str, str], ...]
     items: tuple[ItemSection, ...]
     """This is empty in a report over several seeds, because each seed has a report of its own."""
-    evaluation: Evaluation | None = None
+    evaluations: tuple[Evaluation, ...] = ()
+    """The counterfactual test, once for each mode of removal; that of the headline comes first."""
     hubs: HubSection | None = None

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from mucs_ray.evaluation.analysis import Analysis, Comparison, MethodAnalysis
 from mucs_ray.report.document import NOTE_SEPARATOR, Cell, Table
 
-COLUMNS = ("method", "metric", "statistic", "value", "low", "high", "n", "seeds", "removed")
+COLUMNS = ("method", "metric", "statistic", "value", "low", "high", "n", "seeds", "removed", "mode")
 UNRELATED = "(unrelated images)"
 """This stands in place of a method's name; no method can have it."""
 
@@ -28,8 +28,8 @@ class Line:
     n: int
 
 
-def to_csv(analysis: Analysis) -> str:
-    """Write one line for each number, at full precision; a number that is not defined is left out.
+def to_csv(analyses: Sequence[Analysis]) -> str:
+    """Write one line for each number of each mode of removal, at full precision; an undefined number is left out.
 
     The interval from `low` to `high` is over seeds for an AUC, over items for a difference, and over pairs for an
     overlap. Shares are in [0, 1]; differences and overlaps are in percent. `removed` is the mean over the seeds.
@@ -37,16 +37,21 @@ def to_csv(analysis: Analysis) -> str:
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(COLUMNS)
+    for analysis in analyses:
+        rows.writerows(_rows(analysis))
+    return text.getvalue()
+
+
+def _rows(analysis: Analysis) -> Iterator[tuple[object, ...]]:
     num_seeds = len(analysis.seeds)
     for method in analysis.methods:
         removed = sum(method.removed) / num_seeds
         for line in _lines(analysis, method):
             if line.value is not None:
                 numbers = (line.value, line.low, line.high, line.n, num_seeds, removed)
-                rows.writerow((method.method, line.metric, line.statistic, *numbers))
+                yield method.method, line.metric, line.statistic, *numbers, analysis.mode
     for metric, level in analysis.unrelated.items():
-        rows.writerow((UNRELATED, metric, "similarity", level.mean, None, None, level.n, num_seeds, None))
-    return text.getvalue()
+        yield UNRELATED, metric, "similarity", level.mean, None, None, level.n, num_seeds, None, analysis.mode
 
 
 def _lines(analysis: Analysis, method: MethodAnalysis) -> Iterator[Line]:

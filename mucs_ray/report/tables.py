@@ -1,12 +1,12 @@
 """The main tables of the counterfactual test, laid out as the paper's Tables 1 and 5; side_tables.py has the others."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from mucs_ray.evaluation.analysis import PAPER_METRICS, Analysis, MethodAnalysis
 from mucs_ray.report import side_tables
 from mucs_ray.report.density import densities
 from mucs_ray.report.document import Cell, Table
-from mucs_ray.report.findings import headline, remarks
+from mucs_ray.report.findings import headline, headline_metric, remarks
 from mucs_ray.report.published import Printed, Published
 from mucs_ray.report.wording import (
     count,
@@ -28,15 +28,20 @@ __all__ = ["densities", "headline", "remarks", "tables"]
 
 
 def tables(
-    analysis: Analysis, *, published: Published | None = None, method_labels: Mapping[str, str]
+    analysis: Analysis,
+    *,
+    beside: Sequence[Analysis] = (),
+    published: Published | None = None,
+    method_labels: Mapping[str, str],
 ) -> tuple[Table, ...]:
     """Lay out the tables: AUC, difference, overlaps, cost, controls and levels; a table without content is left out.
 
+    The first table also has the AUC of the same methods in other modes of removal, which are `beside` this one.
     `published` holds the paper's numbers, for runs of its own recipes.
     """
     names = {method.method: label(method.method, method_labels) for method in analysis.methods}
     candidates = (
-        _auc(analysis, names, published),
+        _auc(analysis, names, published, beside),
         _difference(analysis, names, published),
         side_tables.within(analysis, names, published),
         side_tables.between(analysis, names, published),
@@ -47,7 +52,9 @@ def tables(
     return tuple(table for table in candidates if table is not None)
 
 
-def _auc(analysis: Analysis, names: Mapping[str, str], published: Published | None) -> Table | None:
+def _auc(
+    analysis: Analysis, names: Mapping[str, str], published: Published | None, beside: Sequence[Analysis]
+) -> Table | None:
     """Lay out one row for each method, random first."""
     if not analysis.compared:
         return None
@@ -58,6 +65,7 @@ def _auc(analysis: Analysis, names: Mapping[str, str], published: Published | No
             Cell(text=count(method.removed), note=percent(100 * method.removed_share)),
             *(_auc_cell(analysis, method, metric, published) for metric in analysis.metrics),
             *(_mean_auc_cell(analysis, method, published) for _ in means),
+            *(cell for other in beside for cell in _beside_cells(other, method.method)),
         )
         for method in analysis.methods
     )
@@ -65,9 +73,32 @@ def _auc(analysis: Analysis, names: Mapping[str, str], published: Published | No
         key="auc",
         title="Did the images change more than after random removal? (AUC)",
         note=_auc_note(analysis, names, published),
-        columns=("Method", "Removed", *map(metric_name, analysis.metrics), *means),
+        columns=(
+            "Method",
+            "Removed",
+            *map(metric_name, analysis.metrics),
+            *means,
+            *(title for other in beside for title in (f"removed, {other.mode}", f"{_one_auc(other)[0]}, {other.mode}")),
+        ),
         rows=rows,
     )
+
+
+def _beside_cells(analysis: Analysis, method: str) -> tuple[Cell, Cell]:
+    """Return the number removed and one AUC of a method in another mode; empty cells if it was not tested in that."""
+    of_method = {tested.method: tested for tested in analysis.methods}.get(method)
+    if of_method is None:
+        return Cell(text=""), Cell(text="")
+    _, auc_of = _one_auc(analysis)
+    return Cell(text=count(of_method.removed)), Cell(text=share(auc_of(of_method)))
+
+
+def _one_auc(analysis: Analysis) -> tuple[str, Callable[[MethodAnalysis], float]]:
+    """Return the name of the AUC that stands for all metrics, and a function that reads it: the mean, or the first."""
+    if _has_mean(analysis):
+        return analysis.mean_label, lambda method: method.mean_auc or 0.0
+    metric = headline_metric(analysis)
+    return metric_name(metric), lambda method: method.metrics[metric].auc
 
 
 def _auc_cell(analysis: Analysis, method: MethodAnalysis, metric: str, published: Published | None) -> Cell:

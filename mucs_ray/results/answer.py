@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -122,8 +121,7 @@ class Answer:
     @property
     def evaluation(self) -> dict[str, Any] | None:
         """The statistics of the counterfactual test, as in report.json; None if it was not made."""
-        analysis = counterfactual.analysis_of([self._pipeline])
-        return None if analysis is None else asdict(analysis)
+        return counterfactual.as_json(counterfactual.analyses_of([self._pipeline]))["evaluation"]
 
     @property
     def warnings(self) -> list[str]:

@@ -2,6 +2,8 @@
 
 import io
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,10 +13,11 @@ from mucs_ray.attribution.registry import REFERENCE, find_method
 from mucs_ray.config.recipe import Recipe
 from mucs_ray.data.table import Card, open_parquet
 from mucs_ray.evaluation.analysis import Analysis, analyse
+from mucs_ray.evaluation.config import Mode
 from mucs_ray.evaluation.hubs import Hubs, find_hubs
 from mucs_ray.evaluation.outcome import MethodOutcome, Unrelated
 from mucs_ray.models.adapters import adapter
-from mucs_ray.pipeline.graph import UNRELATED, Pipeline
+from mucs_ray.pipeline.graph import UNRELATED, Pipeline, RemovalTest
 from mucs_ray.report.document import Evaluation, Grid, GridCell, GridRow, HubSection
 from mucs_ray.report.hub_tables import TrainingImage, hub_section
 from mucs_ray.report.published import Published, published
@@ -30,12 +33,15 @@ MUCH_WORSE = 1.2
 """A multiple of the best validation loss. On the emoji, 59 of 60 retrainings were within 1.11 and one was at 1.33."""
 
 
-def evaluated_methods(pipelines: Sequence[Pipeline]) -> list[str]:
-    """Return the methods whose counterfactual test is done in every run; none if the reference is not among them."""
+def evaluated_methods(pipelines: Sequence[Pipeline], mode: Mode) -> list[str]:
+    """Return the methods whose counterfactual test in a mode is done in every run; none if the reference is not among
+    them.
+    """
+    names = {method: f"evaluate/{pipelines[0].key(RemovalTest(method, mode))}" for method in pipelines[0].known}
     done = [
         method
         for method in pipelines[0].available_methods()
-        if all(f"evaluate/{method}" in p.evaluated and is_done(p.stage(f"evaluate/{method}")) for p in pipelines)
+        if all(names[method] in p.evaluated and is_done(p.stage(names[method])) for p in pipelines)
     ]
     return done if REFERENCE in done else []
 
@@ -45,23 +51,23 @@ def is_done(stage: Stage) -> bool:
     return stage.state().status == "done"
 
 
-def outcomes(pipelines: Sequence[Pipeline], methods: Iterable[str]) -> list[MethodOutcome]:
-    """Return what was measured, one outcome for each method and seed."""
-    return [outcome(pipeline, method) for method in methods for pipeline in pipelines]
+def outcomes(pipelines: Sequence[Pipeline], methods: Iterable[str], mode: Mode) -> list[MethodOutcome]:
+    """Return what was measured in a mode, one outcome for each method and seed."""
+    return [outcome(pipeline, RemovalTest(method, mode)) for method in methods for pipeline in pipelines]
 
 
-def outcome(pipeline: Pipeline, method: str) -> MethodOutcome:
-    """Return what was measured for one method in one seed."""
-    stage = pipeline.stage(f"evaluate/{method}")
+def outcome(pipeline: Pipeline, test: RemovalTest) -> MethodOutcome:
+    """Return what one test measured in one seed."""
+    stage = pipeline.stage(f"evaluate/{pipeline.key(test)}")
     table = similarities(stage)
-    attribution = [pipeline.stages[name] for name in pipeline.stages_of(method)]
+    attribution = [pipeline.stages[name] for name in pipeline.stages_of(test.method)]
     return MethodOutcome(
         seed=pipeline.recipe.seed,
-        method=method,
+        method=test.method,
         num_images=pipeline.dataset.card.num_images("train"),
-        mode=pipeline.recipe.remove.mode,
+        mode=test.mode,
         removed=read_facts(stage, RemovalFacts).removed,
-        top=np.stack(top_lists(pipeline.stages[f"attribute/{method}"])),
+        top=np.stack(top_lists(pipeline.stages[f"attribute/{test.method}"])),
         similarity=by_metric(table, "target"),
         controls=by_metric(table, "control"),
         seconds_an_item=wall_seconds(attribution) / pipeline.recipe.generate.items,
@@ -99,12 +105,22 @@ def wall_seconds(stages: Iterable[Stage]) -> float:
     return sum(read_facts(stage, DoneFacts).seconds for stage in stages)
 
 
-def analysis_of(pipelines: Sequence[Pipeline]) -> Analysis | None:
-    """Compute all statistics; None if the counterfactual test is not done."""
-    methods = evaluated_methods(pipelines)
-    if not methods:
-        return None
-    return analyse(outcomes(pipelines, methods), unrelated(pipelines), reference=REFERENCE)
+def analyses_of(pipelines: Sequence[Pipeline]) -> tuple[Analysis, ...]:
+    """Compute all statistics, for each mode of removal in which tests are done; that of the headline comes first."""
+    done: dict[Mode, list[str]] = {
+        mode: evaluated_methods(pipelines, mode) for mode in pipelines[0].recipe.remove.modes
+    }
+    return tuple(
+        analyse(outcomes(pipelines, methods, mode), unrelated(pipelines), reference=REFERENCE)
+        for mode, methods in done.items()
+        if methods
+    )
+
+
+def as_json(analyses: Sequence[Analysis]) -> dict[str, Any]:
+    """Return the statistics as JSON values: those of the headline, and those of every mode of removal."""
+    by_mode = {analysis.mode: asdict(analysis) for analysis in analyses}
+    return {"evaluation": next(iter(by_mode.values()), None), "evaluations": by_mode}
 
 
 def sentence(analysis: Analysis) -> str:
@@ -117,10 +133,10 @@ def labels(analysis: Analysis) -> dict[str, str]:
     return {analysed.method: find_method(analysed.method).label for analysed in analysis.methods}
 
 
-def paper_numbers(recipe: Recipe, card: Card) -> Published | None:
+def paper_numbers(recipe: Recipe, card: Card, mode: Mode) -> Published | None:
     """Return the paper's numbers; None unless data set and protocol are the paper's."""
     from_paper = card.request.get("name") == recipe.name
-    return published(recipe.name) if from_paper and recipe.remove.mode == "union" else None
+    return published(recipe.name) if from_paper and mode == "union" else None
 
 
 def left_out(reasons: Mapping[str, str]) -> list[str]:
@@ -135,12 +151,13 @@ def left_out(reasons: Mapping[str, str]) -> list[str]:
     return sentences
 
 
-def bad_retrainings(pipelines: Sequence[Pipeline], method_labels: Mapping[str, str]) -> list[str]:
+def bad_retrainings(pipelines: Sequence[Pipeline], method_labels: Mapping[str, str], mode: Mode) -> list[str]:
     """Return sentences on retrainings that went much worse than the best one of their seed."""
     sentences = []
     for pipeline in pipelines:
         losses = {
-            method: worst_loss(pipeline.stages[name] for name in pipeline.retrained(method)) for method in method_labels
+            method: worst_loss(pipeline.stages[name] for name in pipeline.retrained(RemovalTest(method, mode)))
+            for method in method_labels
         }
         best = min(losses.values())
         sentences += [
@@ -158,17 +175,32 @@ def worst_loss(retrainings: Iterable[Stage]) -> float:
     return max(read_facts(retraining, TrainingFacts).best_loss for retraining in retrainings)
 
 
-def section(pipelines: Sequence[Pipeline], analysis: Analysis) -> Evaluation:
-    """Lay out the report's section on the counterfactual test."""
-    measured = outcomes(pipelines, [analysed.method for analysed in analysis.methods])
+def sections(pipelines: Sequence[Pipeline], analyses: Sequence[Analysis]) -> tuple[Evaluation, ...]:
+    """Lay out the report's sections on the counterfactual test, one for each mode of removal."""
+    if not analyses:
+        return ()
+    first, *others = analyses
+    return section(pipelines, first, beside=others), *(with_own_keys(section(pipelines, other)) for other in others)
+
+
+def with_own_keys(evaluation: Evaluation) -> Evaluation:
+    """Return a section whose tables have other keys than those of the headline, which name places in the report."""
+    own = tuple(replace(table, key=f"{table.key}-{evaluation.mode}") for table in evaluation.tables)
+    return replace(evaluation, tables=own)
+
+
+def section(pipelines: Sequence[Pipeline], analysis: Analysis, *, beside: Sequence[Analysis] = ()) -> Evaluation:
+    """Lay out the section on one mode of removal; its main table also shows the AUC in the modes `beside` it."""
+    measured = outcomes(pipelines, [analysed.method for analysed in analysis.methods], analysis.mode)
     named, first = labels(analysis), pipelines[0]
-    sentences = [*remarks(analysis, method_labels=named), *bad_retrainings(pipelines, named)]
+    sentences = [*remarks(analysis, method_labels=named), *bad_retrainings(pipelines, named, analysis.mode)]
     sentences += left_out(first.similarities[1])
-    paper = paper_numbers(first.recipe, first.dataset.card)
+    paper = paper_numbers(first.recipe, first.dataset.card, analysis.mode)
     return Evaluation(
+        mode=analysis.mode,
         headline=sentence(analysis),
         remarks=tuple(sentences),
-        tables=tables(analysis, published=paper, method_labels=named),
+        tables=tables(analysis, beside=beside, published=paper, method_labels=named),
         densities=densities(measured, method_labels=named),
         grids=tuple(
             grid(pipeline, [outcome for outcome in measured if outcome.seed == pipeline.recipe.seed])
@@ -184,7 +216,7 @@ def grid(pipeline: Pipeline, measured: Sequence[MethodOutcome]) -> Grid:
     generated = tuple(GridCell(image=picture(before, n, codec), note=str(n)) for n in numbers)
     rows = [GridRow(label="Generated", note="", cells=generated)]
     for outcome in measured:
-        after = pipeline.stages[f"regenerate/{outcome.method}"]
+        after = pipeline.stages[f"regenerate/{pipeline.key(RemovalTest(outcome.method, outcome.mode))}"]
         cells = tuple(GridCell(image=picture(after, n, codec), note=similarity_text(outcome, n)) for n in numbers)
         removed = f"without {outcome.removed:,} of {outcome.num_images:,}"
         rows.append(GridRow(label=find_method(outcome.method).label, note=removed, cells=cells))

@@ -54,18 +54,19 @@ def write(pipeline: Pipeline) -> tuple[dict[str, str], dict[str, Any]]:
 
     Returns the sha256 of its files, and that of report.html as a fact.
     """
-    analysis = counterfactual.analysis_of([pipeline])
-    report, numbers = document(pipeline, analysis), as_json(pipeline, analysis)
-    return publish(pipeline.report(), pipeline.run_url, report, numbers, analysis)
+    analyses = counterfactual.analyses_of([pipeline])
+    report, numbers = document(pipeline, analyses), as_json(pipeline, analyses)
+    return publish(pipeline.report(), pipeline.run_url, report, numbers, analyses)
 
 
 def publish(
-    stage: Stage, run_url: str, report: Report, numbers: dict[str, Any], analysis: Analysis | None
+    stage: Stage, run_url: str, report: Report, numbers: dict[str, Any], analyses: Sequence[Analysis]
 ) -> tuple[dict[str, str], dict[str, Any]]:
     """Publish report.html in the run directory itself, and the other files in the stage's folder."""
     files = {"report.json": json.dumps(numbers, indent=1)}
-    if analysis is not None and report.evaluation is not None:
-        files |= {"results.csv": to_csv(analysis), "tables.tex": to_latex(report.evaluation.tables)}
+    if analyses:
+        laid_out = [table for evaluation in report.evaluations for table in evaluation.tables]
+        files |= {"results.csv": to_csv(analyses), "tables.tex": to_latex(laid_out)}
     stage.begin(list(files))
     stage.retract()
     html = render(report).encode()
@@ -87,7 +88,7 @@ def method_lines(pipeline: Pipeline) -> tuple[tuple[str, str], ...]:
     return tuple((pipeline.known[method].label, pipeline.known[method].summary) for method in shown_methods(pipeline))
 
 
-def document(pipeline: Pipeline, analysis: Analysis | None) -> Report:
+def document(pipeline: Pipeline, analyses: Sequence[Analysis]) -> Report:
     """Collect everything that the report shows."""
     methods = shown_methods(pipeline)
     pictured = counterfactual.without_variants(methods)
@@ -102,7 +103,7 @@ def document(pipeline: Pipeline, analysis: Analysis | None) -> Report:
         facts=tuple(run_facts(pipeline)),
         stages=tuple(stage_times(pipeline.stages | pipeline.evaluated)),
         items=tuple(sections),
-        evaluation=None if analysis is None else counterfactual.section([pipeline], analysis),
+        evaluations=counterfactual.sections([pipeline], analyses),
         hubs=counterfactual.hubs_report([pipeline], methods),
     )
 
@@ -225,7 +226,7 @@ def run_facts(pipeline: Pipeline) -> Iterator[tuple[str, str]]:
         yield "training", f"{trained.updates:,} updates of {recipe.train.batch_size}, {trained.workers} workers"
         yield "validation loss", f"{trained.best_loss:.4f} (best, after {trained.best_step:,} updates)"
     if any(is_done(stage) for stage in pipeline.evaluated.values()):
-        yield "removed", f"{recipe.remove.mode}: top {recipe.rank.top_percent:g} % an image"
+        yield "removed", f"{', '.join(recipe.remove.modes)}: top {recipe.rank.top_percent:g} % an image"
     if is_done(pipeline.stages["attribute/mucs"]):
         yield from mucs_facts(pipeline.stages, recipe.score.noises)
         process = adapter(recipe.model).model(torch.device("meta")).process
@@ -268,7 +269,7 @@ def seconds_by_stage(stages: Mapping[str, Stage]) -> Iterator[tuple[str, float]]
             yield name, read_facts(stage, DoneFacts).seconds
 
 
-def as_json(pipeline: Pipeline, analysis: Analysis | None) -> dict[str, Any]:
+def as_json(pipeline: Pipeline, analyses: Sequence[Analysis]) -> dict[str, Any]:
     """Return the answer as JSON values, for other programs.
 
     It holds, by method, the top images of each item and where the files are, and all statistics.
@@ -282,7 +283,7 @@ def as_json(pipeline: Pipeline, analysis: Analysis | None) -> dict[str, Any]:
         "attributions": answers,
         "warnings": list(nothing_unlearned(answers, pipeline.known)),
         "hubs": {name: asdict(hubs) for name, hubs in counterfactual.hubs_by_method([pipeline], methods).items()},
-        "evaluation": None if analysis is None else asdict(analysis),
+        **counterfactual.as_json(analyses),
     }
 
 

@@ -6,13 +6,14 @@
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
 from mucs_ray import storage
 from mucs_ray.evaluation.analysis import Analysis
-from mucs_ray.pipeline.graph import REPORT_LAYOUT, UNRELATED, Pipeline
+from mucs_ray.pipeline.graph import REPORT_LAYOUT, UNRELATED, Pipeline, RemovalTest
 from mucs_ray.pipeline.method_stages import recipe_slice
 from mucs_ray.report.document import Report
 from mucs_ray.results import counterfactual
@@ -37,8 +38,11 @@ class Experiment:
     def report(self) -> Stage:
         """Return the stage of the report over all seeds."""
         first = self.pipelines[0]
-        methods = dict.fromkeys((*first.compared, *counterfactual.evaluated_methods(self.pipelines)))
-        compared = [f"evaluate/{method}" for method in (*methods, UNRELATED)]
+        keys = dict.fromkeys(first.compared_keys())
+        for mode in first.recipe.remove.modes:
+            methods = counterfactual.evaluated_methods(self.pipelines, mode)
+            keys |= dict.fromkeys(first.key(RemovalTest(method, mode)) for method in methods)
+        compared = [f"evaluate/{key}" for key in (*keys, UNRELATED)]
         inputs = {
             f"{folder(pipeline.recipe.seed)}/{name}": pipeline.stage(name).fingerprint
             for pipeline in self.pipelines
@@ -64,20 +68,18 @@ class Experiment:
         return done
 
     @cached_property
-    def analysis(self) -> Analysis:
-        """The statistics over all seeds; every evaluation must be done."""
-        analysis = counterfactual.analysis_of(self.pipelines)
-        assert analysis is not None
-        return analysis
+    def analyses(self) -> tuple[Analysis, ...]:
+        """The statistics over all seeds, that of the headline first; every evaluation must be done."""
+        return counterfactual.analyses_of(self.pipelines)
 
     def write(self) -> tuple[dict[str, str], dict[str, Any]]:
         """Publish the report over all seeds, and return its digests and facts."""
-        analysis = self.analysis
-        return summary.publish(self.report(), self.run_url, self.document(analysis), self.as_json(analysis), analysis)
+        analyses = self.analyses
+        return summary.publish(self.report(), self.run_url, self.document(analyses), self.as_json(analyses), analyses)
 
-    def document(self, analysis: Analysis) -> Report:
+    def document(self, analyses: Sequence[Analysis]) -> Report:
         """Lay out the report on the counterfactual test; each seed's own report has the attributions of its items."""
-        first = self.pipelines[0]
+        first, analysis = self.pipelines[0], analyses[0]
         own = ("training", "validation loss", "null loss", "scoring", "fingerprint")
         facts = {name: value for name, value in summary.run_facts(first) if name not in own}
         facts |= {"recipe": f"{first.recipe.name}, seeds {', '.join(str(seed) for seed in self.seeds)}"}
@@ -91,7 +93,7 @@ class Experiment:
             facts=tuple(facts.items()),
             stages=tuple(self.stage_times()),
             items=(),
-            evaluation=counterfactual.section(self.pipelines, analysis),
+            evaluations=counterfactual.sections(self.pipelines, analyses),
             hubs=counterfactual.hubs_report(self.pipelines, [tested.method for tested in analysis.methods]),
         )
 
@@ -103,14 +105,14 @@ class Experiment:
                 times[name] = times.get(name, 0.0) + seconds
         return [(name, f"{seconds:.1f} s") for name, seconds in times.items()]
 
-    def as_json(self, analysis: Analysis) -> dict[str, Any]:
+    def as_json(self, analyses: Sequence[Analysis]) -> dict[str, Any]:
         """Return the report as JSON values, for other programs."""
         runs = {str(pipeline.recipe.seed): pipeline.run_url for pipeline in self.pipelines}
-        hubs = counterfactual.hubs_by_method(self.pipelines, [tested.method for tested in analysis.methods])
+        hubs = counterfactual.hubs_by_method(self.pipelines, [tested.method for tested in analyses[0].methods])
         return {
             "run": self.run_url,
             "seeds": self.seeds,
             "runs": runs,
             "hubs": {method: asdict(of_method) for method, of_method in hubs.items()},
-            "evaluation": asdict(analysis),
+            **counterfactual.as_json(analyses),
         }

@@ -22,7 +22,7 @@ SMALL = {
     "model.width": 16, "model.depth": 1, "model.num_heads": 2, "model.condition_channels": 16,
     "train.updates": 20, "train.updates_per_epoch": 10, "generate.items": 2, "generate.steps": 4,
     "method.mucs.null_batches": 2, "method.mucs.max_updates": 4, "score.noises": 2, "engine.train_workers": 1,
-    "engine.trainings": 1,
+    "engine.trainings": 1, "remove.mode": "union", "engine.actors": "[1, 1]",
 }  # fmt: skip
 """Settings that make the demo small."""
 TOP = 85

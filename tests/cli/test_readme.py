@@ -23,7 +23,8 @@ from tiny_run import train_all_plainly
 README = Path(__file__).parents[2] / "README.md"
 SMALL = {
     "engine.check_weights": "false",
-    "train.updates": 4, "train.updates_per_epoch": 2, "train.batch_size": 8, "engine.train_workers": 1,
+    "train.updates": 4, "train.updates_per_epoch": 2, "train.batch_size": 8,
+    "engine.train_workers": 1, "engine.actors": "[1, 1]",
     "generate.items": 1, "generate.controls": 0, "generate.steps": 2,
     "method.mucs.bound": 1.0, "method.mucs.max_updates": 1, "method.mucs.batch_size": 8, "score.noises": 1,
     "score.images_per_forward": 64,

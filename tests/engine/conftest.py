@@ -49,7 +49,7 @@ def copied(finished: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> Call
 def finished(data: Dataset, tmp_path_factory: pytest.TempPathFactory, cluster: Cluster) -> Pipeline:
     """Do the whole main job through Ray except for the training, with two scorers, and keep the loss table.
 
-    What Ray Train trains is compared with the plain loop in test_counterfactual.py and test_faults.py.
+    What Ray Train trains is compared with the plain loop in test_faults.py and test_ray_equals_plain.py.
     """
     pipeline = open_tiny(data, tmp_path_factory.mktemp("run"), score={"keep_losses": True}, engine={"train_workers": 1})
     with pytest.MonkeyPatch.context() as patch:

@@ -41,6 +41,7 @@ def run(environment: dict[str, str], *arguments: object) -> subprocess.Completed
     return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 
+@pytest.mark.slow  # five processes that import torch, each with a training
 def test_every_section_runs_in_miniature_and_is_not_run_twice(
     environment: dict[str, str], pictures: Path, tmp_path: Path
 ):

@@ -118,7 +118,7 @@ def test_the_section_shows_the_numbers_and_the_images():
 
 
 def test_the_section_stands_between_the_test_and_the_items():
-    html = render(report(section(1), evaluation=evaluation(), hubs=built()))
+    html = render(report(section(1), evaluations=(evaluation(),), hubs=built()))
     places = [html.index(part) for part in ('id="evaluation"', 'id="hubs"', 'id="table-hubs"', 'id="item-1"')]
     assert places == sorted(places)
     assert 'id="hubs"' not in render(report())

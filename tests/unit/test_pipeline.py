@@ -90,6 +90,18 @@ def test_each_item_is_a_training_of_its_own(data: Dataset, tmp_path: Path):
     ]  # fmt: skip
 
 
+def test_both_modes_stand_beside_each_other(data: Dataset, tmp_path: Path):
+    """A run that was tested by union removal keeps that when matched removal is asked for as well."""
+    union, both = opened(data, tmp_path), opened(data, tmp_path, remove={"mode": "both", "size": 9})
+    assert [name for name in both.plan("retrain") if name.startswith("retrain/")] == [
+        "retrain/random/matched", "retrain/random", "retrain/mucs/matched", "retrain/mucs",
+    ]  # fmt: skip
+    assert changed(union, both) == []
+    alone = opened(data, tmp_path, remove={"mode": "matched", "size": 9})
+    assert both.stage("retrain/mucs/matched").reads == alone.stage("retrain/mucs").reads
+    assert both.tests["mucs/matched"] == ("mucs", "matched") and both.tests["mucs"] == ("mucs", "union")
+
+
 ATTRIBUTED = ["pretrain", "generate", "attribute/random", *MUCS, "report"]
 
 

@@ -50,7 +50,7 @@ def test_training_images_have_their_names_in_the_source(methods: tuple[str, ...]
 def test_file_is_self_contained() -> None:
     methods = ("MUCS", "DAS")
     page = Page(
-        html := render(report(section(1, methods=methods), section(2, methods=methods), evaluation=evaluation()))
+        html := render(report(section(1, methods=methods), section(2, methods=methods), evaluations=(evaluation(),)))
     )
     ids = [f"#{attributes['id']}" for _, attributes in page.tags if attributes.get("id")]
     assert len(ids) == len(set(ids))
@@ -86,7 +86,7 @@ def test_a_picture_shown_often_is_in_the_file_once() -> None:
 
 
 def test_every_picture_has_its_words() -> None:
-    page = Page(render(report(section(label="", text=""), section(2), evaluation=evaluation())))
+    page = Page(render(report(section(label="", text=""), section(2), evaluations=(evaluation(),))))
     tags = [
         attributes for tag, attributes in page.tags if tag == "svg" and "picture" in (attributes.get("class") or "")
     ]
@@ -232,7 +232,7 @@ def test_one_method_has_no_heading_of_its_own() -> None:
 
 
 def test_without_items_there_is_no_strip_and_no_item() -> None:
-    html = render(replace(report(evaluation=evaluation()), items=()))
+    html = render(replace(report(evaluations=(evaluation(),)), items=()))
     assert '<ol class="strip">' not in html and '<section class="item' not in html
     assert "How to read this" not in html
     assert "Without them 84 % of the images changed more." in html

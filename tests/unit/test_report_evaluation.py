@@ -39,7 +39,7 @@ def cells(html: str) -> list[list[list[str]]]:
 
 def test_foreign_text_is_inert_in_the_evaluation() -> None:
     """Every field is shown somewhere, and opens no tag."""
-    html = render(report(evaluation=evil_evaluation()))
+    html = render(report(evaluations=(evil_evaluation(),)))
     page = Page(html)
     assert "<script" not in html.lower() and "<img" not in html.lower()
     assert not [key for _, attributes in page.tags for key in attributes if key.startswith("on")]
@@ -58,7 +58,7 @@ def test_without_an_evaluation_there_is_no_section_of_it() -> None:
 
 def test_the_evaluation_stands_between_header_and_items_in_reading_order() -> None:
     tables = (TABLE, replace(TABLE, key="cost", title="Cost"))
-    html = render(report(section(1), section(2), evaluation=evaluation(tables=tables)))
+    html = render(report(section(1), section(2), evaluations=(evaluation(tables=tables),)))
     order = [
         "</header>",
         "Did removing them change the image?",
@@ -76,14 +76,14 @@ def test_the_evaluation_stands_between_header_and_items_in_reading_order() -> No
 
 
 def test_parts_of_an_evaluation_may_be_missing() -> None:
-    html = render(report(evaluation=evaluation(remarks=(), tables=(), densities=(), grids=())))
+    html = render(report(evaluations=(evaluation(remarks=(), tables=(), densities=(), grids=()),)))
     assert "Without them 84 % of the images changed more." in html
     assert "<h3>Remarks" not in html and 'class="numbers"' not in html and 'class="legend"' not in html
 
 
 def test_cells_are_there_in_order() -> None:
     other = replace(TABLE, key="cost", columns=("a", "b"), rows=((Cell(text="x"), Cell(text="1")),))
-    first, second = cells(render(report(evaluation=evaluation(tables=(TABLE, other)))))
+    first, second = cells(render(report(evaluations=(evaluation(tables=(TABLE, other)),))))
     assert first == [
         ["method", "SSIM", "kind"],
         ["random|the reference", "0.500", "n/a"],
@@ -93,7 +93,7 @@ def test_cells_are_there_in_order() -> None:
 
 
 def test_the_best_is_strong_and_notes_are_small() -> None:
-    html = render(report(evaluation=evaluation()))
+    html = render(report(evaluations=(evaluation(),)))
     assert '<strong>0.840<span class="mark">*</span></strong><span class="note">0.78 to 0.90</span></td>' in html
     assert html.count("<strong>0.") == 1
     assert "0.5 = no effect" in Page(html).texts
@@ -101,7 +101,7 @@ def test_the_best_is_strong_and_notes_are_small() -> None:
 
 def test_parts_of_a_note_have_a_line_each() -> None:
     cell = Cell(text=".840", note=".612 to .801 · p = .017 · paper .889*")
-    html = render(report(evaluation=evaluation(tables=(replace(TABLE, rows=((Cell(text="MUCS"), cell, cell),)),))))
+    html = render(report(evaluations=(evaluation(tables=(replace(TABLE, rows=((Cell(text="MUCS"), cell, cell),)),)),)))
     for part in (".612 to .801", "p = .017", "paper .889*"):
         assert html.count(f'<span class="note">{part}</span>') == 2
 
@@ -111,7 +111,7 @@ def test_numbers_stand_right_and_words_left() -> None:
     texts = (("1", "<0.1 s", "\u221213.5 ± 2.1", ".500", "one", ""), ("n/a", "2 min", "", "—", "2", ""))
     rows = tuple((Cell(text="1"), *(Cell(text=text) for text in row)) for row in texts)
     table = replace(TABLE, columns=("m", "a", "b", "c", "d", "e", "f"), rows=rows)
-    html = render(report(evaluation=evaluation(tables=(table,))))
+    html = render(report(evaluations=(evaluation(tables=(table,)),)))
     for row in re.findall(r"<tr>(.*?)</tr>", html[html.index('class="numbers"') :], re.S)[:3]:
         right = ['class="right' in tag for tag in re.findall(r"<t[hd][ >][^>]*>?", row)]
         assert right == [False, True, True, True, True, False, False]
@@ -123,7 +123,7 @@ def test_numbers_stand_right_and_words_left() -> None:
 def test_columns_of_a_grid_are_aligned(images: int, bands: list[int]) -> None:
     """All rows of all bands have equally many places, and no image leaves its column."""
     shown = grid("reference", "random", "MUCS", images=images)
-    html = render(report(evaluation=evaluation(grids=(shown,))))
+    html = render(report(evaluations=(evaluation(grids=(shown,)),)))
     tables = re.findall(r'<table class="pictures">(.*?)</table>', html, re.S)
     rows = [re.findall(r"<tr>(.*?)</tr>", table, re.S) for table in tables]
     assert [[len(re.findall("<td", row)) for row in band] for band in rows] == [[width] * 3 for width in bands]
@@ -139,7 +139,7 @@ def test_columns_of_a_grid_are_aligned(images: int, bands: list[int]) -> None:
 def test_a_row_with_missing_images_keeps_its_columns() -> None:
     whole = grid("reference", "MUCS", images=3)
     short = replace(whole, rows=(whole.rows[0], replace(whole.rows[1], cells=whole.rows[1].cells[:1])))
-    html = render(report(evaluation=evaluation(grids=(short, replace(short, rows=())))))
+    html = render(report(evaluations=(evaluation(grids=(short, replace(short, rows=()))),)))
     rows = re.findall(r"<tr>(.*?)</tr>", html[html.index('class="pictures"') :], re.S)
     assert [row.count("<td") for row in rows[:2]] == [3, 3] and rows[1].count("<td></td>") == 2
 
@@ -147,13 +147,13 @@ def test_a_row_with_missing_images_keeps_its_columns() -> None:
 def test_large_pictures_are_small_in_a_grid() -> None:
     whole = grid("reference", "MUCS", images=1)
     large = tuple(replace(row, cells=(replace(row.cells[0], image=picture(3, 256, 200)),)) for row in whole.rows)
-    html = render(report(evaluation=evaluation(grids=(replace(whole, rows=large),))))
+    html = render(report(evaluations=(evaluation(grids=(replace(whole, rows=large),)),)))
     assert max(max(image.shape) for image in pictures(html)) == 128
 
 
 def test_one_legend_and_a_figure_a_metric() -> None:
     metrics = ("SSIM", "CLIP", "LPIPS")
-    html = render(report(evaluation=evaluation(densities=tuple(replace(DENSITY, metric=name) for name in metrics))))
+    html = render(report(evaluations=(evaluation(densities=tuple(replace(DENSITY, metric=name) for name in metrics)),)))
     assert re.findall(r"<h4>(.*?)</h4>", html) == list(metrics)
     legend = re.search(r'<ul class="legend">(.*?)</ul>', html, re.S)
     assert legend is not None
@@ -167,5 +167,5 @@ def test_one_legend_and_a_figure_a_metric() -> None:
 def test_only_a_wide_table_takes_the_whole_width(columns: int, note: str, wide: bool) -> None:
     row = (Cell(text="MUCS"), *(Cell(text="0.840", note=note) for _ in range(columns - 1)))
     table = replace(TABLE, columns=("m",) * columns, rows=(row,))
-    html = render(report(evaluation=evaluation(tables=(TABLE, table))))
+    html = render(report(evaluations=(evaluation(tables=(TABLE, table)),)))
     assert ('class="table wide"' in html) == wide

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mucs_ray.attribution.base import MethodContext
@@ -43,6 +43,7 @@ SCORE = ScoreConfig(noises=10, images_per_forward=8)
 # --- bounds -----------------------------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)  # the first call imports scipy.stats
 @given(st.integers(1, 300))
 def test_every_beginning_is_spread_evenly(num: int):
     order = van_der_corput_order(num)

@@ -105,6 +105,17 @@ def test_the_main_table_is_the_papers_table_1():
     assert "No asterisks" in auc.note
 
 
+def test_the_main_table_has_the_other_modes_beside():
+    union = replace(analysed({"mucs": 0.2, "abu": 0.1}), mode="union")
+    auc = by_key(analysed({"mucs": 0.1, "dino": 0.1}), beside=[union])["auc"]
+    assert auc.columns[5:] == ("removed, union", "mean of SSIM, CLIP, union")
+    assert [cell.text for cell in column(auc, "removed, union").values()] == ["531", "459", ""]
+    alone = by_key(union)["auc"]
+    theirs = column(alone, "mean of SSIM, CLIP")["MUCS"].text
+    assert column(auc, auc.columns[-1])["MUCS"].text == theirs != column(auc, "mean of SSIM, CLIP")["MUCS"].text
+    assert all(len(row) == len(auc.columns) for row in auc.rows)
+
+
 def test_auc_and_p_in_a_cell():
     """One pair of 16 x 16 at a time; p is that of the analysis, in the paper's style."""
     analysis = analysed({"mucs": 0.1})
@@ -353,7 +364,7 @@ def test_equal_values_of_all_methods():
 
 def test_csv_holds_the_numbers_at_full_precision():
     analysis = analysed({"mucs": 0.2, "dino": 0.1}, seeds=(1, 2), metrics=("ssim", "mse"))
-    rows = list(csv.DictReader(io.StringIO(to_csv(analysis))))
+    rows = list(csv.DictReader(io.StringIO(to_csv([analysis]))))
     row_of = {(row["method"], row["metric"], row["statistic"]): row for row in rows}
     assert len(row_of) == len(rows)
     mucs = analysis.of("mucs")
@@ -382,7 +393,7 @@ def test_csv_holds_the_numbers_at_full_precision():
 
 
 def test_what_is_not_defined_is_not_in_the_csv():
-    text = to_csv(analysed({"mucs": 0.2}, metrics=("mse",)))
+    text = to_csv([analysed({"mucs": 0.2}, metrics=("mse",))])
     row_of = {(row["method"], row["statistic"]): row for row in csv.DictReader(io.StringIO(text))}
     assert ("mucs", "auc") in row_of and row_of["mucs", "auc"]["low"] == ""
     assert not {("mucs", "difference"), ("mucs", "hit_rate"), ("mucs", "mean_auc"), ("random", "p")} & set(row_of)

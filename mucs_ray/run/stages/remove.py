@@ -1,27 +1,27 @@
 """The training images that a retraining leaves out, chosen by a method's ranking (spec 11)."""
 
-from collections.abc import Mapping
-
 from mucs_ray.attribution.ranking import top_k
 from mucs_ray.config.recipe import Recipe
 from mucs_ray.errors import InputError
 from mucs_ray.evaluation.unions import drawn_in_turn, expected_union, union
+from mucs_ray.pipeline.graph import Pipeline
 from mucs_ray.run.stages.rank import empty_rankings, score_matrix, stored_scores
 from mucs_ray.store.run import Stage
 from mucs_ray.store.topk import top_lists
 
 
-def removed_images(name: str, stages: Mapping[str, Stage], recipe: Recipe, num_images: int) -> frozenset[int]:
-    """Return the idx of the images that the retraining `name` leaves out of `num_images` training images.
+def removed_images(pipeline: Pipeline, name: str) -> frozenset[int]:
+    """Return the idx of the training images that the retraining `name` leaves out.
 
-    `name` is "retrain/METHOD", or "retrain/METHOD/item-NNNN"; `stages` holds the finished attributions by name.
+    `name` is "retrain/KEY" with the key of a test, or "retrain/KEY/item-NNNN"; the attribution must be done.
     InputError if too few images would be left to train on.
     """
-    method, _, number = name.removeprefix("retrain/").partition("/item-")
-    attribution = stages[f"attribute/{method}"]
-    if number:
+    key, _, number = name.removeprefix("retrain/").partition("/item-")
+    test, recipe, num_images = pipeline.tests[key], pipeline.recipe, pipeline.dataset.card.num_images("train")
+    attribution = pipeline.stages[f"attribute/{test.method}"]
+    if test.mode == "per-item":
         removed = union([top_lists(attribution)[int(number)]])
-    elif recipe.remove.mode == "matched":
+    elif test.mode == "matched":
         removed = equally_many(attribution, recipe, num_images)
     else:
         removed = union(top_lists(attribution))

@@ -39,7 +39,7 @@ def prepare_training(ref: StageRef, cluster: Cluster, *, trainings: int) -> Trai
     removed: frozenset[int] = frozenset()
     num_workers = recipe.engine.train_workers
     if ref.phase == "retrain":
-        removed = removed_images(name, pipeline.stages, recipe, pipeline.dataset.card.num_images("train"))
+        removed = removed_images(pipeline, name)
         # the same cut of batches over workers as in pretraining, so that nothing differs but the images
         num_workers = num_workers or read_facts(pipeline.stages["pretrain"], TrainingFacts).workers
     stage.begin(training_files(ref))
