@@ -1,6 +1,7 @@
 """MUCS unlearns each item (unlearn.py), then takes the noise-consistent skew of each image (loss_change.py)."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Literal
 
 import torch
@@ -9,13 +10,14 @@ from mucs_ray.attribution.base import ItemState, MethodSettings, Passes, Tensors
 from mucs_ray.attribution.card import MethodStage
 from mucs_ray.attribution.cards.mucs import CARD, MUCSConfig
 from mucs_ray.attribution.loss_change import LossAttributor
-from mucs_ray.attribution.unlearn import changed_names, null_loss, unlearn
+from mucs_ray.attribution.unlearn import LevelBound, changed_names, null_loss, unlearn
 from mucs_ray.diffusion.batch import Batch, Item
 from mucs_ray.diffusion.model import DiffusionModel
 from mucs_ray.diffusion.process import Process
 from mucs_ray.errors import InputError
 from mucs_ray.models.adapters import adapter
 
+ResolvedBound = Literal["drawn", "linear", "zero-output", "zero-output by level"]
 NULL_BATCH = 100
 EXPECTED_UPDATES = 109
 """The unlearning updates that the paper reports for an item of COCO (spec 7.2)."""
@@ -48,8 +50,7 @@ class MUCS(LossAttributor):
     def fit(self, sums: Tensors, rows: Iterator[Batch]) -> Tensors:
         """Return the bound of the ascent, averaged over levels (spec 7.1).
 
-        For the linear bound it also returns the mean square of the training images, from which that follows at each
-        level.
+        For a bound at each level it also returns the mean square of the training images, from which that follows.
         """
         fitted: dict[str, float]
         match resolve_bound(self.config, self.context.settings):
@@ -60,6 +61,9 @@ class MUCS(LossAttributor):
             case "linear":
                 v = mean_square(rows)
                 fitted = {"null_loss": self.process.null_loss(v), "second_moment": v}
+            case "zero-output by level":
+                v = mean_square(rows)
+                fitted = {"null_loss": self.process.zero_output_loss(v), "second_moment": v}
             case number:
                 fitted = {"null_loss": number}
         return {name: torch.tensor(value, dtype=torch.float64) for name, value in fitted.items()}
@@ -70,6 +74,14 @@ class MUCS(LossAttributor):
         context = self.context
         model = context.denoiser or adapter(context.settings.model).model(torch.device("meta"))
         return model.process
+
+    def level_bound(self, fitted: Tensors) -> LevelBound | None:
+        """Return the bound as a function of the level, or None if it is the same at all levels."""
+        if "second_moment" not in fitted:
+            return None
+        linear = resolve_bound(self.config, self.context.settings) == "linear"
+        bound = self.process.linear_bound if linear else self.process.zero_output_bound
+        return partial(bound, mean_square=fitted["second_moment"].item())
 
     def drawn_null_loss(self, num_batches: int) -> float:
         """Return the mean loss of the weights that training starts from. It raises InputError if the model has none."""
@@ -94,7 +106,7 @@ class MUCS(LossAttributor):
             item,
             context.batches(f"unlearn/item={item.idx}", min(config.batch_size, context.num_images)),
             bound=bound,
-            second_moment=fitted["second_moment"].item() if "second_moment" in fitted else None,
+            level_bound=self.level_bound(fitted),
             config=config,
             learning_rate=context.settings.train.learning_rate / config.learning_rate_divisor,
             seed=context.settings.seed,
@@ -111,11 +123,15 @@ class MUCS(LossAttributor):
         return ItemState(tensors=unlearned.tensors, facts=facts)
 
 
-def resolve_bound(config: MUCSConfig, settings: MethodSettings) -> Literal["drawn", "linear", "zero-output"] | float:
-    """Return the bound to use for a model of this kind, in place of "auto"."""
-    if config.bound == "auto":
-        return settings.model.bound
-    return config.bound
+def resolve_bound(config: MUCSConfig, settings: MethodSettings) -> ResolvedBound | float:
+    """Return the bound to use for a model of this kind, in place of "auto" and "by-level"."""
+    match config.bound:
+        case "auto":
+            return settings.model.bound
+        case "by-level":
+            return "zero-output by level" if settings.model.bound == "drawn" else "linear"
+        case bound:
+            return bound
 
 
 def mean_square(rows: Iterator[Batch]) -> float:

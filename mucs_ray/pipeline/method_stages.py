@@ -33,6 +33,7 @@ LATER = {
     "generate.compat": False,
     "generate.clip": "auto",
     "score.lowest_sigma": None,
+    "score.weights": "even",
     "rank.whitening": 1.0,
 }
 """Settings that came later, with the values that mean what was done before: those are not part of a fingerprint."""

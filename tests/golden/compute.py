@@ -331,10 +331,14 @@ def flat(name: str, tensors: Mapping[str, Tensor]) -> Values:
 
 
 def recipe_of(run: Run, method: MethodCard, settings: Mapping[str, Any]) -> Recipe:
-    """With the method's settings, then these, and few updates."""
+    """With the method's settings, then these, and few updates.
+
+    Where each level has its own bound these items are near it from the start; without a tolerance they are unlearned.
+    """
     recipe = with_values(for_method(run.recipe, method), settings)
     fixed = min(MOST_FIXED_UPDATES, recipe.method["mucs"].fixed_updates)
-    return with_values(recipe, {"method.mucs.fixed_updates": fixed})
+    tolerance = 0.0 if recipe.method["mucs"].bound == "by-level" else recipe.method["mucs"].tolerance
+    return with_values(recipe, {"method.mucs.fixed_updates": fixed, "method.mucs.tolerance": tolerance})
 
 
 def attributed(

@@ -365,6 +365,7 @@ STALE: dict[str, tuple[Any, set[str]]] = {
     "score.keep_losses": (True, SCORED),
     "score.sigmas": ("training", SCORED),
     "score.noise": ("independent", SCORED),
+    "score.weights": ("squared", SCORED),
     "rank.top_percent": (5.0, RERANKED),
     "rank.measure": ("difference", RERANKED),
     "rank.correction": ("mutual", RANKED),
