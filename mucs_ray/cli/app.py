@@ -57,11 +57,16 @@ app.add_typer(data_app, name="data")
 app.add_typer(model_app, name="model")
 
 
-def open_pipeline(output: Terminal, options: Request, *, seeds: Sequence[int] | None = None) -> "list[Pipeline]":
-    """Open the run that a command's options describe, or one run for each of several seeds."""
+def open_pipeline(
+    output: Terminal, options: Request, *, seeds: Sequence[int] | None = None, continues: bool = False
+) -> "list[Pipeline]":
+    """Open the run that a command's options describe, or one run for each of several seeds.
+
+    `continues` says that the recipe and the data set of a run directory that is there are meant.
+    """
     from mucs_ray.run.request import open_runs
 
-    return open_runs(options, output.console, seeds=seeds)
+    return open_runs(options, output.console, seeds=seeds, continues=continues)
 
 
 def print_plan(output: Terminal, pipeline: "Pipeline", plan: "Mapping[str, State]") -> None:
@@ -187,7 +192,7 @@ def stage_command(name: str, summary: str) -> None:
                 address=address,
                 verbose=verbose,
             )
-            work(name, output, *open_pipeline(output, options))
+            work(name, output, *open_pipeline(output, options, continues=name == "lds" and recipe is None))
 
 
 stage_command("pretrain", "Train the diffusion model through Ray Train (or take --weights).")
@@ -196,6 +201,7 @@ stage_command("attribute", "The main job: attribute generated items to the train
 stage_command("retrain", "Train again without the images each method names, and once without random ones.")
 stage_command("regenerate", "Generate the same items again from the retrained networks.")
 stage_command("evaluate", "Compare them with the first ones: did removing those images change them more than random?")
+stage_command("lds", "Train on random halves of the images: how well does each method predict what that changes?")
 stage_command("report", "Write report.html, after whatever an attribution is missing.")
 
 

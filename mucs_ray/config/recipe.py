@@ -22,7 +22,7 @@ from mucs_ray.config.engine import EngineConfig
 from mucs_ray.config.values import METHOD, checked, method_settings, refuse_old_sections, refuse_unknown_keys
 from mucs_ray.data.table import Card
 from mucs_ray.errors import InputError
-from mucs_ray.evaluation.config import EvaluateConfig, RemoveConfig
+from mucs_ray.evaluation.config import EvaluateConfig, LdsConfig, RemoveConfig
 from mucs_ray.models.adapters import default_spec, find, kind_of
 from mucs_ray.models.spec import ModelSpec
 from mucs_ray.training.config import TrainConfig
@@ -76,6 +76,7 @@ class Recipe:
     rank: RankConfig = field(default_factory=RankConfig)
     remove: RemoveConfig = field(default_factory=RemoveConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    lds: LdsConfig = field(default_factory=LdsConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
 
     @property

@@ -1,9 +1,9 @@
-"""The settings of the counterfactual test; the defaults are the paper's (spec 11)."""
+"""The settings of the counterfactual test, whose defaults are the paper's (spec 11), and of the LDS."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from annotated_types import Ge
+from annotated_types import Ge, Gt, Lt
 
 Mode = Literal["union", "per-item", "matched"]
 
@@ -36,3 +36,17 @@ class EvaluateConfig:
     """
     unrelated: Annotated[int, Ge(0)] = 10
     """The number of following targets with which each target is compared for the reference level."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LdsConfig:
+    """The subsets on which models are trained for the linear datamodeling score (LDS)."""
+
+    subsets: Annotated[int, Ge(4)] = 64
+    """The number of subsets, of which every second one is made of whole blocks. More can be added later."""
+    share: Annotated[float, Gt(0), Lt(1)] = 0.5
+    """The share of the training images in each subset."""
+    blocks: Annotated[int, Ge(2)] = 80
+    """The number of groups of training images of one class that look alike."""
+    repeats: Annotated[int, Ge(0)] = 0
+    """The number of subsets on which a second model is trained, with another seed, to see what any method can reach."""

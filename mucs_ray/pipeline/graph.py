@@ -24,6 +24,7 @@ from mucs_ray.errors import InputError, MucsError
 from mucs_ray.evaluation.config import Mode
 from mucs_ray.evaluation.metrics import SSIM_LEAST_PX, ReadyMetric, ready_metrics
 from mucs_ray.pipeline.generated_queries import recognized
+from mucs_ray.pipeline.lds_stages import LDS, LDS_PHASES, TRAININGS, check_subsets, lds_stages
 from mucs_ray.pipeline.method_stages import (
     GENERATED,
     TARGETS,
@@ -42,8 +43,12 @@ from mucs_ray.store.run import Stage, State, open_run
 
 REPORT_LAYOUT = 5
 """The version of the report's layout; a higher one makes finished reports stale."""
-PHASES = ("pretrain", "generate", "attribute", "retrain", "regenerate", "evaluate", "report")
-"""The first folders of the stages' names, in order."""
+PHASES = ("pretrain", "generate", "attribute", "retrain", "regenerate", "evaluate", *LDS_PHASES, "report")
+"""The phases of the stages (`StageRef.phase`), in order."""
+RETRAINS = ("retrain", TRAININGS)
+"""The phases that train without some of the images."""
+RETRAINING = ("retrain", "regenerate", "evaluate", "lds")
+"""The commands that train the model again."""
 UNRELATED = "unrelated"
 """The key, beside the methods' names, of the similarities of different generated images: a level to compare with."""
 
@@ -224,11 +229,10 @@ class Pipeline:
 
         recipe = self.recipe
         checkpoint = ("train.checkpoint",) if recipe.trains else ()
-        trained = recipe_slice(recipe, "model", "train", "seed", without=("train.checkpoint",))
         if not recipe.trains:
             stage("pretrain", {"weights": self.weights_digest, **recipe_slice(recipe, "model")})
         else:
-            stage("pretrain", trained, "data")
+            stage("pretrain", self.trained, "data")
         generated = recipe_slice(recipe, "generate", "seed", *checkpoint)
         if self.queries:
             generated = {"queries": [query.reads() for query in self.queries]} | recipe_slice(recipe, "model")
@@ -245,7 +249,7 @@ class Pipeline:
                 removal |= recipe_slice(recipe, "remove.size")
             retrained = self.retrained(test)
             for name in retrained:
-                stage(name, {**trained, **removal}, "data", f"attribute/{test.method}")
+                stage(name, {**self.trained, **removal}, "data", f"attribute/{test.method}")
             stage(f"regenerate/{self.key(test)}", generated, "data", "generate", *retrained)
         return stages
 
@@ -268,6 +272,16 @@ class Pipeline:
             )
             for key, name, inputs in ((key, f"evaluate/{key}", inputs) for key, inputs in pairs.items())
         }
+
+    @cached_property
+    def lds_stages(self) -> dict[str, Stage]:
+        """The stages of the linear datamodeling score, by name."""
+        return lds_stages(self.run_url, self.recipe, self.dataset.card, self.trained)
+
+    @property
+    def trained(self) -> dict[str, Any]:
+        """The values of the recipe that every training reads."""
+        return recipe_slice(self.recipe, "model", "train", "seed", without=("train.checkpoint",))
 
     def report(self, planned: Collection[str] = ()) -> Stage:
         """Return the stage of this run's report, which shows the stages that are done and the `planned` ones."""
@@ -297,6 +311,8 @@ class Pipeline:
         """Return a stage by its name; the report shows what is done now."""
         if name == "report":
             return self.report()
+        if name.split("/")[0] == LDS:
+            return self.lds_stages[name]
         return self.evaluations[name] if name.startswith("evaluate/") else self.stages[name]
 
     @cached_property
@@ -331,12 +347,12 @@ class Pipeline:
             raise InputError(
                 f"{command} takes pictures that the run makes itself; leave --image and --queries out, or use attribute"
             )
-        if command in ("retrain", "regenerate", "evaluate") and not self.recipe.model.trains:
+        if command in RETRAINING and not self.recipe.model.trains:
             raise InputError(
                 f"{command} trains the model again without some images, and model.kind {self.recipe.model.kind} cannot"
                 " be trained here; use attribute"
             )
-        if command in ("retrain", "regenerate", "evaluate") and self.recipe.weights:
+        if command in RETRAINING and self.recipe.weights:
             raise InputError(
                 f"{command} needs a model trained in this run, to train it again without some images; leave --weights"
                 " out, or use attribute"
@@ -348,6 +364,9 @@ class Pipeline:
                 return [*(f"attribute/{method}" for method in self.methods), "report"]
             case "retrain":
                 return [name for key in self.compared_keys() for name in self.retrained(self.tests[key])]
+            case "lds":
+                check_subsets(self.recipe, self.dataset.card)
+                return ["generate", *self.lds_stages]
             case "regenerate":
                 return [f"regenerate/{key}" for key in self.compared_keys()]
             case _:
@@ -357,7 +376,9 @@ class Pipeline:
     def last_command(self) -> str:
         """Return the last of the commands, in the order of the stages, that the folders of the run directory show."""
         folders = set(storage.names(self.run_url))
-        return next((command for command in ("evaluate", "regenerate", "retrain") if command in folders), "attribute")
+        return next(
+            (command for command in (LDS, "evaluate", "regenerate", "retrain") if command in folders), "attribute"
+        )
 
     def plan(self, command: str) -> dict[str, State]:
         """Return the state of each stage that a command needs, by name, in order."""
@@ -368,6 +389,7 @@ class Pipeline:
             needed.add(name)
             waiting += [GENERATED.get(earlier, earlier) for earlier in self.stage(name).inputs if earlier != "data"]
         order = [*self.stages, *(self.evaluations if command == "evaluate" else ())]
+        order += self.lds_stages if command == LDS else ()
         states = {name: self.stage(name).state() for name in order if name in needed}
         if "report" in self.target_stages(command):
             states["report"] = self.report(planned=list(states)).state()
@@ -384,13 +406,19 @@ class StageRef(NamedTuple):
 
     @property
     def phase(self) -> str:
-        """The first folder of the stage's name."""
-        return self.name.split("/")[0]
+        """The first folder of the stage's name, or the first two of those of the LDS."""
+        folders = self.name.split("/")
+        return "/".join(folders[: 2 if folders[0] == LDS else 1])
+
+    @property
+    def leaves_images_out(self) -> bool:
+        """True if the stage trains without some of the images."""
+        return self.phase in RETRAINS
 
     @property
     def is_training(self) -> bool:
         """True if the stage trains a network."""
-        return self.phase == "retrain" or (self.name == "pretrain" and self.pipeline.recipe.trains)
+        return self.leaves_images_out or (self.name == "pretrain" and self.pipeline.recipe.trains)
 
     @property
     def streams(self) -> bool:

@@ -219,6 +219,8 @@ class Report:
     stages: tuple[tuple[str, str], ...]
     items: tuple[ItemSection, ...]
     """This is empty in a report over several seeds, because each seed has a report of its own."""
+    sampled: Picture | None = None
+    """An image sampled from weights from elsewhere, by which a reader sees that they were read rightly."""
     evaluations: tuple[Evaluation, ...] = ()
     """The counterfactual test, once for each mode of removal; that of the headline comes first."""
     hubs: HubSection | None = None

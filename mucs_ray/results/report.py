@@ -1,5 +1,6 @@
 """The report of a finished run: report.html, and report/ with the numbers as JSON, CSV and LaTeX."""
 
+import io
 import json
 import platform
 from collections.abc import Iterator, Mapping, Sequence
@@ -7,7 +8,9 @@ from dataclasses import asdict
 from hashlib import sha256
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 
 from mucs_ray import storage
 from mucs_ray.attribution.loss_change import scored_levels
@@ -18,7 +21,7 @@ from mucs_ray.diffusion.levels import range_text
 from mucs_ray.evaluation.analysis import Analysis
 from mucs_ray.models.adapters import adapter
 from mucs_ray.pipeline.graph import Pipeline
-from mucs_ray.report.document import Answer, Histogram, ItemSection, RankedImage, Report, Unlearning
+from mucs_ray.report.document import Answer, Histogram, ItemSection, Picture, RankedImage, Report, Unlearning
 from mucs_ray.report.export import to_csv, to_latex
 from mucs_ray.report.html import render
 from mucs_ray.results import counterfactual, queries
@@ -103,9 +106,19 @@ def document(pipeline: Pipeline, analyses: Sequence[Analysis]) -> Report:
         facts=tuple(run_facts(pipeline)),
         stages=tuple(stage_times(pipeline.stages | pipeline.evaluated)),
         items=tuple(sections),
+        sampled=sampled_picture(pipeline),
         evaluations=counterfactual.sections([pipeline], analyses),
         hubs=counterfactual.hubs_report([pipeline], methods),
     )
+
+
+def sampled_picture(pipeline: Pipeline) -> Picture | None:
+    """Return the image that was sampled from weights from elsewhere when they were checked; None if there is none."""
+    stage = pipeline.stages["pretrain"]
+    name, manifest = stage.part("sample", "png"), stage.manifest()
+    if manifest is None or name not in manifest.files:
+        return None
+    return np.moveaxis(np.asarray(Image.open(io.BytesIO(stage.checked(name))).convert("RGB")), -1, 0)
 
 
 def item_sections(pipeline: Pipeline, methods: Sequence[str]) -> list[ItemSection]:

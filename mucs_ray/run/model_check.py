@@ -16,6 +16,7 @@ from mucs_ray.attribution.loss_change import scored_levels
 from mucs_ray.config.recipe import Recipe
 from mucs_ray.data.table import Dataset, read_unit
 from mucs_ray.diffusion.batch import Batch
+from mucs_ray.diffusion.condition import Condition
 from mucs_ray.diffusion.gate import DOUBTFUL, REFUSED, Reading, other_readings, ratio
 from mucs_ray.diffusion.levels import range_text
 from mucs_ray.diffusion.model import DiffusionModel
@@ -141,12 +142,24 @@ def examine(recipe: Recipe, dataset: Dataset) -> Examined:
     codec, model = kind.codec(device), kind.model(device, tensors)
     images = some_images(dataset, codec).to(device)
     psnr, z_error = codec_error(codec, images)
+    return Examined(
+        model=spec.describe(),
+        checked=check(model, images, seed=recipe.seed),
+        psnr=psnr,
+        z_error=z_error,
+        noise=range_text(model.process, scored_levels(model.process, recipe.score, recipe.seed)),
+        picture=sample(model, codec, images[:1].condition, recipe),
+    )
+
+
+def sample(model: DiffusionModel, codec: Codec, condition: Condition, recipe: Recipe) -> bytes:
+    """Return an image that is sampled from the model for one condition, as the run samples, as PNG."""
+    config, device = recipe.generate, next(model.parameters()).device
     noise = normal(generator(recipe.seed, "check/sample"), 1, *model.shape).to(device)
-    config = recipe.generate
     sampled = draw(
         model,
         noise,
-        images[:1].condition,
+        condition,
         sampler=config.sampler,
         steps=config.steps,
         guidance=config.guidance,
@@ -154,14 +167,7 @@ def examine(recipe: Recipe, dataset: Dataset) -> Examined:
         clip=config.clip,
         step_noise=lambda step: normal(generator(recipe.seed, f"check/step={step}"), *noise.shape).to(device),
     )
-    return Examined(
-        model=spec.describe(),
-        checked=check(model, images, seed=recipe.seed),
-        psnr=psnr,
-        z_error=z_error,
-        noise=range_text(model.process, scored_levels(model.process, recipe.score, recipe.seed)),
-        picture=to_png(to_bytes(codec.decode(sampled)[0])),
-    )
+    return to_png(to_bytes(codec.decode(sampled)[0]))
 
 
 def given_weights(recipe: Recipe) -> tuple[ModelSpec, Mapping[str, torch.Tensor]]:

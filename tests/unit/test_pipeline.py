@@ -281,7 +281,7 @@ def test_imported_weights_cannot_be_retrained(data: Dataset, tmp_path: Path):
     pipeline = Pipeline(
         recipe=tiny_recipe(data.url, weights="x.ckpt"), dataset=data, run_url=str(tmp_path), console=Console()
     )
-    for command in ("retrain", "regenerate", "evaluate"):
+    for command in ("retrain", "regenerate", "evaluate", "lds"):
         with pytest.raises(InputError, match=f"{command} needs a model trained in this run"):
             pipeline.target_stages(command)
 

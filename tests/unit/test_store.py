@@ -374,6 +374,10 @@ STALE: dict[str, tuple[Any, set[str]]] = {
     "remove.size": (9, set()),  # read in mode "matched" only
     "evaluate.metrics": (["mse"], set()),  # all there is for 8 px and without weights
     "evaluate.unrelated": (1, {"evaluate/unrelated", "report"}),
+    "lds.subsets": (5, set()),
+    "lds.share": (0.4, set()),
+    "lds.blocks": (7, set()),
+    "lds.repeats": (1, set()),
     "engine.train_workers": (2, set()),
     "engine.trainings": (1, set()),
     "engine.check_weights": (True, set()),

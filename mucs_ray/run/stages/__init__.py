@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from mucs_ray.engine.session import Cluster
 from mucs_ray.errors import MucsError
 from mucs_ray.pipeline.graph import UNRELATED, StageRef
-from mucs_ray.run.stages import attribute, generate, one_pass, queries, rank, regenerate, train
+from mucs_ray.run.stages import attribute, generate, lds, one_pass, queries, rank, regenerate, train
 from mucs_ray.run.stages.files import Output
 
 
@@ -40,5 +40,7 @@ def run_stage(ref: StageRef, cluster: Cluster) -> Output:
         case ["evaluate", *key]:
             compare = regenerate.unrelated if key == [UNRELATED] else regenerate.evaluate
             return compare(pipeline, "/".join(key), cluster)
+        case ["lds", "blocks"]:
+            return lds.blocks(pipeline)
         case _:
             raise AssertionError(f"no code runs stage {name}")

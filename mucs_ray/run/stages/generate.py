@@ -8,6 +8,7 @@ from ray import ObjectRef
 from rich.markup import escape
 from torch import Tensor
 
+from mucs_ray import storage
 from mucs_ray.config.recipe import Recipe
 from mucs_ray.engine import generation
 from mucs_ray.engine.models import best_device
@@ -42,18 +43,25 @@ def import_weights(stage: Stage, recipe: Recipe, check: Check | None = None) -> 
 
 
 def import_checked_weights(pipeline: Pipeline) -> Output:
-    """Import weights that denoise the training images; InputError if they do not."""
+    """Import weights that denoise the training images, with an image sampled from them; InputError if they do not."""
+    pictures: list[bytes] = []
 
     def check(spec: ModelSpec, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         kind, device = adapter(spec), best_device()
-        images = model_check.some_images(pipeline.dataset, kind.codec(device)).to(device)
-        checked = model_check.check(kind.model(device, tensors), images, seed=recipe.seed)
+        codec, model = kind.codec(device), kind.model(device, tensors)
+        images = model_check.some_images(pipeline.dataset, codec).to(device)
+        checked = model_check.check(model, images, seed=recipe.seed)
         model_check.refuse(checked, recipe.weights or f"model.kind {spec.kind}")
         pipeline.console.print(escape(checked.line), highlight=False, soft_wrap=True)
+        pictures.append(model_check.sample(model, codec, images[:1].condition, recipe))
         return checked.facts()
 
-    recipe = pipeline.recipe
-    return import_weights(pipeline.stages["pretrain"], recipe, check if recipe.engine.check_weights else None)
+    recipe, stage = pipeline.recipe, pipeline.stages["pretrain"]
+    files, facts = import_weights(stage, recipe, check if recipe.engine.check_weights else None)
+    for picture in pictures:
+        name = stage.part("sample", "png")
+        files[name] = storage.publish(stage.url(name), picture)
+    return files, facts
 
 
 def generate(pipeline: Pipeline, cluster: Cluster) -> Output:

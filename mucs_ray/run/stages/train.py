@@ -11,7 +11,9 @@ from mucs_ray.engine.progress import bar
 from mucs_ray.engine.ray_train import TrainJob, TrainRun, workers_for
 from mucs_ray.engine.session import Cluster
 from mucs_ray.pipeline.graph import StageRef
+from mucs_ray.pipeline.lds_stages import TRAININGS, training_seed
 from mucs_ray.run.stages.files import Output, digests
+from mucs_ray.run.stages.lds import left_out
 from mucs_ray.run.stages.remove import removed_images
 from mucs_ray.store.facts import RemovalFacts, TrainingFacts, read_facts
 from mucs_ray.store.weights import model_facts
@@ -25,32 +27,35 @@ def train(refs: Sequence[StageRef], cluster: Cluster) -> Iterator[tuple[StageRef
         for number, facts in ray_trainings.train_all(runs, cluster, bar=progress):
             ref, run = refs[number], runs[number]
             facts = {**facts, "workers": run.num_workers, **model_facts(run.job.model)}
-            if ref.phase == "retrain":
+            if ref.leaves_images_out:
                 facts |= asdict(RemovalFacts(removed=len(run.job.removed)))
             yield ref, (digests(run.job.stage, training_files(ref)), facts)
-            if ref.phase == "retrain":  # the manifest stands: nothing resumes from the state any more
+            if ref.leaves_images_out:  # the manifest stands: nothing resumes from the state any more
                 storage.remove(run.job.stage.url(run.job.stage.part("state", "safetensors")))
 
 
 def prepare_training(ref: StageRef, cluster: Cluster, *, trainings: int) -> TrainRun:
     """Return what a training needs, after publishing the list of images that it leaves out."""
     pipeline, name = ref
-    recipe, stage = pipeline.recipe, pipeline.stages[name]
+    recipe, stage, seed = pipeline.recipe, pipeline.stage(name), pipeline.recipe.seed
     removed: frozenset[int] = frozenset()
     num_workers = recipe.engine.train_workers
-    if ref.phase == "retrain":
+    if ref.phase == TRAININGS:
+        removed, seed = left_out(pipeline, name), training_seed(name, seed)
+    elif ref.leaves_images_out:
         removed = removed_images(pipeline, name)
+    if ref.leaves_images_out:
         # the same cut of batches over workers as in pretraining, so that nothing differs but the images
         num_workers = num_workers or read_facts(pipeline.stages["pretrain"], TrainingFacts).workers
     stage.begin(training_files(ref))
-    if ref.phase == "retrain":
+    if ref.leaves_images_out:
         storage.publish(stage.url(stage.part("removed", "csv")), removed_csv(removed))
     job = TrainJob(
         dataset=pipeline.dataset,
         stage=stage,
         model=recipe.model,
         train=recipe.train,
-        seed=recipe.seed,
+        seed=seed,
         removed=removed,
         captures=recipe.engine.cuda_graphs,
     )
@@ -60,9 +65,9 @@ def prepare_training(ref: StageRef, cluster: Cluster, *, trainings: int) -> Trai
 
 def training_files(ref: StageRef) -> list[str]:
     """Return the names of the files of a finished training."""
-    stage = ref.pipeline.stages[ref.name]
+    stage = ref.pipeline.stage(ref.name)
     weights = [stage.part(kind, "safetensors") for kind in ("best", "last")]
-    return [*weights, stage.part("removed", "csv")] if ref.phase == "retrain" else weights
+    return [*weights, stage.part("removed", "csv")] if ref.leaves_images_out else weights
 
 
 def removed_csv(removed: frozenset[int]) -> bytes:
