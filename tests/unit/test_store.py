@@ -322,6 +322,7 @@ STALE: dict[str, tuple[Any, set[str]]] = {
     "model.condition_dim": (0, EVERYTHING),
     "model.condition_drop": (0.2, EVERYTHING),
     "model.dropout": (0.0, EVERYTHING),
+    "model.sigma_data": (0.7, EVERYTHING),
     "train.updates": (16, TRAINED),
     "train.updates_per_epoch": (6, TRAINED),
     "train.batch_size": (4, TRAINED),
