@@ -171,12 +171,43 @@ class Run:
             InputError: For bad input; nothing is changed.
             RunFailed: If the work failed; the same call goes on where it stopped.
         """
+        return self._answer(self._asked(images, methods, queries, label, prompt), "attribute")
+
+    def evaluate(
+        self,
+        images: "Picture | Iterable[Picture] | None" = None,
+        *,
+        methods: "Method | Sequence[Method]" = "mucs",
+        queries: str | PathLike[str] | None = None,
+        label: str | int | None = None,
+        prompt: str | None = None,
+    ) -> "Answer":
+        """Attribute the images, train again without what each method names, and compare.
+
+        The arguments are those of `attribute`, and the answer's `evaluation` has the statistics. Pictures of yours are
+        compared by their loss; docs/your-own-picture.md says by what else.
+
+        Raises:
+            InputError: For bad input, or a model that cannot be trained again; nothing is changed.
+            RunFailed: If the work failed; the same call goes on where it stopped.
+        """
+        return self._answer(self._asked(images, methods, queries, label, prompt), "evaluate")
+
+    def _asked(
+        self,
+        images: "Picture | Iterable[Picture] | None",
+        methods: "Method | Sequence[Method]",
+        queries: str | PathLike[str] | None,
+        label: str | int | None,
+        prompt: str | None,
+    ) -> Request:
+        """Return the request for pictures, or for the images that the run generates."""
         single = isinstance(images, str | PathLike | Image.Image) or hasattr(images, "shape")
         several: Any = () if images is None else images
         given: list[Any] = [images] if single else list(several)
         if images is not None and not given:
             raise InputError("there is no picture in `images`; leave it out to explain images that the run generates")
-        request = replace(
+        return replace(
             self._request,
             methods=method_names(methods),
             images=[self._file(image) for image in given],
@@ -186,14 +217,6 @@ class Run:
             items=None if given or queries is not None else self._request.items,
             run=self.url,
         )
-        return self._answer(request, "attribute")
-
-    def evaluate(self, *, methods: "Method | Sequence[Method]" = "mucs") -> "Answer":
-        """Attribute the generated images, train again without what each method names, and compare.
-
-        The answer's `evaluation` has the statistics. RunFailed if the work failed; the same call goes on.
-        """
-        return self._answer(replace(self._request, methods=method_names(methods), run=self.url), "evaluate")
 
     def status(self) -> pa.Table:
         """Return a table of the run's stages: stage, status (done, missing, stale, partial, failed) and reason."""

@@ -41,6 +41,7 @@ from mucs_ray.cli.options import (
     WorkersOption,
 )
 from mucs_ray.cli.terminal import Terminal, print_left_out, show_answer, show_estimate, show_plan, terminal
+from mucs_ray.errors import InputError
 from mucs_ray.run.request import Request
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def work(command: str, output: Terminal, pipeline: "Pipeline") -> None:
     """Print the plan of a command, run its missing stages, and print the result."""
     plan = pipeline.plan(command)
     print_plan(output, pipeline, plan)
-    if command == "evaluate":
+    if command == "evaluate" and pipeline.regeneration != "none":
         print_left_out(output.console, pipeline.similarities[1])
     from mucs_ray.run import driver
 
@@ -214,6 +215,10 @@ def run_everything(
     seeds: SeedsOption = None,
     settings: SetOption = None,
     method: MethodOption = None,
+    image: ImageOption = None,
+    queries: QueriesOption = None,
+    label: LabelOption = None,
+    prompt: PromptOption = None,
     weights_dir: WeightsDirOption = None,
     address: AddressOption = None,
     as_json: JsonOption = False,
@@ -228,6 +233,10 @@ def run_everything(
             items=items,
             settings=settings or (),
             methods=method,
+            images=image or (),
+            queries=queries,
+            label=label,
+            prompt=prompt,
             weights_dir=weights_dir,
             address=address,
             verbose=verbose,
@@ -236,6 +245,9 @@ def run_everything(
             work("evaluate", output, *open_pipeline(output, options))
             return
         from mucs_ray.run.seeds import parse_seeds
+
+        if image or queries:
+            raise InputError("--seeds: pictures are explained by the model of one run; name one run, RUN/seed-N")
 
         work_on_seeds(output, options, parse_seeds(seeds))
 

@@ -19,6 +19,7 @@ from jaxtyping import Float32, UInt8
 
 from mucs_ray import storage
 from mucs_ray.data.decode import EXTENSIONS, DecodeError, decode
+from mucs_ray.data.generation_text import generation_text
 from mucs_ray.data.sources.metadata import decoded, is_metadata
 from mucs_ray.data.table import Card, printable
 from mucs_ray.errors import InputError
@@ -50,6 +51,8 @@ class Query:
     prompt: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     """What its metadata says of its making: seed, steps, guidance, ..."""
+    embedded: Mapping[str, Any] = field(default_factory=dict)
+    """What the tool that made it wrote into its file (generation_text.py)."""
     generated: str = ""
     """The URL of the tensors of the same picture, if the run generated it itself."""
 
@@ -121,11 +124,14 @@ def query_of(
         raise InputError(f"--image {name}: expected a file that ends in {kinds}, or {ROW}N")
     source = storage.absolute(name)
     try:
-        digest = sha256(storage.read_bytes(source)).hexdigest()
+        content = storage.read_bytes(source)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise InputError(f"--image {name}: there is no such file") from None
-    called = printable(storage.redacted(name))
-    return Query(name=called, source=source, digest=digest, idx=int(digest[:16], 16) >> 1, **condition)
+    digest, called = sha256(content).hexdigest(), printable(storage.redacted(name))
+    embedded = {} if name.lower().endswith(TENSORS) else generation_text(content)
+    return Query(
+        name=called, source=source, digest=digest, idx=int(digest[:16], 16) >> 1, embedded=embedded, **condition
+    )
 
 
 def folder_queries(folder: str, tell: Callable[[str], None]) -> list[Query]:
@@ -275,6 +281,24 @@ def with_class(query: Query, card: Card, *, conditional: bool) -> Query:
     return replace(query, label=card.classes[number] if card.classes else str(number))
 
 
+def with_own_prompt(query: Query, card: Card, *, conditional: bool) -> Query:
+    """Return a query whose prompt is the one in its file, if it has one, none was named, and the model has captions."""
+    prompt = query.embedded.get("prompt")
+    if not prompt or query.prompt is not None or card.condition != "embedding" or not conditional:
+        return query
+    return replace(query, prompt=prompt)
+
+
+def prompt_line(queries: Sequence[Query]) -> str:
+    """Return a line on queries whose prompts are those in their files."""
+    first, others = queries[0], len(queries) - 1
+    several = f" (and those of {others} more pictures)" if others else ""
+    return (
+        f'{first.name}{several}: no caption was named, and the prompt in its file is taken: "{first.prompt}"; name'
+        f" another with --prompt, or in {METADATA}"
+    )
+
+
 def class_number(label: str, card: Card) -> int | None:
     """Return the number of the class with this name, in any capitals, or with this number; None if there is none."""
     if label in card.classes:
@@ -300,7 +324,7 @@ def model_url(run_url: str) -> str:
 
 def to_json(queries: Sequence[Query]) -> list[dict[str, Any]]:
     """Return the queries for recipe.json."""
-    return [{**asdict(query), "settings": dict(query.settings)} for query in queries]
+    return [asdict(query) for query in queries]
 
 
 def from_json(documents: Sequence[Mapping[str, Any]]) -> tuple[Query, ...]:

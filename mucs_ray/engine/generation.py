@@ -13,7 +13,7 @@ from mucs_ray.config.recipe import GenerateConfig
 from mucs_ray.data.local import LocalImages
 from mucs_ray.data.table import Dataset
 from mucs_ray.diffusion.batch import Item
-from mucs_ray.diffusion.condition import moved, one_by_one
+from mucs_ray.diffusion.condition import Condition, moved, one_by_one, stacked
 from mucs_ray.diffusion.model import DiffusionModel
 from mucs_ray.diffusion.noise import generator, normal
 from mucs_ray.diffusion.samplers import draw
@@ -45,15 +45,13 @@ def plan_items(dataset: Dataset, config: GenerateConfig, seed: int) -> list[Plan
 
 
 def generate_batch(
-    denoiser: DiffusionModel, lenders: LocalImages, planned: Sequence[PlannedItem], config: GenerateConfig, seed: int
+    denoiser: DiffusionModel, condition: Condition, planned: Sequence[PlannedItem], config: GenerateConfig, seed: int
 ) -> list[Item]:
-    """Generate some items as one batch, each from its own named noise.
+    """Generate some items as one batch from their conditions, each from its own named noise.
 
     To the last bit an item is independent of others only where it is alone in its batch.
     """
     device = next(denoiser.parameters()).device
-    batch = lenders.batch(np.asarray([planned_item.row for planned_item in planned]))
-    condition = moved(batch.condition, device)
     size = denoiser.shape
     noise = torch.cat(
         [normal(generator(seed, f"generate/idx={planned_item.idx}"), 1, *size) for planned_item in planned]
@@ -66,7 +64,7 @@ def generate_batch(
     images = draw(
         denoiser,
         noise,
-        condition,
+        moved(condition, device),
         sampler=config.sampler,
         steps=config.steps,
         guidance=config.guidance,
@@ -74,7 +72,7 @@ def generate_batch(
         clip=config.clip,
         step_noise=step_noise,
     ).cpu()
-    conditions = one_by_one(batch.condition, len(planned))
+    conditions = one_by_one(condition, len(planned))
     return [
         Item(number=planned_item.number, idx=planned_item.idx, condition=own_condition, z=image)
         for planned_item, own_condition, image in zip(planned, conditions, images, strict=True)
@@ -90,6 +88,8 @@ class GenerateJob:
     config: GenerateConfig
     seed: int
     stage: Stage
+    conditions: Sequence[Condition] | None = None
+    """The conditions by the items' rows; None if images of the data set lend them."""
 
 
 def generate_items(
@@ -97,16 +97,29 @@ def generate_items(
 ) -> dict[str, str]:
     """Generate and publish some items, and return the sha256 by file."""
     codec = adapter(job.model).codec(next(denoiser.parameters()).device)
-    lenders = LocalImages(job.dataset, job.config.conditions, on_unit=heartbeat)
+    condition_of = lending(job)
     digests = {}
     for together in split(planned, job.config.items_per_forward):
-        items = generate_batch(denoiser, lenders, together, job.config, job.seed)
+        items = generate_batch(denoiser, condition_of(together), together, job.config, job.seed)
         for planned_item, item in zip(together, items, strict=True):
             digests[item_file(job.stage, planned_item.number)] = save_item(
                 job.stage, item, codec, {"role": planned_item.role}
             )
             on_item(planned_item.number)
     return digests
+
+
+def lending(job: GenerateJob) -> Callable[[Sequence[PlannedItem]], Condition]:
+    """Return a function that returns the condition of some items as one batch."""
+    if (given := job.conditions) is not None:
+        return lambda planned: stacked([given[planned_item.row] for planned_item in planned])
+    lenders = LocalImages(job.dataset, job.config.conditions, on_unit=heartbeat)
+    return lambda planned: lent(lenders, planned)
+
+
+def lent(lenders: LocalImages, planned: Sequence[PlannedItem]) -> Condition:
+    """Return the condition of items, from the images that lend theirs."""
+    return lenders.batch(np.asarray([planned_item.row for planned_item in planned])).condition
 
 
 def split(planned: Sequence[PlannedItem], size: int) -> list[Sequence[PlannedItem]]:

@@ -16,6 +16,8 @@ from mucs_ray.evaluation.config import Mode
 from mucs_ray.evaluation.outcome import MethodOutcome, Unrelated
 
 PAPER_METRICS = ("ssim", "sscd", "lpips", "clip")
+LOSS_METRICS = ("skew", "loss")
+"""What stands in place of similarities of a user's picture: minus the skew of its losses, and minus its loss after."""
 SIGNIFICANT = 0.01
 BOOTSTRAP_SEED = 112
 """The seed is fixed, and the same seeds are drawn for every method and metric: equal outcomes give equal reports."""
@@ -154,6 +156,11 @@ class Analysis:
         return {analysed.method: analysed for analysed in self.methods}[method]
 
     @property
+    def by_loss(self) -> bool:
+        """Whether nothing but losses of pictures was compared."""
+        return set(self.metrics) <= {*LOSS_METRICS}
+
+    @property
     def compared(self) -> tuple[MethodAnalysis, ...]:
         """The methods besides the reference."""
         return tuple(method for method in self.methods if method.method != self.reference)
@@ -260,7 +267,8 @@ def _comparison(
 ) -> Comparison:
     similarity, against = _pooled(outcomes, metric), _pooled(random, metric)
     u, p = statistics.mann_whitney(similarity, against)
-    difference = None if itself else statistics.normalized_difference(similarity, against)
+    is_share = not itself and metric not in LOSS_METRICS  # a loss has no 1 at which nothing has changed
+    difference = statistics.normalized_difference(similarity, against) if is_share else None
     return Comparison(
         n=len(similarity),
         n_random=len(against),
@@ -272,7 +280,7 @@ def _comparison(
         wilcoxon_p=None if itself else statistics.paired_wilcoxon(similarity, against),
         difference=difference and difference.mean,
         difference_half_width=difference and difference.half_width,
-        hit_rate=None if itself else statistics.hit_rate(similarity, against),
+        hit_rate=statistics.hit_rate(similarity, against) if is_share else None,
     )
 
 

@@ -36,6 +36,12 @@ class EvaluateConfig:
     """
     unrelated: Annotated[int, Ge(0)] = 10
     """The number of following targets with which each target is compared for the reference level."""
+    noises: Annotated[int, Ge(1)] = 500
+    """The noises at training levels on which the loss of a picture of the user's is measured, before and after."""
+    fresh: Annotated[int, Ge(0)] = 0
+    """Images that are generated from the condition of each picture of the user's, before and after, to be compared in
+    its place; 0 = none.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,16 +9,17 @@ changed setting makes stale. A stage's name is the name of its folder in the run
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from rich.console import Console
+from rich.markup import escape
 
 from mucs_ray import storage
 from mucs_ray.attribution.card import MethodCard
 from mucs_ray.attribution.registry import LEARNED, REFERENCE, installed_methods
 from mucs_ray.config.recipe import Recipe, build, check_fits
 from mucs_ray.config.values import with_new_sections
-from mucs_ray.data.queries import Query, model_url, query_folder, with_class
+from mucs_ray.data.queries import Query, model_url, prompt_line, query_folder, with_class, with_own_prompt
 from mucs_ray.data.table import Dataset
 from mucs_ray.errors import InputError, MucsError
 from mucs_ray.evaluation.config import Mode
@@ -51,6 +52,8 @@ RETRAINING = ("retrain", "regenerate", "evaluate", "lds")
 """The commands that train the model again."""
 UNRELATED = "unrelated"
 """The key, beside the methods' names, of the similarities of different generated images: a level to compare with."""
+FRESH = "generate/fresh"
+"""The stage that generates from the conditions of pictures of the user's, to be compared in their place."""
 
 
 class RemovalTest(NamedTuple):
@@ -124,9 +127,11 @@ class Pipeline:
                 " goes into metadata.jsonl)"
             )
         card, conditional = self.dataset.card, self.recipe.model.conditional
-        known = recognized(
-            [with_class(query, card, conditional=conditional) for query in queries], self.stages["generate"]
-        )
+        named = [with_class(query, card, conditional=conditional) for query in queries]
+        prompted = [with_own_prompt(query, card, conditional=conditional) for query in named]
+        if taken := [query for query, before in zip(prompted, named, strict=True) if query.prompt != before.prompt]:
+            self.console.print(escape(prompt_line(taken)), highlight=False, soft_wrap=True)
+        known = recognized(prompted, self.stages["generate"])
         return replace(
             self,
             recipe=replace(self.recipe, generate=replace(self.recipe.generate, items=len(known), controls=0)),
@@ -156,6 +161,15 @@ class Pipeline:
     def compared(self) -> tuple[str, ...]:
         """The methods of the counterfactual test, the reference first."""
         return tuple(dict.fromkeys((REFERENCE, *self.methods)))
+
+    @cached_property
+    def regeneration(self) -> Literal["same", "fresh", "none"]:
+        """How images are made again after a retraining: from the same noise as before or, for pictures of the user's,
+        afresh from their conditions, or not at all.
+        """
+        if self.queries and self.recipe.evaluate.fresh:
+            return "fresh"
+        return "same" if all(query.generated for query in self.queries) else "none"
 
     @cached_property
     def similarities(self) -> tuple[list[ReadyMetric], dict[str, str]]:
@@ -233,9 +247,10 @@ class Pipeline:
             stage("pretrain", {"weights": self.weights_digest, **recipe_slice(recipe, "model")})
         else:
             stage("pretrain", self.trained, "data")
-        generated = recipe_slice(recipe, "generate", "seed", *checkpoint)
+        generated = regenerated = recipe_slice(recipe, "generate", "seed", *checkpoint)
         if self.queries:
             generated = {"queries": [query.reads() for query in self.queries]} | recipe_slice(recipe, "model")
+            regenerated |= recipe_slice(recipe, "evaluate.fresh")
         stage("generate", generated, "data", *(() if self.queries else ("pretrain",)))
         # the controls are generated beside the targets, but no attribution depends on them
         targets = {name: value for name, value in generated.items() if name != "generate.controls"}
@@ -243,6 +258,9 @@ class Pipeline:
         for spec in self.method_stages.values():
             stage(spec.name, spec.reads, *spec.inputs)
         stages.pop(TARGETS)
+        first = "generate"
+        if recipe.trains and self.regeneration == "fresh":
+            stage(first := FRESH, regenerated, "data", "generate", "pretrain")
         for test in self.tests.values() if recipe.trains else ():
             removal = {"remove.mode": test.mode}
             if test.mode == "matched":
@@ -250,7 +268,8 @@ class Pipeline:
             retrained = self.retrained(test)
             for name in retrained:
                 stage(name, {**self.trained, **removal}, "data", f"attribute/{test.method}")
-            stage(f"regenerate/{self.key(test)}", generated, "data", "generate", *retrained)
+            if self.regeneration != "none":
+                stage(f"regenerate/{self.key(test)}", regenerated, "data", first, *retrained)
         return stages
 
     @cached_property
@@ -261,16 +280,28 @@ class Pipeline:
         """
         if not self.recipe.trains:
             return {}
-        reads = {f"metric.{metric.name}": metric.digest for metric in self.similarities[0]}
-        pairs = {key: ("generate", f"regenerate/{key}") for key in self.tests} | {UNRELATED: ("generate",)}
+        reads, regenerates = {}, self.regeneration != "none"
+        if regenerates:
+            reads = {f"metric.{metric.name}": metric.digest for metric in self.similarities[0]}
+        first = FRESH if self.regeneration == "fresh" else "generate"
+        inputs = {key: [first, f"regenerate/{key}"] if regenerates else [] for key in self.tests}
+        of_key = dict.fromkeys(self.tests, reads)
+        if self.queries:  # their losses are measured too
+            losses = recipe_slice(self.recipe, "evaluate.noises", "score.epsilon", "train.checkpoint", "seed")
+            of_key = dict.fromkeys(self.tests, reads | losses)
+            for key, test in self.tests.items():
+                inputs[key] = list(dict.fromkeys(["generate", "pretrain", *self.retrained(test), *inputs[key]]))
+        if regenerates:
+            inputs[UNRELATED] = [first]
+            of_key[UNRELATED] = reads | recipe_slice(self.recipe, "evaluate.unrelated")
         return {
-            name: Stage(
+            f"evaluate/{key}": Stage(
                 run_url=self.run_url,
-                name=name,
-                reads=reads if key != UNRELATED else {**reads, **recipe_slice(self.recipe, "evaluate.unrelated")},
-                inputs={earlier: self.stages[earlier].fingerprint for earlier in inputs},
+                name=f"evaluate/{key}",
+                reads=of_key[key],
+                inputs={earlier: self.stages[earlier].fingerprint for earlier in inputs[key]},
             )
-            for key, name, inputs in ((key, f"evaluate/{key}", inputs) for key, inputs in pairs.items())
+            for key in inputs
         }
 
     @cached_property
@@ -343,9 +374,13 @@ class Pipeline:
         if command not in ("pretrain", "generate"):
             for name in self.needed:
                 check_method(self.known[name], self.dataset.card, self.weights_dir)
-        if command not in ("generate", "attribute", "report") and self.queries:
+        if command in ("pretrain", "lds") and self.queries:
+            raise InputError(f"{command} explains no pictures; leave --image and --queries out, or use attribute")
+        if command == "regenerate" and self.regeneration == "none":
+            strange = next(query.name for query in self.queries if not query.generated)
             raise InputError(
-                f"{command} takes pictures that the run makes itself; leave --image and --queries out, or use attribute"
+                f"{strange} was not generated in this run, so the noise it was made from is not known; use evaluate,"
+                " which compares its loss, or --set evaluate.fresh=8, which generates from its condition"
             )
         if command in RETRAINING and not self.recipe.model.trains:
             raise InputError(
@@ -370,7 +405,8 @@ class Pipeline:
             case "regenerate":
                 return [f"regenerate/{key}" for key in self.compared_keys()]
             case _:
-                compared = [f"evaluate/{key}" for key in (*self.compared_keys(), UNRELATED)]
+                keys = (*self.compared_keys(), *((UNRELATED,) if self.regeneration != "none" else ()))
+                compared = [f"evaluate/{key}" for key in keys]
                 return [*(f"attribute/{method}" for method in self.methods), *compared, "report"]
 
     def last_command(self) -> str:

@@ -14,7 +14,7 @@ from mucs_ray.data.table import Dataset
 from mucs_ray.diffusion.model import DiffusionModel
 from mucs_ray.diffusion.samplers import evaluations
 from mucs_ray.models.adapters import adapter
-from mucs_ray.pipeline.graph import Pipeline
+from mucs_ray.pipeline.graph import FRESH, Pipeline
 from mucs_ray.pipeline.method_stages import StageSpec
 from mucs_ray.store.run import State
 
@@ -59,8 +59,9 @@ def left_to_do(pipeline: Pipeline, states: Mapping[str, State], *, processor: st
     for name, count in rows.items():
         if name == "retrain" or (name == "pretrain" and recipe.trains):
             yield trainings(recipe, name, count, network_bytes=network_bytes, processor=processor)
-        elif name in ("generate", "regenerate"):
-            yield generation(recipe, name, count, model)
+        elif name in (FRESH, "generate", "regenerate"):
+            if not (pipeline.queries and name == "generate"):  # pictures of the user's are only read
+                yield generation(pipeline, name, count, model)
         elif spec := pipeline.method_stages.get(name):
             yield from method_stage_work(spec, pipeline.dataset, model)
 
@@ -80,13 +81,14 @@ def trainings(recipe: Recipe, name: str, count: int, *, network_bytes: int, proc
     )
 
 
-def generation(recipe: Recipe, name: str, count: int, model: DiffusionModel) -> Work:
-    """Return the work of generating targets and controls.
+def generation(pipeline: Pipeline, name: str, count: int, model: DiffusionModel) -> Work:
+    """Return the work of generating targets and controls, or fresh images of the conditions of pictures.
 
     If each target has a retraining of its own, only targets are generated again.
     """
+    recipe = pipeline.recipe
     config = recipe.generate
-    samples = config.items
+    samples = config.items * (recipe.evaluate.fresh if pipeline.regeneration == "fresh" else 1)
     if name == "generate" or recipe.remove.modes != ("per-item",):
         samples += config.controls
     times = f"{count} x " if name == "regenerate" else ""

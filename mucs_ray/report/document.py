@@ -165,6 +165,10 @@ class Evaluation:
 
     mode: str
     headline: str
+    procedure: str
+    """What was done, and what a method that found the right images would show."""
+    by_loss: bool = False
+    """Whether nothing but losses was compared, because the pictures cannot be made again."""
     remarks: tuple[str, ...]
     """What a reader must know to judge the result, such as metrics that were left out, few seeds, or hubs."""
     tables: tuple[Table, ...]

@@ -14,6 +14,13 @@ FEW_ITEMS = 5
 FEW_SEEDS = 6
 """The paper's number of seeds; an interval from fewer seeds rests on too few different draws."""
 
+WORDS = {
+    False: ("changed the generated images", "change the generated images", "they even changed less"),
+    True: ("raised the loss of the pictures", "raise the loss of the pictures", "it even rose less"),
+}
+"""What is said of a change: in the past, in the infinitive, and that it was smaller; by whether losses were compared.
+"""
+
 MODES = {
     "union": "",
     "matched": "Matched removal: equally many images were removed for every method, from its ranked lists.",
@@ -43,13 +50,14 @@ def _sentence(analysis: Analysis, method_labels: Mapping[str, str]) -> str:
     removed = f"Removing the {count(best.removed)} training images that {name}{among} ranks highest{per_item}"
     against = f"removing {count(random.removed)} random ones"
     numbers = f"AUC {comparison.auc:.2f} by {metric_name(metric)} ({_evidence(analysis, comparison)})"
+    changed, change, less_changed = WORDS[analysis.by_loss]
     if (comparison.p or 0.0) <= CLEAR:
-        return f"{removed} changed the generated images more than {against}: {numbers}."
+        return f"{removed} {changed} more than {against}: {numbers}."
     if comparison.auc > 0.5:
         return f"{removed} made no clear difference compared with {against}: {numbers}."
     enough = comparison.n >= FEW_ITEMS  # with fewer, the p of the other side is not 1 - p
-    less = "they even changed less" if enough and (comparison.p or 0.0) >= 1 - CLEAR else "no clear difference"
-    return f"{removed} did not change the generated images more than {against}: {less}, {numbers}."
+    less = less_changed if enough and (comparison.p or 0.0) >= 1 - CLEAR else "no clear difference"
+    return f"{removed} did not {change} more than {against}: {less}, {numbers}."
 
 
 def headline_metric(analysis: Analysis) -> str:

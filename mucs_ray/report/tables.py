@@ -71,7 +71,7 @@ def _auc(
     )
     return Table(
         key="auc",
-        title="Did the images change more than after random removal? (AUC)",
+        title=f"Did the {'loss rise' if analysis.by_loss else 'images change'} more than after random removal? (AUC)",
         note=_auc_note(analysis, names, published),
         columns=(
             "Method",
@@ -136,8 +136,13 @@ def _paper_auc(method: str, metric: str, published: Published | None) -> str:
 
 def _auc_note(analysis: Analysis, names: Mapping[str, str], published: Published | None) -> str:
     random, several = names[analysis.reference], len(analysis.seeds) > 1
+    what = (
+        "the loss of a picture rises more by a method's removal than that of a picture by random removal"
+        if analysis.by_loss
+        else "an image is less like itself after a method's removal than an image is after random removal"
+    )
     return note(
-        "AUC: how often an image is less like itself after a method's removal than an image is after random removal. "
+        f"AUC: how often {what}. "
         f"Higher is better; .500, that of {random} by definition, is no effect, 1 is total separation.",
         counted(analysis),
         f"p: one-sided Mann-Whitney test against {random}.",

@@ -14,6 +14,8 @@ METRICS = {
     "clip": "CLIP",
     "dino": "DINO",
     "mse": "\u2212MSE",
+    "skew": "skew of the loss",
+    "loss": "loss",
     "lpips-alex": "LPIPS (AlexNet)",
     "lpips-squeeze": "LPIPS (SqueezeNet)",
 }
@@ -102,8 +104,9 @@ def note(*sentences: str) -> str:
     return " ".join(sentence for sentence in sentences if sentence)
 
 
-def counted(analysis: Analysis, num: int | None = None, unit: str = "generated images") -> str:
-    """Write "n = 120 generated images, 6 seeds."; `num` counts `what`, if that is not the attributed images."""
+def counted(analysis: Analysis, num: int | None = None, unit: str = "") -> str:
+    """Write "n = 120 generated images, 6 seeds."; `num` counts `unit`, if that is not the attributed images."""
+    unit = unit or ("pictures" if analysis.by_loss else "generated images")
     n = analysis.num_items if num is None else num
     no_interval = "; no interval over seeds can be given" if len(analysis.seeds) == 1 else ""
     return f"n{NBSP}={NBSP}{n:,} {unit}, {seeds(len(analysis.seeds))}{no_interval}."

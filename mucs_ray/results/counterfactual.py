@@ -17,11 +17,12 @@ from mucs_ray.evaluation.config import Mode
 from mucs_ray.evaluation.hubs import Hubs, find_hubs
 from mucs_ray.evaluation.outcome import MethodOutcome, Unrelated
 from mucs_ray.models.adapters import adapter
-from mucs_ray.pipeline.graph import UNRELATED, Pipeline, RemovalTest
+from mucs_ray.pipeline.graph import FRESH, UNRELATED, Pipeline, RemovalTest
 from mucs_ray.report.document import Evaluation, Grid, GridCell, GridRow, HubSection
 from mucs_ray.report.hub_tables import TrainingImage, hub_section
 from mucs_ray.report.published import Published, published
 from mucs_ray.report.tables import densities, headline, remarks, tables
+from mucs_ray.results import query_test
 from mucs_ray.spaces.codec import Codec
 from mucs_ray.store.facts import DoneFacts, RemovalFacts, TrainingFacts, read_facts
 from mucs_ray.store.items import load_item, shown
@@ -29,6 +30,11 @@ from mucs_ray.store.run import Stage
 from mucs_ray.store.topk import top_lists
 
 SHOWN_UNDER_IMAGES = ("ssim", "lpips")
+PROCEDURE = (
+    "Each method’s highest ranked training images were removed, the model was trained again from scratch without them,"
+    " and the images were generated again from the same noise. A method that found the right images changes them more"
+    " than random removal does."
+)
 MUCH_WORSE = 1.2
 """A multiple of the best validation loss. On the emoji, 59 of 60 retrainings were within 1.11 and one was at 1.33."""
 
@@ -79,10 +85,10 @@ def unrelated(pipelines: Sequence[Pipeline]) -> list[Unrelated]:
     return [
         Unrelated(
             seed=pipeline.recipe.seed,
-            similarity=by_metric(similarities(pipeline.stage(f"evaluate/{UNRELATED}")), UNRELATED),
+            similarity=by_metric(similarities(pipeline.stage(name)), UNRELATED),
         )
         for pipeline in pipelines
-        if is_done(pipeline.stage(f"evaluate/{UNRELATED}"))
+        if (name := f"evaluate/{UNRELATED}") in pipeline.evaluated and is_done(pipeline.stage(name))
     ]
 
 
@@ -194,30 +200,39 @@ def section(pipelines: Sequence[Pipeline], analysis: Analysis, *, beside: Sequen
     measured = outcomes(pipelines, [analysed.method for analysed in analysis.methods], analysis.mode)
     named, first = labels(analysis), pipelines[0]
     sentences = [*remarks(analysis, method_labels=named), *bad_retrainings(pipelines, named, analysis.mode)]
-    sentences += left_out(first.similarities[1])
-    paper = paper_numbers(first.recipe, first.dataset.card, analysis.mode)
+    sentences += left_out(first.similarities[1]) if first.regeneration != "none" else []
+    paper = None if first.queries else paper_numbers(first.recipe, first.dataset.card, analysis.mode)
     return Evaluation(
         mode=analysis.mode,
         headline=sentence(analysis),
+        procedure=PROCEDURE if not first.queries else query_test.procedure(first),
+        by_loss=analysis.by_loss,
         remarks=tuple(sentences),
-        tables=tables(analysis, beside=beside, published=paper, method_labels=named),
+        tables=(
+            *tables(analysis, beside=beside, published=paper, method_labels=named),
+            *([query_test.loss_table(first, analysis.mode, named)] if first.queries else ()),
+        ),
         densities=densities(measured, method_labels=named),
         grids=tuple(
             grid(pipeline, [outcome for outcome in measured if outcome.seed == pipeline.recipe.seed])
             for pipeline in pipelines
+            if pipeline.regeneration != "none"
         ),
     )
 
 
 def grid(pipeline: Pipeline, measured: Sequence[MethodOutcome]) -> Grid:
     """Lay out the targets of one seed and, for each method, their regenerations."""
-    numbers = range(pipeline.recipe.generate.items)
+    numbers, each = range(pipeline.recipe.generate.items), 1
     before, codec = pipeline.stages["generate"], adapter(pipeline.recipe.model).codec(torch.device("cpu"))
-    generated = tuple(GridCell(image=picture(before, n, codec), note=str(n)) for n in numbers)
+    if pipeline.regeneration == "fresh":  # of each picture's fresh images, the first is shown
+        before, each = pipeline.stages[FRESH], pipeline.recipe.evaluate.fresh
+    generated = tuple(GridCell(image=picture(before, n * each, codec), note=str(n)) for n in numbers)
     rows = [GridRow(label="Generated", note="", cells=generated)]
     for outcome in measured:
         after = pipeline.stages[f"regenerate/{pipeline.key(RemovalTest(outcome.method, outcome.mode))}"]
-        cells = tuple(GridCell(image=picture(after, n, codec), note=similarity_text(outcome, n)) for n in numbers)
+        notes = [(n * each, similarity_text(outcome, n)) for n in numbers]
+        cells = tuple(GridCell(image=picture(after, number, codec), note=note) for number, note in notes)
         removed = f"without {outcome.removed:,} of {outcome.num_images:,}"
         rows.append(GridRow(label=find_method(outcome.method).label, note=removed, cells=cells))
     return Grid(title=f"Seed {pipeline.recipe.seed}", rows=tuple(rows))

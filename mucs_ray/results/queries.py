@@ -1,6 +1,7 @@
 """What is said of the user's pictures beside the answer (spec/models.md 3)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from mucs_ray.data.queries import Query
 from mucs_ray.pipeline.graph import Pipeline
@@ -47,5 +48,12 @@ def remarks(query: Query, facts: QueryFacts, answers: Sequence[Answer], pipeline
         if facts.codec_rms >= 0.5:  # half a step of 8 bits: what rounding alone may do
             yield f"Encoding and decoding change it by {facts.codec_rms:.1f} of 255 (rms)."
     if query.settings:
-        known = ", ".join(f"{key} {value}" for key, value in query.settings.items())
-        yield f"Its metadata says: {known}."
+        yield f"Its metadata says: {listed_facts(query.settings)}."
+    if query.embedded:
+        others = {key: value for key, value in query.embedded.items() if key != "tool"}
+        yield f"{query.embedded['tool']} wrote into its file: {listed_facts(others)}."
+
+
+def listed_facts(facts: Mapping[str, Any]) -> str:
+    """Return what is known of a picture in words, e.g. "seed 1, steps 30"."""
+    return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in facts.items())

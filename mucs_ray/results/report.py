@@ -24,7 +24,7 @@ from mucs_ray.pipeline.graph import Pipeline
 from mucs_ray.report.document import Answer, Histogram, ItemSection, Picture, RankedImage, Report, Unlearning
 from mucs_ray.report.export import to_csv, to_latex
 from mucs_ray.report.html import render
-from mucs_ray.results import counterfactual, queries
+from mucs_ray.results import counterfactual, queries, query_test
 from mucs_ray.results.counterfactual import is_done
 from mucs_ray.results.warnings import nothing_unlearned
 from mucs_ray.store import checkpoint
@@ -297,6 +297,7 @@ def as_json(pipeline: Pipeline, analyses: Sequence[Analysis]) -> dict[str, Any]:
         "warnings": list(nothing_unlearned(answers, pipeline.known)),
         "hubs": {name: asdict(hubs) for name, hubs in counterfactual.hubs_by_method([pipeline], methods).items()},
         **counterfactual.as_json(analyses),
+        **(query_test.as_json(pipeline) if analyses and pipeline.queries else {}),
     }
 
 

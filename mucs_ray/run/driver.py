@@ -57,7 +57,7 @@ def missing_stages(pipelines: Sequence[Pipeline], command: str) -> list[StageRef
     ]
     # a user's pictures are read before anything is trained, so that a bad one is reported at once
     return sorted(
-        missing, key=lambda ref: (not (ref.pipeline.queries and ref.phase == "generate"), PHASES.index(ref.phase))
+        missing, key=lambda ref: (not (ref.pipeline.queries and ref.name == "generate"), PHASES.index(ref.phase))
     )
 
 

@@ -80,6 +80,14 @@ class QueriesFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LossFacts:
+    """The mean losses of a user's pictures before and after a retraining, in order of their numbers."""
+
+    before: list[float]
+    after: list[float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreHistogram:
     """The distribution of one item's scores; there is one more edge than there are counts."""
 

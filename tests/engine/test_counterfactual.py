@@ -61,7 +61,9 @@ def test_the_whole_test_equals_the_plain_loop(evaluated: Pipeline, method: str, 
     test, expected = LocalImages(evaluated.dataset, "test"), {"target": [], "control": []}
     for planned in generation.plan_items(evaluated.dataset, recipe.generate, recipe.seed):
         with torch.inference_mode():
-            (again,) = generation.generate_batch(denoiser, test, [planned], recipe.generate, recipe.seed)
+            (again,) = generation.generate_batch(
+                denoiser, generation.lent(test, [planned]), [planned], recipe.generate, recipe.seed
+            )
         stored = load_item(stages[f"regenerate/{method}"], planned.number)
         assert torch.equal(stored.z, again.z)
         before = load_item(stages["generate"], planned.number).z
@@ -113,7 +115,9 @@ def test_each_item_by_itself(
     test = LocalImages(pipeline.dataset, "test")
     planned = generation.plan_items(pipeline.dataset, pipeline.recipe.generate, pipeline.recipe.seed)[1]
     with torch.inference_mode():
-        (again,) = generation.generate_batch(denoiser, test, [planned], pipeline.recipe.generate, pipeline.recipe.seed)
+        (again,) = generation.generate_batch(
+            denoiser, generation.lent(test, [planned]), [planned], pipeline.recipe.generate, pipeline.recipe.seed
+        )
     assert torch.equal(again.z, images[1])
 
 

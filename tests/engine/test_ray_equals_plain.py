@@ -85,7 +85,9 @@ def test_generation(finished: Pipeline):
     recipe = finished.recipe
     denoiser, test = denoiser_of(finished), LocalImages(finished.dataset, "test")
     for planned in generation.plan_items(finished.dataset, recipe.generate, recipe.seed):
-        (item,) = generation.generate_batch(denoiser, test, [planned], recipe.generate, recipe.seed)
+        (item,) = generation.generate_batch(
+            denoiser, generation.lent(test, [planned]), [planned], recipe.generate, recipe.seed
+        )
         stored = load_item(finished.stages["generate"], planned.number)
         assert torch.equal(item.z, stored.z)
         assert torch.equal(item.condition["condition"], stored.condition["condition"])

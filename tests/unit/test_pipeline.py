@@ -1,12 +1,14 @@
 """Each command needs certain stages, and a changed setting makes certain stages stale."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from mucs_ray import storage
+from mucs_ray.data.queries import find_queries, query_folder
 from mucs_ray.data.table import Dataset
 from mucs_ray.errors import InputError, MachineError
 from mucs_ray.pipeline.graph import Pipeline, reopen
@@ -301,6 +303,38 @@ def test_status_finds_the_same_stages(data: Dataset, tmp_path: Path):
     assert again.last_command() == "attribute"
     finish(pipeline, "retrain/random")
     assert again.last_command() == "retrain"
+
+
+def with_pictures(data: Dataset, folder: Path, *, generated: bool, **evaluate: object) -> Pipeline:
+    """Return a run that explains two images of the data set, as if it had generated them or not."""
+    run = opened(data, folder, methods=("pixel",), evaluate={"metrics": ["mse"], **evaluate})
+    queries = [replace(query, generated="x" if generated else "") for query in find_queries(["idx:1", "idx:2"])]
+    return run.explaining(queries)
+
+
+def test_what_a_test_of_pictures_needs(data: Dataset, tmp_path: Path):
+    """The noise of a picture is not known, so only its loss is compared, unless fresh images stand in its place."""
+    strange = with_pictures(data, tmp_path, generated=False)
+    retrained = ["generate", "attribute/random", "attribute/pixel/score", "attribute/pixel"]
+    retrained += ["retrain/random", "retrain/pixel"]
+    losses = ["pretrain", *retrained, "evaluate/random", "evaluate/pixel", "report"]
+    assert sorted(strange.plan("evaluate")) == sorted(losses) and sorted(strange.plan("retrain")) == sorted(retrained)
+    with pytest.raises(InputError, match=r"idx:1 was not generated in this run.*--set evaluate\.fresh=8"):
+        strange.plan("regenerate")
+    with pytest.raises(InputError, match="pretrain explains no pictures"):
+        strange.plan("pretrain")
+    again = ["regenerate/random", "regenerate/pixel", "evaluate/unrelated"]
+    fresh = with_pictures(data, tmp_path, generated=False, fresh=3)
+    assert sorted(fresh.plan("evaluate")) == sorted([*losses, *again, "generate/fresh"])
+    assert sorted(with_pictures(data, tmp_path, generated=True).plan("evaluate")) == sorted([*losses, *again])
+    assert fresh.stages["retrain/pixel"].run_url == fresh.run_url == f"{tmp_path}/{query_folder(fresh.queries)}"
+    # the number of fresh images changes nothing of the losses' retrainings, and the noises only what is measured
+    more = with_pictures(data, tmp_path, generated=False, fresh=4)
+    assert changed(fresh, more) == [
+        "generate/fresh", *(name for name in fresh.stages if name.startswith("regenerate/")), *fresh.evaluations,
+    ]  # fmt: skip
+    noisier = with_pictures(data, tmp_path, generated=False, noises=9)
+    assert changed(strange, noisier) == list(strange.evaluations)
 
 
 def test_seeds():

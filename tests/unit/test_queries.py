@@ -8,9 +8,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from safetensors.numpy import save_file
 
-from mucs_ray.data.queries import class_number, find_queries, read_picture, read_tensor, with_class
+from mucs_ray.data.queries import (
+    class_number,
+    find_queries,
+    from_json,
+    prompt_line,
+    read_picture,
+    read_tensor,
+    to_json,
+    with_class,
+    with_own_prompt,
+)
 from mucs_ray.data.table import Card
 from mucs_ray.errors import InputError
 
@@ -145,6 +156,26 @@ def test_a_file_that_changed_or_went_is_told(tmp_path: Path):
     (query,) = find_queries([str(tmp_path / "a.png")])
     with pytest.raises(InputError, match="not a readable image"):
         read_picture(query, 8)
+
+
+def test_the_prompt_in_a_file_stands_for_a_caption_that_nobody_named(tmp_path: Path):
+    info = PngInfo()
+    info.add_text("parameters", "a [red] fox\nSteps: 20, Sampler: Euler a, Seed: 5")
+    Image.new("RGB", (4, 4)).save(tmp_path / "fox.png", pnginfo=info)
+    name = str(tmp_path / "fox.png")
+    (query,), (own,) = find_queries([name]), find_queries([name], prompt="a cat")
+    assert query.prompt is None and query.settings == {} and query.embedded["seed"] == 5
+    assert from_json(json.loads(json.dumps(to_json([query])))) == (query,)
+
+    def card(condition: str) -> Card:
+        return Card(name="x", source="x", licence="x", size=8, condition=condition, condition_dim=768, shards=())  # pyright: ignore[reportArgumentType]
+
+    taken = with_own_prompt(query, card("embedding"), conditional=True)
+    assert taken.prompt == "a [red] fox" and taken.reads() != query.reads() and taken.idx == query.idx
+    assert with_own_prompt(own, card("embedding"), conditional=True).prompt == "a cat"
+    assert with_own_prompt(query, card("label"), conditional=True).prompt is None
+    assert with_own_prompt(query, card("embedding"), conditional=False).prompt is None
+    assert prompt_line([taken, taken]).startswith(f"{name} (and those of 1 more pictures): no caption was named")
 
 
 def test_conditions(tmp_path: Path):

@@ -43,10 +43,10 @@ def test_foreign_text_is_inert_in_the_evaluation() -> None:
     page = Page(html)
     assert "<script" not in html.lower() and "<img" not in html.lower()
     assert not [key for _, attributes in page.tags for key in attributes if key.startswith("on")]
-    # headline, remark, two tables of title, note, 2 heads, 4 texts and 4 notes; metric, 2 legends, 3 + 2 + 2 times in
-    # the drawing; title of the grid, 2 labels with notes, 2 notes under images
+    # headline, procedure, remark, two tables of title, note, 2 heads, 4 texts and 4 notes; metric, 2 legends, 3 + 2 + 2
+    # times in the drawing; title of the grid, 2 labels with notes, 2 notes under images
     texts = "".join(page.texts)
-    assert texts.count(EVIL) == 2 + 2 * 12 + 3 + 7 + 7
+    assert texts.count(EVIL) == 3 + 2 * 12 + 3 + 7 + 7
     shown = [value for _, attributes in page.tags for value in attributes.values() if value and EVIL in value]
     assert len(shown) == 2 + 2 + 1 + 2
 

@@ -291,6 +291,21 @@ def test_the_sentence_names_the_best_of_several_and_the_seeds():
     assert re.search(r"95 % interval 0\.\d\d to [01]\.\d\d, n = 32, 2 seeds\)\.$", sentence)
 
 
+def test_the_words_where_only_losses_were_compared():
+    outcomes = lowered({"mucs": 0.3}, metrics=("skew", "loss"), controls=False)
+    analysis = analyse(outcomes, [])
+    text = headline(analysis, method_labels=LABELS)
+    assert "raised the loss of the pictures more than removing 531 random ones: AUC" in text
+    assert "by skew of the loss" in text and "generated image" not in text
+    found = tables(analysis, method_labels=LABELS)
+    assert [table.key for table in found] == ["auc", "overlap-within", "cost"]  # a loss falls by no percentage
+    assert "the loss of a picture rises more" in found[0].note and "16 pictures, one seed" in found[0].note.replace(
+        "\u00a0", " "
+    )
+    assert all(method.metrics["skew"].hit_rate is None for method in analysis.methods)
+    assert not analyse(lowered({"mucs": 0.3}, metrics=("mse", "loss")), []).by_loss
+
+
 def test_the_sentence_without_any_method():
     assert headline(analysed({}), method_labels=LABELS).startswith("Only Random was evaluated")
 

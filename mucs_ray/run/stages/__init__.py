@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from mucs_ray.engine.session import Cluster
 from mucs_ray.errors import MucsError
 from mucs_ray.pipeline.graph import UNRELATED, StageRef
-from mucs_ray.run.stages import attribute, generate, lds, one_pass, queries, rank, regenerate, train
+from mucs_ray.run.stages import attribute, generate, lds, one_pass, queries, query_test, rank, regenerate, train
 from mucs_ray.run.stages.files import Output
 
 
@@ -32,13 +32,17 @@ def run_stage(ref: StageRef, cluster: Cluster) -> Output:
             return generate.import_checked_weights(pipeline)
         case ["generate"]:
             return queries.read(pipeline) if pipeline.queries else generate.generate(pipeline, cluster)
+        case ["generate", "fresh"]:
+            return query_test.generate_fresh(pipeline, cluster)
         case ["attribute", *_]:
             spec = pipeline.method_stages[name]
             return attribute.run_hook(pipeline, spec, cluster) if spec.method_stage else rank.rank(pipeline, spec)
         case ["regenerate", *method]:
-            return regenerate.regenerate(pipeline, "/".join(method), cluster)
+            again = query_test.regenerate if pipeline.queries else regenerate.regenerate
+            return again(pipeline, "/".join(method), cluster)
         case ["evaluate", *key]:
-            compare = regenerate.unrelated if key == [UNRELATED] else regenerate.evaluate
+            module = query_test if pipeline.queries else regenerate
+            compare = module.unrelated if key == [UNRELATED] else module.evaluate
             return compare(pipeline, "/".join(key), cluster)
         case ["lds", "blocks"]:
             return lds.blocks(pipeline)

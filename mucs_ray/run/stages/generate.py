@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mucs_ray import storage
 from mucs_ray.config.recipe import Recipe
+from mucs_ray.diffusion.condition import Condition
 from mucs_ray.engine import generation
 from mucs_ray.engine.models import best_device
 from mucs_ray.engine.progress import bar
@@ -79,16 +80,24 @@ def generate_items(
     planned: Sequence[PlannedItem],
     with_weights: Callable[[list[PlannedItem]], list[tuple[ObjectRef, list[PlannedItem]]]],
     cluster: Cluster,
+    *,
+    conditions: Sequence[Condition] | None = None,
 ) -> dict[str, str]:
     """Generate the missing items of a stage, and return the sha256 of the files of all items.
 
-    `with_weights` splits missing items into groups, each with the weights that generate it.
+    `with_weights` splits missing items into groups, each with the weights that generate it. The items' rows are those
+    of `conditions`, if these are given, and else of the images that lend theirs.
     """
     recipe, stage = pipeline.recipe, pipeline.stages[name]
     names = [item_file(stage, item.number) for item in planned]
     missing_files = set(stage.begin(names))
     job = generation.GenerateJob(
-        dataset=pipeline.dataset, model=recipe.model, config=recipe.generate, seed=recipe.seed, stage=stage
+        dataset=pipeline.dataset,
+        model=recipe.model,
+        config=recipe.generate,
+        seed=recipe.seed,
+        stage=stage,
+        conditions=conditions,
     )
     missing = [item for item in planned if item_file(stage, item.number) in missing_files]
     with bar(pipeline.console, name, len(planned), "items", pipeline.events) as progress:

@@ -1,6 +1,6 @@
 """The stages after a retraining, which generate the same items again and compare them (spec 11)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 import numpy as np
@@ -85,25 +85,33 @@ def compare_pairs(
     roles: Sequence[str],
     cluster: Cluster,
 ) -> Output:
-    """Write similarity.parquet: the similarity of each pair by each metric.
-
-    RunFailed, naming the metric and the item, if a value is not finite.
-    """
+    """Write similarity.parquet: the similarity of each pair by each metric."""
     stage, (metrics, _) = pipeline.stage(f"evaluate/{key}"), pipeline.similarities
     stage.begin([stage.part("similarity", "parquet")])
     with bar(pipeline.console, f"evaluate/{key}", len(metrics), "metrics", pipeline.events) as progress:
         values = compare.compare(metrics, pairs, pipeline.recipe.model, cluster=cluster, bar=progress)
+    numbers = [(number, other) for (_, number), (_, other) in pairs]
+    facts = {"metrics": [metric.name for metric in metrics], "pairs": len(pairs)}
+    return publish_similarities(stage, values, numbers, roles), facts
+
+
+def publish_similarities(
+    stage: Stage, values: Mapping[str, np.ndarray], numbers: Sequence[tuple[int, int]], roles: Sequence[str]
+) -> dict[str, str]:
+    """Write similarity.parquet, and return its digest: by metric, a value for each pair of items' numbers.
+
+    RunFailed, naming the metric and the item, if a value is not finite.
+    """
     for name, similarities in values.items():
         if not np.isfinite(similarities).all():
-            number = pairs[int(np.flatnonzero(~np.isfinite(similarities))[0])][0][1]
+            number, _ = numbers[int(np.flatnonzero(~np.isfinite(similarities))[0])]
             raise RunFailed(f"{name} of item {number} ({stage.name}) is not finite")
     rows = [
         {"item": number, "other": other, "role": role, "metric": name, "similarity": float(value)}
         for name, similarities in values.items()
-        for ((_, number), (_, other)), role, value in zip(pairs, roles, similarities, strict=True)
+        for (number, other), role, value in zip(numbers, roles, similarities, strict=True)
     ]
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(rows, schema=SIMILARITY), sink, compression="zstd")
     file = stage.part("similarity", "parquet")
-    digest = storage.publish(stage.url(file), sink.getvalue().to_pybytes())
-    return {file: digest}, {"metrics": [metric.name for metric in metrics], "pairs": len(pairs)}
+    return {file: storage.publish(stage.url(file), sink.getvalue().to_pybytes())}
