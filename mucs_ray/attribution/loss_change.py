@@ -115,7 +115,7 @@ class LossChange:
         before, after, epsilon = losses.before, losses.after, self.epsilon
         if self.shared is None:
             before, after, epsilon = before.mean(dim=1, keepdim=True), after.mean(dim=2, keepdim=True), epsilon.mean()
-        weights = [None] * self.num_items if self.weights is None else list(self.weights)
+        weights = [None] * len(after) if self.weights is None else list(self.weights)
         columns = [
             normalized_skew(before, losses, epsilon=epsilon, weights=own)
             for losses, own in zip(after, weights, strict=True)
@@ -237,9 +237,13 @@ class LossAttributor(Attributor):
         """Return the scores by the measure that `rank.measure` names."""
         return select_measure(self.columns(rows), self.context.settings.rank.measure)
 
+    def losses(self, rows: Batch) -> Losses:
+        """Return the losses that are compared."""
+        return self.change.losses(rows)
+
     def columns(self, rows: Batch) -> Columns:
         """Return skew[items] and difference[items], so that either can be ranked, and on request the losses in fp16."""
-        losses = self.change.losses(rows)
+        losses = self.losses(rows)
         columns = {"skew": self.change.skew(losses), "difference": self.change.difference(losses)}
         if self.change.config.keep_losses:
             columns["before"] = fp16(losses.before)

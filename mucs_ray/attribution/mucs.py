@@ -10,7 +10,15 @@ from mucs_ray.attribution.base import ItemState, MethodSettings, Passes, Tensors
 from mucs_ray.attribution.card import MethodStage
 from mucs_ray.attribution.cards.mucs import CARD, MUCSConfig
 from mucs_ray.attribution.loss_change import LossAttributor
-from mucs_ray.attribution.unlearn import LevelBound, changed_names, null_loss, unlearn
+from mucs_ray.attribution.unlearn import (
+    EXPECTED_UPDATES,
+    UPDATES,
+    LevelBound,
+    changed_names,
+    draws_name,
+    null_loss,
+    unlearn,
+)
 from mucs_ray.diffusion.batch import Batch, Item
 from mucs_ray.diffusion.model import DiffusionModel
 from mucs_ray.diffusion.process import Process
@@ -19,8 +27,6 @@ from mucs_ray.models.adapters import adapter
 
 ResolvedBound = Literal["drawn", "linear", "zero-output", "zero-output by level"]
 NULL_BATCH = 100
-EXPECTED_UPDATES = 109
-"""The unlearning updates that the paper reports for an item of COCO (spec 7.2)."""
 
 
 class MUCS(LossAttributor):
@@ -104,7 +110,7 @@ class MUCS(LossAttributor):
         unlearned = unlearn(
             context.model,
             item,
-            context.batches(f"unlearn/item={item.idx}", min(config.batch_size, context.num_images)),
+            context.batches(draws_name(item, config), min(config.batch_size, context.num_images)),
             bound=bound,
             level_bound=self.level_bound(fitted),
             config=config,
@@ -120,7 +126,10 @@ class MUCS(LossAttributor):
             "item_loss": unlearned.item_loss,
             "train_loss": unlearned.train_loss,
         }
-        return ItemState(tensors=unlearned.tensors, facts=facts)
+        tensors = unlearned.tensors
+        if config.draws == "common":  # a control makes as many
+            tensors = {**tensors, UPDATES: torch.tensor(unlearned.updates)}
+        return ItemState(tensors=tensors, facts=facts)
 
 
 def resolve_bound(config: MUCSConfig, settings: MethodSettings) -> ResolvedBound | float:

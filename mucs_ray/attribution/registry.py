@@ -14,7 +14,7 @@ from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
 from mucs_ray.attribution.card import MethodCard
-from mucs_ray.attribution.cards import abu, cosine, das, dtrak, forward_inf, mucs, random, screen
+from mucs_ray.attribution.cards import abu, control, cosine, das, dtrak, forward_inf, mucs, random, screen
 from mucs_ray.attribution.cards.gradients import PER_NOISE_COST, PER_NOISE_SUMMARY
 from mucs_ray.attribution.ensemble import WEIGHTS
 from mucs_ray.errors import InputError
@@ -120,6 +120,7 @@ _ALL = (
         {"score.noise": "shared", "score.sigmas": "both", "score.weights": "squared", "rank.measure": "skew"},
         "ours",
     ),
+    control.CARD,
     variant(mucs.CARD, "whitened", WHITENED, {"rank.correction": "whitened"}, "ours"),
     variant(das.CARD, "whitened", WHITENED, {"rank.correction": "whitened"}, "ours"),
     *(ensemble(name, weights, f"the paper's ensemble {name}") for name, weights in WEIGHTS.items()),

@@ -27,6 +27,12 @@ from mucs_ray.training.ema import frozen_copy
 Outcome = Literal["reached", "bound hit", "fixed"]
 """How unlearning ended: the loss was high enough, it was not, or a fixed number of updates was made."""
 Levels = Literal["training", "schedule"]
+EXPECTED_UPDATES = 109
+"""The updates that the paper reports for an item of COCO (spec 7.2)."""
+COMMON = "unlearn"
+"""The name of draws that all items have in common."""
+UPDATES = "updates"
+"""The name, beside an item's tensors, of the number of its updates, where a control needs it."""
 LevelBound = Callable[[Float[Tensor, " n"]], Float[Tensor, " n"]]
 """How far a loss may rise at each level."""
 
@@ -99,6 +105,11 @@ def require_finite_loss(losses: Float[Tensor, "..."], item: Item, step: int) -> 
     """Raise RunFailed, naming the item and the update, if a loss is not finite."""
     what = f"unlearning item {item.number}, update {step}: the loss of the generated image"
     require_finite(losses.reshape(1, -1), [item.idx], what)
+
+
+def draws_name(item: Item, config: MUCSConfig) -> str:
+    """Return the name of the draws of an item's updates."""
+    return COMMON if config.draws == "common" else f"unlearn/item={item.idx}"
 
 
 def changed_names(model: DiffusionModel, config: MUCSConfig) -> list[str]:
@@ -186,7 +197,7 @@ def measure(
 ) -> Iterator[LossPair]:
     """Yield the losses at step 0, 1, 2, ..., with independent named draws for the training batch and for the item."""
     for step in count():
-        name = f"unlearn/item={item.idx}/step={step}"
+        name = f"{draws_name(item, config)}/step={step}"
         batch = batches(step)
         train_loss = draw_losses(
             changed, batch.z, batch.condition, seed=seed, name=f"{name}/train", sigmas=config.sigmas, mask=batch.mask

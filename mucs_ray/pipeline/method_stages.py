@@ -35,6 +35,7 @@ LATER = {
     "score.lowest_sigma": None,
     "score.weights": "even",
     "rank.whitening": 1.0,
+    "method.mucs.draws": "own",
 }
 """Settings that came later, with the values that mean what was done before: those are not part of a fingerprint."""
 

@@ -96,6 +96,8 @@ def plain_scores(pipeline: Pipeline, method: str) -> np.ndarray:
                 inside = torch.from_numpy(np.flatnonzero(hooked.in_sample(images.idx.numpy())))
                 assert 0 < len(inside) < len(images)
                 rows = hooked.sample(images[inside])
+            case "fit_together":
+                prepared = hooked.fit_together(prepared, adapted)
             case "fit_screen":
                 prepared, rows = hooked.fit_screen(iter([rows])), images
             case "score":

@@ -380,6 +380,9 @@ def attributed(
                     made |= flat(f"{label}/item={number}/adapted", each.tensors)
                     told = {name: each.facts[name] for name in FACTS if name in each.facts}
                     made |= {f"{label}/item={number}/{name}": listed(fact) for name, fact in told.items()}
+            case "fit_together":
+                prepared = worker.fit_together(prepared, adapted)
+                made |= flat(f"{label}/together/adapted", prepared)
             case "sample":
                 worker.load(prepared, adapted)
                 inside = torch.from_numpy(np.flatnonzero(worker.in_sample(run.images.idx.numpy())))

@@ -356,6 +356,7 @@ STALE: dict[str, tuple[Any, set[str]]] = {
     "method.mucs.fixed_updates": (3, UNLEARNED),
     "method.mucs.parameters": ("block", UNLEARNED),
     "method.mucs.sigmas": ("schedule", UNLEARNED),
+    "method.mucs.draws": ("common", UNLEARNED),
     "score.noises": (6, SCORED),
     "score.keep": (0.5, SCORED),
     "score.lowest_sigma": (0.5, SCORED),

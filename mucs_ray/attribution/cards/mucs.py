@@ -41,6 +41,9 @@ class MUCSConfig:
     sigmas: Literal["training", "schedule"] = "training"
     """Noise levels of both losses: as in training, or random positions on the sampler's schedule (spec 8)."""
 
+    draws: Literal["own", "common"] = "own"
+    """Batches, levels and noise of the updates: of each item's own, or the same ones for all items."""
+
 
 CARD = MethodCard(
     name="mucs",
