@@ -10,6 +10,7 @@ from mucs_ray.attribution.base import ItemState, MethodSettings, Passes, Tensors
 from mucs_ray.attribution.card import MethodStage
 from mucs_ray.attribution.cards.mucs import CARD, MUCSConfig
 from mucs_ray.attribution.loss_change import LossAttributor
+from mucs_ray.attribution.retention import images_like, with_matched
 from mucs_ray.attribution.unlearn import (
     EXPECTED_UPDATES,
     UPDATES,
@@ -105,12 +106,11 @@ class MUCS(LossAttributor):
     def fit_item(self, item: Item, fitted: Tensors, on_update: Callable[[int, float], None]) -> ItemState:
         """Return F2, as the tensors that unlearning changed, and the trace of losses."""
         context, config = self.context, self.config
-        assert context.batches is not None
         bound = fitted["null_loss"].item()
         unlearned = unlearn(
             context.model,
             item,
-            context.batches(draws_name(item, config), min(config.batch_size, context.num_images)),
+            self.training_batches(item),
             bound=bound,
             level_bound=self.level_bound(fitted),
             config=config,
@@ -130,6 +130,18 @@ class MUCS(LossAttributor):
         if config.draws == "common":  # a control makes as many
             tensors = {**tensors, UPDATES: torch.tensor(unlearned.updates)}
         return ItemState(tensors=tensors, facts=facts)
+
+    def training_batches(self, item: Item) -> Callable[[int], Batch]:
+        """Return the training images of each update, of which a share has the item's condition if that is asked for."""
+        context, config = self.context, self.config
+        assert context.batches is not None
+        name, size = draws_name(item, config), min(config.batch_size, context.num_images)
+        batches = context.batches(name, size)
+        if not config.retention:
+            return batches
+        shuffled = context.batches(f"{name}/matched", size)
+        matched = images_like(item, (shuffled(step) for step in range(context.num_images // size)))
+        return with_matched(batches, matched, config.retention, seed=context.settings.seed, name=name)
 
 
 def resolve_bound(config: MUCSConfig, settings: MethodSettings) -> ResolvedBound | float:

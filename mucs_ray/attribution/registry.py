@@ -124,6 +124,13 @@ _ALL = (
         {"score.noise": "shared", "score.sigmas": "both", "score.weights": "squared", "rank.measure": "skew"},
         "ours",
     ),
+    variant(
+        replace(mucs.CARD, needs_condition=True),
+        "matched-retention",
+        "half of the training images beside the item have its condition",
+        {"method.mucs.retention": 0.5},
+        "ours",
+    ),
     control.CARD,
     variant(mucs.CARD, "whitened", WHITENED, {"rank.correction": "whitened"}, "ours"),
     variant(das.CARD, "whitened", WHITENED, {"rank.correction": "whitened"}, "ours"),

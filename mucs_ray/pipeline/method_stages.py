@@ -36,6 +36,7 @@ LATER = {
     "score.weights": "even",
     "rank.whitening": 1.0,
     "method.mucs.draws": "own",
+    "method.mucs.retention": 0.0,
 }
 """Settings that came later, with the values that mean what was done before: those are not part of a fingerprint."""
 

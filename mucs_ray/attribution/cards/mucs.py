@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt
 
 from mucs_ray.attribution.card import MethodCard, MethodStage
 
@@ -43,6 +43,8 @@ class MUCSConfig:
 
     draws: Literal["own", "common"] = "own"
     """Batches, levels and noise of the updates: of each item's own, or the same ones for all items."""
+    retention: Annotated[float, Ge(0), Le(1)] = 0.0
+    """Share of each training batch that is drawn from the images with the item's condition."""
 
 
 CARD = MethodCard(
