@@ -35,7 +35,8 @@ from mucs_ray.diffusion.process import Process
 class Losses:
     """This is the loss table of a batch: before unlearning, and after unlearning each item."""
 
-    before: Float[Tensor, "b n"]
+    before: Float[Tensor, "b n"] | Float[Tensor, "i b n"]
+    """Under F1, or under what each item's F2 is compared with."""
     after: Float[Tensor, "i b n"]
 
 
@@ -114,11 +115,11 @@ class LossChange:
         """
         before, after, epsilon = losses.before, losses.after, self.epsilon
         if self.shared is None:
-            before, after, epsilon = before.mean(dim=1, keepdim=True), after.mean(dim=2, keepdim=True), epsilon.mean()
+            before, after, epsilon = before.mean(dim=-1, keepdim=True), after.mean(dim=2, keepdim=True), epsilon.mean()
         weights = [None] * len(after) if self.weights is None else list(self.weights)
         columns = [
-            normalized_skew(before, losses, epsilon=epsilon, weights=own)
-            for losses, own in zip(after, weights, strict=True)
+            normalized_skew(before_item, after_item, epsilon=epsilon, weights=own)
+            for before_item, after_item, own in zip(before.expand_as(after), after, weights, strict=True)
         ]
         return torch.stack(columns, dim=1).cpu()
 
@@ -246,9 +247,14 @@ class LossAttributor(Attributor):
         losses = self.losses(rows)
         columns = {"skew": self.change.skew(losses), "difference": self.change.difference(losses)}
         if self.change.config.keep_losses:
-            columns["before"] = fp16(losses.before)
-            columns["after"] = fp16(losses.after.transpose(0, 1).flatten(1))
+            columns["before"] = fp16(losses.before if losses.before.ndim == 2 else by_image(losses.before))
+            columns["after"] = fp16(by_image(losses.after))
         return columns
+
+
+def by_image(losses: Float[Tensor, "i b n"]) -> Float[Tensor, "b i*n"]:
+    """Return a row of all items' losses for each image."""
+    return losses.transpose(0, 1).flatten(1)
 
 
 def fp16(losses: Float[Tensor, "b n"]) -> Float[Tensor, "b n"]:

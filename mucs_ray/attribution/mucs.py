@@ -1,6 +1,7 @@
 """MUCS unlearns each item (unlearn.py), then takes the noise-consistent skew of each image (loss_change.py)."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Literal
 
@@ -9,14 +10,16 @@ import torch
 from mucs_ray.attribution.base import ItemState, MethodSettings, Passes, Tensors
 from mucs_ray.attribution.card import MethodStage
 from mucs_ray.attribution.cards.mucs import CARD, MUCSConfig
-from mucs_ray.attribution.loss_change import LossAttributor
+from mucs_ray.attribution.loss_change import LossAttributor, Losses
 from mucs_ray.attribution.retention import images_like, with_matched
 from mucs_ray.attribution.unlearn import (
     EXPECTED_UPDATES,
+    MINUS,
     UPDATES,
     LevelBound,
     changed_names,
     draws_name,
+    model_tensors,
     null_loss,
     unlearn,
 )
@@ -45,9 +48,10 @@ class MUCS(LossAttributor):
         if stage.hook == "fit":
             drawn = resolve_bound(config, settings) == "drawn"
             return Passes(forwards=NULL_BATCH * config.null_batches if drawn else 0)
+        models = num_items * (2 if config.antithetic else 1)
         if stage.hook == "fit_item":
-            return Passes(backwards=num_items * (config.fixed_updates or EXPECTED_UPDATES) * 2 * config.batch_size)
-        return super().passes(stage, settings, num_images=num_images, num_items=num_items)
+            return Passes(backwards=models * (config.fixed_updates or EXPECTED_UPDATES) * 2 * config.batch_size)
+        return super().passes(stage, settings, num_images=num_images, num_items=models)
 
     @classmethod
     def changed_names(cls, model: DiffusionModel, config: MUCSConfig) -> list[str]:
@@ -107,17 +111,17 @@ class MUCS(LossAttributor):
         """Return F2, as the tensors that unlearning changed, and the trace of losses."""
         context, config = self.context, self.config
         bound = fitted["null_loss"].item()
-        unlearned = unlearn(
+        change = partial(
+            unlearn,
             context.model,
             item,
             self.training_batches(item),
             bound=bound,
             level_bound=self.level_bound(fitted),
-            config=config,
             learning_rate=context.settings.train.learning_rate / config.learning_rate_divisor,
             seed=context.settings.seed,
-            on_update=on_update,
         )
+        unlearned = change(config=config, on_update=on_update)
         facts = {
             "outcome": unlearned.outcome,
             "updates": unlearned.updates,
@@ -129,7 +133,26 @@ class MUCS(LossAttributor):
         tensors = unlearned.tensors
         if config.draws == "common":  # a control makes as many
             tensors = {**tensors, UPDATES: torch.tensor(unlearned.updates)}
+        if config.antithetic:
+            other_way = replace(
+                config, ascent_weight=-config.ascent_weight, clamp=False, fixed_updates=unlearned.updates
+            )
+            opposite = change(config=other_way) if unlearned.updates else unlearned
+            tensors = {**tensors, **{f"{MINUS}{name}": tensor for name, tensor in opposite.tensors.items()}}
         return ItemState(tensors=tensors, facts=facts)
+
+    def load(self, fitted: Tensors, item_states: Sequence[Tensors]) -> None:
+        """Set up the bank of all F2, and behind them that of all models that were changed the other way."""
+        opposite = [model_tensors(tensors, MINUS) for tensors in item_states] if self.config.antithetic else []
+        super().load(fitted, [*item_states, *opposite])
+
+    def losses(self, rows: Batch) -> Losses:
+        """Return the losses before and after unlearning, or of the models that were changed either way."""
+        table = super().losses(rows)
+        if not self.config.antithetic:
+            return table
+        unlearned, opposite = table.after.chunk(2)
+        return Losses(before=opposite, after=unlearned)
 
     def training_batches(self, item: Item) -> Callable[[int], Batch]:
         """Return the training images of each update, of which a share has the item's condition if that is asked for."""

@@ -3,7 +3,7 @@
 Axes: b draws, *shape of an image.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count
 from typing import Literal
@@ -31,8 +31,12 @@ EXPECTED_UPDATES = 109
 """The updates that the paper reports for an item of COCO (spec 7.2)."""
 COMMON = "unlearn"
 """The name of draws that all items have in common."""
-UPDATES = "updates"
-"""The name, beside an item's tensors, of the number of its updates, where a control needs it."""
+BESIDE = ":"
+"""This is in the names of tensors that are beside those of an item's F2."""
+UPDATES = f"number{BESIDE}updates"
+"""The number of an item's updates, where a control needs it."""
+MINUS = f"minus{BESIDE}"
+"""The prefix of the tensors of a model that was changed the other way."""
 LevelBound = Callable[[Float[Tensor, " n"]], Float[Tensor, " n"]]
 """How far a loss may rise at each level."""
 
@@ -110,6 +114,12 @@ def require_finite_loss(losses: Float[Tensor, "..."], item: Item, step: int) -> 
 def draws_name(item: Item, config: MUCSConfig) -> str:
     """Return the name of the draws of an item's updates."""
     return COMMON if config.draws == "common" else f"unlearn/item={item.idx}"
+
+
+def model_tensors(tensors: Mapping[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
+    """Return the tensors of F2, or those of the model with this prefix, by their names in the network."""
+    rest = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    return {name: tensor for name, tensor in rest.items() if BESIDE not in name}
 
 
 def changed_names(model: DiffusionModel, config: MUCSConfig) -> list[str]:

@@ -37,6 +37,7 @@ LATER = {
     "rank.whitening": 1.0,
     "method.mucs.draws": "own",
     "method.mucs.retention": 0.0,
+    "method.mucs.antithetic": False,
 }
 """Settings that came later, with the values that mean what was done before: those are not part of a fingerprint."""
 

@@ -358,6 +358,7 @@ STALE: dict[str, tuple[Any, set[str]]] = {
     "method.mucs.sigmas": ("schedule", UNLEARNED),
     "method.mucs.draws": ("common", UNLEARNED),
     "method.mucs.retention": (0.5, UNLEARNED),
+    "method.mucs.antithetic": (True, UNLEARNED),
     "score.noises": (6, SCORED),
     "score.keep": (0.5, SCORED),
     "score.lowest_sigma": (0.5, SCORED),

@@ -23,7 +23,7 @@ CARD = MethodCard(
         ),
         MethodStage(name="score", hook="score", reads=("score",), compares_losses=True),
     ),
-    settings={"method.mucs.draws": "common", "score.weights": "even"},
+    settings={"method.mucs.draws": "common", "method.mucs.antithetic": False, "score.weights": "even"},
     config_class=MUCSConfig,
     implementation="mucs_ray.attribution.control:ControlledMUCS",
 )

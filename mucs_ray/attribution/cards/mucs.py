@@ -45,6 +45,8 @@ class MUCSConfig:
     """Batches, levels and noise of the updates: of each item's own, or the same ones for all items."""
     retention: Annotated[float, Ge(0), Le(1)] = 0.0
     """Share of each training batch that is drawn from the images with the item's condition."""
+    antithetic: bool = False
+    """Also make a model by as many updates with -lambda and no bound, with which the unlearned one is compared."""
 
 
 CARD = MethodCard(
