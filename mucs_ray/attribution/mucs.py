@@ -11,7 +11,7 @@ from mucs_ray.attribution.base import ItemState, MethodSettings, Passes, Tensors
 from mucs_ray.attribution.card import MethodStage
 from mucs_ray.attribution.cards.mucs import CARD, MUCSConfig
 from mucs_ray.attribution.loss_change import LossAttributor, Losses
-from mucs_ray.attribution.retention import images_like, with_matched
+from mucs_ray.attribution.retention import every_image, images_like, with_matched
 from mucs_ray.attribution.unlearn import (
     EXPECTED_UPDATES,
     MINUS,
@@ -162,8 +162,7 @@ class MUCS(LossAttributor):
         batches = context.batches(name, size)
         if not config.retention:
             return batches
-        shuffled = context.batches(f"{name}/matched", size)
-        matched = images_like(item, (shuffled(step) for step in range(context.num_images // size)))
+        matched = images_like(item, every_image(context, f"{name}/matched"))
         return with_matched(batches, matched, config.retention, seed=context.settings.seed, name=name)
 
 

@@ -5,17 +5,20 @@ the condition of the item, curvature along it is larger, and unlearning moves al
 Axes: b images of a batch.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from mucs_ray.attribution.base import MethodContext
 from mucs_ray.diffusion.batch import Batch, Item
 from mucs_ray.diffusion.condition import joined, moved
 from mucs_ray.diffusion.noise import generator
 from mucs_ray.errors import InputError
 
+MOST_READ = 100
+"""The images that are looked at together."""
 MOST_MATCHED = 1000
 """The images with the condition of an item that are kept in memory, the first of a shuffled order."""
 
@@ -55,6 +58,18 @@ def images_like(item: Item, batches: Iterable[Batch]) -> Batch:
             " it; set it to 0 for data without conditions, or with a caption for each image"
         )
     return found[:MOST_MATCHED]
+
+
+def every_image(context: MethodContext, name: str) -> Iterator[Batch]:
+    """Yield all training images once, in the shuffled order of a name.
+
+    Of a pass in batches the incomplete last one is dropped, so their size is one that divides the training set.
+    """
+    assert context.batches is not None
+    num = context.num_images
+    size = max(size for size in range(1, min(MOST_READ, num) + 1) if num % size == 0)
+    batches = context.batches(name, size)
+    yield from (batches(step) for step in range(num // size))
 
 
 def has_condition(batch: Batch, item: Item) -> Bool[Tensor, " b"]:

@@ -313,7 +313,8 @@ def recipe_keys(recipe: Recipe) -> set[str]:
     shared = recipe.to_dict()
     own = shared.pop("method")
     sections = shared | {f"method.{name}": values for name, values in own.items()}
-    return {f"{key}.{inner}" for key, value in sections.items() if isinstance(value, dict) for inner in value}
+    later = {f"model.{field.name}" for field in fields(recipe.model)}  # some are not stored at their default
+    return later | {f"{key}.{inner}" for key, value in sections.items() if isinstance(value, dict) for inner in value}
 
 
 def named(reads: tuple[str, ...], recipe: Recipe) -> set[str]:

@@ -9,7 +9,7 @@ from mucs_ray.attribution import retention
 from mucs_ray.attribution.base import MethodContext
 from mucs_ray.attribution.cards.mucs import MUCSConfig
 from mucs_ray.attribution.mucs import MUCS
-from mucs_ray.attribution.retention import images_like, together, with_matched
+from mucs_ray.attribution.retention import every_image, images_like, together, with_matched
 from mucs_ray.diffusion.batch import Batch, Item
 from mucs_ray.errors import InputError
 
@@ -80,17 +80,30 @@ def test_unlearning_gets_these_batches(share: float):
 
     def batches(name: str, size: int):
         names.add(name)
-        return lambda step: batch(*range(step % 3 * 4, step % 3 * 4 + size))
+        return lambda step: batch(*range(step * size, (step + 1) * size))
 
     settings = SimpleNamespace(seed=1, method={"mucs": MUCSConfig(batch_size=4, retention=share)})
-    context = MethodContext(settings=settings, device=torch.device("cpu"), num_images=12, batches=batches)
+    context = MethodContext(settings=settings, device=torch.device("cpu"), num_images=14, batches=batches)
     drawn = MUCS(context).training_batches(item())(1)
     assert drawn.idx[:2].tolist() == [4, 5]
     if share:
-        assert {*drawn.idx[2:].tolist()} < {1, 4, 7, 10}
+        assert {*drawn.idx[2:].tolist()} < {1, 4, 7, 10, 13}
         assert names == {"unlearn/item=70", "unlearn/item=70/matched"}
     else:
         assert drawn.idx[2:].tolist() == [6, 7] and names == {"unlearn/item=70"}
+
+
+@pytest.mark.parametrize(("num_images", "size"), [(14, 14), (210, 70), (211, 1)])
+def test_all_images_are_looked_at_once(num_images: int, size: int):
+    """Batches that do not divide the training set would leave out the last ones."""
+
+    def batches(name: str, size: int):
+        return lambda step: batch(*range(step * size, (step + 1) * size))
+
+    context = MethodContext(settings=None, device=torch.device("cpu"), num_images=num_images, batches=batches)
+    read = list(every_image(context, "x"))
+    assert torch.cat([each.idx for each in read]).tolist() == [*range(num_images)]
+    assert {len(each) for each in read} == {size}
 
 
 def test_masks_come_along():
