@@ -91,13 +91,13 @@ class MethodCard:
     def cost_class(self) -> str:
         """Return the cost in a word, from the cheapest: none, ranks, pass, gradients, unlearning.
 
-        "gradients" stands for one gradient for each training image, "unlearning" also for the losses of every training
+        "gradients" stands for a gradient or two for each training image, "unlearning" for the losses of every training
         image under every item's model.
         """
         if self.is_ensemble:
             return "ranks"
         if any(stage.hook == "fit_item" and stage.uses_model for stage in self.stages):
-            return "gradients" if self.stages[0].hook == "features" else "unlearning"
+            return "unlearning" if self.stages[-1].compares_losses else "gradients"
         return "pass" if self.stages else "none"
 
     def load(self) -> "type[Attributor]":

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from mucs_ray.attribution.base import Columns, Tensors
 from mucs_ray.attribution.cards.das import CARD, DASConfig
-from mucs_ray.attribution.gradients import GradientAttributor, Measured
+from mucs_ray.attribution.gradients import GradientAttributor
+from mucs_ray.attribution.image_gradients import Measured, Output
 from mucs_ray.diffusion.rows import row_means
 
 
@@ -23,9 +24,9 @@ class DAS(GradientAttributor):
     config: DASConfig
 
     @staticmethod
-    def function(raw: Float[Tensor, "n *shape"]) -> Float[Tensor, " n"]:
+    def function(output: Output) -> Float[Tensor, " n"]:
         """Return the signed mean of F over its elements."""
-        return row_means(raw)
+        return row_means(output.raw)
 
     def row(self, measured: Measured) -> Columns:
         """Return the feature, and the residual: the mean of sqrt(loss) over the noises, after these have length 1 as a

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from mucs_ray.attribution.cards.dtrak import CARD
 from mucs_ray.attribution.gradients import GradientAttributor
+from mucs_ray.attribution.image_gradients import Output
 from mucs_ray.diffusion.rows import row_means
 
 
@@ -14,6 +15,6 @@ class DTRAK(GradientAttributor):
     card = CARD
 
     @staticmethod
-    def function(raw: Float[Tensor, "n *shape"]) -> Float[Tensor, " n"]:
+    def function(output: Output) -> Float[Tensor, " n"]:
         """Return the mean of F^2 over its elements."""
-        return row_means(raw.square())
+        return row_means(output.raw.square())

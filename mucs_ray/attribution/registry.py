@@ -14,7 +14,7 @@ from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
 from mucs_ray.attribution.card import MethodCard
-from mucs_ray.attribution.cards import abu, cosine, das, dtrak, forward_inf, mucs, random, screen
+from mucs_ray.attribution.cards import abu, cosine, das, dtrak, forward_inf, kfac, linear, mucs, random, screen
 from mucs_ray.attribution.cards.gradients import PER_NOISE_COST, PER_NOISE_SUMMARY
 from mucs_ray.attribution.ensemble import WEIGHTS
 from mucs_ray.errors import InputError
@@ -28,10 +28,10 @@ ENTRY_POINTS = "mucs_ray.methods"
 def variant(
     card: MethodCard, name: str, summary: str, settings: Mapping[str, Any], source: str = "", *, cost: str = ""
 ) -> MethodCard:
-    """Return the card of a method under other recipe values."""
+    """Return the card of a method under other recipe values; a name has one slash at most."""
     return replace(
         card,
-        name=f"{card.name}/{name}",
+        name=f"{card.name}{'-' if '/' in card.name else '/'}{name}",
         label=f"{card.label} {name}",
         summary=summary,
         cost=cost or card.cost,
@@ -71,6 +71,7 @@ _ALL = (
     variant(dtrak.CARD, "per-noise", PER_NOISE_SUMMARY, {"method.dtrak.gradients": "per_noise"}, cost=PER_NOISE_COST),
     das.CARD,
     variant(das.CARD, "per-noise", PER_NOISE_SUMMARY, {"method.das.gradients": "per_noise"}, cost=PER_NOISE_COST),
+    kfac.CARD,
     forward_inf.CARD,
     variant(forward_inf.CARD, "skew", SCORED_AS_MUCS, {}),
     abu.CARD,
@@ -104,6 +105,9 @@ _ALL = (
     ),
     variant(mucs.CARD, "train-sigma", "scoring at the noise levels of training", {"score.sigmas": "training"}, TABLE_2),
     screen.CARD,
+    linear.CARD,
+    variant(linear.CARD, "half", "half as much whitening", {"method.mucs/linear.power": 0.5}),
+    variant(linear.CARD, "plain", "no whitening", {"method.mucs/linear.power": 0.0}),
     variant(mucs.CARD, "mutual", "MUCS with hubs brought down by mutual ranks", {"rank.correction": "mutual"}, "ours"),
     *(ensemble(name, weights, f"the paper's ensemble {name}") for name, weights in WEIGHTS.items()),
     ensemble("learned", {}, "weights learned from the counterfactual tests of other seeds"),

@@ -73,13 +73,18 @@ class StageSpec:
         return self.method_stage.hook if self.method_stage else ""
 
     @property
+    def implementation(self) -> str:
+        """MODULE:CLASS of the class whose hook the stage runs: the method's own, or that of the stage's owner."""
+        return (self.method_stage.owner if self.method_stage else "") or self.method.implementation
+
+    @property
     def streams(self) -> bool:
         """True if the stage streams the training set unit by unit, with one part for each, and so can share a pass."""
         return self.hook in ("features", "sample", "score")
 
     def load(self) -> "type[Attributor]":
-        """Import the class whose hook the stage runs: the method's own, or that of the stage's owner."""
-        return load_class((self.method_stage.owner if self.method_stage else "") or self.method.implementation)
+        """Import the class whose hook the stage runs."""
+        return load_class(self.implementation)
 
 
 Shared = dict[tuple[Any, ...], str]
@@ -91,25 +96,31 @@ def method_stages(
 ) -> Iterator[StageSpec]:
     """Yield the stages of a method's attribution, except those that `shared` has already; the last one is the ranking.
 
+    A stage reads what all earlier ones made; one that is taken over, what its owner's made, as in the owner's method.
+
     `checkpoint` is the key of the setting that selects the trained weights, if there is one; `encoder` is the digest of
     the weights of the pretrained network, if the method has one.
     """
     recipe, folder = for_method(recipe, method), f"attribute/{method.name}"
     ranked = recipe_slice(recipe, "rank", "seed")
     earlier: list[str] = []
-    read: set[str] = set()
+    names, read = dict[MethodStage, str](), dict[MethodStage, set[str]]()
     for stage in method.stages:
+        before = [one for one in names if not stage.owner or one.owner == stage.owner]
         values = recipe_slice(recipe, *stage.reads, *(checkpoint if stage.uses_model else ()))
-        values = {key: value for key, value in values.items() if key not in read} | {"seed": recipe.seed}
+        known = set[str]().union(*(read[one] for one in before))
+        values = {key: value for key, value in values.items() if key not in known} | {"seed": recipe.seed}
         if method.encoder:
             values[f"encoder.{method.encoder}"] = encoder
-        read |= values.keys()
+        read[stage] = set(values)
+        earlier = [names[one] for one in before]
         inputs = ("data", *(("pretrain",) * stage.uses_model), *((TARGETS,) * stage.uses_items), *earlier)
         key = (stage.owner or method.implementation, replace(stage, owner=""), dumps(values, sort_keys=True), inputs)
         if key not in shared:
             name = shared[key] = f"{folder}/{stage.name}"
             yield StageSpec(method=method, recipe=recipe, method_stage=stage, name=name, reads=values, inputs=inputs)
-        earlier.append(shared[key])
+        names[stage] = shared[key]
+    earlier = list(names.values())
     if method.is_ensemble:
         ranked["ensemble.weights"] = dict(method.weights)
         earlier = [f"attribute/{member}" for member in method.weights]

@@ -70,6 +70,8 @@ TINY = {
         "abu": {"draws": 8, "draws_per_forward": 3, "fisher_draws": 2},
         "dtrak": {"dim": 32, "noises": 3, "noises_per_forward": 2},
         "das": {"dim": 32, "noises": 3},
+        "mucs/linear": {"dim": 32, "noises": 3},
+        "kfac": {"noises": 3, "factor_draws": 2, "damping": 1e-3},
     },
 }  # fmt: skip
 DEEPER = [
@@ -351,37 +353,44 @@ def attributed(
         images = Batch(idx=run.images.idx, z=torch.zeros(len(run.images), 0), condition={})
         scores = kind(MethodContext(settings=recipe, device=CPU, num_images=len(images), items=items)).score(images)
         return ranked(run, recipe, label, scores)
-    rows: Any = run.images
-    prepared: dict[str, Tensor] = {}
+    rows_of: dict[str, Any] = {}
+    """What the stages of an owner stream, where it is not images."""
+    prepared_by: dict[str, dict[str, Tensor]] = {}
     adapted: list[dict[str, Tensor]] = [{} for _ in items]
     made: Values = {}
     for stage in method.stages:
         worker = worker_of(run, f1, items, method, stage, recipe)
+        rows = rows_of.get(stage.owner, run.images)
+        prepared = prepared_by.get(stage.owner, next(reversed(prepared_by.values()), {}))
         match stage.hook:
             case "features":
                 columns = worker.features(rows)
-                rows = {"idx": rows.idx, **columns}
+                rows_of[stage.owner] = {"idx": rows.idx, **columns}
                 made |= {f"{label}/features/{name}": column for name, column in columns.items()}
             case "accumulate":
-                prepared = {name: tensor.double() for name, tensor in worker.accumulate(rows).items()}
+                prepared = prepared_by[stage.owner] = {
+                    name: tensor.double() for name, tensor in worker.accumulate(rows).items()
+                }
                 made |= flat(f"{label}/total", {name: each for name, each in prepared.items() if each.ndim})
             case "fit":
-                prepared = worker.fit(prepared, iter([rows]))
-                made |= flat(f"{label}/prepared", prepared)
+                prepared = worker.fit(prepared_by.get(stage.owner, {}), iter([rows]))
+                prepared_by[stage.owner] = prepared
+                if prepared and not (stage.owner and rows_of):  # what is taken over has its own numbers
+                    made |= flat(f"{label}/prepared", prepared)
             case "fit_item":
                 found = [worker.fit_item(item, prepared, lambda step, loss: None) for item in items]
                 adapted = [each.tensors for each in found]
-                for number, each in enumerate(found):
+                for number, each in enumerate(found if not (stage.owner and rows_of) else ()):
                     made |= flat(f"{label}/item={number}/adapted", each.tensors)
                     told = {name: each.facts[name] for name in FACTS if name in each.facts}
                     made |= {f"{label}/item={number}/{name}": listed(fact) for name, fact in told.items()}
             case "sample":
                 worker.load(prepared, adapted)
                 inside = torch.from_numpy(np.flatnonzero(worker.in_sample(run.images.idx.numpy())))
-                rows = worker.sample(run.images[inside])
-                made |= {f"{label}/sample/{name}": column for name, column in rows.items()}
+                rows_of["sample"] = worker.sample(run.images[inside])
+                made |= {f"{label}/sample/{name}": column for name, column in rows_of["sample"].items()}
             case "fit_screen":
-                prepared, rows = worker.fit_screen(iter([rows])), run.images
+                prepared = prepared_by[stage.owner] = worker.fit_screen(iter([rows_of["sample"]]))
                 made |= {f"{label}/bounds/{name}": tensor for name, tensor in prepared.items()}
             case "score":
                 worker.load(prepared, adapted)

@@ -132,7 +132,7 @@ def test_residuals_by_hand(gradients: str):
 def test_losses_of_the_raw_output_are_the_denoising_losses():
     """By the identity of spec 3.1, mean (F - F*)^2 = omega (D - x)^2."""
     made = method(DENOISER)
-    noises = made.gradients.noises
+    noises = made.gradients.gradient.noises
     (condition,) = one_by_one(IMAGES[2:3].condition, 1)
     expected = denoising_loss(
         EDM(),

@@ -118,6 +118,14 @@ ATTRIBUTED = ["pretrain", "generate", "attribute/random", *MUCS, "report"]
             [f"attribute/mucs/lambda=0.1{part}" for part in ("/unlearn", "/score", "")],
         ),
         ("ensemble/R", ["attribute/ensemble/R"]),
+        ("mucs/linear", [f"attribute/mucs/linear{part}" for part in ("/features", "/solve", "/score", "")]),
+        (
+            "mucs/linear-half",
+            [
+                "attribute/mucs/linear/features",
+                *(f"attribute/mucs/linear-half{part}" for part in ("/solve", "/score", "")),
+            ],
+        ),
     ],
 )
 def test_a_variant_does_only_what_it_does_differently(data: Dataset, tmp_path: Path, method: str, more: list[str]):

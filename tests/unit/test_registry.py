@@ -95,7 +95,14 @@ def test_an_installed_method_is_imported_only_when_it_is_named(monkeypatch: pyte
 
 def test_cost_classes():
     expected = {"random": "none", "pixel": "pass", "clip": "pass", "dtrak": "gradients", "das": "gradients"}
-    expected |= {"forward-inf": "unlearning", "abu": "unlearning", "mucs": "unlearning", "ensemble/A": "ranks"}
+    expected |= {
+        "forward-inf": "unlearning",
+        "abu": "unlearning",
+        "mucs": "unlearning",
+        "mucs/linear": "gradients",
+        "kfac": "gradients",
+        "ensemble/A": "ranks",
+    }
     assert {name: METHODS[name].cost_class for name in expected} == expected
     assert all(json_ready(value) for method in METHODS.values() for value in method.facts().values())
 

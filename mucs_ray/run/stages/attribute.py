@@ -103,8 +103,9 @@ def input_refs(pipeline: Pipeline, spec: StageSpec, load: Load = load_files) -> 
 
 
 def earlier_stages(pipeline: Pipeline, spec: StageSpec, *hooks: str) -> list[Stage]:
-    """Return those inputs of a stage that are stages with one of these hooks, in order."""
+    """Return those inputs of a stage that are stages with one of these hooks, in order; those of its own class last."""
     specs = [pipeline.method_stages[name] for name in spec.inputs if name in pipeline.method_stages]
+    specs.sort(key=lambda earlier: earlier.implementation == spec.implementation)
     return [pipeline.stages[earlier.name] for earlier in specs if earlier.hook in hooks]
 
 
