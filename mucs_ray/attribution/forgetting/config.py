@@ -27,14 +27,14 @@ class GroupsConfig:
     updates: Annotated[int, Gt(0)] = 1170
     batch_size: Annotated[int, Gt(0)] = 128
     """The number of images of the group in an update, and of other images as well."""
-    learning_rate: Annotated[float, Gt(0)] | None = None
-    """The rate to which the updates rise. None: 2.34e-6, which GUDA's own reaches after 1170 updates; esd: 3e-5."""
-    warmup: Annotated[int, Gt(0)] | None = None
-    """The number of updates in which the rate rises from 0. None: all of them; esd: 500."""
-    weight_decay: Annotated[float, Ge(0)] | None = None
-    """None: 1e-4; esd: 0."""
-    forget_weight: Annotated[float, Ge(0)] | None = None
-    """lambda, the weight of the group's loss beside that of the others. None: 0.03; esd: 0.3; ascent: 0.2."""
+    learning_rate: Literal["auto"] | Annotated[float, Gt(0)] = "auto"
+    """The rate to which the updates rise. "auto": 2.34e-6, which GUDA's own reaches after 1170 updates; esd: 3e-5."""
+    warmup: Literal["auto"] | Annotated[int, Gt(0)] = "auto"
+    """The number of updates in which the rate rises from 0. "auto": all of them; esd: 500."""
+    weight_decay: Literal["auto"] | Annotated[float, Ge(0)] = "auto"
+    """"auto": 1e-4; esd: 0."""
+    forget_weight: Literal["auto"] | Annotated[float, Ge(0)] = "auto"
+    """lambda, the weight of the group's loss beside that of the others. "auto": 0.03; esd: 0.3; ascent: 0.2."""
     retain: Literal["loss", "distil"] = "loss"
     """The other images are trained as in training, or to the answers of the full model."""
     neighbours: Annotated[int, Gt(0)] = 10
@@ -82,13 +82,11 @@ USUAL: dict[Unlearner, Rates] = {
 
 def rates(config: GroupsConfig, unlearner: Unlearner) -> Rates:
     """Return an unlearner's numbers: the config's, where it has any."""
-    known = {
-        "learning_rate": config.learning_rate,
-        "warmup": config.warmup,
-        "weight_decay": config.weight_decay,
-        "forget_weight": config.forget_weight if unlearner != "retain-only" else None,
-    }
-    return replace(USUAL.get(unlearner, Rates()), **{key: value for key, value in known.items() if value is not None})
+    usual = USUAL.get(unlearner, Rates())
+    given = {key: getattr(config, key) for key in ("learning_rate", "warmup", "weight_decay", "forget_weight")}
+    if unlearner == "retain-only":
+        del given["forget_weight"]
+    return replace(usual, **{key: value for key, value in given.items() if value != "auto"})
 
 
 def learning_rate(own: Rates, step: int, updates: int) -> float:
