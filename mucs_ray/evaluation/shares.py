@@ -114,7 +114,7 @@ def shares_in(
     low, high = np.minimum(low, share), np.maximum(high, share)
     found = [
         GroupShare(group=names[k], share=float(share[k]), low=float(low[k]), high=float(high[k]), score=float(mean[k]))
-        for k in np.argsort(-mean, kind="stable")
+        for k in np.argsort(-mean, kind="stable").tolist()
     ]
     return QueryShares(query=query, shares=tuple(found), standard_error=error, floor=own_floor)
 

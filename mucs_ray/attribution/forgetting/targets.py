@@ -2,7 +2,7 @@
 
 GUDA's targets are noises tau, for networks that predict noise. The answer r of any other network implies a noise,
 n_hat = (alpha r - p x) / det, and this is compared with the same target. The error is not converted back to the units
-of r: the target of velocity or EDM would then grow as 1 / alpha or sigma, and the noisiest levels outweigh all others.
+of r: there the target may grow as 1 / alpha or as sigma, and the noisiest levels would outweigh all others.
 Axes: b images, k neighbours, *shape of an image.
 """
 
