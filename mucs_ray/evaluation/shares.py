@@ -112,9 +112,10 @@ def shares_in(
     low, high = np.percentile(drawn, [100 * ERROR_RATE / 2, 100 * (1 - ERROR_RATE / 2)], axis=0)
     # scores below 0 are cut, so that noise can only add to those groups: the share itself is kept inside
     low, high = np.minimum(low, share), np.maximum(high, share)
+    order: list[int] = np.argsort(-mean, kind="stable").tolist()
     found = [
         GroupShare(group=names[k], share=float(share[k]), low=float(low[k]), high=float(high[k]), score=float(mean[k]))
-        for k in np.argsort(-mean, kind="stable").tolist()
+        for k in order
     ]
     return QueryShares(query=query, shares=tuple(found), standard_error=error, floor=own_floor)
 
