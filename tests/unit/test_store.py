@@ -322,6 +322,7 @@ STALE: dict[str, tuple[Any, set[str]]] = {
     "model.condition_dim": (0, EVERYTHING),
     "model.condition_drop": (0.2, EVERYTHING),
     "model.dropout": (0.0, EVERYTHING),
+    "model.sigma_data": (0.7, EVERYTHING),
     "train.updates": (16, TRAINED),
     "train.updates_per_epoch": (6, TRAINED),
     "train.batch_size": (4, TRAINED),
@@ -355,6 +356,9 @@ STALE: dict[str, tuple[Any, set[str]]] = {
     "method.mucs.fixed_updates": (3, UNLEARNED),
     "method.mucs.parameters": ("block", UNLEARNED),
     "method.mucs.sigmas": ("schedule", UNLEARNED),
+    "method.mucs.draws": ("common", UNLEARNED),
+    "method.mucs.retention": (0.5, UNLEARNED),
+    "method.mucs.antithetic": (True, UNLEARNED),
     "score.noises": (6, SCORED),
     "score.keep": (0.5, SCORED),
     "score.lowest_sigma": (0.5, SCORED),
@@ -365,19 +369,41 @@ STALE: dict[str, tuple[Any, set[str]]] = {
     "score.keep_losses": (True, SCORED),
     "score.sigmas": ("training", SCORED),
     "score.noise": ("independent", SCORED),
+    "score.weights": ("squared", SCORED),
     "rank.top_percent": (5.0, RERANKED),
     "rank.measure": ("difference", RERANKED),
     "rank.correction": ("mutual", RANKED),
+    "rank.whitening": (0.3, set()),  # read by the correction "whitened" only
     "remove.mode": ("matched", REMOVED),
     "remove.size": (9, set()),  # read in mode "matched" only
     "evaluate.metrics": (["mse"], set()),  # all there is for 8 px and without weights
     "evaluate.unrelated": (1, {"evaluate/unrelated", "report"}),
+    "evaluate.noises": (20, set()),  # for pictures that the user brings
+    "evaluate.fresh": (2, set()),
     "lds.subsets": (5, set()),
     "lds.share": (0.4, set()),
     "lds.blocks": (7, set()),
     "lds.repeats": (1, set()),
     "lds.versus": ("random", set()),
     "lds.keep_weights": (True, set()),
+    "groups.unlearners": (["zero"], set()),  # no stage of a run by images reads what groups need
+    "groups.updates": (5, set()),
+    "groups.batch_size": (8, set()),
+    "groups.learning_rate": (1e-3, set()),
+    "groups.warmup": (3, set()),
+    "groups.weight_decay": (0.1, set()),
+    "groups.forget_weight": (0.1, set()),
+    "groups.retain": ("distil", set()),
+    "groups.neighbours": (3, set()),
+    "groups.lowest_sigma": (0.2, set()),
+    "groups.kl_cap": (8.0, set()),
+    "groups.guidance": (3.0, set()),
+    "groups.dropout": (False, set()),
+    "groups.flip": (False, set()),
+    "groups.score": ("skew", set()),
+    "groups.skip": (20, set()),
+    "groups.levels": (9, set()),
+    "groups.noise_sets": (3, set()),
     "engine.train_workers": (2, set()),
     "engine.trainings": (1, set()),
     "engine.check_weights": (True, set()),
@@ -485,6 +511,12 @@ def test_a_changed_field_makes_exactly_its_stages_stale(key: str, dataset: Datas
     before, after = fingerprints(recipe, dataset), fingerprints(other, dataset)
     assert set(before) == EVERYTHING
     assert {short for short in before if before[short] != after[short]} == expected
+
+
+def test_how_far_scores_are_whitened_makes_only_whitened_rankings_stale(dataset: Dataset):
+    recipe = changed(tiny_recipe(dataset.url), "rank.correction", "whitened")
+    before, after = fingerprints(recipe, dataset), fingerprints(changed(recipe, "rank.whitening", 0.3), dataset)
+    assert {short for short in before if before[short] != after[short]} == RANKED
 
 
 def test_other_data_make_everything_stale(dataset: Dataset, tmp_path: Path):
