@@ -109,7 +109,7 @@ def ask(run: Pipeline, method: str, picture: str) -> dict[str, float]:
     )
     missing = driver.missing_stages([pipeline], "attribute")
     driver.run_stages([ref for ref in missing if ref.name != "report"])
-    driver.write_report(pipeline)
+    driver.write_result(StageRef(pipeline, "report"))
     seconds = {ref.name.removeprefix("attribute/"): own_seconds(ref) for ref in missing}
     return seconds | {"all": time.monotonic() - clock, "CPU": cpu_seconds() - busy}
 

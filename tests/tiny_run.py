@@ -43,9 +43,10 @@ def work(pipeline: Pipeline, target: str, cluster: Cluster) -> list[str]:
     names = [name for _, name in todo]
     if part and target in names:
         todo = todo[: names.index(target) + 1]
-    driver.run_stages([stage for stage in todo if stage[1] != "report"])
-    if todo and todo[-1][1] == "report":
-        driver.write_report(pipeline)
+    driver.run_stages([stage for stage in todo if stage.name not in driver.RESULTS])
+    for stage in todo:
+        if stage.name in driver.RESULTS:
+            driver.write_result(stage)
     return [name for _, name in todo]
 
 

@@ -15,10 +15,14 @@ from mucs_ray.config.engine import EngineConfig
 from mucs_ray.engine.session import Cluster, alive_node_ids, await_worker, session
 from mucs_ray.errors import MucsError
 from mucs_ray.pipeline.graph import PHASES, Pipeline, StageRef
+from mucs_ray.pipeline.lds_stages import LDS
 from mucs_ray.pipeline.passes import in_passes
 from mucs_ray.pipeline.recipe_file import RECIPE_FILE, read_recorded_run
 from mucs_ray.run.notices import notices
 from mucs_ray.store.run import Stage
+
+RESULTS = (LDS, "report")
+"""The stages that only read what others have made, and need no Ray."""
 
 
 def run(pipelines: Sequence[Pipeline], command: str) -> list[StageRef]:
@@ -34,13 +38,13 @@ def run(pipelines: Sequence[Pipeline], command: str) -> list[StageRef]:
     for pipeline in pipelines:
         for line in notices(pipeline, [ref.name for ref in missing if ref.pipeline is pipeline]):
             pipeline.console.print(f"[dim]{escape(line)}[/]", highlight=False, soft_wrap=True)
-    reports = [ref for ref in missing if ref.name == "report"]
-    if others := [ref for ref in missing if ref.name != "report"]:
+    results = [ref for ref in missing if ref.name in RESULTS]
+    if others := [ref for ref in missing if ref.name not in RESULTS]:
         with session(pipelines[0].address, verbose=pipelines[0].verbose):
             run_stages(others)
-    for pipeline, _ in reports:
-        write_report(pipeline)
-        pipeline.events.flush()
+    for ref in results:
+        write_result(ref)
+        ref.pipeline.events.flush()
     return missing
 
 
@@ -166,9 +170,10 @@ def finish(pipeline: Pipeline, stage: Stage, output: tuple[dict[str, str], dict[
     pipeline.console.print(line, highlight=False, soft_wrap=True)
 
 
-def write_report(pipeline: Pipeline) -> None:
-    """Write report.html, and its numbers in the folder report/."""
-    from mucs_ray.results import report
+def write_result(ref: StageRef) -> None:
+    """Write the scores of the LDS, or report.html with its numbers in the folder report/."""
+    from mucs_ray.results import lds, report
 
-    started = time.monotonic()
-    finish(pipeline, pipeline.report(), report.write(pipeline), started)
+    started, (pipeline, name) = time.monotonic(), ref
+    write = lds.write if name == LDS else report.write
+    finish(pipeline, pipeline.stage(name), write(pipeline), started)

@@ -9,7 +9,6 @@ from mucs_ray.engine.session import Cluster
 from mucs_ray.errors import MucsError
 from mucs_ray.pipeline.graph import UNRELATED, StageRef
 from mucs_ray.pipeline.lds_stages import OUTPUTS
-from mucs_ray.results import lds as scores
 from mucs_ray.run.stages import attribute, generate, lds, one_pass, queries, query_test, rank, regenerate, train
 from mucs_ray.run.stages.files import Output
 
@@ -51,8 +50,6 @@ def run_stage(ref: StageRef, cluster: Cluster) -> Output:
             return compare(pipeline, "/".join(key), cluster)
         case ["lds", "blocks"]:
             return lds.blocks(pipeline)
-        case ["lds"]:
-            return scores.write(pipeline)
         case ["lds", "similarity"]:
             return lds.similarity(pipeline, cluster)
         case _:
