@@ -17,6 +17,7 @@ from annotated_types import Ge, Gt
 from mucs_ray import storage
 from mucs_ray.attribution.card import MethodCard
 from mucs_ray.attribution.config import EnsembleConfig, RankConfig, ScoreConfig
+from mucs_ray.attribution.forgetting.config import GroupsConfig
 from mucs_ray.attribution.registry import METHODS, available_methods, installed_methods
 from mucs_ray.config.engine import EngineConfig
 from mucs_ray.config.values import METHOD, checked, method_settings, refuse_old_sections, refuse_unknown_keys
@@ -77,6 +78,7 @@ class Recipe:
     remove: RemoveConfig = field(default_factory=RemoveConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     lds: LdsConfig = field(default_factory=LdsConfig)
+    groups: GroupsConfig = field(default_factory=GroupsConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
 
     @property

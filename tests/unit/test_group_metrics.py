@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fixture_files import document
@@ -117,6 +117,7 @@ def test_a_large_score_does_not_overflow():
     assert metrics.ndcg(gold, gold[:, [1, 0, 2]], 1, "exp-value")[0] == pytest.approx(0.5)
 
 
+@settings(deadline=None)
 @given(st.integers(2, 20), st.integers(0, 1000))
 def test_the_same_order_is_best_and_the_reversed_one_has_tau_minus_one(k: int, seed: int):
     gold = np.random.default_rng(seed).permutation(k)[None].astype(float)

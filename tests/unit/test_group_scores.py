@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fixture_files import document
@@ -50,6 +50,7 @@ def test_all_ten_aggregations_are_the_reference_ones(rows: int):
         assert np.isnan(found[how][:, 4]).all() and (expected[:, 4] == 0).all()
 
 
+@settings(deadline=None)
 @given(seed=st.integers(0, 100), rows=st.integers(1, 30))
 def test_images_in_several_groups_count_in_each(seed: int, rows: int):
     stream = np.random.default_rng(seed)

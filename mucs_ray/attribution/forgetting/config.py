@@ -1,0 +1,94 @@
+"""The settings of groups: how one is unlearned and scored. The defaults are those of GUDA-U (spec/backbones 4.3)."""
+
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt
+
+Unlearner = Literal["zero", "retrack", "retrack-clipped", "noise", "esd", "ascent", "retain-only"]
+"""What the images of the group are trained towards.
+
+    zero             no noise at all, which is what GUDA's published code trains in effect
+    retrack          the noise that leads to similar images of other groups, from a lowest noise level on
+    retrack-clipped  the same with shifts of a bounded length, as GUDA's text has it: hardly any forgetting
+    noise            other noise than was added
+    esd              away from the class of the image, as a class-conditional model sees it
+    ascent           a higher loss, up to a bound, as MUCS unlearns a single image
+    retain-only      nothing: only the other images are trained on, as the control for all others
+"""
+ScoreKind = Literal["elbo", "unweighted", "skew"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupsConfig:
+    """How each group is unlearned, and how the models with and without it are compared."""
+
+    unlearners: tuple[Unlearner, ...] = ("zero", "retrack")
+    updates: Annotated[int, Gt(0)] = 1170
+    batch_size: Annotated[int, Gt(0)] = 128
+    """The number of images of the group in an update, and of other images as well."""
+    learning_rate: Literal["auto"] | Annotated[float, Gt(0)] = "auto"
+    """The rate to which the updates rise. "auto": 2.34e-6, which GUDA's own reaches after 1170 updates; esd: 3e-5."""
+    warmup: Literal["auto"] | Annotated[int, Gt(0)] = "auto"
+    """The number of updates in which the rate rises from 0. "auto": all of them; esd: 500."""
+    weight_decay: Literal["auto"] | Annotated[float, Ge(0)] = "auto"
+    """"auto": 1e-4; esd: 0."""
+    forget_weight: Literal["auto"] | Annotated[float, Ge(0)] = "auto"
+    """lambda, the weight of the group's loss beside that of the others. "auto": 0.03; esd: 0.3; ascent: 0.2."""
+    retain: Literal["loss", "distil"] = "loss"
+    """The other images are trained as in training, or to the answers of the full model."""
+    neighbours: Annotated[int, Gt(0)] = 10
+    """retrack: the number of nearest images of other groups."""
+    lowest_sigma: Annotated[float, Gt(0)] = 0.1
+    """retrack: the lowest noise sigma = s / alpha of the group's images. Without one, targets grow as 1 / sigma."""
+    kl_cap: Annotated[float, Gt(0)] = 1.0
+    """retrack-clipped: kappa; shifts are no longer than sqrt(2 kappa)."""
+    guidance: float = 7.5
+    """esd: how far the target is from the class."""
+    dropout: bool = True
+    """Unlearn with the network's dropout, as GUDA does."""
+    flip: bool = True
+    """Mirror every picture with probability 0.5; an image's neighbours are mirrored with it."""
+    score: ScoreKind = "elbo"
+    """The difference of evidence lower bounds, of training losses, or the normalised skew of those."""
+    skip: Annotated[int, Gt(0)] = 10
+    """On a table of T steps, the levels are skip, 2 skip, ... below T."""
+    levels: Annotated[int, Gt(0)] = 128
+    """The number of levels on other schedules."""
+    noise_sets: Annotated[int, Gt(0)] = 2
+    """The number of noises with which each score is computed; two or more tell how much it depends on the noise."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rates:
+    """The numbers that each unlearner has of its own."""
+
+    learning_rate: float = 2.34e-6
+    warmup: int | None = None
+    """None: all updates."""
+    weight_decay: float = 1e-4
+    forget_weight: float = 0.03
+    largest_norm: float | None = None
+    """The norm to which gradients are cut."""
+
+
+USUAL: dict[Unlearner, Rates] = {
+    "esd": Rates(learning_rate=3e-5, warmup=500, weight_decay=0.0, forget_weight=0.3, largest_norm=1.0),
+    "ascent": Rates(forget_weight=0.2),
+    "retain-only": Rates(forget_weight=0.0),
+}
+"""Those that differ from the usual ones."""
+
+
+def rates(config: GroupsConfig, unlearner: Unlearner) -> Rates:
+    """Return an unlearner's numbers: the config's, where it has any."""
+    usual = USUAL.get(unlearner, Rates())
+    given = {key: getattr(config, key) for key in ("learning_rate", "warmup", "weight_decay", "forget_weight")}
+    if unlearner == "retain-only":
+        del given["forget_weight"]
+    return replace(usual, **{key: value for key, value in given.items() if value != "auto"})
+
+
+def learning_rate(own: Rates, step: int, updates: int) -> float:
+    """Return the rate of an update, which rises evenly to the last of the warm-up and then stays."""
+    return own.learning_rate * min(1.0, (step + 1) / (own.warmup or updates))
