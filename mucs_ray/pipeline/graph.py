@@ -42,7 +42,7 @@ from mucs_ray.store.events import EventLog
 from mucs_ray.store.item_names import item_name
 from mucs_ray.store.run import Stage, State, open_run
 
-REPORT_LAYOUT = 5
+REPORT_LAYOUT = 6
 """The version of the report's layout; a higher one makes finished reports stale."""
 PHASES = ("pretrain", "generate", "attribute", "retrain", "regenerate", "evaluate", *LDS_PHASES, "report")
 """The phases of the stages (`StageRef.phase`), in order."""
