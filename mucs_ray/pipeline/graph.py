@@ -132,9 +132,12 @@ class Pipeline:
         if taken := [query for query, before in zip(prompted, named, strict=True) if query.prompt != before.prompt]:
             self.console.print(escape(prompt_line(taken)), highlight=False, soft_wrap=True)
         known = recognized(prompted, self.stages["generate"])
+        recipe = replace(self.recipe, generate=replace(self.recipe.generate, items=len(known), controls=0))
+        if len(known) == 1 and recipe.remove.mode == "both" and not recipe.remove.size:
+            recipe = replace(recipe, remove=replace(recipe.remove, mode="union"))  # of one list both remove the same
         return replace(
             self,
-            recipe=replace(self.recipe, generate=replace(self.recipe.generate, items=len(known), controls=0)),
+            recipe=recipe,
             run_url=storage.join(self.run_url, query_folder(known)),
             queries=known,
             model_run=self,
