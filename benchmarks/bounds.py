@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -155,7 +156,7 @@ def unlearned(
             item,
             images.batches(f"unlearn/{item.idx}", config.batch_size),
             bound=bound,
-            second_moment=mean_square if name == "linear" else None,
+            level_bound=partial(model.process.linear_bound, mean_square=mean_square) if name == "linear" else None,
             config=replace(config, max_updates=options.max_updates),
             learning_rate=options.learning_rate / config.learning_rate_divisor,
             seed=SEED,

@@ -46,9 +46,8 @@ from mucs_ray.attribution.config import ScoreConfig
 from mucs_ray.attribution.das import DAS
 from mucs_ray.attribution.dtrak import DTRAK
 from mucs_ray.attribution.model_bank import ModelBank
-from mucs_ray.attribution.mucs import EXPECTED_UPDATES
 from mucs_ray.attribution.tuning import tune
-from mucs_ray.attribution.unlearn import unlearn
+from mucs_ray.attribution.unlearn import EXPECTED_UPDATES, unlearn
 from mucs_ray.diffusion.batch import Batch, Item
 from mucs_ray.diffusion.condition import mapped, one_by_one
 from mucs_ray.models.dit import DiTConfig

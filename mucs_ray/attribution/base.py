@@ -79,8 +79,8 @@ class MethodContext:
     denoiser: DiffusionModel | None = None
     """F1, frozen, in eval mode, on the device; None in hooks of a stage that does not use it. Never change it."""
     batches: Callable[[str, int], Callable[[int], Batch]] | None = None
-    """batches(stream name, size)(step): training images in a shuffled order that belongs to the name; in `fit` and
-    `fit_item` only."""
+    """batches(stream name, size)(step): training images in a shuffled order that belongs to the name; in `fit`,
+    `fit_item` and `fit_together` only."""
     codec: Codec = PIXELS
     """The way from z to pictures, for a method that looks at them."""
     encode: Callable[[Pictures], Float[Tensor, "b d"]] | None = None
@@ -123,9 +123,10 @@ class Attributor(ABC):
 
     Hooks run in this order, each only if the card lists it, and each sees what the earlier ones made: `features` (a
     table row for each image, kept for all items), `accumulate` (sums over the training set), `fit` (once a run),
-    `fit_item` (once an item); after `load`, `sample` (a table row for each image of a random sample), `fit_screen`
-    (once a run, from that table), and, after `load` with these, the scorer: `columns`, which calls `score`. Where there
-    are features, `accumulate` and `score` get their rows instead of images.
+    `fit_item` (once an item), `fit_together` (once a run, from what all items have); after `load`, `sample` (a table
+    row for each image of a random sample), `fit_screen` (once a run, from that table), and, after `load` with these,
+    the scorer: `columns`, which calls `score`. Where there are features, `accumulate` and `score` get their rows
+    instead of images.
     """
 
     card: ClassVar[MethodCard]
@@ -166,6 +167,12 @@ class Attributor(ABC):
 
         `fitted` is what `fit` made, without it the sums, and without either it is empty. `on_update(step, loss)` shows
         progress.
+        """
+        raise NotImplementedError
+
+    def fit_together(self, fitted: Tensors, item_states: Sequence[Tensors]) -> Tensors:
+        """Return the tensors that are fitted once a run from those of all items; `load` gets them instead of those of
+        `fit`.
         """
         raise NotImplementedError
 

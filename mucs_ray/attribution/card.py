@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from mucs_ray.attribution.base import Attributor
 
-Hook = Literal["features", "accumulate", "fit", "fit_item", "sample", "fit_screen", "score"]
+Hook = Literal["features", "accumulate", "fit", "fit_item", "fit_together", "sample", "fit_screen", "score"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -33,10 +33,14 @@ class ScoreConfig:
     """torch.compile for the network's blocks. "auto": where a worker finds it faster, and the pass is long enough."""
     keep_losses: bool = False
     """Also store every loss before and after, in fp16."""
-    sigmas: Literal["schedule", "training"] = "schedule"
-    """The largest levels of the sampler's schedule, or levels drawn as in training (then `keep` says nothing)."""
+    sigmas: Literal["schedule", "training", "both"] = "schedule"
+    """The largest levels of the sampler's schedule, or levels drawn as in training (then `keep` says nothing). "both":
+    half of them on the schedule, half at even quantiles of the training levels."""
     noise: Literal["shared", "independent"] = "shared"
     """One set of levels and noise for every image, before and after; or each loss its own draws (spec 8, S-C2)."""
+    weights: Literal["even", "linear", "squared"] = "even"
+    """How much the skew at each shared noise counts for an item: evenly, or in proportion to the item's own skew there
+    or its square (mucs_ray/attribution/matched_filter.py)."""
 
 
 Measure = Literal["skew", "difference", "absolute"]
@@ -52,9 +56,12 @@ class RankConfig:
     """The score of the methods that compare losses: normalised skew, mean difference (after - before), or its absolute
     value.
     """
-    correction: Literal["none", "mutual"] = "none"
+    correction: Literal["none", "mutual", "whitened"] = "none"
     """"mutual": rank by the geometric mean of the image's rank for the item and the item's rank for the image, so that
-    images near the top for every item come down."""
+    images near the top for every item come down. "whitened": take out of the scores what the items' columns have in
+    common (mucs_ray/attribution/whitening.py)."""
+    whitening: Annotated[float, Gt(0)] = 1.0
+    """delta of the correction "whitened": a smaller one takes out more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,10 +19,12 @@ from mucs_ray.attribution.card import MethodStage
 from mucs_ray.attribution.config import Measure, ScoreConfig
 from mucs_ray.attribution.finite import require_finite
 from mucs_ray.attribution.first_losses import FirstLosses
+from mucs_ray.attribution.matched_filter import matched_weights
 from mucs_ray.attribution.model_bank import ModelBank
-from mucs_ray.attribution.skew import epsilon_at, normalized_skew
+from mucs_ray.attribution.skew import epsilon_at, normalized_skew, skews
 from mucs_ray.attribution.unlearn import tensor_bytes
-from mucs_ray.diffusion.batch import Batch
+from mucs_ray.diffusion.batch import Batch, Item
+from mucs_ray.diffusion.condition import for_each, moved
 from mucs_ray.diffusion.levels import kept_share
 from mucs_ray.diffusion.model import DiffusionModel
 from mucs_ray.diffusion.noise import NoiseSet, generator
@@ -33,7 +35,8 @@ from mucs_ray.diffusion.process import Process
 class Losses:
     """This is the loss table of a batch: before unlearning, and after unlearning each item."""
 
-    before: Float[Tensor, "b n"]
+    before: Float[Tensor, "b n"] | Float[Tensor, "i b n"]
+    """Under F1, or under what each item's F2 is compared with."""
     after: Float[Tensor, "i b n"]
 
 
@@ -67,7 +70,11 @@ class LossChange:
         self.process, self.shape = denoiser.process, denoiser.shape
         self.device = next(denoiser.parameters()).device
         self.shared = None
-        self.keep = kept_share(self.process, config.noises, keep=config.keep, lowest_sigma=config.lowest_sigma)
+        self.weights: Float[Tensor, "i n"] | None = None
+        """How much each noise counts for each item; None means evenly."""
+        self.keep = kept_share(
+            self.process, max(1, num_scheduled(config)), keep=config.keep, lowest_sigma=config.lowest_sigma
+        )
         levels = scored_levels(self.process, config, seed)
         self.epsilon = epsilon_at(self.process, levels, config.epsilon).to(self.device)
         """The epsilon of the skew's denominator, noise by noise; with independent noises its mean is used."""
@@ -108,9 +115,24 @@ class LossChange:
         """
         before, after, epsilon = losses.before, losses.after, self.epsilon
         if self.shared is None:
-            before, after, epsilon = before.mean(dim=1, keepdim=True), after.mean(dim=2, keepdim=True), epsilon.mean()
-        columns = [normalized_skew(before, losses, epsilon=epsilon) for losses in after]
+            before, after, epsilon = before.mean(dim=-1, keepdim=True), after.mean(dim=2, keepdim=True), epsilon.mean()
+        weights = [None] * len(after) if self.weights is None else list(self.weights)
+        columns = [
+            normalized_skew(before_item, after_item, epsilon=epsilon, weights=own)
+            for before_item, after_item, own in zip(before.expand_as(after), after, weights, strict=True)
+        ]
         return torch.stack(columns, dim=1).cpu()
+
+    def own_skews(self, items: Sequence[Item]) -> Float[Tensor, "i n"]:
+        """Return the skew of each item under its own F2, at the shared noises."""
+        rows = []
+        for number, item in enumerate(items):
+            condition = for_each(moved(item.condition, self.device), 1)
+            alone = Batch(idx=torch.tensor([item.idx]), z=item.z[None].to(self.device), condition=condition)
+            table = self.models.losses(alone, self.shared_noises, [0, 1 + number])
+            require_finite(table.transpose(0, 1), [item.idx], f"item {number}: the loss of the generated image")
+            rows.append(skews(table[0, 0], table[1, 0], epsilon=self.epsilon))
+        return torch.stack(rows)
 
     def difference(self, losses: Losses) -> Float[Tensor, "b i"]:
         """Return the mean loss after minus the mean loss before, on the CPU; higher means more influential (spec 8,
@@ -135,19 +157,26 @@ class LossChange:
         """Draw levels and noise that belong to one image and one model."""
         name = f"score/idx={idx}/{model}"
         stream = generator(self.seed, f"{name}/sigma")
-        count, keep = self.config.noises, self.keep
-        drawn = self.config.sigmas == "training"
-        process = self.process
-        levels = process.training_levels(stream, count) if drawn else process.scoring_levels(count, keep, stream)
+        scheduled, process = num_scheduled(self.config), self.process
+        parts = [process.scoring_levels(scheduled, self.keep, stream)] if scheduled else []
+        if scheduled < self.config.noises:
+            parts.append(process.training_levels(stream, self.config.noises - scheduled))
+        levels = torch.cat(parts)
         return NoiseSet.draw(self.seed, f"{name}/noise", levels, self.shape).to(self.device)
 
 
 def scored_levels(process: Process, config: ScoreConfig, seed: int) -> Float[Tensor, " n"]:
-    """Return the levels that all images share: of the sampler's schedule, or drawn once as training draws them."""
+    """Return the levels that all images share: of the sampler's schedule, drawn once as in training, or both."""
     if config.sigmas == "training":
         return process.training_levels(generator(seed, "score/sigma"), config.noises)
-    keep = kept_share(process, config.noises, keep=config.keep, lowest_sigma=config.lowest_sigma)
-    return process.scoring_levels(config.noises, keep)
+    scheduled = num_scheduled(config)
+    keep = kept_share(process, scheduled, keep=config.keep, lowest_sigma=config.lowest_sigma)
+    return torch.cat([process.scoring_levels(scheduled, keep), process.training_quantiles(config.noises - scheduled)])
+
+
+def num_scheduled(config: ScoreConfig) -> int:
+    """Return how many of the levels are on the sampler's schedule."""
+    return {"schedule": config.noises, "training": 0, "both": config.noises - config.noises // 2}[config.sigmas]
 
 
 class LossAttributor(Attributor):
@@ -177,11 +206,15 @@ class LossAttributor(Attributor):
             first_losses=self.context.first_losses,
             num_banks=self.context.num_methods,
         )
+        weights = settings.score.weights
+        if weights != "even" and settings.score.noise == "shared":
+            self.change.weights = matched_weights(self.change.own_skews(self.context.items), weights)
 
     @classmethod
     def passes(cls, stage: MethodStage, settings: MethodSettings, *, num_images: int, num_items: int) -> Passes:
-        """Count a forward of F1 and of every F2 on every noise, for scoring."""
-        return Passes(forwards=num_images * settings.score.noises * (1 + num_items))
+        """Count a forward of F1 and of every F2 on every noise, for scoring, and those of an item's own two models."""
+        own = 0 if settings.score.weights == "even" else 2 * num_items * settings.score.noises
+        return Passes(forwards=num_images * settings.score.noises * (1 + num_items) + own)
 
     @classmethod
     def written_bytes(
@@ -205,14 +238,23 @@ class LossAttributor(Attributor):
         """Return the scores by the measure that `rank.measure` names."""
         return select_measure(self.columns(rows), self.context.settings.rank.measure)
 
+    def losses(self, rows: Batch) -> Losses:
+        """Return the losses that are compared."""
+        return self.change.losses(rows)
+
     def columns(self, rows: Batch) -> Columns:
         """Return skew[items] and difference[items], so that either can be ranked, and on request the losses in fp16."""
-        losses = self.change.losses(rows)
+        losses = self.losses(rows)
         columns = {"skew": self.change.skew(losses), "difference": self.change.difference(losses)}
         if self.change.config.keep_losses:
-            columns["before"] = fp16(losses.before)
-            columns["after"] = fp16(losses.after.transpose(0, 1).flatten(1))
+            columns["before"] = fp16(losses.before if losses.before.ndim == 2 else by_image(losses.before))
+            columns["after"] = fp16(by_image(losses.after))
         return columns
+
+
+def by_image(losses: Float[Tensor, "i b n"]) -> Float[Tensor, "b i*n"]:
+    """Return a row of all items' losses for each image."""
+    return losses.transpose(0, 1).flatten(1)
 
 
 def fp16(losses: Float[Tensor, "b n"]) -> Float[Tensor, "b n"]:

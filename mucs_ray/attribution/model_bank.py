@@ -22,6 +22,7 @@ from mucs_ray.attribution.config import ScoreConfig
 from mucs_ray.attribution.fixed_pass import FixedPass
 from mucs_ray.attribution.model_slots import ModelSlots
 from mucs_ray.attribution.skew import pairs
+from mucs_ray.attribution.unlearn import model_tensors
 from mucs_ray.diffusion.batch import Batch
 from mucs_ray.diffusion.condition import of_loss_inputs
 from mucs_ray.diffusion.loss import denoising_loss
@@ -66,7 +67,8 @@ class ModelBank:
         matrices = matrix_names(denoiser.network) if self.precision == "bf16" else frozenset()
         matrix_weights = {name: denoiser.network.get_parameter(name).detach() for name in matrices}
         self.first = cast_to_bf16(matrix_weights, matrices)
-        self.slots = ModelSlots([cast_to_bf16(tensors, matrices) for tensors in bank], self.device, resident, num_banks)
+        own = [cast_to_bf16(model_tensors(tensors), matrices) for tensors in bank]
+        self.slots = ModelSlots(own, self.device, resident, num_banks)
         stem = denoiser.stem_parameters
         self.stem_is_shared = bool(stem) and not any(name.startswith(stem) for tensors in bank for name in tensors)
         self.one_image_per_forward = config.images_per_forward == 1

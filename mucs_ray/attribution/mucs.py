@@ -1,6 +1,8 @@
 """MUCS unlearns each item (unlearn.py), then takes the noise-consistent skew of each image (loss_change.py)."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -8,17 +10,27 @@ import torch
 from mucs_ray.attribution.base import ItemState, MethodSettings, Passes, Tensors
 from mucs_ray.attribution.card import MethodStage
 from mucs_ray.attribution.cards.mucs import CARD, MUCSConfig
-from mucs_ray.attribution.loss_change import LossAttributor
-from mucs_ray.attribution.unlearn import changed_names, null_loss, unlearn
+from mucs_ray.attribution.loss_change import LossAttributor, Losses
+from mucs_ray.attribution.retention import every_image, images_like, with_matched
+from mucs_ray.attribution.unlearn import (
+    EXPECTED_UPDATES,
+    MINUS,
+    UPDATES,
+    LevelBound,
+    changed_names,
+    draws_name,
+    model_tensors,
+    null_loss,
+    unlearn,
+)
 from mucs_ray.diffusion.batch import Batch, Item
 from mucs_ray.diffusion.model import DiffusionModel
 from mucs_ray.diffusion.process import Process
 from mucs_ray.errors import InputError
 from mucs_ray.models.adapters import adapter
 
+ResolvedBound = Literal["drawn", "linear", "zero-output", "zero-output by level"]
 NULL_BATCH = 100
-EXPECTED_UPDATES = 109
-"""The unlearning updates that the paper reports for an item of COCO (spec 7.2)."""
 
 
 class MUCS(LossAttributor):
@@ -36,9 +48,10 @@ class MUCS(LossAttributor):
         if stage.hook == "fit":
             drawn = resolve_bound(config, settings) == "drawn"
             return Passes(forwards=NULL_BATCH * config.null_batches if drawn else 0)
+        models = num_items * (2 if config.antithetic else 1)
         if stage.hook == "fit_item":
-            return Passes(backwards=num_items * (config.fixed_updates or EXPECTED_UPDATES) * 2 * config.batch_size)
-        return super().passes(stage, settings, num_images=num_images, num_items=num_items)
+            return Passes(backwards=models * (config.fixed_updates or EXPECTED_UPDATES) * 2 * config.batch_size)
+        return super().passes(stage, settings, num_images=num_images, num_items=models)
 
     @classmethod
     def changed_names(cls, model: DiffusionModel, config: MUCSConfig) -> list[str]:
@@ -48,8 +61,7 @@ class MUCS(LossAttributor):
     def fit(self, sums: Tensors, rows: Iterator[Batch]) -> Tensors:
         """Return the bound of the ascent, averaged over levels (spec 7.1).
 
-        For the linear bound it also returns the mean square of the training images, from which that follows at each
-        level.
+        For a bound at each level it also returns the mean square of the training images, from which that follows.
         """
         fitted: dict[str, float]
         match resolve_bound(self.config, self.context.settings):
@@ -60,6 +72,9 @@ class MUCS(LossAttributor):
             case "linear":
                 v = mean_square(rows)
                 fitted = {"null_loss": self.process.null_loss(v), "second_moment": v}
+            case "zero-output by level":
+                v = mean_square(rows)
+                fitted = {"null_loss": self.process.zero_output_loss(v), "second_moment": v}
             case number:
                 fitted = {"null_loss": number}
         return {name: torch.tensor(value, dtype=torch.float64) for name, value in fitted.items()}
@@ -70,6 +85,14 @@ class MUCS(LossAttributor):
         context = self.context
         model = context.denoiser or adapter(context.settings.model).model(torch.device("meta"))
         return model.process
+
+    def level_bound(self, fitted: Tensors) -> LevelBound | None:
+        """Return the bound as a function of the level, or None if it is the same at all levels."""
+        if "second_moment" not in fitted:
+            return None
+        linear = resolve_bound(self.config, self.context.settings) == "linear"
+        bound = self.process.linear_bound if linear else self.process.zero_output_bound
+        return partial(bound, mean_square=fitted["second_moment"].item())
 
     def drawn_null_loss(self, num_batches: int) -> float:
         """Return the mean loss of the weights that training starts from. It raises InputError if the model has none."""
@@ -87,19 +110,18 @@ class MUCS(LossAttributor):
     def fit_item(self, item: Item, fitted: Tensors, on_update: Callable[[int, float], None]) -> ItemState:
         """Return F2, as the tensors that unlearning changed, and the trace of losses."""
         context, config = self.context, self.config
-        assert context.batches is not None
         bound = fitted["null_loss"].item()
-        unlearned = unlearn(
+        change = partial(
+            unlearn,
             context.model,
             item,
-            context.batches(f"unlearn/item={item.idx}", min(config.batch_size, context.num_images)),
+            self.training_batches(item),
             bound=bound,
-            second_moment=fitted["second_moment"].item() if "second_moment" in fitted else None,
-            config=config,
+            level_bound=self.level_bound(fitted),
             learning_rate=context.settings.train.learning_rate / config.learning_rate_divisor,
             seed=context.settings.seed,
-            on_update=on_update,
         )
+        unlearned = change(config=config, on_update=on_update)
         facts = {
             "outcome": unlearned.outcome,
             "updates": unlearned.updates,
@@ -108,14 +130,51 @@ class MUCS(LossAttributor):
             "item_loss": unlearned.item_loss,
             "train_loss": unlearned.train_loss,
         }
-        return ItemState(tensors=unlearned.tensors, facts=facts)
+        tensors = unlearned.tensors
+        if config.draws == "common":  # a control makes as many
+            tensors = {**tensors, UPDATES: torch.tensor(unlearned.updates)}
+        if config.antithetic:
+            other_way = replace(
+                config, ascent_weight=-config.ascent_weight, clamp=False, fixed_updates=unlearned.updates
+            )
+            opposite = change(config=other_way) if unlearned.updates else unlearned
+            tensors = {**tensors, **{f"{MINUS}{name}": tensor for name, tensor in opposite.tensors.items()}}
+        return ItemState(tensors=tensors, facts=facts)
+
+    def load(self, fitted: Tensors, item_states: Sequence[Tensors]) -> None:
+        """Set up the bank of all F2, and behind them that of all models that were changed the other way."""
+        opposite = [model_tensors(tensors, MINUS) for tensors in item_states] if self.config.antithetic else []
+        super().load(fitted, [*item_states, *opposite])
+
+    def losses(self, rows: Batch) -> Losses:
+        """Return the losses before and after unlearning, or of the models that were changed either way."""
+        table = super().losses(rows)
+        if not self.config.antithetic:
+            return table
+        unlearned, opposite = table.after.chunk(2)
+        return Losses(before=opposite, after=unlearned)
+
+    def training_batches(self, item: Item) -> Callable[[int], Batch]:
+        """Return the training images of each update, of which a share has the item's condition if that is asked for."""
+        context, config = self.context, self.config
+        assert context.batches is not None
+        name, size = draws_name(item, config), min(config.batch_size, context.num_images)
+        batches = context.batches(name, size)
+        if not config.retention:
+            return batches
+        matched = images_like(item, every_image(context, f"{name}/matched"))
+        return with_matched(batches, matched, config.retention, seed=context.settings.seed, name=name)
 
 
-def resolve_bound(config: MUCSConfig, settings: MethodSettings) -> Literal["drawn", "linear", "zero-output"] | float:
-    """Return the bound to use for a model of this kind, in place of "auto"."""
-    if config.bound == "auto":
-        return settings.model.bound
-    return config.bound
+def resolve_bound(config: MUCSConfig, settings: MethodSettings) -> ResolvedBound | float:
+    """Return the bound to use for a model of this kind, in place of "auto" and "by-level"."""
+    match config.bound:
+        case "auto":
+            return settings.model.bound
+        case "by-level":
+            return "zero-output by level" if settings.model.bound == "drawn" else "linear"
+        case bound:
+            return bound
 
 
 def mean_square(rows: Iterator[Batch]) -> float:

@@ -14,7 +14,7 @@ from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
 from mucs_ray.attribution.card import MethodCard
-from mucs_ray.attribution.cards import abu, cosine, das, dtrak, forward_inf, kfac, linear, mucs, random, screen
+from mucs_ray.attribution.cards import abu, control, cosine, das, dtrak, forward_inf, kfac, linear, mucs, random, screen
 from mucs_ray.attribution.cards.gradients import PER_NOISE_COST, PER_NOISE_SUMMARY
 from mucs_ray.attribution.ensemble import WEIGHTS
 from mucs_ray.errors import InputError
@@ -58,6 +58,7 @@ def ensemble(name: str, weights: Mapping[str, float], summary: str) -> MethodCar
 
 TABLE_2 = "MUCS, table 2"
 SCORED_AS_MUCS = "scored as MUCS: what its unlearning alone contributes"
+WHITENED = "scores less what the items' scores have in common"
 LEARNED = "ensemble/learned"
 REFERENCE = "random"
 """Every counterfactual test compares with this method, which removes random images."""
@@ -109,6 +110,38 @@ _ALL = (
     variant(linear.CARD, "half", "half as much whitening", {"method.mucs/linear.power": 0.5}),
     variant(linear.CARD, "plain", "no whitening", {"method.mucs/linear.power": 0.0}),
     variant(mucs.CARD, "mutual", "MUCS with hubs brought down by mutual ranks", {"rank.correction": "mutual"}, "ours"),
+    variant(
+        mucs.CARD,
+        "level-bound",
+        "a bound on the ascent at each noise level, not one for all",
+        {"method.mucs.bound": "by-level"},
+        "ours",
+    ),
+    variant(
+        mucs.CARD,
+        "matched-filter",
+        "each noise counts by the square of the item's own skew there",
+        {"score.noise": "shared", "score.sigmas": "both", "score.weights": "squared", "rank.measure": "skew"},
+        "ours",
+    ),
+    variant(
+        replace(mucs.CARD, needs_condition=True),
+        "matched-retention",
+        "half of the training images beside the item have its condition",
+        {"method.mucs.retention": 0.5},
+        "ours",
+    ),
+    control.CARD,
+    variant(
+        mucs.CARD,
+        "antithetic",
+        "losses against a model that was changed the other way",
+        {"method.mucs.antithetic": True},
+        "ours",
+        cost="N x noises x (2 items + 1) forwards, one pass over the data",
+    ),
+    variant(mucs.CARD, "whitened", WHITENED, {"rank.correction": "whitened"}, "ours"),
+    variant(das.CARD, "whitened", WHITENED, {"rank.correction": "whitened"}, "ours"),
     *(ensemble(name, weights, f"the paper's ensemble {name}") for name, weights in WEIGHTS.items()),
     ensemble("learned", {}, "weights learned from the counterfactual tests of other seeds"),
 )

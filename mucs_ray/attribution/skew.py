@@ -19,13 +19,18 @@ from mucs_ray.training.step import autocast
 
 
 def normalized_skew(
-    before: Float[Tensor, "b n"], after: Float[Tensor, "b n"], *, epsilon: float | Float[Tensor, "..."] = 1e-3
+    before: Float[Tensor, "b n"],
+    after: Float[Tensor, "b n"],
+    *,
+    epsilon: float | Float[Tensor, "..."] = 1e-3,
+    weights: Float[Tensor, " n"] | None = None,
 ) -> Float[Tensor, " b"]:
     """Return mean_j (after - before) / (after + before + epsilon), in (-1, 1); higher means more influential.
 
-    Losses are >= 0 (spec 7.3).
+    Losses are >= 0 (spec 7.3). With weights, whose sum is 1, the mean is weighted.
     """
-    return skews(before, after, epsilon=epsilon).mean(dim=1)
+    by_noise = skews(before, after, epsilon=epsilon)
+    return by_noise.mean(dim=1) if weights is None else (by_noise * weights).sum(dim=1)
 
 
 def skews(

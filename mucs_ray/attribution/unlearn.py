@@ -3,7 +3,7 @@
 Axes: b draws, *shape of an image.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count
 from typing import Literal
@@ -27,6 +27,18 @@ from mucs_ray.training.ema import frozen_copy
 Outcome = Literal["reached", "bound hit", "fixed"]
 """How unlearning ended: the loss was high enough, it was not, or a fixed number of updates was made."""
 Levels = Literal["training", "schedule"]
+EXPECTED_UPDATES = 109
+"""The updates that the paper reports for an item of COCO (spec 7.2)."""
+COMMON = "unlearn"
+"""The name of draws that all items have in common."""
+BESIDE = ":"
+"""This is in the names of tensors that are beside those of an item's F2."""
+UPDATES = f"number{BESIDE}updates"
+"""The number of an item's updates, where a control needs it."""
+MINUS = f"minus{BESIDE}"
+"""The prefix of the tensors of a model that was changed the other way."""
+LevelBound = Callable[[Float[Tensor, " n"]], Float[Tensor, " n"]]
+"""How far a loss may rise at each level."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +111,17 @@ def require_finite_loss(losses: Float[Tensor, "..."], item: Item, step: int) -> 
     require_finite(losses.reshape(1, -1), [item.idx], what)
 
 
+def draws_name(item: Item, config: MUCSConfig) -> str:
+    """Return the name of the draws of an item's updates."""
+    return COMMON if config.draws == "common" else f"unlearn/item={item.idx}"
+
+
+def model_tensors(tensors: Mapping[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
+    """Return the tensors of F2, or those of the model with this prefix, by their names in the network."""
+    rest = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    return {name: tensor for name, tensor in rest.items() if BESIDE not in name}
+
+
 def changed_names(model: DiffusionModel, config: MUCSConfig) -> list[str]:
     """Return the names of the tensors that unlearning changes."""
     if config.parameters == "weights":
@@ -131,7 +154,7 @@ def unlearn(
     batches: Callable[[int], Batch],
     *,
     bound: float,
-    second_moment: float | None = None,
+    level_bound: LevelBound | None = None,
     config: MUCSConfig,
     learning_rate: float,
     seed: int,
@@ -139,8 +162,8 @@ def unlearn(
 ) -> Unlearned:
     """Return F2 for one item; `denoiser` (F1) is copied, and `batches(step)` are training images.
 
-    `bound` is how far the item's loss may rise: in every draw, or, with the `second_moment` of the images, on average,
-    each draw being bound by the loss of the best linear denoiser at its own level (spec/models 2.5).
+    `bound` is how far the item's loss may rise: in every draw, or, with a `level_bound`, on average, each draw being
+    bound at its own level (spec/models 2.5).
 
     The test comes before the update, on the current batch: an item whose loss is high enough already is not touched.
     With `fixed_updates` there is no test. It raises RunFailed, naming the item, if a loss is not finite.
@@ -153,7 +176,7 @@ def unlearn(
     item_loss: list[float] = []
     train_loss: list[float] = []
     reached = False
-    for losses in measure(changed, item, batches, bound=bound, second_moment=second_moment, config=config, seed=seed):
+    for losses in measure(changed, item, batches, bound=bound, level_bound=level_bound, config=config, seed=seed):
         item_loss.append(losses.told)
         train_loss.append(losses.train_loss.item())
         on_update(len(item_loss) - 1, item_loss[-1])
@@ -178,13 +201,13 @@ def measure(
     batches: Callable[[int], Batch],
     *,
     bound: float,
-    second_moment: float | None = None,
+    level_bound: LevelBound | None = None,
     config: MUCSConfig,
     seed: int,
 ) -> Iterator[LossPair]:
     """Yield the losses at step 0, 1, 2, ..., with independent named draws for the training batch and for the item."""
     for step in count():
-        name = f"unlearn/item={item.idx}/step={step}"
+        name = f"{draws_name(item, config)}/step={step}"
         batch = batches(step)
         train_loss = draw_losses(
             changed, batch.z, batch.condition, seed=seed, name=f"{name}/train", sigmas=config.sigmas, mask=batch.mask
@@ -193,12 +216,12 @@ def measure(
         # before the clamp, which hides an infinity
         require_finite_loss(torch.cat([train_loss[None], losses]), item, step)
         bound_of_draws = bound
-        if config.clamp and second_moment is None:
+        if config.clamp and level_bound is None:
             losses = losses.clamp(max=bound)
-        elif config.clamp and second_moment is not None:
+        elif config.clamp and level_bound is not None:
             # the levels of these draws once more, by their name
             level = noise_levels(changed.process, generator(seed, f"{name}/item"), len(losses), config.sigmas)
-            bounds = changed.process.linear_bound(level, second_moment).to(losses)
+            bounds = level_bound(level).to(losses)
             losses, bound_of_draws = losses.minimum(bounds), bounds.mean().item()
         item_loss = losses.mean()
         told = item_loss.item() * (bound / bound_of_draws)

@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -101,13 +102,24 @@ class Process(ABC):
         """
         return linear_bound(self.at(level), mean_square)
 
+    def training_quantiles(self, num: int) -> Float[Tensor, " n"]:
+        """Return the training levels at `num` even quantiles, (j + 1/2) / num, of many draws, in fp32."""
+        drawn = self.training_levels(generator(0, "null loss"), NULL_LEVELS).sort().values
+        return drawn[((torch.arange(num) + 0.5) / max(1, num) * NULL_LEVELS).long()]
+
+    def zero_output_bound(self, level: Float[Tensor, " n"], mean_square: float) -> Float[Tensor, " n"]:
+        """The loss at these levels of a network whose output is 0. It is not below the linear bound, and for EDM the
+        same where the mean square is sd^2, and at both ends of the levels.
+        """
+        return zero_output_loss(self.at(level), mean_square)
+
     def null_loss(self, mean_square: float) -> float:
         """The linear bound, averaged over training levels."""
         return self.linear_bound(self._many_training_levels(), mean_square).mean().item()
 
     def zero_output_loss(self, mean_square: float) -> float:
         """The loss of a network whose output is 0, averaged over training levels."""
-        return zero_output_loss(self.at(self._many_training_levels()), mean_square).mean().item()
+        return self.zero_output_bound(self._many_training_levels(), mean_square).mean().item()
 
     def _many_training_levels(self) -> Float[Tensor, " n"]:
         return self.training_levels(generator(0, "null loss"), NULL_LEVELS).double()

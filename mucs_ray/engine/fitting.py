@@ -99,22 +99,28 @@ def fit_items(job: AttributeJob, refs: Refs, numbers: Sequence[int], *, cluster:
     return results
 
 
-def fit(method: Attributor, job: AttributeJob, sums: Arrays, file: str) -> Fitted:
+def fit(method: Attributor, job: AttributeJob, sums: Arrays, file: str, item_states: Sequence[Arrays] = ()) -> Fitted:
     """Call the hook that runs once, and publish its tensors."""
     device = method.context.device
     rows = stream_rows(job, device)
-    if job.method_stage.hook == "fit_screen":
-        tensors = method.fit_screen(rows)
-    else:
-        tensors = method.fit(to_tensors(sums, device), rows)
+    match job.method_stage.hook:
+        case "fit_screen":
+            tensors = method.fit_screen(rows)
+        case "fit_together":
+            states = [to_tensors(state, device) for state in item_states]
+            tensors = method.fit_together(to_tensors(sums, device), states)
+        case _:
+            tensors = method.fit(to_tensors(sums, device), rows)
     numbers = {name: tensor.item() for name, tensor in tensors.items() if tensor.ndim == 0}
     return Fitted(sha256=checkpoint.save(job.stage.url(file), tensors, numbers), numbers=numbers)
 
 
 def fit_task(refs: Refs, job: AttributeJob, file: str) -> Fitted:
     """Call fit in a worker."""
-    weights, sums, _ = refs.fetch()
-    return fit(build(job, weights), job, sums, file)
+    weights, sums, item_states = refs.fetch()
+    method = build(job, weights)
+    with numerics(job.method_stage, method.context.device):
+        return fit(method, job, sums, file, item_states)
 
 
 def fit_once(job: AttributeJob, refs: Refs, file: str, *, cluster: Cluster, bar: Bar) -> Fitted:

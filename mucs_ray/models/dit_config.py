@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
+
+from annotated_types import Gt
 
 from mucs_ray.errors import InputError
-from mucs_ray.models.spec import DEFAULT_KIND, VectorConditionedSpec, check_numbers
+from mucs_ray.models.spec import DEFAULT_KIND, SIGMA_DATA, VectorConditionedSpec, check_numbers
 
-MAY_BE_ZERO = ("registers", "condition_dim", "dropout", "condition_drop")
+MAY_BE_ZERO = ("registers", "condition_dim", "dropout", "condition_drop", "sigma_data")
 PROBABILITIES = ("dropout", "condition_drop")
 SIZES = {
     "S": {"width": 384, "depth": 12, "num_heads": 6},
@@ -39,6 +41,8 @@ class DiTConfig(VectorConditionedSpec):
     condition_channels: int = 256
     condition_drop: float = 0.1
     dropout: float = 0.1
+    sigma_data: Annotated[float, Gt(0)] = SIGMA_DATA
+    """sd of the EDM process. "data" in a recipe: the root mean square of the training images."""
 
     @property
     def grid(self) -> int:
@@ -87,7 +91,9 @@ class DiTVPConfig(DiTConfig):
     registers: int = 0
 
     def check(self) -> None:
-        """Raise InputError if a size of the network makes no sense, or there are registers, which it cannot have."""
+        """Raise InputError if a size of the network makes no sense, or there is anything that it cannot have."""
         DiTConfig.check(self)
         if self.registers:
             raise InputError(f"model.registers must be 0 for a DiT-VP, found {self.registers}")
+        if self.sigma_data != SIGMA_DATA:
+            raise InputError("model.sigma_data is of the EDM process, and a DiT-VP is on another; leave it out")

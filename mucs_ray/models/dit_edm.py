@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mucs_ray.diffusion.edm import EDM
 from mucs_ray.diffusion.model import Selector
+from mucs_ray.diffusion.process import Process
 from mucs_ray.diffusion.rows import per_row
 from mucs_ray.models import official
 from mucs_ray.models.adapter import Weights
@@ -23,7 +24,7 @@ from mucs_ray.models.pixel_model import PixelModel
 class DiTEDM(PixelModel):
     """An EDM denoiser around a DiT, of which an unknown condition is replaced by a learned one."""
 
-    process = EDM()
+    process: Process = EDM()
     stem_parameters: ClassVar[tuple[str, ...]] = STEM
 
     def names(self, which: Selector) -> list[str]:
@@ -55,7 +56,7 @@ class DiTAdapter(PixelAdapter):
 
     def build(self) -> DiTEDM:
         """Build the model; its output is zero at first."""
-        return DiTEDM(DiT(self.spec))
+        return DiTEDM(DiT(self.spec), EDM(self.spec.sigma_data))
 
     @classmethod
     def read(cls, path: str, values: Mapping[str, Any]) -> tuple[DiTConfig, Weights]:

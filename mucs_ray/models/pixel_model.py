@@ -7,11 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from mucs_ray.diffusion.condition import Condition
 from mucs_ray.diffusion.model import DiffusionModel
-from mucs_ray.diffusion.process import Coefficients
+from mucs_ray.diffusion.process import Coefficients, Process
 from mucs_ray.diffusion.rows import per_row
 
 
@@ -23,6 +23,12 @@ class PixelModel(DiffusionModel):
     """
 
     limit = 1.0
+
+    def __init__(self, network: nn.Module, process: Process | None = None) -> None:
+        """Wrap `network`, which is not copied; without a process it is on that of its class."""
+        super().__init__(network)
+        if process is not None:
+            self.process = process
 
     @property
     def shape(self) -> tuple[int, ...]:

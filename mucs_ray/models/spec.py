@@ -1,13 +1,19 @@
 """What [model] of a recipe says: one class for each kind of model, so that recipes are read without torch."""
 
-from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Literal
 
 from mucs_ray.errors import InputError
 
 DEFAULT_KIND = "dit-edm"
 """The kind of a recipe that names none. It is not stored, so that earlier runs keep their fingerprints."""
+SIGMA_DATA = 0.5
+"""The paper's standard deviation of the images, for models on the EDM process."""
+LATER = {"sigma_data": SIGMA_DATA}
+"""Settings that came later, with the values that mean what was done before: those are not stored either."""
+FROM_DATA = "data"
+"""The value of a setting that is to be measured on the training images."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +34,8 @@ class ModelSpec:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for recipe.json, fingerprints and the headers of weights."""
         kind = {} if self.kind == DEFAULT_KIND else {"kind": self.kind}
-        return {**kind, **asdict(self)}
+        stored = {key: value for key, value in asdict(self).items() if key not in LATER or value != LATER[key]}
+        return {**kind, **stored}
 
     @classmethod
     def written_out(cls, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -42,6 +49,16 @@ class ModelSpec:
         These are the side of its images in pixels, and the width of its condition, 0 for none.
         """
         return dict(values)
+
+    @classmethod
+    def measured(cls, values: Mapping[str, Any], mean_square: Callable[[], float]) -> dict[str, Any]:
+        """Fill values that are to be measured on the training images, whose elements have this mean square.
+
+        `mean_square` reads images, and only if it is called.
+        """
+        if values.get("sigma_data") != FROM_DATA or "sigma_data" not in {field.name for field in fields(cls)}:
+            return dict(values)
+        return {**values, "sigma_data": round(mean_square() ** 0.5, 4)}
 
     def check(self) -> None:
         """Raise InputError if the values make no sense together."""

@@ -1,12 +1,15 @@
 """The shape of the official UNet, separate from the network so that a recipe can be read without torch."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
+
+from annotated_types import Gt
 
 from mucs_ray.errors import InputError
-from mucs_ray.models.spec import VectorConditionedSpec, check_numbers
+from mucs_ray.models.spec import SIGMA_DATA, VectorConditionedSpec, check_numbers
 
-MAY_BE_ZERO = PROBABILITIES = ("dropout", "condition_drop", "condition_dim")
+PROBABILITIES = ("dropout", "condition_drop")
+MAY_BE_ZERO = (*PROBABILITIES, "condition_dim", "sigma_data")
 MOST_GROUPS = 32
 """The number of groups of a normalisation, of at least four channels each."""
 
@@ -31,7 +34,7 @@ class UNetConfig(VectorConditionedSpec):
 
     def check(self) -> None:
         """Raise InputError if a size of the network makes no sense, or sizes do not divide."""
-        check_numbers(self, may_be_zero=MAY_BE_ZERO, probabilities=PROBABILITIES[:2])
+        check_numbers(self, may_be_zero=MAY_BE_ZERO, probabilities=PROBABILITIES)
         halved = 2 ** (len(self.multipliers) - 1)
         if not self.multipliers or self.image_size % halved:
             raise InputError(
@@ -59,6 +62,9 @@ class UNetEDMConfig(UNetConfig):
     kind: ClassVar[str] = "unet-edm"
     bound: ClassVar[Literal["drawn", "linear"]] = "drawn"
     label: ClassVar[str] = "UNet-EDM"
+
+    sigma_data: Annotated[float, Gt(0)] = SIGMA_DATA
+    """sd of the EDM process. "data" in a recipe: the root mean square of the training images."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -80,7 +80,7 @@ class UNetEDMAdapter(PixelAdapter):
 
     def build(self) -> UNetEDM:
         """Build the model; its output is nearly zero at first."""
-        return UNetEDM(UNet(self.spec))
+        return UNetEDM(UNet(self.spec), EDM(self.spec.sigma_data))
 
     @classmethod
     def read(cls, path: str, values: Mapping[str, Any]) -> tuple[UNetConfig, Weights]:

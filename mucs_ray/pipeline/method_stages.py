@@ -33,6 +33,11 @@ LATER = {
     "generate.compat": False,
     "generate.clip": "auto",
     "score.lowest_sigma": None,
+    "score.weights": "even",
+    "rank.whitening": 1.0,
+    "method.mucs.draws": "own",
+    "method.mucs.retention": 0.0,
+    "method.mucs.antithetic": False,
 }
 """Settings that came later, with the values that mean what was done before: those are not part of a fingerprint."""
 
@@ -102,7 +107,8 @@ def method_stages(
     the weights of the pretrained network, if the method has one.
     """
     recipe, folder = for_method(recipe, method), f"attribute/{method.name}"
-    ranked = recipe_slice(recipe, "rank", "seed")
+    unread = () if recipe.rank.correction == "whitened" else ("rank.whitening",)
+    ranked = recipe_slice(recipe, "rank", "seed", without=unread)
     earlier: list[str] = []
     names, read = dict[MethodStage, str](), dict[MethodStage, set[str]]()
     for stage in method.stages:

@@ -23,6 +23,7 @@ WORK = {
     "accumulate": "{num_images:,} images",
     "fit": "once",
     "fit_item": "{num_items} items",
+    "fit_together": "once",
     "sample": "a sample x {num_items} items",
     "fit_screen": "once",
     "score": "{num_images:,} images x {num_items} items",
@@ -108,7 +109,7 @@ def method_stage_work(spec: StageSpec, dataset: Dataset, model: DiffusionModel) 
         return
     stage, method = spec.method_stage, spec.load()
     units, num_items = len(dataset.units("train")), spec.recipe.generate.items
-    pieces = {"fit": 1, "fit_screen": 1, "fit_item": num_items, "accumulate": min(SUM_SHARDS, units)}
+    pieces = {"fit": 1, "fit_together": 1, "fit_screen": 1, "fit_item": num_items, "accumulate": min(SUM_SHARDS, units)}
     counts = {"num_images": dataset.card.num_images("train"), "num_items": num_items}
     yield Work(
         stage=spec.name,

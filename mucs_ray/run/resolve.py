@@ -1,6 +1,6 @@
 """Functions that turn what a user names (a data set, a recipe, weights) into a checked recipe and a data set."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 
 from rich.console import Console
@@ -13,15 +13,17 @@ from mucs_ray.config.values import with_new_sections
 from mucs_ray.data.prepare import prepare
 from mucs_ray.data.sources import Choices
 from mucs_ray.data.sources.registry import load_source
-from mucs_ray.data.table import Dataset
+from mucs_ray.data.table import Dataset, read_unit
 from mucs_ray.engine.address import cluster_address
 from mucs_ray.errors import InputError
-from mucs_ray.models.adapters import kind_of
+from mucs_ray.models.adapters import find, kind_of
 from mucs_ray.pipeline.recipe_file import read_recorded_run
 
 DEMO_WEIGHTS = str(resources.files("mucs_ray.recipes").joinpath("emoji.safetensors"))
 """The weights of a network of the recipe emoji that was trained for longer than a demo may take
 (benchmarks/demo_weights.py)."""
+MOST_MEASURED = 10_000
+"""The images whose pixels are measured, spread over the training set: enough for the third digit."""
 CUSTOM, SMALL = "custom", "custom-small"
 """The recipes for data sets that have none of their own: a large network, and a small one for a machine without a GPU.
 """
@@ -59,17 +61,38 @@ def resolve(
     if "data" not in values:
         raise InputError('the recipe names no data set; give --dataset, or data = "URL" in the recipe')
     opened = open_dataset(str(values["data"]), console)
-    built = build(from_card(values, opened.card), methods)
     if is_default and takes_small(raw, settings, begun, address):
         console.print(SMALL_LINE, highlight=False, soft_wrap=True)
         values = with_settings({**read_recipe(SMALL), "data": raw["data"], "name": raw["name"]}, settings)
-        built = build(from_card(values, opened.card), methods)
+    built = build(with_measured(from_card(values, opened.card), opened, console), methods)
     if built.weights is not None:
         from mucs_ray.store.weights import load_weights
 
         spec, _ = load_weights(built.weights, values.get("model", {}))
         built = build({**values, "model": spec.to_dict()}, methods)
     return built, opened
+
+
+def with_measured(values: Values, dataset: Dataset, console: Console) -> Values:
+    """Fill settings of the model that are to be measured on the training images; what is measured is told."""
+    section = values.get("model", {})
+    if not isinstance(section, Mapping):
+        return values  # `build` reports what is wrong
+    filled = find(kind_of(section)).spec_class.measured(section, lambda: mean_square(dataset))
+    for key, value in filled.items():
+        if value != section.get(key):
+            console.print(f"model.{key} = {value:g}, measured on the training images", highlight=False)
+    return {**values, "model": filled} if filled != section else values
+
+
+def mean_square(dataset: Dataset) -> float:
+    """Return the mean square of the pixels in [-1, 1], of about `MOST_MEASURED` training images at most."""
+    units = dataset.units("train")
+    total = count = 0.0
+    for unit in units[:: max(1, dataset.card.num_images("train") // MOST_MEASURED)]:
+        z = dataset.batch(read_unit(unit)).z
+        total, count = total + z.double().square().sum().item(), count + z.numel()
+    return total / count
 
 
 def default_run(dataset: str | None, recipe: str | None) -> str | None:

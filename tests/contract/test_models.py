@@ -80,6 +80,8 @@ def scored(name: str, model: Toy, images: Batch, items: list[Item]) -> Tensor:
                 fitted = hooked.fit(fitted, iter([rows]))
             case "fit_item":
                 states = [hooked.fit_item(item, fitted, lambda step, loss: None).tensors for item in items]
+            case "fit_together":
+                fitted = hooked.fit_together(fitted, states)
             case "sample":
                 hooked.load(fitted, states)
                 rows = hooked.sample(images)

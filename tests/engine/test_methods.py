@@ -17,6 +17,7 @@ from mucs_ray.attribution.loss_change import select_measure
 from mucs_ray.attribution.mucs import MUCS
 from mucs_ray.attribution.ranking import mutual_ranks, ranks
 from mucs_ray.attribution.tuning import AUTO_SETTINGS
+from mucs_ray.attribution.whitening import whitened
 from mucs_ray.data.table import Dataset, read_unit
 from mucs_ray.diffusion.batch import Batch
 from mucs_ray.diffusion.condition import joined
@@ -46,7 +47,7 @@ SMALL = {
 
 @pytest.fixture(scope="module")
 def compared(data: Dataset, copied: Callable[[], Path], cluster: Cluster) -> Pipeline:
-    methods = (*METHODS, "mucs", "mucs/mutual", "ensemble/R")
+    methods = (*METHODS, "mucs", "mucs/mutual", "mucs/whitened", "ensemble/R")
     pipeline = open_tiny(data, copied(), methods=methods, method=SMALL)
     work(pipeline, "attribute", cluster)
     return pipeline
@@ -95,6 +96,8 @@ def plain_scores(pipeline: Pipeline, method: str) -> np.ndarray:
                 inside = torch.from_numpy(np.flatnonzero(hooked.in_sample(images.idx.numpy())))
                 assert 0 < len(inside) < len(images)
                 rows = hooked.sample(images[inside])
+            case "fit_together":
+                prepared = hooked.fit_together(prepared, adapted)
             case "fit_screen":
                 prepared, rows = hooked.fit_screen(iter([rows])), images
             case "score":
@@ -200,6 +203,13 @@ def test_mutual_ranks_are_those_of_all_scores(compared: Pipeline):
     names = [ranking_name(number) for number in range(scores.shape[1])]
     _, mutual = all_scores(stored_scores(compared.stages["attribute/mucs/mutual"]))
     assert np.array_equal(mutual, mutual_ranks(scores, idx, compared.recipe.seed, names))
+
+
+def test_whitened_scores_are_those_of_all_scores(compared: Pipeline):
+    idx, scores = all_scores(stored_scores(compared.stages["attribute/mucs"]))
+    ((_, expected),) = whitened(lambda: [(idx, scores)], scores.shape[1], 1.0)
+    _, found = all_scores(stored_scores(compared.stages["attribute/mucs/whitened"]))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_the_ensemble_of_mucs_alone_orders_as_mucs_when_corrected(

@@ -28,6 +28,7 @@ from mucs_ray.attribution.ensemble import ensemble_scores, learned_weights
 from mucs_ray.attribution.loss_change import select_measure
 from mucs_ray.attribution.ranking import Ranking, mutual_ranks, top_k
 from mucs_ray.attribution.registry import METHODS
+from mucs_ray.attribution.whitening import Moments, Whitening
 from mucs_ray.config.recipe import Recipe, build, for_method, from_card, read_recipe, with_settings, with_values
 from mucs_ray.data.local import LocalImages
 from mucs_ray.data.prepare import prepare
@@ -332,10 +333,14 @@ def flat(name: str, tensors: Mapping[str, Tensor]) -> Values:
 
 
 def recipe_of(run: Run, method: MethodCard, settings: Mapping[str, Any]) -> Recipe:
-    """With the method's settings, then these, and few updates."""
+    """With the method's settings, then these, and few updates.
+
+    Where each level has its own bound these items are near it from the start; without a tolerance they are unlearned.
+    """
     recipe = with_values(for_method(run.recipe, method), settings)
     fixed = min(MOST_FIXED_UPDATES, recipe.method["mucs"].fixed_updates)
-    return with_values(recipe, {"method.mucs.fixed_updates": fixed})
+    tolerance = 0.0 if recipe.method["mucs"].bound == "by-level" else recipe.method["mucs"].tolerance
+    return with_values(recipe, {"method.mucs.fixed_updates": fixed, "method.mucs.tolerance": tolerance})
 
 
 def attributed(
@@ -384,6 +389,9 @@ def attributed(
                     made |= flat(f"{label}/item={number}/adapted", each.tensors)
                     told = {name: each.facts[name] for name in FACTS if name in each.facts}
                     made |= {f"{label}/item={number}/{name}": listed(fact) for name, fact in told.items()}
+            case "fit_together":
+                prepared = prepared_by[stage.owner] = worker.fit_together(prepared, adapted)
+                made |= flat(f"{label}/together/adapted", prepared)
             case "sample":
                 worker.load(prepared, adapted)
                 inside = torch.from_numpy(np.flatnonzero(worker.in_sample(run.images.idx.numpy())))
@@ -440,6 +448,8 @@ def ranked(run: Run, recipe: Recipe, label: str, scores: Tensor) -> tuple[np.nda
     table, idx = scores.detach().numpy().astype(np.float32), run.images.idx.numpy()
     if recipe.rank.correction == "mutual":
         table = mutual_ranks(table, idx, recipe.seed, ranking_names(table))
+    if recipe.rank.correction == "whitened":
+        table = Whitening.of(Moments.empty(table.shape[1]).add(idx, table), recipe.rank.whitening)(table)
     values: Values = {f"{label}/score": torch.from_numpy(table)}
     for number, name in enumerate(ranking_names(table)):
         best = Ranking.empty(run.k, seed=recipe.seed, name=name).add(idx, table[:, number])

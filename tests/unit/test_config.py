@@ -167,7 +167,7 @@ def test_an_unknown_key_names_the_nearest_known_one(setting: str, message: str):
         ("train.precision=fp16", "found 'fp16'"),
         ("model.channels=[4, 4, 4]", "recipe key model.channels: "),
         ("model.channels=4", "recipe key model.channels: "),
-        ("method.mucs.bound=exact", "'auto', 'drawn', 'linear' or 'zero-output'"),
+        ("method.mucs.bound=exact", "'auto', 'drawn', 'linear', 'zero-output' or 'by-level'"),
         ("seed=one", "recipe key seed: "),
     ],
 )
@@ -199,7 +199,8 @@ def test_a_bound_may_be_named_or_a_number_and_the_error_says_so():
     for given in ("auto", "drawn", "linear", "zero-output", 0.93, 1):
         assert tiny_recipe("x", method={"mucs": {"bound": given}}).method["mucs"].bound == given
     text = refused(
-        with_settings({**TINY, "data": "x"}, ["method.mucs.bound=-1"]), among="'linear' or 'zero-output', or "
+        with_settings({**TINY, "data": "x"}, ["method.mucs.bound=-1"]),
+        among="'linear', 'zero-output' or 'by-level', or ",
     )
     assert text.endswith("greater than 0; found -1")
 

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
@@ -25,7 +26,7 @@ from mucs_ray.attribution.first_losses import FirstLosses
 from mucs_ray.attribution.forward_inf import ForwardINF
 from mucs_ray.attribution.loss_change import LossChange, fp16, select_measure
 from mucs_ray.attribution.model_bank import swapped
-from mucs_ray.attribution.mucs import MUCS
+from mucs_ray.attribution.mucs import MUCS, resolve_bound
 from mucs_ray.attribution.skew import noise_losses, normalized_skew
 from mucs_ray.attribution.unlearn import null_loss, unlearn
 from mucs_ray.diffusion.batch import Batch, Item
@@ -437,10 +438,27 @@ def test_the_linear_bound_comes_with_the_mean_square_that_it_is_computed_from():
     config = MUCSConfig(bound="linear", batch_size=4, max_updates=1, learning_rate_divisor=5.0)
     what = Item(number=3, idx=60, condition={"condition": torch.eye(3)[0]}, z=IMAGES.z[0])
     unlearned = MUCS(context(config)).fit_item(what, actual, lambda *_: None)
-    how = {"bound": actual["null_loss"].item(), "second_moment": actual["second_moment"].item(), "config": config}
+    how = {"bound": actual["null_loss"].item(), "config": config}
+    by_level = partial(EDM().linear_bound, mean_square=actual["second_moment"].item())
     batches = shuffled_cuts(IMAGES)("unlearn/item=60", 4)
-    by_hand = unlearn(DENOISER, what, batches, learning_rate=0.002, seed=1, **how)
+    by_hand = unlearn(DENOISER, what, batches, level_bound=by_level, learning_rate=0.002, seed=1, **how)
     assert unlearned.facts["item_loss"] == by_hand.item_loss
+
+
+def test_the_bound_by_level_of_edm_is_the_loss_of_an_output_of_0_at_each_level():
+    """Of a network that is not zero at first it is the linear one. At one level both are those by hand."""
+    config = MUCSConfig(bound="by-level", batch_size=4, max_updates=1)
+    method = MUCS(replace(context(config), denoiser=None))
+    fitted = method.fit({}, iter([IMAGES]))
+    v = IMAGES.z.double().square().mean().item()
+    assert fitted["null_loss"].item() == pytest.approx(analytic_null_loss(v), rel=1e-6)
+    level = torch.tensor([0.5, 2.0], dtype=torch.float64)
+    by_level = method.level_bound(fitted)
+    assert by_level is not None
+    expected = [4 * (0.25 * v + 0.0625) / 0.5, 4 * (4 * v + 0.0625) / 4.25]
+    assert by_level(level).tolist() == pytest.approx(expected, rel=1e-6)
+    assert resolve_bound(config, SimpleNamespace(model=SimpleNamespace(bound="linear"))) == "linear"
+    assert method.level_bound({"null_loss": torch.tensor(2.0)}) is None
 
 
 def test_mucs_unlearns_each_item_by_the_recipe():

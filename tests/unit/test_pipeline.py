@@ -112,6 +112,7 @@ ATTRIBUTED = ["pretrain", "generate", "attribute/random", *MUCS, "report"]
     [
         ("mucs/subtraction", ["attribute/mucs/subtraction"]),
         ("mucs/mutual", ["attribute/mucs/mutual"]),
+        ("mucs/whitened", ["attribute/mucs/whitened"]),
         ("mucs/full-schedule", ["attribute/mucs/full-schedule/score", "attribute/mucs/full-schedule"]),
         (
             "mucs/lambda=0.1",

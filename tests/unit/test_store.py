@@ -322,6 +322,7 @@ STALE: dict[str, tuple[Any, set[str]]] = {
     "model.condition_dim": (0, EVERYTHING),
     "model.condition_drop": (0.2, EVERYTHING),
     "model.dropout": (0.0, EVERYTHING),
+    "model.sigma_data": (0.7, EVERYTHING),
     "train.updates": (16, TRAINED),
     "train.updates_per_epoch": (6, TRAINED),
     "train.batch_size": (4, TRAINED),
@@ -355,6 +356,9 @@ STALE: dict[str, tuple[Any, set[str]]] = {
     "method.mucs.fixed_updates": (3, UNLEARNED),
     "method.mucs.parameters": ("block", UNLEARNED),
     "method.mucs.sigmas": ("schedule", UNLEARNED),
+    "method.mucs.draws": ("common", UNLEARNED),
+    "method.mucs.retention": (0.5, UNLEARNED),
+    "method.mucs.antithetic": (True, UNLEARNED),
     "score.noises": (6, SCORED),
     "score.keep": (0.5, SCORED),
     "score.lowest_sigma": (0.5, SCORED),
@@ -365,9 +369,11 @@ STALE: dict[str, tuple[Any, set[str]]] = {
     "score.keep_losses": (True, SCORED),
     "score.sigmas": ("training", SCORED),
     "score.noise": ("independent", SCORED),
+    "score.weights": ("squared", SCORED),
     "rank.top_percent": (5.0, RERANKED),
     "rank.measure": ("difference", RERANKED),
     "rank.correction": ("mutual", RANKED),
+    "rank.whitening": (0.3, set()),  # read by the correction "whitened" only
     "remove.mode": ("matched", REMOVED),
     "remove.size": (9, set()),  # read in mode "matched" only
     "evaluate.metrics": (["mse"], set()),  # all there is for 8 px and without weights
@@ -503,6 +509,12 @@ def test_a_changed_field_makes_exactly_its_stages_stale(key: str, dataset: Datas
     before, after = fingerprints(recipe, dataset), fingerprints(other, dataset)
     assert set(before) == EVERYTHING
     assert {short for short in before if before[short] != after[short]} == expected
+
+
+def test_how_far_scores_are_whitened_makes_only_whitened_rankings_stale(dataset: Dataset):
+    recipe = changed(tiny_recipe(dataset.url), "rank.correction", "whitened")
+    before, after = fingerprints(recipe, dataset), fingerprints(changed(recipe, "rank.whitening", 0.3), dataset)
+    assert {short for short in before if before[short] != after[short]} == RANKED
 
 
 def test_other_data_make_everything_stale(dataset: Dataset, tmp_path: Path):

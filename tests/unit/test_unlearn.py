@@ -4,6 +4,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from mucs_ray.attribution import unlearn as unlearning
 from mucs_ray.attribution.cards.mucs import MUCSConfig
-from mucs_ray.attribution.unlearn import Unlearned, draw_losses, null_loss, unlearn
+from mucs_ray.attribution.unlearn import LevelBound, Unlearned, draw_losses, null_loss, unlearn
 from mucs_ray.diffusion.batch import Batch, Item
 from mucs_ray.diffusion.condition import Condition, for_each
 from mucs_ray.diffusion.edm import EDM, analytic_null_loss
@@ -71,13 +72,13 @@ def run(
     what: Item,
     *,
     bound: float = FAR,
-    second_moment: float | None = None,
+    level_bound: LevelBound | None = None,
     rate: float = RATE,
     **changes: object,
 ) -> Unlearned:
     config = replace(MUCSConfig(max_updates=3), **changes)
     return unlearn(
-        denoiser, what, batches, bound=bound, second_moment=second_moment, config=config, learning_rate=rate, seed=SEED
+        denoiser, what, batches, bound=bound, level_bound=level_bound, config=config, learning_rate=rate, seed=SEED
     )
 
 
@@ -446,27 +447,35 @@ def test_what_is_masked_of_the_training_images_does_not_count(trained: DiTEDM):
 # --- the bound level by level -----------------------------------------------------------------------------------------
 
 
-def test_every_draw_is_bound_at_its_own_level_and_so_is_the_stop(trained: DiTEDM):
-    """Each draw's loss is min(L, b(sigma)), b = 4 (sigma^2 + .25) v / (sigma^2 + v) (spec/models 2.5)."""
-    v, name = 0.3, "unlearn/item=60/step=0/item"
+@pytest.mark.parametrize("kind", ["linear", "zero-output"])
+def test_every_draw_is_bound_at_its_own_level_and_so_is_the_stop(trained: DiTEDM, kind: str):
+    """Each draw's loss is min(L, b(sigma)).
+
+    b = 4 (sigma^2 + .25) v / (sigma^2 + v), or 4 (sigma^2 v + .0625) / (sigma^2 + .25) (spec/models 2.5).
+    """
+    v, name, process = 0.3, "unlearn/item=60/step=0/item", EDM()
     sigma = training_sigmas(generator(SEED, name), 16)
-    bounds = 4 * (sigma**2 + 0.25) * v / (sigma**2 + v)
+    bounds = {
+        "linear": 4 * (sigma**2 + 0.25) * v / (sigma**2 + v),
+        "zero-output": 4 * (sigma**2 * v + 0.0625) / (sigma**2 + 0.25),
+    }[kind]
+    level_bound = partial(process.linear_bound if kind == "linear" else process.zero_output_bound, mean_square=v)
     repeated = item().z.expand(16, -1, -1, -1), for_each(item().condition, 16)
     losses = hand_losses(trained.eval(), *repeated, name)
     assert (losses > bounds).any() and (losses < bounds).any()  # both sides of the minimum are there
     expected = torch.minimum(losses, bounds).mean().item()
-    actual = run(trained, item(), bound=FAR, second_moment=v, max_updates=1)
+    actual = run(trained, item(), bound=FAR, level_bound=level_bound, max_updates=1)
     share = expected / bounds.mean().item()
     assert actual.item_loss[0] == pytest.approx(share * FAR, rel=1e-5)
     # whatever the mean over all levels is, these draws are compared with the bound at their own
     for bound in (FAR, 0.5):
         near, far = (
-            run(trained, item(), bound=bound, second_moment=v, max_updates=1, tolerance=t)
+            run(trained, item(), bound=bound, level_bound=level_bound, max_updates=1, tolerance=t)
             for t in (1 - share + 1e-4, 1 - share - 1e-4)
         )
         assert near.updates == 0 and near.outcome == "reached"
         assert far.updates == 1
-    unbound = run(trained, item(), bound=FAR, second_moment=v, clamp=False, max_updates=1)
+    unbound = run(trained, item(), bound=FAR, level_bound=level_bound, clamp=False, max_updates=1)
     assert unbound.item_loss[0] == pytest.approx(losses.mean().item(), rel=1e-5)
 
 

@@ -3,19 +3,22 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt
 
 from mucs_ray.attribution.card import MethodCard, MethodStage
+
+Bound = Literal["auto", "drawn", "linear", "zero-output", "by-level"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MUCSConfig:
     """These settings say how a generated item is unlearned (spec 7.1, 7.2)."""
 
-    bound: Literal["auto", "drawn", "linear", "zero-output"] | Annotated[float, Gt(0)] = "auto"
+    bound: Bound | Annotated[float, Gt(0)] = "auto"
     """How far the item's loss may rise. "drawn": to the loss of the untrained network. "zero-output": to that of a
     network whose output is 0. "linear": level by level to that of the best linear denoiser. Both are computed from
-    E[z^2]. "auto": what is usual for the kind of model. Or a number.
+    E[z^2]. "auto": what is usual for the kind of model. "by-level": that level by level, which in place of "drawn" is
+    the loss of an output of 0 at each level. Or a number.
     """
     null_batches: Annotated[int, Gt(0)] = 200
     """Batches of 100 draws for the drawn bound."""
@@ -37,6 +40,13 @@ class MUCSConfig:
     has no MLPs, the convolutions of its blocks take their place (docs/networks.md)."""
     sigmas: Literal["training", "schedule"] = "training"
     """Noise levels of both losses: as in training, or random positions on the sampler's schedule (spec 8)."""
+
+    draws: Literal["own", "common"] = "own"
+    """Batches, levels and noise of the updates: of each item's own, or the same ones for all items."""
+    retention: Annotated[float, Ge(0), Le(1)] = 0.0
+    """Share of each training batch that is drawn from the images with the item's condition."""
+    antithetic: bool = False
+    """Also make a model by as many updates with -lambda and no bound, with which the unlearned one is compared."""
 
 
 CARD = MethodCard(

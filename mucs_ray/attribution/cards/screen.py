@@ -41,7 +41,12 @@ CARD = MethodCard(
         ),
         MethodStage(name="score", hook="score", compares_losses=True),
     ),
-    settings={"score.noise": "shared", "rank.measure": "skew"},
+    settings={
+        "method.mucs.antithetic": False,
+        "score.noise": "shared",
+        "score.weights": "even",
+        "rank.measure": "skew",
+    },
     config_class=ScreenConfig,
     implementation="mucs_ray.attribution.screen:ScreenedMUCS",
 )

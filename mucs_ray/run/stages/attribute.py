@@ -23,7 +23,7 @@ from mucs_ray.store.run import Stage
 
 def run_hook(pipeline: Pipeline, spec: StageSpec, cluster: Cluster) -> Output:
     """Run a stage of a method that runs alone."""
-    hooks = {"accumulate": accumulate, "fit": fit, "fit_screen": fit, "fit_item": fit_items}
+    hooks = {"accumulate": accumulate, "fit": fit, "fit_together": fit, "fit_screen": fit, "fit_item": fit_items}
     return hooks[spec.hook](pipeline, spec, cluster)
 
 
@@ -92,7 +92,7 @@ def attribute_job(pipeline: Pipeline, spec: StageSpec) -> AttributeJob:
 def input_refs(pipeline: Pipeline, spec: StageSpec, load: Load = load_files) -> Refs:
     """Put the results of earlier stages that a stage reads into the object store."""
     assert spec.method_stage is not None
-    fitted = earlier_stages(pipeline, spec, "accumulate", "fit", "fit_screen")[-1:]
+    fitted = earlier_stages(pipeline, spec, "accumulate", "fit", "fit_together", "fit_screen")[-1:]
     items = earlier_stages(pipeline, spec, "fit_item")
     uses_model, pretraining = spec.method_stage.uses_model, pipeline.stages["pretrain"]
     return Refs(

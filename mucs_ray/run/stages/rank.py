@@ -1,8 +1,9 @@
 """The last stage of an attribution: it turns the scores into a ranking of the training images for each item."""
 
 import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -17,6 +18,7 @@ from mucs_ray.attribution.config import Measure
 from mucs_ray.attribution.ensemble import ensemble_scores
 from mucs_ray.attribution.loss_change import select_measure
 from mucs_ray.attribution.ranking import Ranking, mutual_ranks, top_k
+from mucs_ray.attribution.whitening import whitened
 from mucs_ray.data.show import descriptions
 from mucs_ray.data.table import Dataset, Unit, open_parquet
 from mucs_ray.diffusion.batch import Batch
@@ -84,17 +86,27 @@ def empty_rankings(k: int, num_items: int, seed: int) -> list[Ranking]:
 
 
 def score_tables(pipeline: Pipeline, spec: StageSpec) -> Iterator[pa.Table]:
-    """Yield idx and score in order of idx: of one unit after the other, or of all where a score depends on all."""
+    """Yield idx and score in order of idx, after the correction that the recipe asks for."""
+    uncorrected, recipe = partial(uncorrected_tables, pipeline, spec), spec.recipe
+    match recipe.rank.correction:
+        case "none":
+            return uncorrected()
+        case "mutual":
+            return mutual_table(uncorrected(), recipe.seed)
+        case "whitened":
+            return whitened_tables(uncorrected, recipe.generate.items, recipe.rank.whitening)
+
+
+def uncorrected_tables(pipeline: Pipeline, spec: StageSpec) -> Iterator[pa.Table]:
+    """Yield idx and score in order of idx: of one unit after the other, or, for an ensemble, of all."""
     stages, recipe = pipeline.stages, spec.recipe
     if spec.method.is_ensemble:
         members = {member: stages[f"attribute/{member}"] for member in spec.method.weights}
-        tables = iter([ensemble_table(members, spec.method.weights, recipe.generate.items, recipe.seed)])
-    elif spec.method.stages:
+        return iter([ensemble_table(members, spec.method.weights, recipe.generate.items, recipe.seed)])
+    if spec.method.stages:
         (scored,) = spec.inputs
-        tables = score_parts(stages[scored], pipeline.dataset.units("train"), recipe.rank.measure)
-    else:
-        tables = scored_by_idx(stages["generate"], pipeline.dataset, spec)
-    return tables if recipe.rank.correction == "none" else mutual_table(tables, recipe.seed)
+        return score_parts(stages[scored], pipeline.dataset.units("train"), recipe.rank.measure)
+    return scored_by_idx(stages["generate"], pipeline.dataset, spec)
 
 
 def score_parts(stage: Stage, units: Sequence[Unit], measure: Measure) -> Iterator[pa.Table]:
@@ -148,6 +160,15 @@ def mutual_table(tables: Iterable[pa.Table], seed: int) -> Iterator[pa.Table]:
     idx, scores = all_scores(tables)
     names = [ranking_name(number) for number in range(scores.shape[1])]
     yield score_table(idx, mutual_ranks(scores, idx, seed, names))
+
+
+def whitened_tables(uncorrected: Callable[[], Iterator[pa.Table]], num_items: int, delta: float) -> Iterator[pa.Table]:
+    """Yield the scores whitened over the items; the uncorrected ones are streamed twice."""
+
+    def parts() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        return ((table["idx"].to_numpy(), score_matrix(table)) for table in uncorrected())
+
+    return (score_table(idx, scores) for idx, scores in whitened(parts, num_items, delta))
 
 
 def all_scores(tables: Iterable[pa.Table]) -> tuple[np.ndarray, np.ndarray]:
