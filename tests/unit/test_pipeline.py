@@ -313,6 +313,15 @@ def test_status_finds_the_same_stages(data: Dataset, tmp_path: Path):
     assert again.last_command() == "retrain"
 
 
+def test_a_single_picture_is_not_tested_twice(data: Dataset, tmp_path: Path):
+    """The top-k of one list is what matched removal takes too."""
+    run = opened(data, tmp_path, methods=("pixel",), remove={"mode": "both"})
+    one, two = (run.explaining(find_queries(images)) for images in (["idx:1"], ["idx:1", "idx:2"]))
+    assert one.compared_keys() == ["random", "pixel"] and len(two.compared_keys()) == 4
+    sized = opened(data, tmp_path, methods=("pixel",), remove={"mode": "both", "size": 9})
+    assert len(sized.explaining(find_queries(["idx:1"])).compared_keys()) == 4
+
+
 def with_pictures(data: Dataset, folder: Path, *, generated: bool, **evaluate: object) -> Pipeline:
     """Return a run that explains two images of the data set, as if it had generated them or not."""
     run = opened(data, folder, methods=("pixel",), evaluate={"metrics": ["mse"], **evaluate})
