@@ -122,6 +122,8 @@ def show_answer(
     for analysis in analyses:
         console.print(auc_table(analysis))
         console.print(sentence(analysis), highlight=False, soft_wrap=True)
+    if analyses and "compared_by" in document:
+        console.print(escape(document["compared_by"]), highlight=False, soft_wrap=True)
     if lds is not None:
         from mucs_ray.results import lds as results
 
