@@ -203,6 +203,7 @@ stage_command("retrain", "Train again without the images each method names, and 
 stage_command("regenerate", "Generate the same items again from the retrained networks.")
 stage_command("evaluate", "Compare them with the first ones: did removing those images change them more than random?")
 stage_command("lds", "Train on random halves of the images: how well does each method predict what that changes?")
+stage_command("groups", "Which group of training images (label, artist, ...) made each item, and what is its share?")
 stage_command("report", "Write report.html, after whatever an attribution is missing.")
 
 
