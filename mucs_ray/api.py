@@ -40,6 +40,10 @@ def prepare(
     out: str | PathLike[str] | None = None,
     *,
     size: int | None = None,
+    image_column: str | None = None,
+    text_column: str | None = None,
+    label_column: str | None = None,
+    follow_links: bool = False,
     progress: bool = True,
 ) -> "Dataset":
     """Write a training set in the canonical form, as `mucs-ray data prepare` does, and return it.
@@ -49,15 +53,23 @@ def prepare(
         source: The place of the original files; None for the embedded emoji.
         out: The URL to write to; data/NAME if it is None. The same request again returns what is there.
         size: The shorter side in pixels.
+        image_column: The column of file names or images, where it has another name than those that are looked for.
+        text_column: The column of captions; "none" for no captions.
+        label_column: The column of labels; "none" for no labels.
+        follow_links: Whether soft links are read that lead out of the source, or to folders.
         progress: Whether progress is printed.
 
     Raises:
         InputError: If the source cannot be read as such a set, or something else is at `out`.
     """
+    from mucs_ray.data.sources import Choices
     from mucs_ray.run.resolve import prepare_data
 
     where = None if source is None else fspath(source)
-    return prepare_data(name, where, fspath(out or f"data/{name}"), size, console=console(progress))
+    choices = Choices(
+        image_column=image_column, text_column=text_column, label_column=label_column, follow_links=follow_links
+    )
+    return prepare_data(name, where, fspath(out or f"data/{name}"), size, choices=choices, console=console(progress))
 
 
 def open_run(

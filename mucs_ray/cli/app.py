@@ -81,8 +81,11 @@ def work(command: str, output: Terminal, pipeline: "Pipeline") -> None:
     print_plan(output, pipeline, plan)
     if command == "evaluate" and pipeline.regeneration != "none":
         print_left_out(output.console, pipeline.similarities[1])
+    from mucs_ray.planning.cost import long_training
     from mucs_ray.run import driver
 
+    if line := long_training(pipeline, plan):
+        output.console.print(f"[yellow]{escape(line)}[/]", highlight=False, soft_wrap=True)
     done = [name for _, name in driver.run([pipeline], command)]
     if not done:
         output.console.print("nothing to do")
@@ -263,6 +266,10 @@ def plan(
     seed: SeedOption = None,
     settings: SetOption = None,
     method: MethodOption = None,
+    image: ImageOption = None,
+    queries: QueriesOption = None,
+    label: LabelOption = None,
+    prompt: PromptOption = None,
     weights_dir: WeightsDirOption = None,
     command: ForOption = "attribute",
     workers: WorkersOption = None,
@@ -283,6 +290,10 @@ def plan(
             seed=seed,
             settings=settings or (),
             methods=method,
+            images=image or (),
+            queries=queries,
+            label=label,
+            prompt=prompt,
             weights_dir=weights_dir,
         )
         (pipeline,) = open_pipeline(output, options)

@@ -23,6 +23,10 @@ SHOWN = 4
 """The number of places that the terminal shows of each item."""
 
 
+CAPTION_WIDTH = 60
+"""The number of characters of a caption that the terminal shows."""
+
+
 class Terminal:
     """The output of one command: text for people on stdout (on stderr with --json), results for programs on stdout.
 
@@ -102,7 +106,7 @@ def show_answer(console: Console, document: dict[str, Any], analyses: Sequence["
     attributions = document.get("attributions", {})
     for method in without_variants(list(attributions)):
         attribution = attributions[method]
-        heading = f"most influential training images by {method}: idx (score) name"
+        heading = f"most influential training images by {method}: idx (score) name, caption or class"
         of_user = any("query" in item for item in attribution["items"])
         table = Table("item", "picture" if of_user else "idx", heading, box=None)
         for item in attribution["items"]:
@@ -119,12 +123,21 @@ def show_answer(console: Console, document: dict[str, Any], analyses: Sequence["
 
 
 def top_places(item: Mapping[str, Any]) -> str:
-    """Return the first places of an item: idx and score side by side, or one line for each if the images have names."""
-    places = [
-        f"{idx} ({score:.3f}) {name}".rstrip()
-        for (idx, score), name in zip(item["top"][:SHOWN], item["names"], strict=False)
+    """Return the first places of an item, with names and captions or classes: one line for each if there are any."""
+    words = [
+        "  ".join(filter(None, (name, caption_text(caption))))
+        for name, caption in zip(item["names"], item["captions"], strict=True)
     ]
-    return ("\n" if any(item["names"][:SHOWN]) else "  ").join(places)
+    places = [
+        f"{idx} ({score:.3f}) {text}".rstrip() for (idx, score), text in zip(item["top"][:SHOWN], words, strict=False)
+    ]
+    return ("\n" if any(words[:SHOWN]) else "  ").join(places)
+
+
+def caption_text(caption: str) -> str:
+    """Return a caption on one line, cut, without what a terminal would obey."""
+    whole = "".join(sign for sign in " ".join(caption.split()) if sign.isprintable())
+    return whole if len(whole) <= CAPTION_WIDTH else f"{whole[: CAPTION_WIDTH - 1]}…"
 
 
 def auc_table(analysis: "Analysis") -> Table:

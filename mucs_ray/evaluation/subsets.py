@@ -12,12 +12,17 @@ import warnings
 import numpy as np
 from jaxtyping import Float, Int64
 
-from mucs_ray.diffusion.noise import generator
-
 
 def num_chosen(num_images: int, share: float) -> int:
     """Return the number of images in every subset."""
     return round(share * num_images)
+
+
+def stream_of(seed: int, name: str) -> np.random.Generator:
+    """Return the random stream of a name."""
+    from mucs_ray.diffusion.noise import generator  # imports torch, without which runs are looked at
+
+    return generator(seed, name)
 
 
 def is_uniform(number: int) -> bool:
@@ -33,7 +38,7 @@ def chosen(
     All subsets have the same size, and so a constant added to all scores changes no prediction: of the last block that
     is taken, only as many images are taken as are missing.
     """
-    stream = generator(seed, f"lds/subset={number}")
+    stream = stream_of(seed, f"lds/subset={number}")
     order = stream.permutation(len(idx))
     if not is_uniform(number):
         place_of_block = stream.permutation(int(block.max()) + 1)
@@ -43,7 +48,7 @@ def chosen(
 
 def repeat_seed(seed: int) -> int:
     """Return the seed of trainings that repeat others with other initial weights and another order of the images."""
-    return int(generator(seed, "lds/repeat").integers(2**31))
+    return int(stream_of(seed, "lds/repeat").integers(2**31))
 
 
 def find_blocks(
@@ -59,7 +64,7 @@ def find_blocks(
     for value in np.unique(label):
         rows = np.flatnonzero(label == value)
         num_groups = min(len(rows), max(1, round(num_blocks * len(rows) / len(label))))
-        group = groups(features[rows], num_groups, generator(seed, f"lds/blocks/class={value}"))
+        group = groups(features[rows], num_groups, stream_of(seed, f"lds/blocks/class={value}"))
         block[rows] = num_found + group
         num_found += int(group.max()) + 1
     return block

@@ -1,20 +1,24 @@
 """The cost of a run: its work, at the speed of one worker, in FLOP, wall time, workers' time and money."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import ceil, inf
 from typing import Any, Literal
 
 import torch
 
+from mucs_ray.engine.address import cluster_address
 from mucs_ray.engine.pace import readable
 from mucs_ray.engine.session import usable_cpus
 from mucs_ray.errors import InputError
 from mucs_ray.pipeline.graph import Pipeline
-from mucs_ray.planning.speed import Speed, speed_of
+from mucs_ray.planning.speed import Speed, flop_of_forward, speed_of
 from mucs_ray.planning.workload import Work, left_to_do
+from mucs_ray.store.run import State
 
 DAY_S = 24 * 3600
+QUICK_FLOP = 1e15
+"""Less than this is done within a day at 12 GFLOP/s, which a single CPU reaches."""
 FORWARD_AND_BACKWARD = 3
 """A backward pass takes about twice the FLOP of its forward pass."""
 
@@ -111,6 +115,29 @@ def estimate(
         processor=speed.processor,
         price=price,
         basis=basis,
+    )
+
+
+def long_training(pipeline: Pipeline, states: Mapping[str, State]) -> str | None:
+    """Return a line if the training that `states` lack would take more than a day on the CPUs of this machine.
+
+    Its speed is measured only if it is so large that it might. None on a GPU, and on a cluster, whose speed is not
+    known here.
+    """
+    recipe = pipeline.recipe
+    missing = "pretrain" in states and states["pretrain"].status != "done" and recipe.trains
+    if not missing or torch.cuda.is_available() or cluster_address(pipeline.address) != "local":
+        return None
+    training = next(work for work in left_to_do(pipeline, states, processor="CPU") if work.stage == "pretrain")
+    if training.passes.backwards * FORWARD_AND_BACKWARD * flop_of_forward(recipe) < QUICK_FLOP:
+        return None
+    workers = usable_cpus()
+    seconds = cost(training, speed_of(pipeline, {}), workers=workers, price=None).seconds
+    if seconds <= DAY_S:
+        return None
+    return (
+        f"the training alone would take about {seconds / DAY_S:,.0f} days on the {workers} CPUs of this machine, if it"
+        " does not stop sooner; for a machine without a GPU there is --recipe custom-small"
     )
 
 

@@ -11,6 +11,7 @@ from mucs_ray import storage
 from mucs_ray.attribution.tuning import precisions
 from mucs_ray.config.recipe import Recipe
 from mucs_ray.diffusion.loss import denoising_loss
+from mucs_ray.diffusion.model import DiffusionModel
 from mucs_ray.engine.pace import PACE
 from mucs_ray.models.adapters import adapter
 from mucs_ray.pipeline.graph import Pipeline
@@ -107,9 +108,7 @@ def measure(recipe: Recipe) -> Speed:
     denoiser = (kind.untrained(recipe.seed, device) or kind.model(device)).requires_grad_(True)
 
     def run(count: int) -> torch.Tensor:
-        image, noise = torch.zeros(2, count, *denoiser.shape, device=device)
-        level = denoiser.process.scoring_levels(1, 1.0).to(device).expand(count)
-        return denoising_loss(denoiser.process, denoiser, image, noise, level).mean()
+        return loss_of_nothing(denoiser, count, device)
 
     def forward(precision: Precision) -> float:
         with torch.no_grad(), autocast(precision, device):
@@ -130,6 +129,21 @@ def measure(recipe: Recipe) -> Speed:
         processor=processor,
         measured=f"on one {processor} of this machine",
     )
+
+
+def loss_of_nothing(denoiser: DiffusionModel, count: int, device: torch.device) -> torch.Tensor:
+    """Return the mean loss of some empty images, in one forward."""
+    image, noise = torch.zeros(2, count, *denoiser.shape, device=device)
+    level = denoiser.process.scoring_levels(1, 1.0).to(device).expand(count)
+    return denoising_loss(denoiser.process, denoiser, image, noise, level).mean()
+
+
+def flop_of_forward(recipe: Recipe) -> float:
+    """Return the FLOP of a forward of one image, without doing it."""
+    device = torch.device("meta")
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        loss_of_nothing(adapter(recipe.model).model(device), 1, device)
+    return counter.get_total_flops()
 
 
 def timed(call: Callable[[], object], *, budget_s: float = MEASURE_S) -> float:

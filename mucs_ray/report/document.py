@@ -223,6 +223,8 @@ class Report:
     stages: tuple[tuple[str, str], ...]
     items: tuple[ItemSection, ...]
     """This is empty in a report over several seeds, because each seed has a report of its own."""
+    warnings: tuple[str, ...] = ()
+    """Sentences on what makes the answers worthless, which stand above everything else."""
     sampled: Picture | None = None
     """An image sampled from weights from elsewhere, by which a reader sees that they were read rightly."""
     evaluations: tuple[Evaluation, ...] = ()

@@ -106,6 +106,7 @@ def document(pipeline: Pipeline, analyses: Sequence[Analysis]) -> Report:
         facts=tuple(run_facts(pipeline)),
         stages=tuple(stage_times(pipeline.stages | pipeline.evaluated)),
         items=tuple(sections),
+        warnings=tuple(warnings(pipeline)),
         sampled=sampled_picture(pipeline),
         evaluations=counterfactual.sections([pipeline], analyses),
         hubs=counterfactual.hubs_report([pipeline], methods),
@@ -249,8 +250,6 @@ def run_facts(pipeline: Pipeline) -> Iterator[tuple[str, str]]:
         yield "screening", screen.expectation(pipeline.stages["attribute/mucs/screen/bounds"].facts())
     versions = {**read_facts(pipeline.stages["generate"], DoneFacts).versions, "python": platform.python_version()}
     yield "versions", ", ".join(f"{name} {value}" for name, value in versions.items())
-    for warning in warnings(pipeline):
-        yield "warning", warning
     yield "fingerprint", pipeline.report().fingerprint[:16]
 
 
@@ -321,6 +320,7 @@ def attribution(stage: Stage, pictures: Sequence[Query] = ()) -> dict[str, Any]:
             **({"query": pictures[number].name} if pictures else {}),
             "top": [[int(row["idx"]), float(row["score"])] for row in rows],
             "names": [row.get("name", "") for row in rows],
+            "captions": [row["text"] or row["label"] for row in rows],
         }
         for number, rows in read_topk(stage).items()
     ]

@@ -51,6 +51,7 @@ def open_runs(
     methods, queries = method_names(request.methods), named_queries(request, console)
     own = queries or continues  # the run directory has a recipe, which is meant
     where = request.run or (default_run(request.dataset, request.recipe) if own else None)
+    begun = where or (None if request.recipe else default_run(request.dataset, request.recipe))
     recipe, data = resolve(
         dataset=request.dataset,
         recipe=request.recipe,
@@ -59,6 +60,8 @@ def open_runs(
         methods=methods,
         console=console,
         run=where if own else None,
+        begun=begun if begun is None or seeds is None else f"{begun}/{folder(seeds[0])}",
+        address=request.address,
     )
     url = where or f"runs/{recipe.name}"
     check_owner(url, several=seeds is not None)

@@ -14,6 +14,7 @@ from mucs_ray.data.prepare import prepare
 from mucs_ray.data.sources import Choices
 from mucs_ray.data.sources.registry import load_source
 from mucs_ray.data.table import Dataset
+from mucs_ray.engine.address import cluster_address
 from mucs_ray.errors import InputError
 from mucs_ray.models.adapters import kind_of
 from mucs_ray.pipeline.recipe_file import read_recorded_run
@@ -21,6 +22,10 @@ from mucs_ray.pipeline.recipe_file import read_recorded_run
 DEMO_WEIGHTS = str(resources.files("mucs_ray.recipes").joinpath("emoji.safetensors"))
 """The weights of a network of the recipe emoji that was trained for longer than a demo may take
 (benchmarks/demo_weights.py)."""
+CUSTOM, SMALL = "custom", "custom-small"
+"""The recipes for data sets that have none of their own: a large network, and a small one for a machine without a GPU.
+"""
+SMALL_LINE = f"there is no GPU here, so the recipe is {SMALL}, a small network; --recipe {CUSTOM} takes a large one"
 EMBEDDED = "emoji"
 """The data set that needs no source, and is prepared on first use."""
 
@@ -34,24 +39,31 @@ def resolve(
     methods: Sequence[str] = (),
     console: Console,
     run: str | None = None,
+    begun: str | None = None,
+    address: str | None = None,
 ) -> tuple[Recipe, Dataset]:
     """Return the recipe with all settings applied, and its data set. InputError, in one line, for anything wrong.
 
     `methods` are the methods asked for, whose settings the recipe may hold. `run` is a run directory whose model is
-    wanted: its own recipe is taken, unless another recipe or other weights are named.
+    wanted: its own recipe is taken, unless another recipe or other weights are named. Where the recipe is chosen here,
+    it is one that suits a run that was `begun` in this directory, else the cluster at `address` or this machine.
     """
     values = recipe_of_run(run, dataset) if run is not None and recipe is None and weights is None else None
     if values is None and dataset is None and recipe is None:
         raise InputError("which data set? give --dataset NAME_OR_URL (or --recipe); `mucs-ray demo` needs neither")
-    if values is None:
-        values = raw_recipe(dataset, recipe)
-    values = with_kind(values, settings)
+    is_default = values is None and recipe is None and weights is None
+    raw = raw_recipe(dataset, recipe) if values is None else values
+    values = with_kind(raw, settings)
     if weights is not None:
         values["weights"] = storage.absolute(weights)
     if "data" not in values:
         raise InputError('the recipe names no data set; give --dataset, or data = "URL" in the recipe')
     opened = open_dataset(str(values["data"]), console)
     built = build(from_card(values, opened.card), methods)
+    if is_default and takes_small(raw, settings, begun, address):
+        console.print(SMALL_LINE, highlight=False, soft_wrap=True)
+        values = with_settings({**read_recipe(SMALL), "data": raw["data"], "name": raw["name"]}, settings)
+        built = build(from_card(values, opened.card), methods)
     if built.weights is not None:
         from mucs_ray.store.weights import load_weights
 
@@ -114,7 +126,26 @@ def raw_recipe(dataset: str | None, recipe: str | None) -> Values:
         return read_recipe(dataset)
     name = Dataset.open(dataset).card.request.get("name", "")  # of the source that it was prepared from
     own_name = dataset.rstrip("/").rsplit("/", 1)[-1]  # so that two data sets do not share a run directory
-    return {**read_recipe(name if name in recipe_names() else "custom"), "data": dataset, "name": own_name}
+    return {**read_recipe(name if name in recipe_names() else CUSTOM), "data": dataset, "name": own_name}
+
+
+def takes_small(values: Values, settings: Sequence[str], begun: str | None, address: str | None) -> bool:
+    """Return whether the small recipe is taken where `values` are the default: there is no GPU, and no cluster either.
+
+    A run that was begun keeps the network that it has, and settings of the model are meant for the large one.
+    """
+    large = read_recipe(CUSTOM)
+    if any(values.get(section) != large.get(section) for section in large.keys() - {"name", "data"}):
+        return False  # the data set has a recipe of its own
+    recorded = read_recorded_run(storage.absolute(begun)) if begun is not None else None
+    if recorded is not None:
+        small, own = read_recipe(SMALL)["model"], recorded.recipe["model"]
+        return all(own.get(key) == small[key] for key in ("width", "depth", "num_heads"))
+    if any(setting.startswith("model.") for setting in settings):
+        return False
+    import torch  # here, for bad input and what only looks at a run do without it
+
+    return not torch.cuda.is_available() and cluster_address(address) == "local"
 
 
 def data_url(dataset: str) -> str:

@@ -95,6 +95,28 @@ def test_workers_of_another_place(data: Dataset, tmp_path: Path):
     assert actual[SCORE].seconds == SCORED * 0.5 / 4 and actual[SCORE].worker_seconds == SCORED * 0.5
 
 
+@pytest.mark.parametrize(("backward_s", "days"), [(2.0, None), (1800.5, "1"), (90_000.0, "50")])
+def test_a_training_of_days_is_told_before_it_begins(
+    data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backward_s: float, days: str | None
+):
+    """96 images take 2 workers 48 times the seconds of one; more than a day from 1,800 s on."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(estimating, "QUICK_FLOP", 1.0)
+    monkeypatch.setattr(speeds, "measure", lambda recipe: replace(HERE, backward_s=backward_s))
+    pipeline = opened(data, tmp_path)
+    line = estimating.long_training(pipeline, pipeline.plan("attribute"))
+    assert line is None if days is None else line and f"about {days} days on the 2 CPUs" in line
+    assert line is None or "--recipe custom-small" in line
+    # neither on a cluster, nor for what is quick, nor where the model is there
+    cluster = replace(pipeline, address="auto")
+    assert estimating.long_training(cluster, cluster.plan("attribute")) is None
+    monkeypatch.setattr(estimating, "QUICK_FLOP", 1e15)
+    assert estimating.long_training(pipeline, pipeline.plan("attribute")) is None
+    monkeypatch.setattr(estimating, "QUICK_FLOP", 1.0)
+    pipeline.stages["pretrain"].finish({}, {})
+    assert estimating.long_training(pipeline, pipeline.plan("attribute")) is None
+
+
 @pytest.mark.parametrize("price", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_price_is_a_number_above_0(data: Dataset, tmp_path: Path, price: float):
     with pytest.raises(InputError, match=r"--price .* expected a number above 0"):

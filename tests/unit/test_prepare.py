@@ -3,15 +3,18 @@
 import io
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+import mucs_ray
 from mucs_ray.data.prepare import WrittenShard, prepare
 from mucs_ray.data.sources import Choices, Task
 from mucs_ray.data.table import Dataset
 from mucs_ray.errors import InputError
+from mucs_ray.run import resolve
 
 
 def art(folder: Path, contents: dict[str, bytes]) -> str:
@@ -175,3 +178,11 @@ def test_a_set_without_test_images_says_what_it_can_be_used_for(tmp_path: Path, 
     (Path(where) / "test/b/5.png").write_bytes(b"rubbish")
     told = prepare("artbench10", where=where, out=str(tmp_path / "out"), size=4).card.understood
     assert told["splits"][1]["images"] == 0 and "generate.conditions=train" in told["notes"][0]
+
+
+def test_python_takes_the_options_of_the_command(monkeypatch: pytest.MonkeyPatch):
+    asked: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(resolve, "prepare_data", lambda *places, choices, console: asked.append((places, choices)))
+    mucs_ray.prepare("folder", "in", size=8, text_column="none", label_column="kind", follow_links=True)
+    expected = Choices(text_column="none", label_column="kind", follow_links=True)
+    assert asked == [(("folder", "in", "data/folder", 8), expected)]

@@ -163,6 +163,15 @@ def test_reached_is_stated_plainly() -> None:
 STOPPED = replace(UNLEARNING, outcome="bound hit", item_loss=(0.1, 0.2, 0.61), steps=1200, seconds=131.0)
 
 
+def test_what_makes_answers_worthless_stands_above_them() -> None:
+    html = render(report(warnings=("mucs: nothing was unlearned & it is told",)))
+    warned, items = (
+        html.index("<b>Warning.</b> mucs: nothing was unlearned &amp; it is told."),
+        html.index("How to read this"),
+    )
+    assert warned < items and html.count('class="warning"') == 1
+
+
 def test_bound_hit_is_a_visible_warning() -> None:
     html = render(report(replace(section(), answers=(replace(answer(), unlearning=STOPPED),)), section(2)))
     assert html.count('class="warning"') == html.count('class="badge"') == html.count('class="warned"') == 1

@@ -85,17 +85,23 @@ def test_the_ranking_says_names(pets: Dataset) -> None:
 
 def test_the_terminal_says_names_or_idx_alone() -> None:
     top = [[number, 0.5] for number in range(9)]
-    assert top_places({"top": top, "names": ["[x].png"] * 9}).split("\n")[0] == "0 (0.500) [x].png"
-    assert top_places({"top": top, "names": [""] * 9}) == "0 (0.500)  1 (0.500)  2 (0.500)  3 (0.500)"
+
+    def places(name: str, caption: str) -> list[str]:
+        return top_places({"top": top, "names": [name] * 9, "captions": [caption] * 9}).split("\n")
+
+    assert places("[x].png", "") == [f"{number} (0.500) [x].png" for number in range(4)]
+    assert places("", "") == ["0 (0.500)  1 (0.500)  2 (0.500)  3 (0.500)"]
+    assert places("x.png", "a\n cat\x1b[31m")[0] == "0 (0.500) x.png  a cat[31m"
+    assert places("", "cat")[1] == "1 (0.500) cat" and places("", "x" * 70)[0] == f"0 (0.500) {'x' * 59}…"
 
 
 @pytest.mark.parametrize("name", ["[x]", "[/x]", "[bold]", "a::b", "100%", "a b"])
 def test_paths_of_any_kind_are_printed_as_they_are(name: str) -> None:
     paths = {"scores": f"{name}/scores.parquet", "topk": f"{name}/topk.csv"}
-    item = {"item": 0, "idx": 3, "top": [[1, 0.5]], "names": [f"{name}.png"]}
+    item = {"item": 0, "idx": 3, "top": [[1, 0.5]], "names": [f"{name}.png"], "captions": ["[/]"]}
     console = Console(file=StringIO(), width=200)
     document = {"attributions": {"mucs": {**paths, "items": [item]}}, "report": f"{name}/report.html"}
-    show_answer(console, document, None)
+    show_answer(console, document, ())
     told = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
     assert all(path in told for path in (*paths.values(), f"{name}.png", f"{name}/report.html"))
 
