@@ -116,9 +116,7 @@ def forget_groups(
 ) -> dict[str, str]:
     """Unlearn groups over the cluster, given number and members by file; return the sha256 by file."""
     coordinator, files = new_coordinator(), {f"group-{number:04d}": file for file, (number, _) in groups.items()}
-    units = {
-        name: (weights, file, *groups[file], unlearner, job, coordinator) for name, file in files.items()
-    }
+    units = {name: (weights, file, *groups[file], unlearner, job, coordinator) for name, file in files.items()}
 
     def show_progress() -> None:
         progress = coordinator.read().values()
@@ -141,7 +139,10 @@ def errors_of(model: DiffusionModel, numbers: Sequence[int], job: GroupJob) -> T
     items = [load_item(job.generated, number) for number in numbers]
     draws = range(recipe.groups.noise_sets)
     return torch.stack(
-        [torch.stack([query_errors(model, item, grid, seed=recipe.seed, draw=draw) for draw in draws]) for item in items]
+        [
+            torch.stack([query_errors(model, item, grid, seed=recipe.seed, draw=draw) for draw in draws])
+            for item in items
+        ]
     )
 
 

@@ -54,7 +54,17 @@ from mucs_ray.store.run import Stage, State, open_run
 
 REPORT_LAYOUT = 5
 """The version of the report's layout; a higher one makes finished reports stale."""
-PHASES = ("pretrain", "generate", "attribute", "retrain", "regenerate", "evaluate", *LDS_PHASES, *GROUP_PHASES, "report")
+PHASES = (
+    "pretrain",
+    "generate",
+    "attribute",
+    "retrain",
+    "regenerate",
+    "evaluate",
+    *LDS_PHASES,
+    *GROUP_PHASES,
+    "report",
+)
 """The phases of the stages (`StageRef.phase`), in order."""
 RETRAINS = ("retrain", TRAININGS, RETRAINED_GROUPS)
 """The phases that train without some of the images."""
@@ -451,7 +461,8 @@ class Pipeline:
         """Return the last of the commands, in the order of the stages, that the folders of the run directory show."""
         folders = set(storage.names(self.run_url))
         return next(
-            (command for command in (GROUPS, LDS, "evaluate", "regenerate", "retrain") if command in folders), "attribute"
+            (command for command in (GROUPS, LDS, "evaluate", "regenerate", "retrain") if command in folders),
+            "attribute",
         )
 
     def plan(self, command: str) -> dict[str, State]:

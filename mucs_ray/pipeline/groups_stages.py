@@ -104,8 +104,8 @@ def check_groups(recipe: Recipe, groups: Groups) -> None:
     """Raise InputError if models cannot be trained again, or too few images are left for a batch without a group."""
     if recipe.groups.golds and not recipe.trains:
         raise InputError(
-            "groups are compared with trainings without each of them, and this run trains no model; set groups.golds=0 to"
-            " unlearn only"
+            "groups are compared with trainings without each of them, and this run trains no model; set groups.golds=0"
+            " to unlearn only"
         )
     if not recipe.groups.golds and not recipe.groups.unlearners:
         raise InputError("there is nothing to score groups with; set groups.golds or groups.unlearners")

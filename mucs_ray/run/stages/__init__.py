@@ -8,7 +8,19 @@ from collections.abc import Iterator, Sequence
 from mucs_ray.engine.session import Cluster
 from mucs_ray.errors import MucsError
 from mucs_ray.pipeline.graph import UNRELATED, StageRef
-from mucs_ray.run.stages import attribute, generate, groups, lds, one_pass, queries, query_test, rank, regenerate, train
+from mucs_ray.run.stages import (
+    attribute,
+    generate,
+    group_result,
+    groups,
+    lds,
+    one_pass,
+    queries,
+    query_test,
+    rank,
+    regenerate,
+    train,
+)
 from mucs_ray.run.stages.files import Output
 
 
@@ -53,6 +65,6 @@ def run_stage(ref: StageRef, cluster: Cluster) -> Output:
         case ["groups", "score", model]:
             return groups.score(pipeline, model, cluster)
         case ["groups", "result"]:
-            return groups.result(pipeline)
+            return group_result.write(pipeline)
         case _:
             raise AssertionError(f"no code runs stage {name}")

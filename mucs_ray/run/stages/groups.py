@@ -14,13 +14,11 @@ from mucs_ray.pipeline.groups_stages import (
     FORGOTTEN,
     FULL,
     MEMBERS,
-    RESULT,
     RETRAINED,
     SCORED,
     group_name,
     retrainings,
 )
-from mucs_ray.results import groups as results
 from mucs_ray.run.stages.files import Output, digests, weights_ref
 from mucs_ray.store.parts import part_bytes
 from mucs_ray.store.run import Stage
@@ -79,12 +77,6 @@ def score(pipeline: Pipeline, model: str, cluster: Cluster) -> Output:
         numbers = range(recipe.generate.items)
         new = group_models.errors_by_model(job_of(pipeline, stage), models, numbers, cluster=cluster, bar=progress)
     return digests(stage, files, new), {}
-
-
-def result(pipeline: Pipeline) -> Output:
-    """Write the scores of all groups, their agreement with the trainings, and the shares."""
-    stage = pipeline.stage(RESULT)
-    return results.write(pipeline, stage)
 
 
 def job_of(pipeline: Pipeline, stage: Stage) -> GroupJob:
