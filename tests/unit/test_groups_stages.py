@@ -6,7 +6,10 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
+from mucs_ray import storage
+from mucs_ray.cli.app import app
 from mucs_ray.data.table import Dataset
 from mucs_ray.errors import InputError
 from mucs_ray.pipeline.graph import Pipeline, StageRef
@@ -95,3 +98,16 @@ def test_other_groups_make_everything_stale_but_the_full_model(data: Dataset, tm
 def test_what_cannot_be_compared_is_one_line(data: Dataset, tmp_path: Path, changes: Any, told: str):
     with pytest.raises(InputError, match=told):
         opened(data, tmp_path, **changes).plan("groups")
+
+
+@pytest.mark.parametrize(
+    ("by", "told"), [("artist", "no column 'artist'"), ("gone.csv", "no file of groups at gone.csv")]
+)
+def test_the_command_refuses_bad_groups_in_one_line(
+    data: Dataset, tmp_path: Path, by: str, told: str, capsys: pytest.CaptureFixture[str]
+):
+    pipeline = opened(data, tmp_path)
+    storage.publish_json(storage.join(pipeline.run_url, "recipe.json"), pipeline.describe())
+    result = CliRunner().invoke(app, ["groups", "--run", pipeline.run_url, "--by", by])
+    printed = " ".join((result.output + capsys.readouterr().err).split())
+    assert result.exit_code == 2 and told in printed and "Traceback" not in printed
