@@ -3,9 +3,10 @@
     python benchmarks/index.py [--factors 1 8 64] [--methods das mucs/linear] [--work FOLDER]
 
 Copies the emoji `factor` times under new idx, and makes a run of the demo's weights whose features are random rows of
-length 1, as many and as wide as real ones: what is in them changes no time. Then two pictures are attributed, one after
-the other, inside one Ray. The first makes what is made once (the node's copy of the training set, the bound of the
-ascent); the second is measured, clock and CPU (of all processes of this command), with its stages.
+length 1, as many and as wide as real ones: what is in them changes no time. Then a picture is attributed, stage by
+stage in this process, with the functions that Ray's workers call and without the start of workers, which does not
+depend on the data. For a method that unlearns another picture goes before, with which is made what is made once: the
+node's copy of the training set, and the bound of the ascent. Seconds are those of the CPU.
 """
 
 import argparse
@@ -28,13 +29,26 @@ from mucs_ray import storage
 from mucs_ray.config.recipe import Recipe, build, from_card, read_recipe, with_settings
 from mucs_ray.data.queries import find_queries
 from mucs_ray.data.table import Dataset, Shard, to_parquet
-from mucs_ray.engine.session import session
-from mucs_ray.pipeline.graph import Pipeline, StageRef
+from mucs_ray.engine import attributors
+from mucs_ray.engine.fitting import fit_item
+from mucs_ray.engine.models import Arrays, to_arrays, to_tensors
+from mucs_ray.engine.reading import read_rows
+from mucs_ray.engine.scoring import score_unit
+from mucs_ray.engine.unit_rows import Rows
+from mucs_ray.pipeline.graph import Pipeline
 from mucs_ray.run import driver
 from mucs_ray.run.resolve import resolve
+from mucs_ray.run.stages import queries, rank
+from mucs_ray.run.stages.attribute import attribute_job, earlier_stages, tensor_files
+from mucs_ray.run.stages.files import Output
+from mucs_ray.run.stages.generate import import_checked_weights
 from mucs_ray.store import checkpoint
+from mucs_ray.store.item_names import item_file
+from mucs_ray.store.items import load_item
 from mucs_ray.store.parts import part_bytes, unit_part
+from mucs_ray.store.run import Stage
 
+CPU = torch.device("cpu")
 ROWS_IN_UNIT, ROWS_IN_SHARD = 256, 4096
 COPY = 10_000
 """The idx of a copy of an image is larger by a multiple of this."""
@@ -102,38 +116,51 @@ def idx_of(dataset: Dataset) -> np.ndarray:
 
 
 def ask(run: Pipeline, method: str, picture: str) -> dict[str, float]:
-    """Attribute a picture, and return the seconds of each stage that was done, and of all, by clock and by CPU."""
-    clock, busy = time.monotonic(), cpu_seconds()
+    """Attribute a picture, and return the CPU seconds of each stage that was not done, and of all."""
+    began = time.process_time()
     pipeline = Pipeline.open(
         run.recipe, run.dataset, run.run_url, console=run.console, methods=(method,), queries=find_queries([picture])
     )
-    missing = driver.missing_stages([pipeline], "attribute")
-    driver.run_stages([ref for ref in missing if ref.name != "report"])
-    driver.write_report(pipeline)
-    seconds = {ref.name.removeprefix("attribute/"): own_seconds(ref) for ref in missing}
-    return seconds | {"all": time.monotonic() - clock, "CPU": cpu_seconds() - busy}
+    missing = [ref for ref in driver.missing_stages([pipeline], "attribute") if ref.name != "report"]
+    seconds = {}
+    for ref in missing:
+        before = time.process_time()
+        driver.finish(pipeline, pipeline.stages[ref.name], work(pipeline, ref.name), time.monotonic())
+        seconds[ref.name.removeprefix("attribute/")] = time.process_time() - before
+    return seconds | {"all": time.process_time() - began}
 
 
-def own_seconds(ref: StageRef) -> float:
-    """Return the seconds that a finished stage tells."""
-    return ref.pipeline.stage(ref.name).facts()["seconds"]
+def work(pipeline: Pipeline, name: str) -> Output:
+    """Do a stage in this process, with the functions that workers call."""
+    if name == "generate":
+        return queries.read(pipeline)
+    spec, stage = pipeline.method_stages[name], pipeline.stages[name]
+    if not spec.method_stage:
+        return rank.rank(pipeline, spec)
+    job = attribute_job(pipeline, spec)
+    method = attributors.build(
+        job, tensors_of(pipeline.stages["pretrain"])[0] if spec.method_stage.uses_model else None, CPU
+    )
+    fitted = [tensors for each in earlier_stages(pipeline, spec, "fit")[-1:] for tensors in tensors_of(each)]
+    items = [tensors for each in earlier_stages(pipeline, spec, "fit_item") for tensors in tensors_of(each)]
+    match spec.hook:
+        case "fit":
+            prepared, file = method.fit({}, attributors.stream_rows(job, CPU)), stage.part("prepared", "safetensors")
+            return {file: checkpoint.save(stage.url(file), prepared, {})}, {}
+        case "fit_item":
+            done = fit_item(method, load_item(job.generated, 0), fitted[0], stage, lambda *_: None)
+            return {item_file(stage, 0): done.sha256}, {"seconds_an_item": {0: done.seconds}}
+        case _:
+            method.load(to_tensors(fitted[0], CPU), [to_tensors(arrays, CPU) for arrays in items])
+            units = pipeline.dataset.units("train")
+            receipts = [score_unit(method, job, unit, Rows(read_rows(job.features, unit))) for unit in units]
+            return {unit_part(stage, unit): one.sha256 for unit, one in zip(units, receipts, strict=True)}, {}
 
 
-def cpu_seconds() -> float:
-    """Return the CPU seconds of this process and of all that descend from it, whether they are over or not."""
-    parents, ticks = dict[int, int](), dict[int, int]()
-    for entry in Path("/proc").iterdir():
-        try:
-            values = (entry / "stat").read_text().rpartition(")")[2].split() if entry.name.isdigit() else []
-        except OSError:
-            continue
-        if values:
-            parents[int(entry.name)], ticks[int(entry.name)] = int(values[1]), sum(map(int, values[11:15]))
-    family, size = {os.getpid()}, 0
-    while size < len(family):
-        size = len(family)
-        family |= {child for child, parent in parents.items() if parent in family}
-    return sum(ticks[each] for each in family) / os.sysconf("SC_CLK_TCK")
+def tensors_of(stage: Stage) -> list[Arrays]:
+    """Return the tensors of each file of a finished stage, in order."""
+    files = [(file, stage.checked(file)) for file in tensor_files(stage)]
+    return [to_arrays(checkpoint.parse(content, stage.url(file))[0]) for file, content in files]
 
 
 def opened(recipe: Recipe, dataset: Dataset, folder: Path, methods: tuple[str, ...]) -> Pipeline:
@@ -147,18 +174,16 @@ def measure(folder: Path, emoji: Dataset, factor: int, methods: tuple[str, ...])
     values = with_settings({**read_recipe("emoji"), "data": dataset.url, "weights": str(WEIGHTS)}, [])
     run = opened(build(from_card(values, dataset.card)), dataset, folder / f"run-{factor}", methods)
     driver.record(run)
-    driver.run_stages([StageRef(run, "pretrain")])
+    driver.finish(run, run.stages["pretrain"], import_checked_weights(run), time.monotonic())
     first, second = (f"idx:{idx}" for idx in idx_of(dataset)[[100, 200]])
     for method in methods:
         written = with_features(run, method)
-        ask(run, method, first)
+        if "attribute/mucs/null" in run.stages_of(method):
+            ask(run, method, first)
         seconds = ask(run, method, second)
-        stages = ", ".join(f"{name} {took:.1f}" for name, took in seconds.items() if name not in ("all", "CPU"))
+        stages = ", ".join(f"{name} {took:.1f}" for name, took in seconds.items() if name != "all")
         count = dataset.card.num_images("train")
-        yield (
-            f"| {method} | {factor} x | {count:,} | {written / 2**20:,.0f} MiB | {seconds['all']:.1f} |"
-            f" {seconds['CPU']:.1f} | {stages} |"
-        )
+        yield f"| {method} | {factor} x | {count:,} | {written / 2**20:,.0f} MiB | {seconds['all']:.1f} | {stages} |"
 
 
 def main() -> None:
@@ -172,11 +197,10 @@ def main() -> None:
     os.environ["MUCS_RAY_CACHE"] = str(folder / "cache")
     _, emoji = resolve(dataset="emoji", recipe=None, weights=None, settings=[], console=Console())
     print(machine())
-    print("| method | data | images | features | clock, s | CPU, s | stages, s |\n|---|---|---|---|---|---|---|")
-    with session():
-        for factor in arguments.factors:
-            for line in measure(folder, emoji, factor, tuple(arguments.methods)):
-                print(line, flush=True)
+    print("| method | data | images | features | CPU, s | of these |\n|---|---|---|---|---|---|")
+    for factor in arguments.factors:
+        for line in measure(folder, emoji, factor, tuple(arguments.methods)):
+            print(line, flush=True)
 
 
 if __name__ == "__main__":

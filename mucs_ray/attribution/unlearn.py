@@ -5,7 +5,8 @@ Axes: b draws, *shape of an image.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import count
+from functools import partial
+from itertools import count, islice
 from typing import Literal
 
 import numpy as np
@@ -31,6 +32,8 @@ EXPECTED_UPDATES = 109
 """The updates that the paper reports for an item of COCO (spec 7.2)."""
 COMMON = "unlearn"
 """The name of draws that all items have in common."""
+WARM_GRADIENTS = 20
+"""The gradients from which the moments of AdamW are made, where it does not start fresh."""
 BESIDE = ":"
 """This is in the names of tensors that are beside those of an item's F2."""
 UPDATES = f"number{BESIDE}updates"
@@ -176,16 +179,17 @@ def unlearn(
     item_loss: list[float] = []
     train_loss: list[float] = []
     reached = False
-    for losses in measure(changed, item, batches, bound=bound, level_bound=level_bound, config=config, seed=seed):
+    losses_at = partial(measure, changed, item, batches, bound=bound, level_bound=level_bound, config=config, seed=seed)
+    if config.moments == "warm":
+        warm_up(optimizer, islice(losses_at(stream="warm"), WARM_GRADIENTS), config)
+    for losses in losses_at():
         item_loss.append(losses.told)
         train_loss.append(losses.train_loss.item())
         on_update(len(item_loss) - 1, item_loss[-1])
         reached = losses.reached and not config.fixed_updates
         if reached or len(item_loss) > (config.fixed_updates or config.max_updates):
             break
-        optimizer.zero_grad(set_to_none=True)
-        (losses.train_loss - config.ascent_weight * losses.item_loss).backward()
-        optimizer.step()
+        make_update(optimizer, losses, config)
     return Unlearned(
         tensors={name: parameters[name].detach() for name in names},
         outcome="fixed" if config.fixed_updates else "reached" if reached else "bound hit",
@@ -193,6 +197,22 @@ def unlearn(
         item_loss=tuple(item_loss),
         train_loss=tuple(train_loss),
     )
+
+
+def make_update(optimizer: torch.optim.Optimizer, losses: LossPair, config: MUCSConfig) -> None:
+    """Make one update: descent on the training batch, ascent on the item."""
+    optimizer.zero_grad(set_to_none=True)
+    (losses.train_loss - config.ascent_weight * losses.item_loss).backward()
+    optimizer.step()
+
+
+def warm_up(optimizer: torch.optim.Optimizer, pairs: Iterable[LossPair], config: MUCSConfig) -> None:
+    """Fill the optimizer's moments with gradients, without moving a weight."""
+    (group,) = optimizer.param_groups
+    rate, group["lr"] = group["lr"], 0.0
+    for losses in pairs:
+        make_update(optimizer, losses, config)
+    group["lr"] = rate
 
 
 def measure(
@@ -204,10 +224,11 @@ def measure(
     level_bound: LevelBound | None = None,
     config: MUCSConfig,
     seed: int,
+    stream: str = "step",
 ) -> Iterator[LossPair]:
     """Yield the losses at step 0, 1, 2, ..., with independent named draws for the training batch and for the item."""
     for step in count():
-        name = f"{draws_name(item, config)}/step={step}"
+        name = f"{draws_name(item, config)}/{stream}={step}"
         batch = batches(step)
         train_loss = draw_losses(
             changed, batch.z, batch.condition, seed=seed, name=f"{name}/train", sigmas=config.sigmas, mask=batch.mask

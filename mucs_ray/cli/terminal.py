@@ -119,6 +119,8 @@ def show_answer(console: Console, document: dict[str, Any], analyses: Sequence["
     for analysis in analyses:
         console.print(auc_table(analysis))
         console.print(sentence(analysis), highlight=False, soft_wrap=True)
+    if analyses and "compared_by" in document:
+        console.print(escape(document["compared_by"]), highlight=False, soft_wrap=True)
     console.print(f"{'report':<7} {escape(document['report'])}", highlight=False, soft_wrap=True)
 
 

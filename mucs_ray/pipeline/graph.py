@@ -6,7 +6,7 @@ The values that each stage reads are listed only here. Its fingerprint follows f
 changed setting makes stale. A stage's name is the name of its folder in the run directory.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
@@ -52,7 +52,7 @@ from mucs_ray.store.events import EventLog
 from mucs_ray.store.item_names import item_name
 from mucs_ray.store.run import Stage, State, open_run
 
-REPORT_LAYOUT = 5
+REPORT_LAYOUT = 6
 """The version of the report's layout; a higher one makes finished reports stale."""
 PHASES = (
     "pretrain",
@@ -152,9 +152,12 @@ class Pipeline:
         if taken := [query for query, before in zip(prompted, named, strict=True) if query.prompt != before.prompt]:
             self.console.print(escape(prompt_line(taken)), highlight=False, soft_wrap=True)
         known = recognized(prompted, self.stages["generate"])
+        recipe = replace(self.recipe, generate=replace(self.recipe.generate, items=len(known), controls=0))
+        if len(known) == 1 and recipe.remove.mode == "both" and not recipe.remove.size:
+            recipe = replace(recipe, remove=replace(recipe.remove, mode="union"))  # of one list both remove the same
         return replace(
             self,
-            recipe=replace(self.recipe, generate=replace(self.recipe.generate, items=len(known), controls=0)),
+            recipe=recipe,
             run_url=storage.join(self.run_url, query_folder(known)),
             queries=known,
             model_run=self,
@@ -300,29 +303,25 @@ class Pipeline:
         """
         if not self.recipe.trains:
             return {}
-        reads, regenerates = {}, self.regeneration != "none"
+        metrics, losses, regenerates = {}, {}, self.regeneration != "none"
         if regenerates:
-            reads = {f"metric.{metric.name}": metric.digest for metric in self.similarities[0]}
-        first = FRESH if self.regeneration == "fresh" else "generate"
-        inputs = {key: [first, f"regenerate/{key}"] if regenerates else [] for key in self.tests}
-        of_key = dict.fromkeys(self.tests, reads)
+            metrics = {f"metric.{metric.name}": metric.digest for metric in self.similarities[0]}
         if self.queries:  # their losses are measured too
             losses = recipe_slice(self.recipe, "evaluate.noises", "score.epsilon", "train.checkpoint", "seed")
-            of_key = dict.fromkeys(self.tests, reads | losses)
-            for key, test in self.tests.items():
-                inputs[key] = list(dict.fromkeys(["generate", "pretrain", *self.retrained(test), *inputs[key]]))
+        first, stages = FRESH if self.regeneration == "fresh" else "generate", {}
+        for key, test in self.tests.items():
+            inputs = ("generate", "pretrain", *self.retrained(test)) if self.queries else ()
+            inputs += (first, f"regenerate/{key}") if regenerates else ()
+            stages[f"evaluate/{key}"] = self.evaluation(key, metrics | losses, inputs)
         if regenerates:
-            inputs[UNRELATED] = [first]
-            of_key[UNRELATED] = reads | recipe_slice(self.recipe, "evaluate.unrelated")
-        return {
-            f"evaluate/{key}": Stage(
-                run_url=self.run_url,
-                name=f"evaluate/{key}",
-                reads=of_key[key],
-                inputs={earlier: self.stages[earlier].fingerprint for earlier in inputs[key]},
-            )
-            for key in inputs
-        }
+            reads = metrics | recipe_slice(self.recipe, "evaluate.unrelated")
+            stages[f"evaluate/{UNRELATED}"] = self.evaluation(UNRELATED, reads, [first])
+        return stages
+
+    def evaluation(self, key: str, reads: Mapping[str, Any], inputs: Iterable[str]) -> Stage:
+        """Return the stage that compares what earlier stages have made."""
+        fingerprints = {name: self.stages[name].fingerprint for name in inputs}
+        return Stage(run_url=self.run_url, name=f"evaluate/{key}", reads=reads, inputs=fingerprints)
 
     @cached_property
     def lds_stages(self) -> dict[str, Stage]:

@@ -36,6 +36,7 @@ LATER = {
     "score.weights": "even",
     "rank.whitening": 1.0,
     "method.mucs.draws": "own",
+    "method.mucs.moments": "fresh",
     "method.mucs.retention": 0.0,
     "method.mucs.antithetic": False,
 }

@@ -100,6 +100,15 @@ def test_pictures_are_given_as_objects(run: mucs_ray.Run, finished: Pipeline):
     assert html.count("<img") == 2 * (1 + 8) and answer.queries[0][-24:] in html
 
 
+def test_an_answer_for_pictures_is_tested_by_removal(run: mucs_ray.Run):
+    answer = run.evaluate(["out.png", "idx:5"], methods="random")
+    assert answer.evaluation is not None and answer.evaluation["num_items"] == 2
+    (random,) = answer.evaluation["methods"]
+    assert random["method"] == "random" and list(random["metrics"]) == ["skew", "loss"]
+    assert random["metrics"]["loss"]["mean"] < 0  # minus the mean loss of both
+    assert run.attribute(["idx:5"], methods="random").evaluation is None
+
+
 def test_a_turned_or_odd_picture_is_seen_as_its_file_is():
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by a quarter

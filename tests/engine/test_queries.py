@@ -11,13 +11,15 @@ import torch
 from PIL import Image
 
 from mucs_ray import storage
+from mucs_ray.config.recipe import with_values
 from mucs_ray.data.queries import find_queries
+from mucs_ray.data.table import Dataset
 from mucs_ray.engine.session import Cluster
 from mucs_ray.errors import InputError
-from mucs_ray.pipeline.graph import Pipeline, reopen
+from mucs_ray.pipeline.graph import Pipeline, StageRef, reopen
 from mucs_ray.results import report
 from mucs_ray.run import driver
-from mucs_ray.run.stages.rank import score_matrix, stored_scores
+from mucs_ray.run.stages.rank import score_matrix, score_parts, stored_scores
 from mucs_ray.store.item_names import item_file
 from mucs_ray.store.items import load_item
 from mucs_ray.store.topk import read_topk
@@ -90,6 +92,35 @@ def test_an_answer_does_not_depend_on_company(
     (number,) = [n for n, query in enumerate(answered.queries) if query.idx == alone.queries[0].idx]
     for method in METHODS:
         assert np.array_equal(scores(alone, method)[:, 0], scores(answered, method)[:, number])
+
+
+def test_a_further_query_reads_no_training_picture(
+    finished: Pipeline, files: list[str], copied: Callable[[], Path], cluster: Cluster, tmp_path: Path
+):
+    """The features are those of the first query; when the second is asked for the training set is gone."""
+    methods = ("das", "mucs/linear")
+    dataset = Dataset.open(str(shutil.copytree(finished.dataset.url, tmp_path / "data")))
+    small = {f"method.{method}.{name}": number for method in methods for name, number in (("dim", 16), ("noises", 2))}
+    recipe, run = replace(with_values(finished.recipe, small), data=dataset.url), copied()
+    first, second = (
+        Pipeline.open(
+            recipe, dataset, str(run), console=finished.console, methods=methods, queries=find_queries([image])
+        )
+        for image in (files[1], files[2])
+    )
+    done = work(first, "attribute", cluster)
+    assert {f"attribute/{method}/{part}" for method in methods for part in ("features", "solve")} <= {*done}
+    driver.run_stages([StageRef(second, "generate")])
+    for file in (tmp_path / "data/train").iterdir():
+        file.unlink()
+    parts = ["attribute/das/items", "attribute/das/score", "attribute/mucs/unlearn", "attribute/mucs/linear/score"]
+    left = [ref for ref in driver.missing_stages([second], "attribute") if ref.name in parts]
+    assert sorted(ref.name for ref in left) == sorted(parts)
+    driver.run_stages(left)
+    for method in methods:
+        tables = score_parts(second.stages[f"attribute/{method}/score"], dataset.units("train"), "skew")
+        top = np.concatenate([score_matrix(table) for table in tables])
+        assert len(top) == dataset.card.num_images("train") and np.isfinite(top).all()
 
 
 def test_a_class_is_the_vector_of_training_images(

@@ -147,6 +147,40 @@ def test_a_variants_recipe_is_the_methods_own(data: Dataset, tmp_path: Path):
     assert "attribute/forward-inf/skew/unlearn" not in specs
 
 
+def streams_pictures(pipeline: Pipeline, names: list[str]) -> list[str]:
+    """Return those of the stages that stream the training set and no features of it."""
+    specs = [pipeline.method_stages[name] for name in names if name in pipeline.method_stages]
+    featured = {name for name, spec in pipeline.method_stages.items() if spec.hook == "features"}
+    return [spec.name for spec in specs if spec.streams and not featured.intersection(spec.inputs)]
+
+
+@pytest.mark.parametrize(
+    ("method", "features", "missing"),
+    [
+        ("das", "attribute/das", ["attribute/das/items", "attribute/das/score", "attribute/das"]),
+        ("dtrak", "attribute/dtrak", ["attribute/dtrak/items", "attribute/dtrak/score", "attribute/dtrak"]),
+        (
+            "mucs/linear",
+            "attribute/mucs/linear",
+            ["attribute/mucs/unlearn", "attribute/mucs/linear/score", "attribute/mucs/linear"],
+        ),
+    ],
+)
+def test_a_further_query_streams_features_and_no_picture(
+    data: Dataset, tmp_path: Path, method: str, features: str, missing: list[str]
+):
+    """Once the features and K are there, for whatever picture, nothing that streams the pictures is left to do."""
+    run = opened(data, tmp_path, methods=(method,))
+    first = run.explaining(find_queries(["idx:5"]))
+    assert f"{features}/features" in streams_pictures(first, list(first.plan("attribute")))
+    finish(run, "pretrain", f"{features}/features", f"{features}/solve", "attribute/mucs/null")
+    further = run.explaining(find_queries(["idx:7"]))
+    left = [name for name, state in further.plan("attribute").items() if state.status != "done"]
+    assert left == ["generate", *missing, "report"]
+    assert streams_pictures(further, left) == []
+    assert streams_pictures(further, [f"{features}/score", "attribute/mucs/score"]) == ["attribute/mucs/score"]
+
+
 def test_parts_of_a_method_are_those_it_shares_too(data: Dataset, tmp_path: Path):
     pipeline = opened(data, tmp_path)
     assert pipeline.stages_of("mucs") == MUCS
@@ -311,6 +345,15 @@ def test_status_finds_the_same_stages(data: Dataset, tmp_path: Path):
     assert again.last_command() == "attribute"
     finish(pipeline, "retrain/random")
     assert again.last_command() == "retrain"
+
+
+def test_a_single_picture_is_not_tested_twice(data: Dataset, tmp_path: Path):
+    """The top-k of one list is what matched removal takes too."""
+    run = opened(data, tmp_path, methods=("pixel",), remove={"mode": "both"})
+    one, two = (run.explaining(find_queries(images)) for images in (["idx:1"], ["idx:1", "idx:2"]))
+    assert one.compared_keys() == ["random", "pixel"] and len(two.compared_keys()) == 4
+    sized = opened(data, tmp_path, methods=("pixel",), remove={"mode": "both", "size": 9})
+    assert len(sized.explaining(find_queries(["idx:1"])).compared_keys()) == 4
 
 
 def with_pictures(data: Dataset, folder: Path, *, generated: bool, **evaluate: object) -> Pipeline:

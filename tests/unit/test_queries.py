@@ -10,7 +10,9 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from safetensors.numpy import save_file
+from typer.testing import CliRunner
 
+from mucs_ray.cli.app import app
 from mucs_ray.data.queries import (
     class_number,
     find_queries,
@@ -176,6 +178,11 @@ def test_the_prompt_in_a_file_stands_for_a_caption_that_nobody_named(tmp_path: P
     assert with_own_prompt(query, card("label"), conditional=True).prompt is None
     assert with_own_prompt(query, card("embedding"), conditional=False).prompt is None
     assert prompt_line([taken, taken]).startswith(f"{name} (and those of 1 more pictures): no caption was named")
+
+
+def test_several_seeds_explain_no_pictures():
+    told = CliRunner().invoke(app, ["run", "--dataset", "emoji", "--seeds", "1..2", "--image", "idx:1"])
+    assert told.exit_code == 2 and "--seeds: pictures are explained by the model of one run" in told.stderr
 
 
 def test_conditions(tmp_path: Path):

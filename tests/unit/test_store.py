@@ -357,6 +357,7 @@ STALE: dict[str, tuple[Any, set[str]]] = {
     "method.mucs.parameters": ("block", UNLEARNED),
     "method.mucs.sigmas": ("schedule", UNLEARNED),
     "method.mucs.draws": ("common", UNLEARNED),
+    "method.mucs.moments": ("warm", UNLEARNED),
     "method.mucs.retention": (0.5, UNLEARNED),
     "method.mucs.antithetic": (True, UNLEARNED),
     "score.noises": (6, SCORED),

@@ -444,6 +444,33 @@ def test_what_is_masked_of_the_training_images_does_not_count(trained: DiTEDM):
     assert actual.train_loss[0] != pytest.approx(run(trained, item(), max_updates=1).train_loss[0], rel=1e-3)
 
 
+# --- the moments at the start ---------------------------------------------------------------------------------------
+
+
+def test_warm_moments_are_those_of_gradients_that_made_no_update(trained: DiTEDM, monkeypatch: pytest.MonkeyPatch):
+    """By hand: m and v of two gradients at F1, of draws of their own, and the first update with them and the third."""
+    monkeypatch.setattr(unlearning, "WARM_GRADIENTS", 2)
+    config = MUCSConfig(max_updates=1, weight_decay=0.0)
+    changed = copy.deepcopy(trained).eval()
+    names = unlearned_names(changed.network)
+    weights = [changed.network.get_parameter(name).requires_grad_(True) for name in names]
+    first, second = [torch.zeros_like(weight) for weight in weights], [torch.zeros_like(weight) for weight in weights]
+    warm = unlearning.measure(changed, item(), batches, bound=FAR, config=config, seed=SEED, stream="warm")
+    usual = unlearning.measure(changed, item(), batches, bound=FAR, config=config, seed=SEED)
+    for losses in (next(warm), next(warm), next(usual)):
+        gradients = torch.autograd.grad(losses.train_loss - 0.2 * losses.item_loss, weights)
+        for m, v, gradient in zip(first, second, gradients, strict=True):
+            m.mul_(0.9).add_(0.1 * gradient)
+            v.mul_(0.999).add_(0.001 * gradient**2)
+    found = run(trained, item(), max_updates=1, weight_decay=0.0, moments="warm")
+    fresh = run(trained, item(), max_updates=1, weight_decay=0.0)
+    for name, weight, m, v in zip(names, weights, first, second, strict=True):
+        step = RATE * (m / (1 - 0.9**3)) / ((v / (1 - 0.999**3)).sqrt() + 1e-8)
+        torch.testing.assert_close(found.tensors[name], (weight - step).detach(), rtol=1e-3, atol=1e-5)
+        assert not torch.equal(found.tensors[name], fresh.tensors[name])
+    assert found.item_loss[0] == fresh.item_loss[0]  # no weight has moved before the first update
+
+
 # --- the bound level by level -----------------------------------------------------------------------------------------
 
 

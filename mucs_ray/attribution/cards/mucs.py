@@ -43,6 +43,9 @@ class MUCSConfig:
 
     draws: Literal["own", "common"] = "own"
     """Batches, levels and noise of the updates: of each item's own, or the same ones for all items."""
+    moments: Literal["fresh", "warm"] = "fresh"
+    """What AdamW starts from: nothing, so that its first updates are signs of gradients; or the moments of 20 gradients
+    that made no update."""
     retention: Annotated[float, Ge(0), Le(1)] = 0.0
     """Share of each training batch that is drawn from the images with the item's condition."""
     antithetic: bool = False
