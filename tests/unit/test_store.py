@@ -385,6 +385,8 @@ STALE: dict[str, tuple[Any, set[str]]] = {
     "lds.share": (0.4, set()),
     "lds.blocks": (7, set()),
     "lds.repeats": (1, set()),
+    "groups.by": ("text", set()),
+    "groups.golds": (2, set()),
     "groups.unlearners": (["zero"], set()),  # no stage of a run by images reads what groups need
     "groups.updates": (5, set()),
     "groups.batch_size": (8, set()),
