@@ -16,6 +16,7 @@ from mucs_ray.cli.data import data_app
 from mucs_ray.cli.model import model_app
 from mucs_ray.cli.options import (
     AddressOption,
+    ByOption,
     CheckDatasetOption,
     CheckRunOption,
     DatasetOption,
@@ -40,7 +41,7 @@ from mucs_ray.cli.options import (
     WeightsOption,
     WorkersOption,
 )
-from mucs_ray.cli.terminal import Terminal, print_left_out, show_answer, show_estimate, show_plan, terminal
+from mucs_ray.cli.terminal import Terminal, print_left_out, show_answer, show_estimate, show_groups, show_plan, terminal
 from mucs_ray.errors import InputError
 from mucs_ray.run.request import Request
 
@@ -100,6 +101,11 @@ def work(command: str, output: Terminal, pipeline: "Pipeline") -> None:
         analyses = counterfactual.analyses_of([pipeline])
         document |= report.as_json(pipeline, analyses) | {"report": f"{pipeline.run_url}/report.html"}
         show_answer(output.console, document, analyses, lds.finished(pipeline))
+    if command == "groups":
+        from mucs_ray.results import groups as group_results
+
+        document |= group_results.as_json(pipeline)
+        show_groups(output.console, document)
     output.result(document)
 
 
@@ -207,6 +213,40 @@ stage_command("regenerate", "Generate the same items again from the retrained ne
 stage_command("evaluate", "Compare them with the first ones: did removing those images change them more than random?")
 stage_command("lds", "Train on random halves of the images: how well does each method predict what that changes?")
 stage_command("report", "Write report.html, after whatever an attribution is missing.")
+
+
+@app.command()
+def groups(
+    dataset: DatasetOption = None,
+    recipe: RecipeOption = None,
+    run: RunOption = None,
+    by: ByOption = None,
+    weights: WeightsOption = None,
+    items: ItemsOption = None,
+    seed: SeedOption = None,
+    settings: SetOption = None,
+    method: MethodOption = None,
+    weights_dir: WeightsDirOption = None,
+    address: AddressOption = None,
+    as_json: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Which group of training images (class, artist, ...) made each item, and what is the share of each?"""
+    with terminal(as_json=as_json) as output:
+        options = Request(
+            dataset=dataset,
+            recipe=recipe,
+            run=run,
+            weights=weights,
+            items=items,
+            seed=seed,
+            settings=[*(settings or ()), *([f"groups.by={by}"] if by else ())],
+            methods=method,
+            weights_dir=weights_dir,
+            address=address,
+            verbose=verbose,
+        )
+        work("groups", output, *open_pipeline(output, options, continues=recipe is None))
 
 
 @app.command("run")

@@ -35,6 +35,10 @@ SetOption = Annotated[list[str] | None, typer.Option("--set", help="A recipe val
 MethodOption = Annotated[
     list[str] | None, typer.Option("--method", help="Once or more, or a,b; see `mucs-ray methods` [default: mucs].")
 ]
+ByOption = Annotated[
+    str | None,
+    typer.Option("--by", help="label, text, folder, or a CSV or Parquet file with idx and group [default: label]."),
+]
 SeedsOption = Annotated[
     str | None, typer.Option("--seeds", help="Several runs side by side, e.g. 1..6 or 1,2,5, in RUN/seed-N.")
 ]

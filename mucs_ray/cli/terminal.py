@@ -132,6 +132,25 @@ def show_answer(
     console.print(f"{'report':<7} {escape(document['report'])}", highlight=False, soft_wrap=True)
 
 
+def show_groups(console: Console, document: Mapping[str, Any]) -> None:
+    """Print how each method's scores of groups agree with those of the trainings, and where the files are."""
+    sizes = ", ".join(f"{name} {size:,}" for name, size in zip(document["groups"], document["sizes"], strict=True))
+    console.print(f"groups  {escape(sizes)}", highlight=False, soft_wrap=True)
+    agreement = document.get("agreement", {})
+    if agreement:
+        metrics = list(next(iter(agreement.values())))
+        table = Table("agreement with trainings without each group", *metrics, box=None)
+        for name, means in {**agreement, "chance": document["chance"]}.items():
+            table.add_row(escape(name), *("" if means[each] is None else f"{means[each]:.3f}" for each in metrics))
+        console.print(table)
+    shares = document.get("shares")
+    if shares:
+        told = f"by {shares['method']}; {shares['nobody']} of {shares['images']} images are nobody's in particular"
+        console.print(f"shares  {told}", highlight=False, soft_wrap=True)
+    for file in document["files"]:
+        console.print(f"file    {escape(file)}", highlight=False, soft_wrap=True)
+
+
 def top_places(item: Mapping[str, Any]) -> str:
     """Return the first places of an item, with names and captions or classes: one line for each if there are any."""
     words = [

@@ -13,7 +13,6 @@ from jaxtyping import Int64
 
 from mucs_ray.data.groups import Groups
 from mucs_ray.data.table import Split
-from mucs_ray.diffusion.noise import generator
 from mucs_ray.errors import InputError
 
 DIGITS = 12
@@ -90,12 +89,16 @@ def with_noise(groups: Groups, *, share: float = 0.05, num_blocks: int = 10, see
 
 def moved_rows(groups: Groups, number: int, count: int, seed: int) -> Int64[np.ndarray, " m"]:
     """Return the memberships of a group that are moved, in random order."""
+    from mucs_ray.diffusion.noise import generator  # it imports torch, without which a run is looked at
+
     rows = np.flatnonzero(groups.group == number)
     return generator(seed, f"groups/noisy/group={number}").permutation(rows)[:count]
 
 
 def derangement(num: int, seed: int, name: str) -> Int64[np.ndarray, " n"]:
     """Return a random permutation without a fixed point; all of them are equally likely."""
+    from mucs_ray.diffusion.noise import generator
+
     stream = generator(seed, name)
     while True:
         drawn = stream.permutation(num)

@@ -19,12 +19,22 @@ from mucs_ray.attribution.card import MethodCard
 from mucs_ray.attribution.registry import LEARNED, REFERENCE, installed_methods
 from mucs_ray.config.recipe import Recipe, build, check_fits
 from mucs_ray.config.values import with_new_sections
+from mucs_ray.data.group_manifests import TrainManifest
+from mucs_ray.data.groups import Groups, find_groups
 from mucs_ray.data.queries import Query, model_url, prompt_line, query_folder, with_class, with_own_prompt
 from mucs_ray.data.table import Dataset
 from mucs_ray.errors import InputError, MucsError
 from mucs_ray.evaluation.config import Mode
 from mucs_ray.evaluation.metrics import SSIM_LEAST_PX, ReadyMetric, ready_metrics
 from mucs_ray.pipeline.generated_queries import recognized
+from mucs_ray.pipeline.groups_stages import (
+    GROUP_PHASES,
+    GROUPS,
+    RESULT,
+    RETRAINED_GROUPS,
+    check_groups,
+    group_stages,
+)
 from mucs_ray.pipeline.lds_stages import (
     LDS,
     LDS_PHASES,
@@ -54,9 +64,19 @@ from mucs_ray.store.run import Stage, State, open_run
 
 REPORT_LAYOUT = 6
 """The version of the report's layout; a higher one makes finished reports stale."""
-PHASES = ("pretrain", "generate", "attribute", "retrain", "regenerate", "evaluate", *LDS_PHASES, "report")
+PHASES = (
+    "pretrain",
+    "generate",
+    "attribute",
+    "retrain",
+    "regenerate",
+    "evaluate",
+    *LDS_PHASES,
+    *GROUP_PHASES,
+    "report",
+)
 """The phases of the stages (`StageRef.phase`), in order."""
-RETRAINS = ("retrain", TRAININGS)
+RETRAINS = ("retrain", TRAININGS, RETRAINED_GROUPS)
 """The phases that train without some of the images."""
 RETRAINING = ("retrain", "regenerate", "evaluate", "lds")
 """The commands that train the model again."""
@@ -343,6 +363,30 @@ class Pipeline:
         begun = self.recipe.trains and not self.queries and storage.exists(storage.join(self.run_url, LDS))
         return begun and bool(self.evaluated) and self.lds_scores(planned).state().status == "done"
 
+    @cached_property
+    def groups(self) -> Groups:
+        """The groups of training images that the recipe names. InputError if they cannot be compared."""
+        return find_groups(self.dataset, self.recipe.groups.by)
+
+    @cached_property
+    def groups_manifest(self) -> TrainManifest:
+        """Who is in which group."""
+        return TrainManifest.of(self.groups, self.dataset.card.name)
+
+    @cached_property
+    def group_stages(self) -> dict[str, Stage]:
+        """The stages of group attribution, by name."""
+        return group_stages(
+            self.run_url,
+            self.recipe,
+            self.dataset.card,
+            self.groups,
+            self.groups_manifest.digest,
+            trained=self.trained,
+            earlier=self.stages,
+            methods=self.methods,
+        )
+
     @property
     def trained(self) -> dict[str, Any]:
         """The values of the recipe that every training reads."""
@@ -378,8 +422,11 @@ class Pipeline:
         """Return a stage by its name; the report shows what is done now."""
         if name == "report":
             return self.report()
-        if name.split("/")[0] == LDS:
+        folder = name.split("/")[0]
+        if folder == LDS:
             return self.lds_scores() if name == LDS else self.lds_stages[name]
+        if folder == GROUPS:
+            return self.group_stages[name]
         return self.evaluations[name] if name.startswith("evaluate/") else self.stages[name]
 
     @cached_property
@@ -410,7 +457,7 @@ class Pipeline:
         if command not in ("pretrain", "generate"):
             for name in self.needed:
                 check_method(self.known[name], self.dataset.card, self.weights_dir)
-        if command in ("pretrain", "lds") and self.queries:
+        if command in ("pretrain", "lds", GROUPS) and self.queries:
             raise InputError(f"{command} explains no pictures; leave --image and --queries out, or use attribute")
         if command == "regenerate" and self.regeneration == "none":
             strange = next(query.name for query in self.queries if not query.generated)
@@ -438,6 +485,9 @@ class Pipeline:
             case "lds":
                 check_lds(self.recipe, self.dataset.card, self.available_methods())
                 return [*(f"attribute/{method}" for method in self.compared), SIMILARITY, LDS, "report"]
+            case "groups":
+                check_groups(self.recipe, self.groups)
+                return [RESULT]
             case "regenerate":
                 return [f"regenerate/{key}" for key in self.compared_keys()]
             case _:
@@ -449,7 +499,8 @@ class Pipeline:
         """Return the last of the commands, in the order of the stages, that the folders of the run directory show."""
         folders = set(storage.names(self.run_url))
         return next(
-            (command for command in (LDS, "evaluate", "regenerate", "retrain") if command in folders), "attribute"
+            (command for command in (GROUPS, LDS, "evaluate", "regenerate", "retrain") if command in folders),
+            "attribute",
         )
 
     def plan(self, command: str) -> dict[str, State]:
@@ -464,6 +515,7 @@ class Pipeline:
             waiting += [GENERATED.get(earlier, earlier) for earlier in self.stage(name).inputs if earlier != "data"]
         order = [*self.stages, *(self.evaluations if command == "evaluate" else ())]
         order += self.lds_stages if command == LDS else ()
+        order += self.group_stages if command == GROUPS else ()
         states = {name: self.stage(name).state() for name in order if name in needed}
         if command == LDS:
             states[LDS] = self.lds_scores(planned=list(states)).state()
@@ -482,9 +534,9 @@ class StageRef(NamedTuple):
 
     @property
     def phase(self) -> str:
-        """The first folder of the stage's name, or the first two of those of the LDS."""
+        """The first folder of the stage's name, or the first two of those of the LDS and of groups."""
         folders = self.name.split("/")
-        return "/".join(folders[: 2 if folders[0] == LDS else 1])
+        return "/".join(folders[: 2 if folders[0] in (LDS, GROUPS) else 1])
 
     @property
     def leaves_images_out(self) -> bool:

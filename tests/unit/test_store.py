@@ -387,6 +387,8 @@ STALE: dict[str, tuple[Any, set[str]]] = {
     "lds.repeats": (1, set()),
     "lds.versus": ("random", set()),
     "lds.keep_weights": (True, set()),
+    "groups.by": ("text", set()),
+    "groups.golds": (2, set()),
     "groups.unlearners": (["zero"], set()),  # no stage of a run by images reads what groups need
     "groups.updates": (5, set()),
     "groups.batch_size": (8, set()),

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Le
 
 Unlearner = Literal["zero", "retrack", "retrack-clipped", "noise", "esd", "ascent", "retain-only"]
 """What the images of the group are trained towards.
@@ -23,6 +23,10 @@ ScoreKind = Literal["elbo", "unweighted", "skew"]
 class GroupsConfig:
     """How each group is unlearned, and how the models with and without it are compared."""
 
+    by: str = "label"
+    """What makes groups: label, text, folder, or the URL of a CSV or Parquet file with the columns idx and group."""
+    golds: Annotated[int, Ge(0), Le(2)] = 1
+    """The number of trainings without each group: 1 for the reference, 2 with another seed as well for the floor."""
     unlearners: tuple[Unlearner, ...] = ("zero", "retrack")
     updates: Annotated[int, Gt(0)] = 1170
     batch_size: Annotated[int, Gt(0)] = 128

@@ -33,7 +33,7 @@ class Forgotten:
     """The model without the group, and the trace of how it was reached."""
 
     tensors: dict[str, Tensor]
-    """All parameters of the network by name."""
+    """All tensors of the network by name, as a file of weights has them."""
     outcome: Literal["fixed", "bound hit"]
     """All updates were made; or, by ascent, all images of the last update were at the bound, so that it was reached."""
     updates: int
@@ -114,7 +114,7 @@ def forget_group(
     retain_trace, forget_trace, group_trace = zip(*trace, strict=True)
     sees_group = unlearner != "retain-only"
     return Forgotten(
-        tensors={name: tensor.detach() for name, tensor in changed.network.named_parameters()},
+        tensors={name: tensor.detach() for name, tensor in changed.network.state_dict().items()},
         outcome="bound hit" if at_bound else "fixed",
         updates=len(trace),
         retain_loss=retain_trace,

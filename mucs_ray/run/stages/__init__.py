@@ -9,7 +9,19 @@ from mucs_ray.engine.session import Cluster
 from mucs_ray.errors import MucsError
 from mucs_ray.pipeline.graph import UNRELATED, StageRef
 from mucs_ray.pipeline.lds_stages import OUTPUTS
-from mucs_ray.run.stages import attribute, generate, lds, one_pass, queries, query_test, rank, regenerate, train
+from mucs_ray.run.stages import (
+    attribute,
+    generate,
+    group_result,
+    groups,
+    lds,
+    one_pass,
+    queries,
+    query_test,
+    rank,
+    regenerate,
+    train,
+)
 from mucs_ray.run.stages.files import Output
 
 
@@ -52,5 +64,13 @@ def run_stage(ref: StageRef, cluster: Cluster) -> Output:
             return lds.blocks(pipeline)
         case ["lds", "similarity"]:
             return lds.similarity(pipeline, cluster)
+        case ["groups", "members"]:
+            return groups.members(pipeline)
+        case ["groups", "unlearn", unlearner]:
+            return groups.unlearn(pipeline, unlearner, cluster)
+        case ["groups", "score", model]:
+            return groups.score(pipeline, model, cluster)
+        case ["groups", "result"]:
+            return group_result.write(pipeline)
         case _:
             raise AssertionError(f"no code runs stage {name}")
