@@ -17,7 +17,6 @@ from mucs_ray.attribution.cards.control import CARD
 from mucs_ray.attribution.cards.mucs import MUCSConfig
 from mucs_ray.attribution.loss_change import LossAttributor, Losses
 from mucs_ray.attribution.unlearn import COMMON, EXPECTED_UPDATES, UPDATES, changed_names, unlearn
-from mucs_ray.diffusion.batch import Batch
 
 
 class ControlledMUCS(LossAttributor):
@@ -59,7 +58,6 @@ class ControlledMUCS(LossAttributor):
         """Set up the bank of the control and all F2."""
         super().load({}, [fitted, *item_states])
 
-    def losses(self, rows: Batch) -> Losses:
+    def compared(self, losses: Losses) -> Losses:
         """Return the losses under the control, and after unlearning each item."""
-        table = self.change.losses(rows)
-        return Losses(before=table.after[0], after=table.after[1:])
+        return Losses(before=losses.after[0], after=losses.after[1:])

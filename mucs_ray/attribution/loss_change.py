@@ -238,13 +238,15 @@ class LossAttributor(Attributor):
         """Return the scores by the measure that `rank.measure` names."""
         return select_measure(self.columns(rows), self.context.settings.rank.measure)
 
-    def losses(self, rows: Batch) -> Losses:
-        """Return the losses that are compared."""
-        return self.change.losses(rows)
+    def compared(self, losses: Losses) -> Losses:
+        """Return which losses are compared, of those of F1 and of every model in the bank; by default, F1's with all
+        others.
+        """
+        return losses
 
     def columns(self, rows: Batch) -> Columns:
         """Return skew[items] and difference[items], so that either can be ranked, and on request the losses in fp16."""
-        losses = self.losses(rows)
+        losses = self.compared(self.change.losses(rows))
         columns = {"skew": self.change.skew(losses), "difference": self.change.difference(losses)}
         if self.change.config.keep_losses:
             columns["before"] = fp16(losses.before if losses.before.ndim == 2 else by_image(losses.before))

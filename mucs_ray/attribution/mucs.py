@@ -146,12 +146,11 @@ class MUCS(LossAttributor):
         opposite = [model_tensors(tensors, MINUS) for tensors in item_states] if self.config.antithetic else []
         super().load(fitted, [*item_states, *opposite])
 
-    def losses(self, rows: Batch) -> Losses:
+    def compared(self, losses: Losses) -> Losses:
         """Return the losses before and after unlearning, or of the models that were changed either way."""
-        table = super().losses(rows)
         if not self.config.antithetic:
-            return table
-        unlearned, opposite = table.after.chunk(2)
+            return losses
+        unlearned, opposite = losses.after.chunk(2)
         return Losses(before=opposite, after=unlearned)
 
     def training_batches(self, item: Item) -> Callable[[int], Batch]:

@@ -35,6 +35,7 @@ RECIPE = tiny_recipe(
         "mucs": {"batch_size": 4, "bound": "linear", "max_updates": 2},
         "dtrak": {"dim": 16, "noises": 3},
         "das": {"dim": 16, "noises": 3},
+        "mucs/linear": {"dim": 16, "noises": 3},
         "abu": {"draws": 4, "draws_per_forward": 2, "fisher_draws": 2},
         "forward-inf": {"updates": 2, "draws": 4},
     },
@@ -68,6 +69,7 @@ def scored(name: str, model: Toy, images: Batch, items: list[Item]) -> Tensor:
         return worker(method, None, model, images, items).score(images)
     rows: Any = images
     fitted: dict[str, Tensor] = {}
+    of_owner: dict[str, Tensor] = {}  # what stages that are taken over from another method have fitted once a run
     states: list[dict[str, Tensor]] = [{} for _ in items]
     for stage in method.stages:
         hooked = worker(method, stage, model, images, items)
@@ -76,10 +78,13 @@ def scored(name: str, model: Toy, images: Batch, items: list[Item]) -> Tensor:
                 rows = {"idx": images.idx, **hooked.features(images)}
             case "accumulate":
                 fitted = hooked.accumulate(rows)
+            case "fit" if stage.owner:  # it knows nothing of this method's features
+                of_owner = hooked.fit({}, iter([images]))
             case "fit":
                 fitted = hooked.fit(fitted, iter([rows]))
             case "fit_item":
-                states = [hooked.fit_item(item, fitted, lambda step, loss: None).tensors for item in items]
+                known = of_owner or fitted
+                states = [hooked.fit_item(item, known, lambda step, loss: None).tensors for item in items]
             case "fit_together":
                 fitted = hooked.fit_together(fitted, states)
             case "sample":

@@ -154,7 +154,7 @@ def test_a_run_with_queries_is_read_off_its_directory(answered: Pipeline):
     assert {state.status for state in states.values()} == {"done"} and driver.missing_stages([again], "attribute") == []
     html = (Path(answered.run_url) / "report.html").read_text()
     assert "[8] bit.png" in html and "No class or caption was named" in html and "8-bit pixels" in html
-    names = [item["query"] for item in report.as_json(again, None)["attributions"]["mucs"]["items"]]
+    names = [item["query"] for item in report.as_json(again, ())["attributions"]["mucs"]["items"]]
     assert sorted(Path(name).name for name in names) == ["[8] bit.png", "exact.safetensors", "idx:5"]
 
 
@@ -171,8 +171,8 @@ def test_bad_queries_are_one_line(finished: Pipeline, tmp_path: Path, cluster: C
         pipeline = open_queries(finished, Path(finished.run_url), [image])
         with pytest.raises(InputError, match=message):
             work(pipeline, "attribute", cluster)
-    with pytest.raises(InputError, match="evaluate takes pictures that the run makes itself"):
-        pipeline.plan("evaluate")
+    with pytest.raises(InputError, match="lds explains no pictures"):
+        pipeline.plan("lds")
     order = [ref.name for ref in driver.missing_stages([pipeline], "attribute")]
     assert order[0] == "generate"  # a bad picture is reported before anything is trained
 
