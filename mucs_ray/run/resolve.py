@@ -61,9 +61,11 @@ def resolve(
     if "data" not in values:
         raise InputError('the recipe names no data set; give --dataset, or data = "URL" in the recipe')
     opened = open_dataset(str(values["data"]), console)
-    if is_default and takes_small(raw, settings, begun, address):
-        console.print(SMALL_LINE, highlight=False, soft_wrap=True)
-        values = with_settings({**read_recipe(SMALL), "data": raw["data"], "name": raw["name"]}, settings)
+    if is_default:
+        build(from_card(values, opened.card), methods)  # wrong settings are refused before torch is asked for a GPU
+        if takes_small(raw, settings, begun, address):
+            console.print(SMALL_LINE, highlight=False, soft_wrap=True)
+            values = with_settings({**read_recipe(SMALL), "data": raw["data"], "name": raw["name"]}, settings)
     built = build(with_measured(from_card(values, opened.card), opened, console), methods)
     if built.weights is not None:
         from mucs_ray.store.weights import load_weights

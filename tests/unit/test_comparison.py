@@ -24,7 +24,7 @@ def run(seed: int, losses: dict[str, list[float]]) -> Any:
     return SimpleNamespace(
         recipe=SimpleNamespace(seed=seed),
         stages=stages,
-        retrained=lambda method: [name for name in stages if name.split("/")[1] == method],
+        retrained=lambda test: [name for name in stages if name.split("/")[1] == test.method],
     )
 
 
@@ -34,7 +34,7 @@ def test_a_retraining_far_above_the_best_of_its_seed_is_named():
         run(2, {"random": [0.408], "mucs": [0.392], "das": [0.523]}),
         run(3, {"random": [0.5], "mucs": [0.39], "das": [0.4]}),
     ]
-    assert bad_retrainings(runs, LABELS) == [
+    assert bad_retrainings(runs, LABELS, "union") == [
         "Seed 2, DAS: its retraining ended at a validation loss of 0.523, the best one of this seed at 0.392. A model "
         "that is worse overall changes every image, whichever training images it lacks.",
         "Seed 3, Random: its retraining ended at a validation loss of 0.500, the best one of this seed at 0.390. A "
@@ -44,5 +44,5 @@ def test_a_retraining_far_above_the_best_of_its_seed_is_named():
 
 def test_of_a_retraining_for_each_item_the_worst_counts():
     per_item = run(1, {"random": [0.4, 0.41], "mucs": [0.4, 0.6], "das": [0.4, 0.4]})
-    (sentence,) = bad_retrainings([per_item], LABELS)
+    (sentence,) = bad_retrainings([per_item], LABELS, "per-item")
     assert sentence.startswith("Seed 1, MUCS: its retraining ended at a validation loss of 0.600")
