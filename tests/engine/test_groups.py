@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,9 @@ from mucs_ray.config.recipe import Recipe
 from mucs_ray.data.local import LocalImages
 from mucs_ray.data.table import Dataset
 from mucs_ray.diffusion.batch import Item
-from mucs_ray.engine import group_models
+from mucs_ray.engine import group_models, trainings
 from mucs_ray.engine.models import to_arrays
+from mucs_ray.engine.session import Cluster
 from mucs_ray.evaluation.subsets import repeat_seed
 from mucs_ray.pipeline.graph import Pipeline, StageRef
 from mucs_ray.pipeline.groups_stages import RESULT
@@ -31,14 +32,10 @@ from mucs_ray.spaces.pixels import PIXELS
 from mucs_ray.store import checkpoint
 from mucs_ray.store.items import save_item
 from mucs_ray.store.run import Stage
-from tiny import lively, tiny_dataset, tiny_recipe
+from tiny import lively, tiny_recipe
+from tiny_run import open_tiny, train_all_plainly, work
 
 GROUPS = {"updates": 2, "batch_size": 8, "learning_rate": 1e-3, "levels": 4, "unlearners": ["zero", "retrack"]}
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    return tiny_dataset(tmp_path_factory.mktemp("data"))
 
 
 def opened(data: Dataset, folder: Path, **changes: object) -> Pipeline:
@@ -155,7 +152,7 @@ def test_the_model_without_a_group_does_not_depend_on_the_other_groups(scored: P
 def test_the_result_has_scores_agreement_and_shares(scored: Pipeline):
     stage = scored.stage(RESULT)
     run(scored, RESULT)
-    scores = pq.read_table(io.BytesIO(stage.checked(stage.part("scores", "parquet")))).to_pylist()
+    scores = scores_of(scored)
     methods = {row["method"] for row in scores}
     aggregated = {f"random, {how}" for how in ("sum", "mean", "max", "median", "top-10 mean")}
     assert methods == {"retrained", "zero", "retrack", *aggregated}
@@ -178,3 +175,23 @@ def test_the_result_has_scores_agreement_and_shares(scored: Pipeline):
     show_groups(console, found)
     printed = console.file.getvalue()  # type: ignore[attr-defined]
     assert "red 20, green 20, blue 20" in printed and "chance" in printed and "shares  by retrained" in printed
+
+
+def test_the_command_through_ray(finished: Pipeline, copied: Callable[[], Path], cluster: Cluster):
+    """A run that is attributed goes on to groups by itself, to the end; the trainings are those of a plain loop."""
+    recipe_changes = {"groups": GROUPS, "evaluate": {"metrics": ["mse"]}, "engine": {"train_workers": 1}}
+    pipeline = open_tiny(finished.dataset, copied(), **recipe_changes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainings, "train_all", train_all_plainly)
+        done = work(pipeline, "groups", cluster)
+    assert set(done) >= set(pipeline.group_stages) and work(pipeline, "groups", cluster) == []
+    found = group_results.as_json(pipeline)
+    assert found["sizes"] == [20, 20, 20] and {"retrained", "zero", "retrack"} <= {
+        row["method"] for row in scores_of(pipeline)
+    }
+
+
+def scores_of(pipeline: Pipeline) -> list[dict[str, Any]]:
+    """Return the rows of the result's scores."""
+    stage = pipeline.stage(RESULT)
+    return pq.read_table(io.BytesIO(stage.checked(stage.part("scores", "parquet")))).to_pylist()
