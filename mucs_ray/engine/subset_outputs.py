@@ -15,9 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mucs_ray.attribution.skew import noise_losses
-from mucs_ray.diffusion.batch import Batch, Item
-from mucs_ray.diffusion.condition import stacked
+from mucs_ray.diffusion.batch import Item
 from mucs_ray.diffusion.model import DiffusionModel
 from mucs_ray.diffusion.noise import NoiseSet, generator
 from mucs_ray.engine.attempts import heartbeat
@@ -28,6 +26,7 @@ from mucs_ray.engine.progress import Bar
 from mucs_ray.engine.session import Cluster
 from mucs_ray.engine.units import run_units
 from mucs_ray.errors import RunFailed
+from mucs_ray.evaluation.item_loss import item_losses
 from mucs_ray.evaluation.metrics import ReadyMetric
 from mucs_ray.evaluation.subsets import NUM_NOISES
 from mucs_ray.models.adapters import adapter
@@ -69,17 +68,11 @@ def outputs(denoiser: DiffusionModel, targets: Sequence[PlannedItem], job: Gener
     condition_of, again = lending(job), list[Item]()
     for together in split(targets, job.config.items_per_forward):
         again += generate_batch(denoiser, condition_of(together), together, job.config, job.seed)
-    device, process = next(denoiser.parameters()).device, denoiser.process
-    levels = process.training_levels(generator(job.seed, "lds/level"), NUM_NOISES)
-    noises = NoiseSet.draw(job.seed, "lds/noise", levels, denoiser.shape).to(device)
+    levels = denoiser.process.training_levels(generator(job.seed, "lds/level"), NUM_NOISES)
+    noises = NoiseSet.draw(job.seed, "lds/noise", levels, denoiser.shape)
     originals = [load_item(job.stage, target.number) for target in targets]
-    batch = Batch(
-        idx=torch.tensor([item.idx for item in originals]),
-        z=torch.stack([item.z for item in originals]),
-        condition=stacked([item.condition for item in originals]),
-    )
-    loss = noise_losses(denoiser, batch.to(device), noises).mean(dim=1)
-    return {"image": torch.stack([item.z for item in again]), "loss": loss.cpu()}
+    loss = item_losses(denoiser, originals, noises).mean(dim=1)
+    return {"image": torch.stack([item.z for item in again]), "loss": loss}
 
 
 def outputs_task(job: SubsetJob) -> Published:

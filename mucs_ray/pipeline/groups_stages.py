@@ -40,11 +40,6 @@ def group_name(number: int) -> str:
     return f"{number:04d}"
 
 
-def group_number(name: str) -> int:
-    """Return the number of the group from the name of a stage."""
-    return int(name.rpartition("/")[2].removesuffix(REPEAT))
-
-
 def gold_names(recipe: Recipe) -> list[str]:
     """Return the names of the sets of trainings without each group: the reference, and that which shows the floor."""
     return [RETRAINED, f"{RETRAINED}{REPEAT}"][: recipe.groups.golds]

@@ -36,8 +36,8 @@ def subset_keys(config: LdsConfig) -> list[str]:
     ]
 
 
-def subset_number(name: str) -> int:
-    """Return the number of the subset from the name of a stage."""
+def training_number(name: str) -> int:
+    """Return the number of the subset, or of the group, from the name of the stage of a training."""
     return int(name.rpartition("/")[2].removesuffix(REPEAT))
 
 

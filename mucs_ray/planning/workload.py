@@ -9,7 +9,7 @@ import torch
 
 from mucs_ray.attribution.base import Passes
 from mucs_ray.config.engine import LEAST_IMAGES, SUM_SHARDS
-from mucs_ray.config.recipe import Recipe
+from mucs_ray.config.recipe import GenerateConfig, Recipe
 from mucs_ray.data.table import Dataset
 from mucs_ray.diffusion.model import DiffusionModel
 from mucs_ray.diffusion.samplers import evaluations
@@ -86,6 +86,11 @@ def trainings(recipe: Recipe, name: str, count: int, *, network_bytes: int, proc
     )
 
 
+def forwards_an_item(config: GenerateConfig, model: DiffusionModel) -> int:
+    """Return the forwards that generating an image takes: with guidance, two for each evaluation."""
+    return evaluations(model.process, config.sampler, config.steps) * (1 if config.guidance == 1 else 2)
+
+
 def generation(pipeline: Pipeline, name: str, count: int, model: DiffusionModel) -> Work:
     """Return the work of generating targets and controls, or fresh images of the conditions of pictures.
 
@@ -97,7 +102,7 @@ def generation(pipeline: Pipeline, name: str, count: int, model: DiffusionModel)
     if name == "generate" or recipe.remove.modes != ("per-item",):
         samples += config.controls
     times = f"{count} x " if name == "regenerate" else ""
-    forwards = evaluations(model.process, config.sampler, config.steps) * (1 if config.guidance == 1 else 2)
+    forwards = forwards_an_item(config, model)
     return Work(
         stage=name,
         work=f"{times}{samples} items",
@@ -110,7 +115,7 @@ def generation(pipeline: Pipeline, name: str, count: int, model: DiffusionModel)
 def subset_outputs(recipe: Recipe, count: int, model: DiffusionModel) -> Work:
     """Return the work of generating the targets by the models of subsets, and of measuring the targets' losses."""
     config = recipe.generate
-    forwards = evaluations(model.process, config.sampler, config.steps) * (1 if config.guidance == 1 else 2)
+    forwards = forwards_an_item(config, model)
     return Work(
         stage=OUTPUTS,
         work=f"{count} x {config.items} items",

@@ -57,6 +57,11 @@ class GenerationFacts:
 
     items: list[PlannedItem]
 
+    @property
+    def targets(self) -> list[PlannedItem]:
+        """The items that are attributed, which come before the controls."""
+        return [item for item in self.items if item.role == "target"]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueryFacts:

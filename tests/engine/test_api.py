@@ -26,9 +26,8 @@ from mucs_ray.engine.session import Cluster
 from mucs_ray.pipeline.graph import Pipeline
 from mucs_ray.results import report
 from mucs_ray.run import driver
-from mucs_ray.run.stages.rank import score_matrix
 from mucs_ray.store.items import load_item
-from mucs_ray.store.parts import stored_scores
+from mucs_ray.store.parts import matrix, stored_scores
 from mucs_ray.store.topk import read_topk
 from tiny import tiny_toml
 from tiny_run import train_all_plainly
@@ -69,7 +68,7 @@ def test_an_answer_is_that_of_the_run_directory(run: mucs_ray.Run, finished: Pip
     answer = run.attribute()
     assert isinstance(answer, Answer) and answer.methods == ["mucs"] and answer.queries == ["0", "1"]
     scores, idx, _ = answer.scores()
-    stored = np.concatenate([score_matrix(table) for table in stored_scores(finished.stages["attribute/mucs"])])
+    stored = np.concatenate([matrix(table, "score") for table in stored_scores(finished.stages["attribute/mucs"])])
     assert np.array_equal(scores, stored.T) and idx.tolist() == list(range(60))
     assert answer.to_quanda().scores.shape == answer.to_dattri().scores.shape == (2, 60)
     rows = read_topk(finished.stages["attribute/mucs"])

@@ -19,10 +19,10 @@ from mucs_ray.errors import InputError
 from mucs_ray.pipeline.graph import Pipeline, StageRef, reopen
 from mucs_ray.results import report
 from mucs_ray.run import driver
-from mucs_ray.run.stages.rank import score_matrix, score_parts
+from mucs_ray.run.stages.rank import score_parts
 from mucs_ray.store.item_names import item_file
 from mucs_ray.store.items import load_item
-from mucs_ray.store.parts import stored_scores
+from mucs_ray.store.parts import matrix, stored_scores
 from mucs_ray.store.topk import read_topk
 from tiny_run import work
 
@@ -41,7 +41,7 @@ def open_queries(finished: Pipeline, run: Path, images: list[str], **condition: 
 
 
 def scores(pipeline: Pipeline, method: str) -> np.ndarray:
-    return np.concatenate([score_matrix(table) for table in stored_scores(pipeline.stages[f"attribute/{method}"])])
+    return np.concatenate([matrix(table, "score") for table in stored_scores(pipeline.stages[f"attribute/{method}"])])
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +120,7 @@ def test_a_further_query_reads_no_training_picture(
     driver.run_stages(left)
     for method in methods:
         tables = score_parts(second.stages[f"attribute/{method}/score"], dataset.units("train"), "skew")
-        top = np.concatenate([score_matrix(table) for table in tables])
+        top = np.concatenate([matrix(table, "score") for table in tables])
         assert len(top) == dataset.card.num_images("train") and np.isfinite(top).all()
 
 

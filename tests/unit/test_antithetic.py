@@ -1,66 +1,25 @@
 """Antithetic MUCS: a second model goes the other way on the same draws, and scores are skews of the two."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from mucs_ray.attribution.base import MethodContext
 from mucs_ray.attribution.cards.mucs import MUCSConfig
-from mucs_ray.attribution.config import RankConfig, ScoreConfig
+from mucs_ray.attribution.config import ScoreConfig
 from mucs_ray.attribution.loss_change import LossChange
 from mucs_ray.attribution.mucs import MUCS
 from mucs_ray.attribution.skew import normalized_skew
 from mucs_ray.attribution.unlearn import MINUS, item_losses, measure, model_tensors
-from mucs_ray.diffusion.batch import Batch, Item
-from mucs_ray.diffusion.noise import generator, normal
-from mucs_ray.models.dit import DiTConfig, unlearned_names
 from mucs_ray.models.dit_edm import DiTEDM
-from mucs_ray.training.config import TrainConfig
 from mucs_ray.training.ema import frozen_copy
-from mucs_ray.training.order import batch_rows
-from tiny import lively, rows
+from small_unlearning import F1, NAMES, batches, context, images, item, unlearned
 
-MODEL = DiTConfig(
-    image_size=8, patch_size=4, width=16, depth=1, num_heads=2, registers=0, condition_channels=8, condition_dim=3,
-    kernel_size=3, dropout=0.0,
-)  # fmt: skip
-F1 = lively(MODEL)
-NAMES = unlearned_names(F1.network)
 CONFIG = MUCSConfig(antithetic=True, batch_size=4, max_updates=2, bound=1e9)
-FITTED = {"null_loss": torch.tensor(1e9, dtype=torch.float64)}
 
 
-def images() -> Batch:
-    made = rows(6, first_idx=0, seed=5)
-    pixels = torch.from_numpy(np.stack([row.image for row in made])).float() / 127.5 - 1
-    return Batch(idx=torch.arange(6), z=pixels, condition={"condition": torch.eye(3)[[row.label for row in made]]})
-
-
-def batches(name: str, size: int):
-    return lambda step: images()[torch.from_numpy(batch_rows(1, name, step, num_images=6, batch_size=size))]
-
-
-def item(number: int) -> Item:
-    image = 0.4 * normal(generator(7, f"image={number}"), 3, 8, 8)
-    return Item(number=number, idx=60 + number, condition={"condition": torch.eye(3)[number]}, z=image)
-
-
-def context(config: MUCSConfig = CONFIG) -> MethodContext:
-    knobs = SimpleNamespace(
-        seed=1, model=MODEL, train=TrainConfig(learning_rate=0.01), method={"mucs": config},
-        score=ScoreConfig(noises=4), rank=RankConfig(),
-    )  # fmt: skip
-    return MethodContext(
-        settings=knobs, device=torch.device("cpu"), num_images=6, denoiser=F1, batches=batches,
-        items=[item(0), item(1)],
-    )  # fmt: skip
-
-
-def unlearned(number: int, config: MUCSConfig = CONFIG) -> dict[str, Tensor]:
-    return MUCS(context(config)).fit_item(item(number), FITTED, lambda *_: None).tensors
+def tensors_of(number: int, config: MUCSConfig = CONFIG) -> dict[str, Tensor]:
+    return unlearned(number, config).tensors
 
 
 def with_tensors(tensors: dict[str, Tensor]) -> DiTEDM:
@@ -78,8 +37,8 @@ def test_names_beside_a_model_are_not_its_own():
 
 def test_the_other_model_descends_on_the_item_on_the_same_draws():
     """It is AdamW on the sum of the losses where F2 has their difference, by as many updates, without a bound."""
-    plain = unlearned(0, replace(CONFIG, antithetic=False))
-    tensors = unlearned(0)
+    plain = tensors_of(0, replace(CONFIG, antithetic=False))
+    tensors = tensors_of(0)
     assert all(torch.equal(tensors[name], plain[name]) for name in NAMES)
     by_hand = frozen_copy(F1)
     weights = [by_hand.network.get_parameter(name).requires_grad_(True) for name in NAMES]
@@ -103,14 +62,14 @@ def test_the_other_model_descends_on_the_item_on_the_same_draws():
 
 def test_an_item_that_is_not_changed_is_changed_neither_way():
     reached = {"null_loss": torch.tensor(1e-6, dtype=torch.float64)}
-    tensors = MUCS(context()).fit_item(item(0), reached, lambda *_: None).tensors
+    tensors = MUCS(context(CONFIG)).fit_item(item(0), reached, lambda *_: None).tensors
     for name in NAMES:
         assert torch.equal(tensors[name], F1.network.get_parameter(name))
         assert torch.equal(tensors[f"{MINUS}{name}"], tensors[name])
 
 
 def test_scores_are_skews_of_the_two_models():
-    items = [unlearned(number) for number in (0, 1)]
+    items = [tensors_of(number) for number in (0, 1)]
     method = MUCS(context(replace(CONFIG, antithetic=True)))
     method.load({}, items)
     both = [*(model_tensors(each) for each in items), *(model_tensors(each, MINUS) for each in items)]

@@ -1,67 +1,22 @@
 """MUCS against a control: common draws, a control that makes the same updates without an ascent, and its skew."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from mucs_ray.attribution.base import MethodContext
 from mucs_ray.attribution.cards.mucs import MUCSConfig
-from mucs_ray.attribution.config import RankConfig, ScoreConfig
+from mucs_ray.attribution.config import ScoreConfig
 from mucs_ray.attribution.control import ControlledMUCS
 from mucs_ray.attribution.loss_change import LossChange
 from mucs_ray.attribution.mucs import MUCS
 from mucs_ray.attribution.skew import normalized_skew
 from mucs_ray.attribution.unlearn import UPDATES, draw_losses
-from mucs_ray.diffusion.batch import Batch, Item
-from mucs_ray.diffusion.noise import generator, normal
-from mucs_ray.models.dit import DiTConfig, unlearned_names
-from mucs_ray.training.config import TrainConfig
 from mucs_ray.training.ema import frozen_copy
-from mucs_ray.training.order import batch_rows
-from tiny import lively, rows
+from small_unlearning import F1, FITTED, NAMES, batches, context, images, unlearned
 
-MODEL = DiTConfig(
-    image_size=8, patch_size=4, width=16, depth=1, num_heads=2, registers=0, condition_channels=8, condition_dim=3,
-    kernel_size=3, dropout=0.0,
-)  # fmt: skip
-F1 = lively(MODEL)
-NAMES = unlearned_names(F1.network)
 CONFIG = MUCSConfig(draws="common", batch_size=4, max_updates=3, bound=1e9)
-FITTED = {"null_loss": torch.tensor(1e9, dtype=torch.float64)}
-
-
-def images() -> Batch:
-    made = rows(6, first_idx=0, seed=5)
-    pixels = torch.from_numpy(np.stack([row.image for row in made])).float() / 127.5 - 1
-    return Batch(idx=torch.arange(6), z=pixels, condition={"condition": torch.eye(3)[[row.label for row in made]]})
-
-
-def batches(name: str, size: int):
-    return lambda step: images()[torch.from_numpy(batch_rows(1, name, step, num_images=6, batch_size=size))]
-
-
-def item(number: int) -> Item:
-    image = 0.4 * normal(generator(7, f"image={number}"), 3, 8, 8)
-    return Item(number=number, idx=60 + number, condition={"condition": torch.eye(3)[number]}, z=image)
-
-
-def context(config: MUCSConfig = CONFIG) -> MethodContext:
-    knobs = SimpleNamespace(
-        seed=1, model=MODEL, train=TrainConfig(learning_rate=0.01), method={"mucs": config},
-        score=ScoreConfig(noises=4), rank=RankConfig(),
-    )  # fmt: skip
-    return MethodContext(
-        settings=knobs, device=torch.device("cpu"), num_images=6, denoiser=F1, batches=batches,
-        items=[item(0), item(1)],
-    )  # fmt: skip
-
-
-def unlearned(number: int, config: MUCSConfig = CONFIG):
-    return MUCS(context(config)).fit_item(item(number), FITTED, lambda *_: None)
 
 
 def states(*updates: int) -> list[dict[str, Tensor]]:
@@ -69,7 +24,7 @@ def states(*updates: int) -> list[dict[str, Tensor]]:
 
 
 def test_items_meet_the_same_batches_levels_and_noise():
-    common = [unlearned(number) for number in (0, 1)]
+    common = [unlearned(number, CONFIG) for number in (0, 1)]
     assert common[0].facts["train_loss"][0] == common[1].facts["train_loss"][0]
     assert common[0].tensors[UPDATES].item() == 3
     own = [unlearned(number, replace(CONFIG, draws="own")) for number in (0, 1)]
@@ -89,7 +44,7 @@ def test_the_control_descends_on_the_same_draws_and_on_nothing_else():
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    control = ControlledMUCS(context()).fit_together(FITTED, states(9, 2, 1))
+    control = ControlledMUCS(context(CONFIG)).fit_together(FITTED, states(9, 2, 1))
     assert control.keys() == set(NAMES)
     for name, weight in zip(NAMES, weights, strict=True):
         torch.testing.assert_close(control[name], weight.detach(), rtol=1e-4, atol=1e-6)
@@ -97,13 +52,13 @@ def test_the_control_descends_on_the_same_draws_and_on_nothing_else():
 
 
 def test_without_updates_the_control_is_f1():
-    control = ControlledMUCS(context()).fit_together(FITTED, states(0, 0, 5))
+    control = ControlledMUCS(context(CONFIG)).fit_together(FITTED, states(0, 0, 5))
     assert all(torch.equal(control[name], F1.network.get_parameter(name)) for name in NAMES)
 
 
 def test_scores_are_skews_against_the_control():
-    items = [unlearned(number).tensors for number in (0, 1)]
-    method = ControlledMUCS(context())
+    items = [unlearned(number, CONFIG).tensors for number in (0, 1)]
+    method = ControlledMUCS(context(CONFIG))
     control = method.fit_together(FITTED, items)
     method.load(control, items)
     table = LossChange(F1, [control, *items], config=ScoreConfig(noises=4), seed=1).losses(images())
@@ -117,8 +72,8 @@ def test_scores_are_skews_against_the_control():
 
 def test_plain_mucs_can_have_common_draws_too():
     """The number of updates beside an item's tensors is no part of its model."""
-    method = MUCS(context())
-    method.load({}, [unlearned(0).tensors])
+    method = MUCS(context(CONFIG))
+    method.load({}, [unlearned(0, CONFIG).tensors])
     assert method.score(images()).shape == (6, 1)
 
 
@@ -126,5 +81,5 @@ def test_plain_mucs_can_have_common_draws_too():
 def test_its_cost_is_counted(hook: str):
     card = ControlledMUCS.card
     (stage,) = [stage for stage in card.stages if stage.hook == hook]
-    passes = ControlledMUCS.passes(stage, context().settings, num_images=10, num_items=2)
+    passes = ControlledMUCS.passes(stage, context(CONFIG).settings, num_images=10, num_items=2)
     assert (passes.forwards, passes.backwards) == ((0, 109 * 8) if hook == "fit_together" else (10 * 4 * 4, 0))

@@ -13,7 +13,8 @@ from mucs_ray.cli.app import app
 from mucs_ray.data.table import Dataset
 from mucs_ray.errors import InputError
 from mucs_ray.pipeline.graph import Pipeline, StageRef
-from mucs_ray.pipeline.groups_stages import RESULT, group_number
+from mucs_ray.pipeline.groups_stages import RESULT
+from mucs_ray.pipeline.lds_stages import training_number
 from tiny import tiny_dataset, tiny_recipe
 
 TRAININGS = [f"groups/retrain/{number:04d}" for number in range(3)]
@@ -43,7 +44,7 @@ def test_the_stages_in_their_order(data: Dataset, tmp_path: Path):
     assert list(dict.fromkeys(ref.phase for ref in refs)) == [
         "groups/members", "groups/retrain", "groups/unlearn", "groups/score", "groups/result",
     ]  # fmt: skip
-    assert group_number("groups/retrain/0012-repeat") == 12
+    assert training_number("groups/retrain/0012-repeat") == 12
     assert not any(name.startswith("groups") for name in pipeline.plan("attribute"))
 
 

@@ -30,10 +30,10 @@ from mucs_ray.pipeline.graph import Pipeline
 from mucs_ray.pipeline.groups_stages import FULL, RESULT, SCORED, gold_names
 from mucs_ray.run.stages.files import Output
 from mucs_ray.run.stages.groups import errors_file
-from mucs_ray.run.stages.rank import score_matrix, stored_scores
 from mucs_ray.store import checkpoint
 from mucs_ray.store.facts import GenerationFacts, read_facts
 from mucs_ray.store.item_names import item_name
+from mucs_ray.store.parts import matrix, stored_scores
 from mucs_ray.store.run import Stage
 
 TOP = 10
@@ -117,7 +117,7 @@ def image_scores(pipeline: Pipeline) -> dict[str, Float[np.ndarray, "q k"]]:
 
         def tables(attribution: Stage = attribution) -> Iterator[tuple[Int64[np.ndarray, " b"], np.ndarray]]:
             for table in stored_scores(attribution):
-                yield table["idx"].to_numpy(), score_matrix(table)
+                yield table["idx"].to_numpy(), matrix(table, "score")
 
         scores = group_scores(tables, members, ways)
         found |= {f"{method}, {way.name}": table for way, table in scores.items()}
@@ -139,7 +139,7 @@ def shares(pipeline: Pipeline, scores: Scores) -> tuple[str, list[QueryShares]] 
 def audit_record(pipeline: Pipeline, method: str) -> AuditRecord:
     """Return what the shares were computed from."""
     pretrained, generated = pipeline.stages["pretrain"].manifest(), pipeline.stages["generate"]
-    items = [item for item in read_facts(generated, GenerationFacts).items if item.role == "target"]
+    items = read_facts(generated, GenerationFacts).targets
     queries = QueryManifest(
         query_ids=tuple(item.idx for item in items),
         image_paths=tuple(generated.part(item_name(item.number), "png") for item in items),

@@ -14,11 +14,10 @@ from mucs_ray.errors import RunFailed
 from mucs_ray.evaluation.lds import LOSS
 from mucs_ray.evaluation.subsets import chosen, find_blocks, repeat_seed
 from mucs_ray.pipeline.graph import Pipeline, StageRef
-from mucs_ray.pipeline.lds_stages import BLOCKS, OUTPUTS, REPEAT, SIMILARITY, TRAININGS, subset_keys, subset_number
+from mucs_ray.pipeline.lds_stages import BLOCKS, OUTPUTS, REPEAT, SIMILARITY, TRAININGS, subset_keys, training_number
 from mucs_ray.results.lds import read_blocks
 from mucs_ray.run.stages.files import Output
 from mucs_ray.store.facts import GenerationFacts, read_facts
-from mucs_ray.store.items import PlannedItem
 from mucs_ray.store.parts import part_bytes, table_bytes
 
 
@@ -59,7 +58,7 @@ def subset_job(ref: StageRef) -> SubsetJob:
     stage.begin([outputs_file(stage)])
     return SubsetJob(
         generate=generate_job(pipeline),
-        targets=targets(pipeline),
+        targets=read_facts(pipeline.stages["generate"], GenerationFacts).targets,
         training=training,
         weights=training.part(pipeline.recipe.train.checkpoint, "safetensors"),
         stage=stage,
@@ -76,12 +75,6 @@ def generate_job(pipeline: Pipeline) -> GenerateJob:
         seed=recipe.seed,
         stage=pipeline.stages["generate"],
     )
-
-
-def targets(pipeline: Pipeline) -> list[PlannedItem]:
-    """Return the items that are attributed."""
-    planned = read_facts(pipeline.stages["generate"], GenerationFacts).items
-    return [item for item in planned if item.role == "target"]
 
 
 def similarity(pipeline: Pipeline, cluster: Cluster) -> Output:
@@ -102,7 +95,7 @@ def similarity(pipeline: Pipeline, cluster: Cluster) -> Output:
         if not np.isfinite(table).all():
             number = int(np.flatnonzero(~np.isfinite(table).all(axis=1))[0])
             raise RunFailed(f"{metric} of a target is not finite ({names[number]})")
-    subsets = np.asarray([subset_number(name) for name in names], dtype=np.int64)
+    subsets = np.asarray([training_number(name) for name in names], dtype=np.int64)
     repeat = np.asarray([name.endswith(REPEAT) for name in names])
     columns = {"subset": subsets, "repeat": repeat, **values}
     digest = storage.publish(stage.url(file), table_bytes(columns))
@@ -113,7 +106,7 @@ def left_out(pipeline: Pipeline, name: str) -> frozenset[int]:
     """Return the idx of the images that a training leaves out."""
     idx, block = read_blocks(pipeline)
     recipe = pipeline.recipe
-    kept = chosen(subset_number(name), idx, block, size=recipe.lds.subset_size(len(idx)), seed=recipe.seed)
+    kept = chosen(training_number(name), idx, block, size=recipe.lds.subset_size(len(idx)), seed=recipe.seed)
     return frozenset(idx.tolist()) - kept
 
 

@@ -22,9 +22,9 @@ from mucs_ray.models.adapters import adapter
 from mucs_ray.pipeline.graph import FRESH, Pipeline, RemovalTest
 from mucs_ray.run.stages.files import Output, weights_ref
 from mucs_ray.run.stages.generate import generate_items
-from mucs_ray.run.stages.regenerate import compare_pairs, publish_similarities
+from mucs_ray.run.stages.regenerate import compare_pairs, mean_removal, publish_similarities
 from mucs_ray.store import checkpoint
-from mucs_ray.store.facts import LossFacts, RemovalFacts, read_facts
+from mucs_ray.store.facts import LossFacts
 from mucs_ray.store.items import PlannedItem, load_item
 from mucs_ray.store.run import Stage
 
@@ -105,9 +105,8 @@ def evaluate(pipeline: Pipeline, key: str, cluster: Cluster) -> Output:
             values = {name: each.reshape(count, -1).mean(axis=1) for name, each in similar.items()}
     values |= {"skew": -changes.skew.numpy(), "loss": -changes.after.numpy()}
     files = publish_similarities(stage, values, [(number, number) for number in range(count)], ["target"] * count)
-    removed = [read_facts(pipeline.stages[name], RemovalFacts).removed for name in pipeline.retrained(test)]
     losses = LossFacts(before=changes.before.tolist(), after=changes.after.tolist())
-    facts = asdict(RemovalFacts(removed=round(sum(removed) / len(removed)))) | asdict(losses)
+    facts = asdict(mean_removal(pipeline, test)) | asdict(losses)
     return files, {"metrics": list(values), "pairs": count, **facts}
 
 

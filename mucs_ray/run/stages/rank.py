@@ -58,7 +58,7 @@ def rank(pipeline: Pipeline, spec: StageSpec) -> Output:
         with pq.ParquetWriter(scores_file, score_schema(num_items), compression="zstd") as writer:
             for table in score_tables(pipeline, spec):
                 writer.write_table(table)
-                idx, scores = table["idx"].to_numpy(), score_matrix(table)
+                idx, scores = table["idx"].to_numpy(), matrix(table, "score")
                 low, high = np.minimum(low, scores.min(axis=0)), np.maximum(high, scores.max(axis=0))
                 rankings = [ranking.add(idx, scores[:, number]) for number, ranking in enumerate(rankings)]
         scores_digest = storage.publish_file(stage.url("scores.parquet"), scores_file)
@@ -77,7 +77,7 @@ def score_histograms(tables: Iterable[pa.Table], low: np.ndarray, high: np.ndarr
     edges = [np.linspace(a, b, HISTOGRAM_BINS + 1) for a, b in zip(low, high, strict=True)]
     counts = np.zeros((len(edges), HISTOGRAM_BINS), dtype=np.int64)
     for table in tables:
-        scores = score_matrix(table)
+        scores = matrix(table, "score")
         counts += np.stack([np.histogram(scores[:, number], bins)[0] for number, bins in enumerate(edges)])
     return [ScoreHistogram(edges=e.tolist(), counts=c.tolist()) for e, c in zip(edges, counts, strict=True)]
 
@@ -173,14 +173,14 @@ def whitened_tables(uncorrected: Callable[[], Iterator[pa.Table]], num_items: in
     """Yield the scores whitened over the items; the uncorrected ones are streamed twice."""
 
     def parts() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        return ((table["idx"].to_numpy(), score_matrix(table)) for table in uncorrected())
+        return ((table["idx"].to_numpy(), matrix(table, "score")) for table in uncorrected())
 
     return (score_table(idx, scores) for idx, scores in whitened(parts, num_items, delta))
 
 
 def all_scores(tables: Iterable[pa.Table]) -> tuple[np.ndarray, np.ndarray]:
     """Return idx [N] and scores [N, items] of all images, 4 bytes for each pair, for what cannot be streamed."""
-    kept = [(table["idx"].to_numpy(), score_matrix(table)) for table in tables]
+    kept = [(table["idx"].to_numpy(), matrix(table, "score")) for table in tables]
     idx, scores = zip(*kept, strict=True)
     return np.concatenate(idx), np.concatenate(scores)
 
@@ -189,11 +189,6 @@ def score_table(idx: np.ndarray, scores: np.ndarray) -> pa.Table:
     """Return a table with the columns idx and score[items]."""
     columns = {"idx": idx, "score": fixed_lists(scores.astype(np.float32))}
     return pa.table(columns, schema=score_schema(scores.shape[1]))
-
-
-def score_matrix(table: pa.Table) -> np.ndarray:
-    """Return the scores of a table as a matrix [rows, items]."""
-    return np.stack(table["score"].to_numpy())
 
 
 def topk_rows(

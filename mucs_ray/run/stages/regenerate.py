@@ -15,7 +15,7 @@ from mucs_ray.engine.session import Cluster
 from mucs_ray.errors import RunFailed
 from mucs_ray.evaluation.config import Mode
 from mucs_ray.evaluation.unions import unrelated_pairs
-from mucs_ray.pipeline.graph import Pipeline
+from mucs_ray.pipeline.graph import Pipeline, RemovalTest
 from mucs_ray.run.stages.files import Output, weights_ref
 from mucs_ray.run.stages.generate import generate_items
 from mucs_ray.store.facts import GenerationFacts, RemovalFacts, read_facts
@@ -38,8 +38,8 @@ def regenerated_items(generated: Stage, mode: Mode) -> list[PlannedItem]:
     """Return the items that are generated again: targets and controls, or only targets if each has a retraining of
     its own, which says nothing about the controls.
     """
-    planned = read_facts(generated, GenerationFacts).items
-    return [item for item in planned if item.role == "target" or mode != "per-item"]
+    planned = read_facts(generated, GenerationFacts)
+    return planned.targets if mode == "per-item" else planned.items
 
 
 def regenerate(pipeline: Pipeline, key: str, cluster: Cluster) -> Output:
@@ -64,10 +64,14 @@ def evaluate(pipeline: Pipeline, key: str, cluster: Cluster) -> Output:
     before, after, test = pipeline.stages["generate"], pipeline.stages[f"regenerate/{key}"], pipeline.tests[key]
     planned = regenerated_items(before, test.mode)
     pairs = [((before, item.number), (after, item.number)) for item in planned]
-    counts = [read_facts(pipeline.stages[name], RemovalFacts).removed for name in pipeline.retrained(test)]
     files, facts = compare_pairs(pipeline, key, pairs, [item.role for item in planned], cluster)
-    removed = RemovalFacts(removed=round(sum(counts) / len(counts)))
-    return files, {**facts, **asdict(removed)}
+    return files, {**facts, **asdict(mean_removal(pipeline, test))}
+
+
+def mean_removal(pipeline: Pipeline, test: RemovalTest) -> RemovalFacts:
+    """Return how many images the retrainings of a test left out, on average."""
+    counts = [read_facts(pipeline.stages[name], RemovalFacts).removed for name in pipeline.retrained(test)]
+    return RemovalFacts(removed=round(sum(counts) / len(counts)))
 
 
 def unrelated(pipeline: Pipeline, key: str, cluster: Cluster) -> Output:

@@ -5,8 +5,8 @@ from mucs_ray.config.recipe import Recipe
 from mucs_ray.errors import InputError
 from mucs_ray.evaluation.unions import drawn_in_turn, expected_union, union
 from mucs_ray.pipeline.graph import Pipeline
-from mucs_ray.run.stages.rank import empty_rankings, score_matrix
-from mucs_ray.store.parts import stored_scores
+from mucs_ray.run.stages.rank import empty_rankings
+from mucs_ray.store.parts import matrix, stored_scores
 from mucs_ray.store.run import Stage
 from mucs_ray.store.topk import top_lists
 
@@ -40,6 +40,6 @@ def equally_many(attribution: Stage, recipe: Recipe, num_images: int) -> frozens
     size = recipe.remove.size or expected_union(num_images, k, recipe.generate.items)
     rankings = empty_rankings(size, recipe.generate.items, recipe.seed)
     for table in stored_scores(attribution):
-        idx, scores = table["idx"].to_numpy(), score_matrix(table)
+        idx, scores = table["idx"].to_numpy(), matrix(table, "score")
         rankings = [ranking.add(idx, scores[:, number]) for number, ranking in enumerate(rankings)]
     return drawn_in_turn([ranking.idx for ranking in rankings], size)

@@ -11,8 +11,8 @@ from mucs_ray.engine.progress import bar
 from mucs_ray.engine.ray_train import TrainJob, TrainRun, workers_for
 from mucs_ray.engine.session import Cluster
 from mucs_ray.pipeline.graph import StageRef
-from mucs_ray.pipeline.groups_stages import RETRAINED_GROUPS, group_number
-from mucs_ray.pipeline.lds_stages import TRAININGS
+from mucs_ray.pipeline.groups_stages import RETRAINED_GROUPS
+from mucs_ray.pipeline.lds_stages import TRAININGS, training_number
 from mucs_ray.run.stages.files import Output, digests
 from mucs_ray.run.stages.lds import left_out, training_seed
 from mucs_ray.run.stages.remove import removed_images
@@ -44,7 +44,7 @@ def prepare_training(ref: StageRef, cluster: Cluster, *, trainings: int) -> Trai
     if ref.phase == TRAININGS:
         removed, seed = left_out(pipeline, name), training_seed(name, seed)
     elif ref.phase == RETRAINED_GROUPS:
-        removed, seed = pipeline.groups.members(group_number(name)), training_seed(name, seed)
+        removed, seed = pipeline.groups.members(training_number(name)), training_seed(name, seed)
     elif ref.leaves_images_out:
         removed = removed_images(pipeline, name)
     if ref.leaves_images_out:
