@@ -128,7 +128,7 @@ def model_tensors(tensors: Mapping[str, Tensor], prefix: str = "") -> dict[str, 
 def changed_names(model: DiffusionModel, config: MUCSConfig) -> list[str]:
     """Return the names of the tensors that unlearning changes."""
     if config.parameters == "weights":
-        return [name for name, _ in model.network.named_parameters() if not name.endswith("bias")]
+        return [name for name in model.names("all") if not name.endswith("bias")]
     return model.names("blocks" if config.parameters == "block" else "mlp")
 
 

@@ -25,6 +25,7 @@ from mucs_ray.data.table import Card
 from mucs_ray.errors import InputError
 from mucs_ray.evaluation.config import EvaluateConfig, LdsConfig, RemoveConfig
 from mucs_ray.models.adapters import default_spec, find, kind_of
+from mucs_ray.models.finetuned_spec import FinetuneConfig, finetuned
 from mucs_ray.models.spec import ModelSpec
 from mucs_ray.training.config import TrainConfig
 
@@ -68,6 +69,7 @@ class Recipe:
     """A file of weights, saved by the official code or by mucs-ray, to be attributed with instead of training."""
     model: ModelSpec = field(default_factory=default_spec)
     """The model's settings, of the class that belongs to their kind."""
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     generate: GenerateConfig = field(default_factory=GenerateConfig)
     score: ScoreConfig = field(default_factory=ScoreConfig)
@@ -86,9 +88,14 @@ class Recipe:
         """Whether the run trains its model, or else attributes with given weights."""
         return self.weights is None and self.model.trains
 
+    @property
+    def finetunes(self) -> bool:
+        """Whether trainings start from the weights of a base."""
+        return self.finetune.kind != "none"
+
     def to_dict(self) -> Values:
         """Return plain values, for recipe.json and fingerprints."""
-        return {**asdict(self), "model": self.model.to_dict()}
+        return {**asdict(self), "model": self.model.own.to_dict()}
 
 
 def recipe_names() -> list[str]:
@@ -182,7 +189,9 @@ def build(values: Values, methods: Collection[str] = ()) -> Recipe:
     shared["model"] = model_spec(values.get("model", {}))
     own = values.get("method", {})
     named = [*methods, *(name for name in installed_methods() if isinstance(own, Mapping) and name in own)]
-    return replace(checked(Recipe, shared), method=method_settings(own, available_methods(named).values()))
+    recipe = checked(Recipe, shared)
+    model = finetuned(recipe.model, recipe.finetune, weights=recipe.weights)
+    return replace(recipe, model=model, method=method_settings(own, available_methods(named).values()))
 
 
 def model_spec(values: object) -> ModelSpec:
@@ -214,11 +223,9 @@ def check_fits(recipe: Recipe, card: Card, *, generates: bool = True) -> None:
             " elsewhere, or prepare it again with a test split"
         )
     mucs = recipe.method.get("mucs")
-    if mucs is not None and mucs.bound == "drawn" and not recipe.model.trains:
-        raise InputError(
-            f"method.mucs.bound is drawn from untrained weights, and model.kind {recipe.model.kind} has none; set it to"
-            ' "linear"'
-        )
+    if mucs is not None and mucs.bound == "drawn" and (not recipe.model.trains or recipe.finetunes):
+        model = "a fine-tune starts from a base" if recipe.finetunes else f"model.kind {recipe.model.kind} has none"
+        raise InputError(f'method.mucs.bound is drawn from untrained weights, and {model}; set it to "linear"')
     num_images = card.num_images("train")
     if recipe.weights is None and recipe.model.trains and num_images < recipe.train.batch_size:
         raise InputError(

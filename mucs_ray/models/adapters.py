@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mucs_ray.errors import InputError
 from mucs_ray.models.dit_config import DiTConfig, DiTVPConfig
+from mucs_ray.models.finetuned_spec import FinetunedSpec
 from mucs_ray.models.spec import DEFAULT_KIND, ModelSpec
 from mucs_ray.models.unet2d_config import DDPMConfig
 from mucs_ray.models.unet_config import UNetEDMConfig, UNetVPConfig
@@ -44,6 +45,10 @@ _ALL = (
     ModelCard(kind="unet2d", spec_class=DDPMConfig, implementation="mucs_ray.models.ddpm:DDPMAdapter"),
 )
 KINDS = {card.kind: card for card in _ALL}
+FINETUNED = ModelCard(
+    kind=FinetunedSpec.kind, spec_class=FinetunedSpec, implementation="mucs_ray.models.finetuned:FinetunedAdapter"
+)
+"""The kind that [finetune] makes of another one; [model] of a recipe does not name it."""
 
 
 def default_spec() -> ModelSpec:
@@ -103,4 +108,5 @@ def has_defaults(spec_class: type[ModelSpec]) -> bool:
 
 def adapter(spec: ModelSpec) -> "Adapter":
     """Return the adapter that builds this model and its codec, and knows how it is trained."""
-    return find(spec.kind).load()(spec)
+    card = FINETUNED if spec.kind == FINETUNED.kind else find(spec.kind)
+    return card.load()(spec)

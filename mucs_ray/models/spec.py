@@ -31,6 +31,11 @@ class ModelSpec:
     bound: ClassVar[Literal["drawn", "linear"]] = "linear"
     """How far MUCS unlearns an item if the recipe does not say; "drawn" needs a kind that trains."""
 
+    @property
+    def own(self) -> "ModelSpec":
+        """The model that [model] of the recipe describes, without what another section adds to it."""
+        return self
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for recipe.json, fingerprints and the headers of weights."""
         kind = {} if self.kind == DEFAULT_KIND else {"kind": self.kind}

@@ -109,6 +109,8 @@ class Pipeline:
     verbose: bool = False
     weights_digest: str | None = None
     """The sha256 of the recipe's `weights`; None if it has none."""
+    base_digest: str | None = None
+    """The sha256 of the base's weights that the recipe names in `finetune.base`; None if it names none."""
     queries: tuple[Query, ...] = ()
     """The pictures of the user's that are explained instead of generated ones, in the order of their idx."""
     model_run: "Pipeline | None" = None
@@ -132,7 +134,9 @@ class Pipeline:
         With `queries`, the run that explains them is returned. InputError if anything does not fit.
         """
         check_fits(recipe, dataset.card, generates=not queries)
-        digest = storage.digest(recipe.weights) if recipe.weights else None
+        digest, base_digest = (
+            storage.digest(path) if path else None for path in (recipe.weights, recipe.finetune.base)
+        )
         run_url = open_run(run_url)
         recorded = read_recorded_run(run_url, whole=True)
         if weights_dir is None:  # as in the command before, or a report would lose what was measured with them
@@ -140,7 +144,13 @@ class Pipeline:
         else:
             weights_dir = storage.absolute(weights_dir)
         run = cls(
-            recipe=recipe, dataset=dataset, run_url=run_url, weights_dir=weights_dir, weights_digest=digest, **options
+            recipe=recipe,
+            dataset=dataset,
+            run_url=run_url,
+            weights_dir=weights_dir,
+            weights_digest=digest,
+            base_digest=base_digest,
+            **options,
         )
         return run.explaining(queries) if queries else run
 
@@ -178,6 +188,7 @@ class Pipeline:
         recorded = RecordedRun(
             recipe={**self.recipe.to_dict(), "data": self.dataset.url},
             weights_sha256=self.weights_digest,
+            base_sha256=self.base_digest,
             methods=self.methods,
             weights_dir=self.weights_dir,
             learned=self.known[LEARNED].weights,
@@ -390,7 +401,12 @@ class Pipeline:
     @property
     def trained(self) -> dict[str, Any]:
         """The values of the recipe that every training reads."""
-        return recipe_slice(self.recipe, "model", "train", "seed", without=("train.checkpoint",))
+        read = recipe_slice(self.recipe, "model", "train", "seed", without=("train.checkpoint",))
+        if self.recipe.finetunes:
+            read["finetune.base"] = self.base_digest
+        if self.recipe.finetune.kind == "lora":
+            read |= recipe_slice(self.recipe, "finetune.rank", "finetune.alpha", "finetune.targets")
+        return read
 
     def report(self, planned: Collection[str] = ()) -> Stage:
         """Return the stage of this run's report, which shows the stages that are done and the `planned` ones."""
@@ -576,6 +592,7 @@ def reopen(run_url: str, *, console: Console) -> Pipeline:
         methods=recorded.methods,
         weights_dir=recorded.weights_dir,
         weights_digest=recorded.weights_sha256,
+        base_digest=recorded.base_sha256,
         learned=recorded.learned,
         queries=recorded.queries,
         model_run=reopen(model_url(run_url), console=console) if recorded.queries else None,

@@ -55,6 +55,8 @@ def recipe_slice(recipe: Recipe, *keys: str, without: Sequence[str] = ()) -> dic
         )
         flat |= {name: jsonable(setting) for name, setting in entries.items()}
     read = {name: value for name, value in flat.items() if name in keys or name.rpartition(".")[0] in keys}
+    if "model" in keys and recipe.finetunes:  # it decides what of the model is trained
+        read["finetune.kind"] = recipe.finetune.kind
     left_out = {*without, *(name for name, before in LATER.items() if read.get(name, before) == before)}
     return {name: value for name, value in read.items() if name not in left_out}
 

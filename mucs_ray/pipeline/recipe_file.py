@@ -23,6 +23,8 @@ class RecordedRun:
     """The recipe's values by section, with the URL of the data set as it was opened."""
     weights_sha256: str | None = None
     """The digest of the recipe's `weights`; None if it has none."""
+    base_sha256: str | None = None
+    """The digest of the base of a fine-tune; None if the recipe names none."""
     methods: tuple[str, ...] = ("mucs",)
     weights_dir: str | None = None
     learned: Mapping[str, float] = field(default_factory=dict)
@@ -37,6 +39,8 @@ class RecordedRun:
             "methods": self.methods,
             "weights_dir": self.weights_dir,
         }
+        if self.base_sha256:
+            others["base_sha256"] = self.base_sha256
         if self.learned:
             others["learned"] = dict(self.learned)
         if self.queries:
@@ -57,6 +61,7 @@ def read_recorded_run(run_url: str, *, whole: bool = False) -> RecordedRun | Non
     return RecordedRun(
         weights_sha256=values.pop("weights_sha256", None),
         methods=tuple(values.pop("methods", ("mucs",))),
+        base_sha256=values.pop("base_sha256", None),
         weights_dir=values.pop("weights_dir", None),
         learned=values.pop("learned", {}),
         queries=from_json(values.pop("queries", [])),

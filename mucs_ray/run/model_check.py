@@ -173,5 +173,5 @@ def sample(model: DiffusionModel, codec: Codec, condition: Condition, recipe: Re
 def given_weights(recipe: Recipe) -> tuple[ModelSpec, Mapping[str, torch.Tensor]]:
     """Read the weights that the recipe names, or else those that come with its model."""
     if recipe.weights is not None:
-        return load_weights(recipe.weights, recipe.model.to_dict())
+        return load_weights(recipe.weights, recipe.model.own.to_dict())
     return recipe.model, adapter(recipe.model).model(torch.device("cpu")).network.state_dict()

@@ -66,6 +66,7 @@ def resolve(
         if takes_small(raw, settings, begun, address):
             console.print(SMALL_LINE, highlight=False, soft_wrap=True)
             values = with_settings({**read_recipe(SMALL), "data": raw["data"], "name": raw["name"]}, settings)
+    values = with_base(values)
     built = build(with_measured(from_card(values, opened.card), opened, console), methods)
     if built.weights is not None:
         from mucs_ray.store.weights import load_weights
@@ -73,6 +74,19 @@ def resolve(
         spec, _ = load_weights(built.weights, values.get("model", {}))
         built = build({**values, "model": spec.to_dict()}, methods)
     return built, opened
+
+
+def with_base(values: Values) -> Values:
+    """Fill the model of a fine-tune from the file of its base. InputError, in one line, if that cannot be read."""
+    section = values.get("finetune", {})
+    base = section.get("base") if isinstance(section, Mapping) else None
+    if not isinstance(base, str):
+        return values  # `build` reports what is wrong
+    from mucs_ray.store.weights import load_weights
+
+    path = storage.absolute(base)
+    spec, _ = load_weights(path, values.get("model", {}))
+    return {**values, "model": spec.to_dict(), "finetune": {**section, "base": path}}
 
 
 def with_measured(values: Values, dataset: Dataset, console: Console) -> Values:

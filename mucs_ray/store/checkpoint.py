@@ -1,7 +1,7 @@
 """Weights as safetensors with a JSON card beside them, without pickles."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -53,13 +53,18 @@ def parse(content: bytes, source: str) -> tuple[Tensors, dict[str, Any]]:
     return tensors, facts
 
 
-def strict_load(module: torch.nn.Module, tensors: Mapping[str, Tensor], *, source: str) -> None:
-    """Copy tensors into a module; InputError, in one line, if names or shapes differ."""
-    own = module.state_dict()
+def strict_load(
+    module: torch.nn.Module, tensors: Mapping[str, Tensor], *, source: str, names: Collection[str] | None = None
+) -> None:
+    """Copy tensors into a module, or into those of its tensors that have these names; InputError, in one line, if names
+    or shapes differ.
+    """
+    every = module.state_dict()
+    own = every if names is None else {name: every[name] for name in names}
     missing, unexpected = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
     reshaped = [name for name in own.keys() & tensors.keys() if own[name].shape != tensors[name].shape]
     if missing or unexpected or reshaped:
         parts = [("missing", missing), ("unexpected", unexpected), ("of another shape", sorted(reshaped))]
         problems = "; ".join(f"{len(names)} {problem} (first {names[0]})" for problem, names in parts if names)
         raise InputError(f"{source} holds weights of another architecture: {problems}")
-    module.load_state_dict(dict(tensors))
+    module.load_state_dict({**every, **tensors})

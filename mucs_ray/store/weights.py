@@ -5,17 +5,17 @@ best.<tag>.safetensors    EMA weights at the lowest validation loss (+ .json car
 last.<tag>.safetensors    EMA weights at the end (+ .json card)
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
 from pydantic import TypeAdapter, ValidationError
-from torch import Tensor
+from torch import Tensor, nn
 
 from mucs_ray import storage
 from mucs_ray.errors import InputError
-from mucs_ray.models.adapters import adapter, find, kind_of
+from mucs_ray.models.adapters import FINETUNED, adapter, find, kind_of
 from mucs_ray.models.spec import ModelSpec
 from mucs_ray.models.weights_file import refuse_pointer
 from mucs_ray.store import checkpoint
@@ -37,11 +37,31 @@ class Progress:
     """The number of updates at which the validation loss was lowest; 0 before the first validation."""
 
 
+def stored_names(network: nn.Module) -> list[str]:
+    """Return the names of the tensors of a network in training that are stored: those that are trained and, where all
+    are, the constants beside them.
+    """
+    parameters = dict(network.named_parameters())
+    trained = [name for name, parameter in parameters.items() if parameter.requires_grad]
+    return list(network.state_dict()) if len(trained) == len(parameters) else trained
+
+
+def stored_tensors(state: TrainState, network: nn.Module) -> dict[str, Tensor]:
+    """Return the stored tensors of one of the two networks of a training state."""
+    tensors = network.state_dict()
+    return {name: tensors[name] for name in stored_names(state.live.network)}
+
+
+def trained_parameters(network: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield the parameters that an optimizer changes, by name."""
+    return ((name, parameter) for name, parameter in network.named_parameters() if parameter.requires_grad)
+
+
 def state_tensors(state: TrainState) -> dict[str, Tensor]:
     """Return all tensors of a training state under flat names."""
-    tensors = {f"live.{name}": tensor for name, tensor in state.live.network.state_dict().items()}
-    tensors |= {f"ema.{name}": tensor for name, tensor in state.average.network.state_dict().items()}
-    for name, parameter in state.live.network.named_parameters():
+    tensors = {f"live.{name}": tensor for name, tensor in stored_tensors(state, state.live.network).items()}
+    tensors |= {f"ema.{name}": tensor for name, tensor in stored_tensors(state, state.average.network).items()}
+    for name, parameter in trained_parameters(state.live.network):
         for moment in MOMENTS:
             tensors[f"{moment}.{name}"] = state.optimizer.state[parameter][moment]
     return tensors
@@ -59,7 +79,7 @@ def save_average(stage: Stage, kind: str, state: TrainState, facts: dict[str, An
     """Publish the EMA weights as `best` or `last` and return the sha256."""
     url = stage.url(stage.part(kind, "safetensors"))
     facts = {**facts, "step": state.step, "kind": kind, "stage_fingerprint": stage.fingerprint}
-    return checkpoint.save_with_card(url, state.average.network.state_dict(), facts)
+    return checkpoint.save_with_card(url, stored_tensors(state, state.average.network), facts)
 
 
 def load_state(stage: Stage, state: TrainState) -> bool:
@@ -73,8 +93,8 @@ def load_state(stage: Stage, state: TrainState) -> bool:
         return False  # the best weights are gone and are not in the state: train again
     for prefix, module in (("live.", state.live), ("ema.", state.average)):
         own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-        checkpoint.strict_load(module.network, own, source=url)
-    for name, parameter in state.live.network.named_parameters():
+        checkpoint.strict_load(module.network, own, source=url, names=stored_names(state.live.network))
+    for name, parameter in trained_parameters(state.live.network):
         moments = {moment: tensors[f"{moment}.{name}"].to(parameter.device) for moment in MOMENTS}
         step = parameter.new_tensor(float(progress.step), dtype=moments["exp_avg"].dtype)
         state.optimizer.state[parameter] = {"step": step, **moments}
@@ -114,6 +134,11 @@ def load_weights(path: str, values: Mapping[str, Any] | None = None) -> tuple[Mo
     if path.endswith(".safetensors"):
         refuse_pointer(path)
         tensors, facts = checkpoint.load(path)
+        if facts.get("model", {}).get("kind") == FINETUNED.kind:
+            raise InputError(
+                f"{path} holds only the branches that a fine-tune trained beside {facts['model']['base']}; name the run"
+                " that trained it with --run"
+            )
         if "model" in facts:
             spec = model_spec(facts, path)
             checkpoint.strict_load(adapter(spec).model(torch.device("cpu")).network, tensors, source=path)

@@ -4,7 +4,7 @@ import copy
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -16,7 +16,10 @@ def frozen_copy(module: Module) -> Module:
 
 @torch.no_grad()
 def update_ema(average: nn.Module, live: nn.Module, decay: float) -> None:
-    """Set average <- decay average + (1 - decay) live, in place; buffers do not change in training."""
-    torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
-        list(average.parameters()), list(live.parameters()), 1 - decay
-    )
+    """Set average <- decay average + (1 - decay) live, in place; buffers and frozen weights do not change in
+    training.
+    """
+    pairs = zip(average.parameters(), live.parameters(), strict=True)
+    trained: list[tuple[Tensor, Tensor]] = [(mean, new) for mean, new in pairs if new.requires_grad]
+    means, news = [mean for mean, _ in trained], [new for _, new in trained]
+    torch._foreach_lerp_(means, news, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]

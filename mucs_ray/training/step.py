@@ -63,11 +63,10 @@ class TrainState:
     @classmethod
     def fresh(cls, denoiser: DiffusionModel, config: TrainConfig, *, captures: bool = False) -> "TrainState":
         """Return the start of a training of `denoiser`, which changes in place; AdamW decays all
-        parameters (spec 5).
+        parameters that are trained (spec 5).
         """
-        optimizer = torch.optim.AdamW(
-            denoiser.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
-        )
+        trained = [parameter for parameter in denoiser.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
         average = frozen_copy(denoiser)
         captured = (
             CapturedLoss(partial(mean_loss, denoiser.process, denoiser, precision=config.precision), optimizer)

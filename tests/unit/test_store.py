@@ -23,6 +23,7 @@ from mucs_ray.diffusion.batch import Item
 from mucs_ray.errors import InputError
 from mucs_ray.models.adapters import adapter
 from mucs_ray.models.dit import DiT
+from mucs_ray.models.finetuned_spec import FinetuneConfig
 from mucs_ray.pipeline.graph import Pipeline, reopen
 from mucs_ray.spaces.pixels import PIXELS
 from mucs_ray.store import checkpoint
@@ -460,7 +461,7 @@ OTHER_METHODS: dict[str, tuple[Any, str]] = {
     "method.das.leverage": (True, "attribute/das/score"),
 }
 """The first stage that a field makes stale; none of MUCS."""
-TESTED_ELSEWHERE = {"weights", "ensemble.learned_from"}
+TESTED_ELSEWHERE = {"weights", "ensemble.learned_from"} | {f"finetune.{each.name}" for each in fields(FinetuneConfig)}
 
 
 def changed(recipe: Recipe, key: str, value: object) -> Recipe:

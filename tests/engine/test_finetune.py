@@ -1,0 +1,185 @@
+"""A fine-tune starts from a base, trains what [finetune] says, and stores that alone."""
+
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from torch import nn
+
+from mucs_ray.data.table import Dataset
+from mucs_ray.diffusion.noise import generator, normal
+from mucs_ray.engine.models import build_denoiser, to_arrays
+from mucs_ray.engine.ray_train import TrainJob, fresh_state
+from mucs_ray.errors import InputError
+from mucs_ray.evaluation.item_loss import evaluation_noises
+from mucs_ray.models.adapters import adapter
+from mucs_ray.models.low_rank import A, B, add_branch, takes_branch
+from mucs_ray.pipeline.graph import Pipeline, reopen
+from mucs_ray.run.driver import record
+from mucs_ray.run.resolve import with_base
+from mucs_ray.store import checkpoint
+from mucs_ray.store.weights import load_weights
+from mucs_ray.training.step import TrainState
+from tiny import tiny_dataset, tiny_recipe
+from tiny_run import open_tiny, train_plainly, trained_weights
+
+BLOCKS = {"kind": "lora", "rank": 2, "alpha": 4.0, "targets": "blocks"}
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return tiny_dataset(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def base(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return trained_weights(dataset, tmp_path_factory.mktemp("base"))
+
+
+def job(pipeline: Pipeline, **changes: object) -> TrainJob:
+    recipe, stage = pipeline.recipe, pipeline.stages["pretrain"]
+    plain = TrainJob(dataset=pipeline.dataset, stage=stage, model=recipe.model, train=recipe.train, seed=recipe.seed)
+    return replace(plain, **changes)
+
+
+def tuned(dataset: Dataset, start: str, run: Path, **finetune: object) -> Pipeline:
+    return open_tiny(dataset, run, finetune={**BLOCKS, "base": start, **finetune})
+
+
+def layer_with_branch(layer: nn.Linear | nn.Conv2d, a: torch.Tensor, b: torch.Tensor, scale: float) -> nn.Module:
+    layer.register_parameter(A, nn.Parameter(a))
+    layer.register_parameter(B, nn.Parameter(b))
+    layer.lora_scale = scale
+    layer.register_forward_hook(add_branch)
+    return layer
+
+
+def test_a_branch_adds_its_two_matrices():
+    layer = nn.Linear(2, 2, bias=False)
+    layer.weight.data = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    layer_with_branch(layer, torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0], [-1.0]]), 0.5)
+    # x = (1, 1): A x = 3, B A x = (9, -3), half of it (4.5, -1.5)
+    assert layer(torch.tensor([[1.0, 1.0]])).tolist() == [[5.5, -0.5]]
+
+
+def test_the_branch_of_a_convolution_is_a_change_of_its_kernel():
+    stream = generator(1, "convolution")
+    layer = nn.Conv2d(3, 4, 3, padding=1, stride=2)
+    a, b, x = normal(stream, 2, 3, 3, 3), normal(stream, 4, 2), normal(stream, 2, 3, 6, 6)
+    kernel = layer.weight + 0.5 * torch.einsum("or,rikl->oikl", b, a)
+    expected = nn.functional.conv2d(x, kernel, layer.bias, stride=2, padding=1)
+    assert torch.allclose(layer_with_branch(layer, a, b, 0.5)(x), expected, atol=1e-5)
+
+
+def test_a_convolution_in_groups_has_no_branch():
+    assert not takes_branch(nn.Conv2d(4, 4, 3, groups=2)) and takes_branch(nn.Conv2d(4, 4, 3))
+
+
+def test_branches_add_nothing_at_first_and_are_all_that_is_trained(dataset: Dataset, base: str, tmp_path: Path):
+    first = job(tuned(dataset, base, tmp_path))
+    state = fresh_state(first, torch.device("cpu"))
+    spec, tensors = load_weights(base)
+    plain = adapter(spec).model(torch.device("cpu"), tensors)
+    noises = evaluation_noises(plain, 3, seed=1)
+    noisy, condition = noises.unit, {"condition": torch.eye(3)}
+    assert torch.equal(state.live.eval()(noisy, noises.level, condition), plain(noisy, noises.level, condition))
+    trained = {name for name, parameter in state.live.network.named_parameters() if parameter.requires_grad}
+    assert trained == set(state.live.names("mlp")) == set(state.live.names("all"))
+    assert {name.rpartition(".")[2] for name in trained} == {A, B}
+    assert len(trained) == 2 * len(plain.names("blocks"))
+
+
+def test_the_first_branches_have_names_and_the_right_spread(dataset: Dataset, base: str, tmp_path: Path):
+    pipeline = tuned(dataset, base, tmp_path, rank=64)
+    models = [fresh_state(job(pipeline, seed=seed), torch.device("cpu")).live.network for seed in (1, 1, 2)]
+    one, same, other = (model.get_parameter("dit_backbone.0.attention.qkv.lora_a") for model in models)
+    assert torch.equal(one, same) and not torch.equal(one, other)
+    assert one.square().mean().item() == pytest.approx(1 / one.shape[1], rel=0.1)
+
+
+def test_only_branches_are_stored_and_they_are_enough(dataset: Dataset, base: str, tmp_path: Path):
+    pipeline = tuned(dataset, base, tmp_path)
+    first = job(pipeline)
+    state = train_plainly(first)
+    url = first.stage.url(first.stage.part("last", "safetensors"))
+    tensors, facts = checkpoint.load(url)
+    assert set(tensors) == set(state.live.names("all")) and facts["model"]["base"] == base
+    assert any(tensor.abs().max() > 0 for name, tensor in tensors.items() if name.endswith(B))
+    again = build_denoiser(first.model, to_arrays(tensors), torch.device("cpu"))
+    noises = evaluation_noises(again, 3, seed=1)
+    condition = {"condition": torch.eye(3)}
+    expected = state.average(noises.unit, noises.level, condition)
+    assert torch.equal(again(noises.unit, noises.level, condition), expected)
+    with pytest.raises(InputError, match="holds only the branches that a fine-tune trained beside"):
+        load_weights(url)
+
+
+def test_an_interrupted_fine_tune_goes_on_bit_for_bit(dataset: Dataset, base: str, tmp_path: Path):
+    def weights(state: TrainState) -> dict[str, torch.Tensor]:
+        return state.average.network.state_dict()
+
+    whole = train_plainly(job(tuned(dataset, base, tmp_path / "whole")))
+    first = job(tuned(dataset, base, tmp_path / "cut"))
+    train_plainly(replace(first, train=replace(first.train, updates=8)))
+    resumed = train_plainly(first)
+    assert all(torch.equal(tensor, weights(resumed)[name]) for name, tensor in weights(whole).items())
+
+
+def test_a_full_fine_tune_starts_from_the_base_and_is_a_model_of_its_kind(dataset: Dataset, base: str, tmp_path: Path):
+    first = job(tuned(dataset, base, tmp_path, kind="full"))
+    _, tensors = load_weights(base)
+    started = fresh_state(first, torch.device("cpu")).live.network
+    assert all(torch.equal(tensor, tensors[name]) for name, tensor in started.state_dict().items())
+    assert all(parameter.requires_grad for parameter in started.parameters())
+    train_plainly(first)
+    spec, trained = load_weights(first.stage.url(first.stage.part("last", "safetensors")))
+    assert spec == tiny_recipe(dataset.url).model and trained.keys() == tensors.keys()
+
+
+def test_other_branches_or_another_base_make_trainings_stale(dataset: Dataset, base: str, tmp_path: Path):
+    def pretrain(**finetune: object) -> str:
+        return tuned(dataset, base, tmp_path, **finetune).stages["pretrain"].fingerprint
+
+    other = str(tmp_path / "other.safetensors")
+    tensors, facts = checkpoint.load(base)
+    checkpoint.save(other, {name: tensor + 1 for name, tensor in tensors.items()}, facts)
+    copied = str(tmp_path / "copied.safetensors")
+    checkpoint.save(copied, tensors, facts)
+    changes = [{"rank": 3}, {"alpha": 1.0}, {"targets": "mlp"}, {"kind": "full"}, {"base": other}]
+    assert len({pretrain(), *(pretrain(**change) for change in changes)}) == 6
+    assert pretrain(noises=7) == pretrain(base=copied) == pretrain()  # what the base is called does not count
+    assert pretrain(kind="full", rank=3) == pretrain(kind="full")
+
+
+def test_a_run_is_opened_again_with_its_base(dataset: Dataset, base: str, tmp_path: Path):
+    pipeline = tuned(dataset, base, tmp_path)
+    record(pipeline)
+    again = reopen(str(tmp_path), console=Console(file=io.StringIO()))
+    assert again.recipe == pipeline.recipe and again.base_digest == pipeline.base_digest
+    assert again.stages["pretrain"].fingerprint == pipeline.stages["pretrain"].fingerprint
+
+
+def test_the_model_is_read_off_the_base(dataset: Dataset, base: str):
+    values = with_base({"data": dataset.url, "model": {"width": 999}, "finetune": {"kind": "lora", "base": base}})
+    assert values["model"]["width"] == 16 and values["finetune"]["base"] == base
+
+
+@pytest.mark.parametrize(
+    ("finetune", "weights", "message"),
+    [
+        ({"kind": "lora"}, None, "there is nothing to start from; set finetune.base"),
+        ({"base": "b.safetensors"}, None, "nothing is trained from it; set finetune.kind"),
+        ({"base": "b.safetensors", "kind": "lora"}, "w.safetensors", "cannot be read yet"),
+    ],
+)
+def test_what_does_not_fit_together_is_told(finetune: dict[str, str], weights: str | None, message: str):
+    with pytest.raises(InputError, match=message):
+        tiny_recipe("x", finetune=finetune, **({"weights": weights} if weights else {}))
+
+
+def test_the_drawn_bound_has_no_untrained_weights(dataset: Dataset, base: str, tmp_path: Path):
+    with pytest.raises(InputError, match="a fine-tune starts from a base"):
+        open_tiny(dataset, tmp_path, finetune={**BLOCKS, "base": base}, method={"mucs": {"bound": "drawn"}})
