@@ -6,7 +6,7 @@ The settings of one method are on its card (mucs_ray.attribution.cards), under [
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from annotated_types import Gt, Le
+from annotated_types import Ge, Gt, Le
 
 from mucs_ray.training.config import Precision
 
@@ -52,6 +52,8 @@ class RankConfig:
 
     top_percent: Annotated[float, Gt(0), Le(100)] = 2.0
     """Percent of the training set: k = int(round(N / 100) * top_percent), at least 1 (spec 1)."""
+    top: Annotated[int, Ge(0)] = 0
+    """k itself; 0 = by top_percent."""
     measure: Measure = "skew"
     """The score of the methods that compare losses: normalised skew, mean difference (after - before), or its absolute
     value.

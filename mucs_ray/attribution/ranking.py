@@ -10,6 +10,7 @@ from hashlib import blake2b
 import numpy as np
 from jaxtyping import Float, Float32, Int64, UInt64
 
+from mucs_ray.attribution.config import RankConfig
 from mucs_ray.attribution.finite import require_finite
 
 SCORE = "the score of training image"
@@ -18,6 +19,11 @@ SCORE = "the score of training image"
 def top_k(num_images: int, top_percent: float) -> int:
     """Return k = int(round(N / 100) * percent), at least 1 (spec 1: 1000, 998 and 2366 for the paper's sets at 2 %)."""
     return max(1, int(round(num_images / 100) * top_percent))
+
+
+def list_length(num_images: int, config: RankConfig) -> int:
+    """Return k, the number of images an item is attributed to."""
+    return min(config.top, num_images) or top_k(num_images, config.top_percent)
 
 
 def tie_break(idx: Int64[np.ndarray, " b"], seed: int, name: str) -> UInt64[np.ndarray, " b"]:

@@ -19,7 +19,7 @@ from mucs_ray.attribution.base import Columns, MethodSettings, Passes, Tensors
 from mucs_ray.attribution.card import MethodStage
 from mucs_ray.attribution.cards.screen import CARD, ScreenConfig
 from mucs_ray.attribution.loss_change import LossAttributor, require_finite_losses
-from mucs_ray.attribution.ranking import tie_break, top_k
+from mucs_ray.attribution.ranking import list_length, tie_break
 from mucs_ray.attribution.screening import Round, held_out, learn, noise_counts, van_der_corput_order
 from mucs_ray.attribution.skew import skews
 from mucs_ray.diffusion.batch import Batch
@@ -83,7 +83,7 @@ class ScreenedMUCS(LossAttributor):
         table = table.reshape(len(table), -1, settings.score.noises)
         num = self.context.num_images
         arguments: dict[str, Any] = {
-            "top_share": top_k(num, settings.rank.top_percent) / num,
+            "top_share": list_length(num, settings.rank) / num,
             "counts": noise_counts(settings.score.noises, self.config.rounds),
             "recall": self.config.recall,
         }

@@ -10,7 +10,7 @@ Mode = Literal["union", "per-item", "matched"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RemoveConfig:
-    """The training images that a retraining leaves out; `rank.top_percent` sets the size of the top-k lists."""
+    """The training images that a retraining leaves out; `rank.top` or `rank.top_percent` sets the size of the lists."""
 
     mode: Mode | Literal["both"] = "union"
     """union: one retraining leaves out the top-k of all items; per-item: each item has its own retraining, which leaves

@@ -35,6 +35,7 @@ LATER = {
     "score.lowest_sigma": None,
     "score.weights": "even",
     "rank.whitening": 1.0,
+    "rank.top": 0,
     "method.mucs.draws": "own",
     "method.mucs.moments": "fresh",
     "method.mucs.retention": 0.0,

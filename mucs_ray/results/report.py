@@ -241,7 +241,8 @@ def run_facts(pipeline: Pipeline) -> Iterator[tuple[str, str]]:
         yield "training", f"{trained.updates:,} updates of {recipe.train.batch_size}, {trained.workers} workers"
         yield "validation loss", f"{trained.best_loss:.4f} (best, after {trained.best_step:,} updates)"
     if any(is_done(stage) for stage in pipeline.evaluated.values()):
-        yield "removed", f"{', '.join(recipe.remove.modes)}: top {recipe.rank.top_percent:g} % an image"
+        top = f"{recipe.rank.top}" if recipe.rank.top else f"{recipe.rank.top_percent:g} %"
+        yield "removed", f"{', '.join(recipe.remove.modes)}: top {top} an image"
     if is_done(pipeline.stages["attribute/mucs"]):
         yield from mucs_facts(pipeline.stages, recipe.score.noises)
         process = adapter(recipe.model).model(torch.device("meta")).process

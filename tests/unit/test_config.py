@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from mucs_ray.attribution.ranking import top_k
+from mucs_ray.attribution.ranking import list_length, top_k
 from mucs_ray.config.recipe import (
     Recipe,
     build,
@@ -129,6 +129,24 @@ def test_constants_common_to_all_data_sets(name: str):
     score = chosen.score
     assert (score.noises, score.keep, score.epsilon, score.precision) == (100, 0.7, 1e-3, "auto")  # bf16 on a GPU
     assert chosen.rank.top_percent == 2.0
+
+
+def test_a_fine_tune_removes_a_tenth_of_few_images_for_each_item():
+    def chosen(num_images: int, **changes: object) -> tuple[int, str]:
+        data = card(16, "none", 0, train=num_images)
+        values = {"name": "x", "data": "x", "finetune": {"kind": "lora", "base": "b"}, **changes}
+        made = build(from_card(values, data))
+        return list_length(num_images, made.rank), made.remove.mode
+
+    assert [chosen(num) for num in (4, 30, 34, 499)] == [
+        (1, "per-item"),
+        (3, "per-item"),
+        (3, "per-item"),
+        (50, "per-item"),
+    ]
+    assert chosen(500) == (10, "union")
+    assert chosen(30, rank={"top": 7}, remove={"mode": "matched"}) == (7, "matched")
+    assert chosen(30, finetune={}) == (1, "union")
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------

@@ -373,6 +373,7 @@ STALE: dict[str, tuple[Any, set[str]]] = {
     "score.noise": ("independent", SCORED),
     "score.weights": ("squared", SCORED),
     "rank.top_percent": (5.0, RERANKED),
+    "rank.top": (4, RERANKED),
     "rank.measure": ("difference", RERANKED),
     "rank.correction": ("mutual", RANKED),
     "rank.whitening": (0.3, set()),  # read by the correction "whitened" only

@@ -35,7 +35,7 @@ CARD = MethodCard(
         MethodStage(
             name="bounds",
             hook="fit_screen",
-            reads=("method.mucs/screen", "rank.top_percent"),
+            reads=("method.mucs/screen", "rank.top_percent", "rank.top"),
             uses_model=False,
             uses_items=False,
         ),

@@ -16,7 +16,7 @@ from mucs_ray.attribution.base import MethodContext
 from mucs_ray.attribution.config import Measure
 from mucs_ray.attribution.ensemble import ensemble_scores
 from mucs_ray.attribution.loss_change import select_measure
-from mucs_ray.attribution.ranking import Ranking, mutual_ranks, top_k
+from mucs_ray.attribution.ranking import Ranking, list_length, mutual_ranks
 from mucs_ray.attribution.whitening import whitened
 from mucs_ray.data.show import descriptions
 from mucs_ray.data.table import Dataset, Unit
@@ -48,7 +48,7 @@ def rank(pipeline: Pipeline, spec: StageSpec) -> Output:
     """
     recipe, stage = pipeline.recipe, pipeline.stages[spec.name]
     num_items, num_images = recipe.generate.items, pipeline.dataset.card.num_images("train")
-    k = top_k(num_images, recipe.rank.top_percent)
+    k = list_length(num_images, recipe.rank)
     rankings = empty_rankings(k, num_items, recipe.seed)
     stage.begin(["scores.parquet", TOPK_FILE])
     stage.retract()

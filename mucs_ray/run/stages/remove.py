@@ -1,6 +1,6 @@
 """The training images that a retraining leaves out, chosen by a method's ranking (spec 11)."""
 
-from mucs_ray.attribution.ranking import top_k
+from mucs_ray.attribution.ranking import list_length
 from mucs_ray.config.recipe import Recipe
 from mucs_ray.errors import InputError
 from mucs_ray.evaluation.unions import drawn_in_turn, expected_union, union
@@ -36,7 +36,7 @@ def removed_images(pipeline: Pipeline, name: str) -> frozenset[int]:
 
 def equally_many(attribution: Stage, recipe: Recipe, num_images: int) -> frozenset[int]:
     """Return as many images as for every other method, going as far down the ranked lists as that takes."""
-    k = top_k(num_images, recipe.rank.top_percent)
+    k = list_length(num_images, recipe.rank)
     size = recipe.remove.size or expected_union(num_images, k, recipe.generate.items)
     rankings = empty_rankings(size, recipe.generate.items, recipe.seed)
     for table in stored_scores(attribution):
