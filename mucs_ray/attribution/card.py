@@ -73,6 +73,8 @@ class MethodCard:
     """Recipe values under which it runs, by dotted key; they go before the recipe's own."""
     weights: Mapping[str, float] = field(default_factory=dict)
     """The members of an ensemble; empty if they are learned."""
+    measured_by: Literal["", "loo"] = ""
+    """The trainings that measure the scores, where no class computes them: one without each image."""
     implementation: str = ""
     """MODULE:CLASS of the class that computes, filled in for a class named so; empty for an ensemble, which adds up the
     ranks of other methods."""
@@ -85,17 +87,19 @@ class MethodCard:
     @property
     def is_ensemble(self) -> bool:
         """Return True if the method adds up the ranks of others and has no class of its own."""
-        return not self.implementation
+        return not self.implementation and not self.measured_by
 
     @property
     def cost_class(self) -> str:
-        """Return the cost in a word, from the cheapest: none, ranks, pass, gradients, unlearning.
+        """Return the cost in a word, from the cheapest: none, ranks, pass, gradients, unlearning, trainings.
 
         "gradients" stands for a gradient or two for each training image, "unlearning" for the losses of every training
         image under every item's model.
         """
         if self.is_ensemble:
             return "ranks"
+        if self.measured_by:
+            return "trainings"
         if any(stage.hook == "fit_item" and stage.uses_model for stage in self.stages):
             return "unlearning" if self.stages[-1].compares_losses else "gradients"
         return "pass" if self.stages else "none"

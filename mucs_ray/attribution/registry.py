@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from mucs_ray.attribution.card import MethodCard
 from mucs_ray.attribution.cards import abu, control, cosine, das, dtrak, forward_inf, kfac, linear, mucs, random, screen
 from mucs_ray.attribution.cards.gradients import PER_NOISE_COST, PER_NOISE_SUMMARY
+from mucs_ray.attribution.cards.retrain import RETRAINED
 from mucs_ray.attribution.ensemble import WEIGHTS
 from mucs_ray.errors import InputError
 
@@ -155,7 +156,7 @@ def available_methods(names: Iterable[str] = ()) -> dict[str, MethodCard]:
 
 def all_methods() -> dict[str, MethodCard]:
     """Return all methods by name; installed ones that cannot be imported are left out."""
-    methods = dict(METHODS)
+    methods = METHODS | RETRAINED
     for name in installed_methods():
         try:
             methods[name] = find_method(name)
@@ -166,15 +167,14 @@ def all_methods() -> dict[str, MethodCard]:
 
 def find_method(name: str) -> MethodCard:
     """Return a method by its name or MODULE:CLASS. It raises InputError if there is none."""
-    if name in METHODS:
-        return METHODS[name]
+    if name in METHODS or name in RETRAINED:
+        return (METHODS | RETRAINED)[name]
     if name in installed_methods():
         return replace(import_method(installed_methods()[name]), name=name)
     if ":" in name:
         return import_method(name)
-    raise InputError(
-        f"unknown method {name!r}; known: {', '.join({**METHODS, **installed_methods()})}, or give MODULE:CLASS"
-    )
+    known = ", ".join([*METHODS, *RETRAINED, *installed_methods()])
+    raise InputError(f"unknown method {name!r}; known: {known}, or give MODULE:CLASS")
 
 
 @cache

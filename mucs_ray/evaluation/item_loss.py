@@ -37,17 +37,27 @@ def evaluation_noises(model: DiffusionModel, num: int, seed: int) -> NoiseSet:
     return NoiseSet.draw(seed, "evaluate/noise", levels, model.shape)
 
 
+def as_batch(items: Sequence[Item]) -> Batch:
+    """Return items as a batch."""
+    return Batch(
+        idx=torch.tensor([item.idx for item in items]),
+        z=torch.stack([item.z for item in items]),
+        condition=stacked([item.condition for item in items]),
+    )
+
+
 def item_losses(model: DiffusionModel, items: Sequence[Item], noises: NoiseSet) -> Float[Tensor, "q n"]:
-    """Return the loss of each picture, with its condition, at each noise, on the CPU.
+    """Return the loss of each picture, with its condition, at each noise, on the CPU."""
+    return batch_losses(model, as_batch(items), noises)
+
+
+def batch_losses(model: DiffusionModel, batch: Batch, noises: NoiseSet) -> Float[Tensor, "q n"]:
+    """Return the loss of each picture of a batch at each noise, on the CPU.
 
     A forward holds a single picture, so that a loss does not depend, to the last bit, on the other pictures.
     """
     device = next(model.parameters()).device
-    batch = Batch(
-        idx=torch.tensor([item.idx for item in items]),
-        z=torch.stack([item.z for item in items]),
-        condition=stacked([item.condition for item in items]),
-    ).to(device)
+    batch = batch.to(device)
     cuts = range(0, len(noises.level), NOISES_PER_FORWARD)
     parts = [noise_losses(model, batch, noises[slice(at, at + NOISES_PER_FORWARD)].to(device)) for at in cuts]
     return torch.cat(parts, dim=1).cpu()

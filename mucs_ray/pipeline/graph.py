@@ -16,6 +16,7 @@ from rich.markup import escape
 
 from mucs_ray import storage
 from mucs_ray.attribution.card import MethodCard
+from mucs_ray.attribution.cards.retrain import RETRAINED
 from mucs_ray.attribution.registry import LEARNED, REFERENCE, installed_methods
 from mucs_ray.config.recipe import Recipe, build, check_fits
 from mucs_ray.config.values import with_new_sections
@@ -46,6 +47,14 @@ from mucs_ray.pipeline.lds_stages import (
     scores_stage,
     similarity_stage,
 )
+from mucs_ray.pipeline.loo_stages import (
+    LOO,
+    LOO_LOSSES,
+    LOO_PHASES,
+    WITHOUT_ONE,
+    check_loo,
+    trainings_without_one,
+)
 from mucs_ray.pipeline.method_stages import (
     GENERATED,
     TARGETS,
@@ -67,6 +76,8 @@ REPORT_LAYOUT = 6
 PHASES = (
     "pretrain",
     "generate",
+    *LOO_PHASES,
+    "base",
     "attribute",
     "retrain",
     "regenerate",
@@ -76,12 +87,14 @@ PHASES = (
     "report",
 )
 """The phases of the stages (`StageRef.phase`), in order."""
-RETRAINS = ("retrain", TRAININGS, RETRAINED_GROUPS)
+RETRAINS = ("retrain", WITHOUT_ONE, TRAININGS, RETRAINED_GROUPS)
 """The phases that train without some of the images."""
 RETRAINING = ("retrain", "regenerate", "evaluate", "lds")
 """The commands that train the model again."""
 UNRELATED = "unrelated"
 """The key, beside the methods' names, of the similarities of different generated images: a level to compare with."""
+BASE_SHARE = "base/share"
+"""The stage that compares the base of a fine-tune with the fine-tuned model."""
 FRESH = "generate/fresh"
 """The stage that generates from the conditions of pictures of the user's, to be compared in their place."""
 
@@ -234,6 +247,7 @@ class Pipeline:
     def known(self) -> dict[str, MethodCard]:
         """By name, the package's methods, those asked for, and installed ones with a folder in the run directory."""
         begun = [name for name in self.begun() if name in installed_methods()]
+        begun += [name for name in RETRAINED if storage.exists(storage.join(self.run_url, "attribute", name))]
         return known_methods(tuple(dict.fromkeys((*self.methods, *begun))), self.learn)
 
     def begun(self) -> list[str]:
@@ -299,6 +313,15 @@ class Pipeline:
         # the controls are generated beside the targets, but no attribution depends on them
         targets = {name: value for name, value in generated.items() if name != "generate.controls"}
         stage(TARGETS, targets, *stages["generate"].inputs)
+        if recipe.finetune.base is not None:
+            compared = recipe_slice(recipe, "finetune.noises", "seed", *checkpoint)
+            stage(BASE_SHARE, {**compared, "finetune.base": self.base_digest}, "data", TARGETS, "pretrain")
+        if any(method.measured_by == LOO for method in self.known.values()):
+            without_one = trainings_without_one(self.dataset.card.num_images("train"))
+            for name in without_one:
+                stage(name, self.trained, "data")
+            measured = recipe_slice(recipe, "evaluate.noises", "seed", *checkpoint)
+            stage(LOO_LOSSES, measured, "data", TARGETS, "pretrain", *without_one)
         for spec in self.method_stages.values():
             stage(spec.name, spec.reads, *spec.inputs)
         stages.pop(TARGETS)
@@ -413,13 +436,18 @@ class Pipeline:
         methods = self.available_methods()
         keys = [*(key for key, test in self.tests.items() if test.method in methods), UNRELATED]
         evaluated = [name for name in self.evaluated if name.removeprefix("evaluate/") in keys]
-        candidates = ("generate", *(f"attribute/{method}" for method in methods), *evaluated)
+        candidates = ("generate", *self.base_share, *(f"attribute/{method}" for method in methods), *evaluated)
         shown = [name for name in candidates if name in planned or self.stage(name).state().status == "done"]
         reads = {"layout": REPORT_LAYOUT, **recipe_slice(self.recipe, "name")}
         inputs = {name: self.stage(name).fingerprint for name in shown}
         if self.has_lds(planned):
             inputs[LDS] = self.lds_scores(planned).fingerprint
         return Stage(run_url=self.run_url, name="report", reads=reads, inputs=inputs)
+
+    @property
+    def base_share(self) -> tuple[str, ...]:
+        """The name of the stage that compares a fine-tune with its base; empty if the recipe names no base."""
+        return (BASE_SHARE,) if self.recipe.finetune.base is not None else ()
 
     def available_methods(self) -> list[str]:
         """Return the methods that this command needs, and those of which the run directory has a folder."""
@@ -473,6 +501,8 @@ class Pipeline:
         if command not in ("pretrain", "generate"):
             for name in self.needed:
                 check_method(self.known[name], self.dataset.card, self.weights_dir)
+                if self.known[name].measured_by == LOO:
+                    check_loo(self.recipe, self.dataset.card)
         if command in ("pretrain", "lds", GROUPS) and self.queries:
             raise InputError(f"{command} explains no pictures; leave --image and --queries out, or use attribute")
         if command == "regenerate" and self.regeneration == "none":
@@ -495,7 +525,7 @@ class Pipeline:
             case "pretrain" | "generate":
                 return [command]
             case "attribute" | "report":
-                return [*(f"attribute/{method}" for method in self.methods), "report"]
+                return [*self.base_share, *(f"attribute/{method}" for method in self.methods), "report"]
             case "retrain":
                 return [name for key in self.compared_keys() for name in self.retrained(self.tests[key])]
             case "lds":
@@ -509,7 +539,8 @@ class Pipeline:
             case _:
                 keys = (*self.compared_keys(), *((UNRELATED,) if self.regeneration != "none" else ()))
                 compared = [f"evaluate/{key}" for key in keys]
-                return [*(f"attribute/{method}" for method in self.methods), *compared, "report"]
+                attributed = [f"attribute/{method}" for method in self.methods]
+                return [*self.base_share, *attributed, *compared, "report"]
 
     def last_command(self) -> str:
         """Return the last of the commands, in the order of the stages, that the folders of the run directory show."""
@@ -550,9 +581,9 @@ class StageRef(NamedTuple):
 
     @property
     def phase(self) -> str:
-        """The first folder of the stage's name, or the first two of those of the LDS and of groups."""
+        """The first folder of the stage's name, or the first two of those of the LDS, of groups and of retrain/loo."""
         folders = self.name.split("/")
-        return "/".join(folders[: 2 if folders[0] in (LDS, GROUPS) else 1])
+        return "/".join(folders[: 2 if folders[0] in (LDS, LOO, GROUPS) else 1])
 
     @property
     def leaves_images_out(self) -> bool:

@@ -17,6 +17,7 @@ from mucs_ray.config.recipe import Recipe, for_method
 from mucs_ray.data.table import Card
 from mucs_ray.errors import InputError, MachineError
 from mucs_ray.evaluation.metrics import ReadyMetric, ready_metrics
+from mucs_ray.pipeline.loo_stages import LOO_LOSSES
 from mucs_ray.store.run import jsonable, read_json_or_none
 
 if TYPE_CHECKING:
@@ -135,6 +136,8 @@ def method_stages(
         ranked["ensemble.weights"] = dict(method.weights)
         earlier = [f"attribute/{member}" for member in method.weights]
     inputs = tuple(earlier if method.is_ensemble else earlier[-1:]) or ("data", TARGETS)
+    if method.measured_by:
+        inputs = (LOO_LOSSES,)
     yield StageSpec(method=method, recipe=recipe, method_stage=None, name=folder, reads=ranked, inputs=inputs)
 
 

@@ -233,6 +233,8 @@ class Report:
     """This is empty in a report over several seeds, because each seed has a report of its own."""
     warnings: tuple[str, ...] = ()
     """Sentences on what makes the answers worthless, which stand above everything else."""
+    base_share: tuple[str, ...] = ()
+    """Sentences on how well the base of a fine-tune explains each image by itself, which stand above the answers."""
     sampled: Picture | None = None
     """An image sampled from weights from elsewhere, by which a reader sees that they were read rightly."""
     evaluations: tuple[Evaluation, ...] = ()

@@ -24,7 +24,7 @@ from mucs_ray.pipeline.graph import Pipeline
 from mucs_ray.report.document import Answer, Histogram, ItemSection, Picture, RankedImage, Report, Unlearning
 from mucs_ray.report.export import to_csv, to_latex
 from mucs_ray.report.html import render
-from mucs_ray.results import counterfactual, lds, queries, query_test
+from mucs_ray.results import base_share, counterfactual, lds, queries, query_test
 from mucs_ray.results.counterfactual import is_done
 from mucs_ray.results.warnings import nothing_unlearned
 from mucs_ray.store import checkpoint
@@ -107,6 +107,7 @@ def document(pipeline: Pipeline, analyses: Sequence[Analysis]) -> Report:
         stages=tuple(stage_times(pipeline.stages | pipeline.evaluated)),
         items=tuple(sections),
         warnings=tuple(warnings(pipeline)),
+        base_share=base_share.sentences(pipeline),
         sampled=sampled_picture(pipeline),
         evaluations=counterfactual.sections([pipeline], analyses),
         hubs=counterfactual.hubs_report([pipeline], methods),
@@ -299,6 +300,7 @@ def as_json(pipeline: Pipeline, analyses: Sequence[Analysis]) -> dict[str, Any]:
         "hubs": {name: asdict(hubs) for name, hubs in counterfactual.hubs_by_method([pipeline], methods).items()},
         **counterfactual.as_json(analyses),
         **lds.as_json(pipeline),
+        **base_share.as_json(pipeline),
         **(query_test.as_json(pipeline) if analyses and pipeline.queries else {}),
     }
 

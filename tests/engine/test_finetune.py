@@ -1,6 +1,7 @@
 """A fine-tune starts from a base, trains what [finetune] says, and stores that alone."""
 
 import io
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,22 +10,30 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from mucs_ray import storage
 from mucs_ray.data.table import Dataset
 from mucs_ray.diffusion.noise import generator, normal
+from mucs_ray.engine import trainings
+from mucs_ray.engine.base_losses import BaseJob, losses_task
 from mucs_ray.engine.models import build_denoiser, to_arrays
 from mucs_ray.engine.ray_train import TrainJob, fresh_state
+from mucs_ray.engine.session import Cluster
 from mucs_ray.errors import InputError
-from mucs_ray.evaluation.item_loss import evaluation_noises
+from mucs_ray.evaluation.item_loss import evaluation_noises, item_losses
 from mucs_ray.models.adapters import adapter
 from mucs_ray.models.low_rank import A, B, add_branch, takes_branch
 from mucs_ray.pipeline.graph import Pipeline, reopen
 from mucs_ray.run.driver import record
 from mucs_ray.run.resolve import with_base
 from mucs_ray.store import checkpoint
+from mucs_ray.store.facts import RankingFacts, read_facts
+from mucs_ray.store.items import load_item
+from mucs_ray.store.parts import matrix, stored_scores
+from mucs_ray.store.run import Stage
 from mucs_ray.store.weights import load_weights
 from mucs_ray.training.step import TrainState
-from tiny import tiny_dataset, tiny_recipe
-from tiny_run import open_tiny, train_plainly, trained_weights
+from tiny import rows, tiny_dataset, tiny_recipe, write_dataset
+from tiny_run import open_tiny, train_all_plainly, train_plainly, trained_weights, work
 
 BLOCKS = {"kind": "lora", "rank": 2, "alpha": 4.0, "targets": "blocks"}
 
@@ -183,3 +192,77 @@ def test_what_does_not_fit_together_is_told(finetune: dict[str, str], weights: s
 def test_the_drawn_bound_has_no_untrained_weights(dataset: Dataset, base: str, tmp_path: Path):
     with pytest.raises(InputError, match="a fine-tune starts from a base"):
         open_tiny(dataset, tmp_path, finetune={**BLOCKS, "base": base}, method={"mucs": {"bound": "drawn"}})
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """Six training images, with idx that do not count from 0."""
+    folder = tmp_path_factory.mktemp("few")
+    return write_dataset(str(folder), rows(6, first_idx=10, seed=1), rows(4, first_idx=60, seed=2))
+
+
+def test_leaving_one_out_measures_each_image_and_mucs_explains_a_fine_tune(
+    few: Dataset, base: str, tmp_path: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(trainings, "train_all", train_all_plainly)
+    pipeline = open_tiny(
+        few,
+        tmp_path,
+        methods=("mucs", "retrain/loo"),
+        finetune={**BLOCKS, "base": base},
+        train={"batch_size": 2},
+        evaluate={"noises": 7},
+        rank={"top": 2},
+    )
+    done = work(pipeline, "attribute", cluster)
+    assert done[2:10] == [*(f"loo/train/000{number}" for number in range(6)), "loo/losses", "base/share"]
+    assert work(pipeline, "attribute", cluster) == []
+
+    def losses(name: str) -> torch.Tensor:
+        stage = pipeline.stages[name]
+        tensors, _ = checkpoint.load(stage.url(stage.part("last", "safetensors")))
+        model = build_denoiser(pipeline.recipe.model, to_arrays(tensors), torch.device("cpu"))
+        items = [load_item(pipeline.stages["generate"], number) for number in range(2)]
+        return item_losses(model, items, evaluation_noises(model, 7, seed=1)).mean(dim=1)
+
+    without = pipeline.stages["loo/train/0004"]
+    assert storage.read_bytes(without.url(without.part("removed", "csv"))).decode().split() == ["idx", "14"]
+    (scores,) = stored_scores(pipeline.stages["attribute/retrain/loo"])
+    assert scores["idx"].to_pylist() == [*range(10, 16)]
+    expected = losses("loo/train/0004") - losses("pretrain")
+    assert torch.from_numpy(matrix(scores, "score"))[4].tolist() == pytest.approx(expected.tolist(), abs=1e-6)
+    assert read_facts(pipeline.stages["attribute/mucs"], RankingFacts).k == 2
+    numbers = json.loads(storage.read_bytes(f"{pipeline.run_url}/report/report.json"))["base_share"]
+    assert [len(numbers[kind]) for kind in ("targets", "images")] == [2, 6] and numbers["images"][4]["idx"] == 14
+    first = numbers["targets"][0]
+    assert first["share"] == pytest.approx((first["base"] - first["own"]) / (first["base"] + first["own"]), abs=1e-5)
+    assert "Generated image 1: the " in storage.read_bytes(f"{pipeline.run_url}/report.html").decode()
+
+
+def test_pictures_have_their_losses_under_the_base_and_under_the_model(few: Dataset, base: str, tmp_path: Path):
+    """A branch that adds nothing leaves the base's losses, and one that does changes them."""
+    pipeline = open_tiny(few, tmp_path, finetune={**BLOCKS, "base": base}, train={"batch_size": 2})
+    model = fresh_state(job(pipeline), torch.device("cpu")).live
+    weights = {name: model.network.get_parameter(name).detach() for name in model.names("all")}
+    plan = BaseJob(
+        dataset=few,
+        items=Stage(run_url=str(tmp_path), name="generate", reads={}, inputs={}),
+        model=pipeline.recipe.model,
+        base=base,
+        noises=5,
+        seed=1,
+    )
+    (unit,) = few.units("train")
+    idx, losses = losses_task(to_arrays(weights), unit, plan)
+    assert idx.tolist() == [*range(10, 16)] and losses[:, 0].tolist() == losses[:, 1].tolist()
+    changed = {name: tensor + 0.1 for name, tensor in weights.items()}
+    _, other = losses_task(to_arrays(changed), unit, plan)
+    assert other[:, 0].tolist() == losses[:, 0].tolist() and (other[:, 1] != losses[:, 1]).all()
+
+
+def test_leaving_one_out_needs_few_images_and_a_training(dataset: Dataset, base: str, tmp_path: Path):
+    more = write_dataset(str(tmp_path / "more"), rows(61, first_idx=0, seed=1), rows(4, first_idx=70, seed=2))
+    with pytest.raises(InputError, match="once for each image, up to 60, and there are 61"):
+        open_tiny(more, tmp_path / "run", methods=("retrain/loo",)).plan("attribute")
+    with pytest.raises(InputError, match="and this run trains none; leave --weights out"):
+        open_tiny(dataset, tmp_path / "given", methods=("retrain/loo",), weights=base).plan("attribute")

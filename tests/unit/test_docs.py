@@ -19,6 +19,7 @@ import torch
 import typer
 
 from mucs_ray.attribution.base import MethodContext
+from mucs_ray.attribution.cards.retrain import RETRAINED
 from mucs_ray.attribution.registry import METHODS, find_method, installed_methods
 from mucs_ray.attribution.unlearn import draw_losses
 from mucs_ray.cli.app import app
@@ -147,7 +148,7 @@ def test_the_recipe_has_every_key_at_its_default():
     del sections["method"]
     documented = {f"{k}.{inner}" for k, v in sections.items() if isinstance(v, dict) for inner in v}
     documented |= {key for key, value in sections.items() if not isinstance(value, dict)}
-    assert documented == recipe_keys() - {"weights", "ensemble.learned_from", "score.lowest_sigma"}
+    assert documented == recipe_keys() - {"weights", "finetune.base", "ensemble.learned_from", "score.lowest_sigma"}
     assert build(values) == build({"name": values["name"], "data": values["data"]})
 
 
@@ -241,7 +242,7 @@ def test_the_page_of_methods_names_all_of_them_and_no_other():
     page = (ROOT / "docs/methods.md").read_text()
     rows = re.findall(r"^\| ((?:`[\w./=-]+`(?:, )?)+) \|", page, flags=re.MULTILINE)
     named = [name for row in rows for name in re.findall(r"`([^`]+)`", row)]
-    assert sorted(name for name in named if "." not in name.split("=")[0]) == sorted(METHODS)
+    assert sorted(name for name in named if "." not in name.split("=")[0]) == sorted([*METHODS, *RETRAINED])
 
 
 def test_settings_of_variants_on_the_page_are_those_of_the_registry():

@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from mucs_ray.attribution import registry
+from mucs_ray.attribution.cards.retrain import RETRAINED
 from mucs_ray.attribution.mucs import MUCS
 from mucs_ray.attribution.registry import METHODS, all_methods, available_methods, find_method
 from mucs_ray.cli.app import app
@@ -80,7 +81,7 @@ def test_installed_methods(monkeypatch: pytest.MonkeyPatch):
     install(monkeypatch, theirs="mine:Mine", half="broken:Mine", mucs="mine:Mine")
     assert find_method("theirs").label == "Mine" and all_methods()["theirs"].name == "theirs"
     assert all_methods()["mucs"].load() is find_method("mucs").load() is MUCS
-    assert set(all_methods()) == {*METHODS, "theirs"}
+    assert set(all_methods()) == {*METHODS, *RETRAINED, "theirs"}
     with pytest.raises(InputError, match="method broken:Mine: ValueError: half of it"):
         find_method("half")
 

@@ -11,10 +11,12 @@ from mucs_ray.pipeline.graph import UNRELATED, StageRef
 from mucs_ray.pipeline.lds_stages import OUTPUTS
 from mucs_ray.run.stages import (
     attribute,
+    base,
     generate,
     group_result,
     groups,
     lds,
+    loo,
     one_pass,
     queries,
     query_test,
@@ -53,6 +55,10 @@ def run_stage(ref: StageRef, cluster: Cluster) -> Output:
         case ["attribute", *_]:
             spec = pipeline.method_stages[name]
             return attribute.run_hook(pipeline, spec, cluster) if spec.method_stage else rank.rank(pipeline, spec)
+        case ["base", "share"]:
+            return base.base_share(pipeline, cluster)
+        case ["loo", "losses"]:
+            return loo.losses(pipeline, cluster)
         case ["regenerate", *method]:
             again = query_test.regenerate if pipeline.queries else regenerate.regenerate
             return again(pipeline, "/".join(method), cluster)

@@ -22,6 +22,7 @@ from mucs_ray.data.show import descriptions
 from mucs_ray.data.table import Dataset, Unit
 from mucs_ray.diffusion.batch import Batch
 from mucs_ray.pipeline.graph import Pipeline
+from mucs_ray.pipeline.loo_stages import LOO_LOSSES
 from mucs_ray.pipeline.method_stages import StageSpec
 from mucs_ray.run.stages.files import Output
 from mucs_ray.store.facts import GenerationFacts, RankingFacts, ScoreHistogram, read_facts
@@ -110,6 +111,10 @@ def uncorrected_tables(pipeline: Pipeline, spec: StageSpec) -> Iterator[pa.Table
     if spec.method.is_ensemble:
         members = {member: stages[f"attribute/{member}"] for member in spec.method.weights}
         return iter([ensemble_table(members, spec.method.weights, recipe.generate.items, recipe.seed)])
+    if spec.method.measured_by:
+        measured = stages[LOO_LOSSES]
+        table = read_part(measured.checked(measured.part("losses", "parquet")))
+        return iter([score_table(table["idx"].to_numpy(), matrix(table, "score"))])
     if spec.method.stages:
         (scored,) = spec.inputs
         return score_parts(stages[scored], pipeline.dataset.units("train"), recipe.rank.measure)

@@ -13,8 +13,10 @@ from mucs_ray.engine.session import Cluster
 from mucs_ray.pipeline.graph import StageRef
 from mucs_ray.pipeline.groups_stages import RETRAINED_GROUPS
 from mucs_ray.pipeline.lds_stages import TRAININGS, training_number
+from mucs_ray.pipeline.loo_stages import WITHOUT_ONE
 from mucs_ray.run.stages.files import Output, digests
 from mucs_ray.run.stages.lds import left_out, training_seed
+from mucs_ray.run.stages.loo import left_out_image
 from mucs_ray.run.stages.remove import removed_images
 from mucs_ray.store.facts import RemovalFacts, TrainingFacts, read_facts
 from mucs_ray.store.weights import model_facts
@@ -45,6 +47,8 @@ def prepare_training(ref: StageRef, cluster: Cluster, *, trainings: int) -> Trai
         removed, seed = left_out(pipeline, name), training_seed(name, seed)
     elif ref.phase == RETRAINED_GROUPS:
         removed, seed = pipeline.groups.members(training_number(name)), training_seed(name, seed)
+    elif ref.phase == WITHOUT_ONE:
+        removed = left_out_image(pipeline, name)
     elif ref.leaves_images_out:
         removed = removed_images(pipeline, name)
     if ref.leaves_images_out:
