@@ -48,6 +48,7 @@ from mucs_ray.pipeline.lds_stages import (
     similarity_stage,
 )
 from mucs_ray.pipeline.loo_stages import (
+    FLOOR,
     LOO,
     LOO_LOSSES,
     LOO_PHASES,
@@ -317,7 +318,7 @@ class Pipeline:
             compared = recipe_slice(recipe, "finetune.noises", "seed", *checkpoint)
             stage(BASE_SHARE, {**compared, "finetune.base": self.base_digest}, "data", TARGETS, "pretrain")
         if any(method.measured_by == LOO for method in self.known.values()):
-            without_one = trainings_without_one(self.dataset.card.num_images("train"))
+            without_one = [*trainings_without_one(self.dataset.card.num_images("train")), FLOOR]
             for name in without_one:
                 stage(name, self.trained, "data")
             measured = recipe_slice(recipe, "evaluate.noises", "seed", *checkpoint)

@@ -1,7 +1,8 @@
 """The stages of `retrain/loo`, which trains once without each image.
 
-loo/train/NNNN    a training without image NNNN, counted from 0 in ascending order of idx
-loo/losses        the loss of each target under each of these models, and under that of all images
+loo/train/NNNN         a training without image NNNN, counted from 0 in ascending order of idx
+loo/train/all-repeat   a training on all images with another seed, whose effect is the floor: what is below it is chance
+loo/losses             the loss of each target under each of these models, and under that of all images
 """
 
 from mucs_ray.config.recipe import Recipe
@@ -12,6 +13,8 @@ LOO = "loo"
 WITHOUT_ONE, LOO_LOSSES = "loo/train", "loo/losses"
 LOO_PHASES = (WITHOUT_ONE, LOO_LOSSES)
 """The first two folders of the stages' names, in order."""
+FLOOR = f"{WITHOUT_ONE}/all-repeat"
+"""The training with another seed, as its end says (mucs_ray.pipeline.lds_stages.REPEAT)."""
 MOST_IMAGES = 60
 
 

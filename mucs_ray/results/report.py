@@ -24,7 +24,7 @@ from mucs_ray.pipeline.graph import Pipeline
 from mucs_ray.report.document import Answer, Histogram, ItemSection, Picture, RankedImage, Report, Unlearning
 from mucs_ray.report.export import to_csv, to_latex
 from mucs_ray.report.html import render
-from mucs_ray.results import base_share, counterfactual, lds, queries, query_test
+from mucs_ray.results import base_share, counterfactual, lds, loo, queries, query_test
 from mucs_ray.results.counterfactual import is_done
 from mucs_ray.results.warnings import nothing_unlearned
 from mucs_ray.store import checkpoint
@@ -155,7 +155,10 @@ def item_sections(pipeline: Pipeline, methods: Sequence[str]) -> list[ItemSectio
                 image=shown(item, codec),
                 answers=tuple(answers),
                 name=query.name if query else "",
-                remarks=tuple(queries.remarks(query, pictures_of_user[number], answers, pipeline)) if query else (),
+                remarks=(
+                    *(queries.remarks(query, pictures_of_user[number], answers, pipeline) if query else ()),
+                    *loo.remarks(pipeline, number),
+                ),
             )
         )
     return sections

@@ -159,6 +159,15 @@ class UnlearningTrace:
     train_loss: list[float]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LooFacts:
+    """The losses of the targets under the models that were trained on all images."""
+
+    with_all_images: list[float]
+    another_seed: list[float]
+    """The losses where only the seed of the training differs."""
+
+
 def read_facts(stage: Stage, kind: type[Facts]) -> Facts:
     """Return the facts of a finished stage that `kind` has as fields. InputError if it is not done, or lacks one."""
     return typed(stage.facts(), kind, stage.url("manifest.json"))

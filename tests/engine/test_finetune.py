@@ -26,7 +26,7 @@ from mucs_ray.pipeline.graph import Pipeline, reopen
 from mucs_ray.run.driver import record
 from mucs_ray.run.resolve import with_base
 from mucs_ray.store import checkpoint
-from mucs_ray.store.facts import RankingFacts, read_facts
+from mucs_ray.store.facts import LooFacts, RankingFacts, read_facts
 from mucs_ray.store.items import load_item
 from mucs_ray.store.parts import matrix, stored_scores
 from mucs_ray.store.run import Stage
@@ -215,7 +215,8 @@ def test_leaving_one_out_measures_each_image_and_mucs_explains_a_fine_tune(
         rank={"top": 2},
     )
     done = work(pipeline, "attribute", cluster)
-    assert done[2:10] == [*(f"loo/train/000{number}" for number in range(6)), "loo/losses", "base/share"]
+    without_one = [f"loo/train/000{number}" for number in range(6)]
+    assert done[2:11] == [*without_one, "loo/train/all-repeat", "loo/losses", "base/share"]
     assert work(pipeline, "attribute", cluster) == []
 
     def losses(name: str) -> torch.Tensor:
@@ -232,6 +233,9 @@ def test_leaving_one_out_measures_each_image_and_mucs_explains_a_fine_tune(
     expected = losses("loo/train/0004") - losses("pretrain")
     assert torch.from_numpy(matrix(scores, "score"))[4].tolist() == pytest.approx(expected.tolist(), abs=1e-6)
     assert read_facts(pipeline.stages["attribute/mucs"], RankingFacts).k == 2
+    facts = read_facts(pipeline.stages["loo/losses"], LooFacts)
+    assert facts.with_all_images == pytest.approx(losses("pretrain").tolist(), abs=1e-6)
+    assert facts.another_seed == pytest.approx(losses("loo/train/all-repeat").tolist(), abs=1e-6)
     numbers = json.loads(storage.read_bytes(f"{pipeline.run_url}/report/report.json"))["base_share"]
     assert [len(numbers[kind]) for kind in ("targets", "images")] == [2, 6] and numbers["images"][4]["idx"] == 14
     first = numbers["targets"][0]

@@ -1,9 +1,10 @@
-"""The base share: how well the base of a fine-tune explains a picture by itself."""
+"""What is said of a fine-tune in words: the base share, and the floor of leaving one out."""
 
 import numpy as np
 import pytest
 
 from mucs_ray.evaluation.base_share import is_of_base, sentence, shares
+from mucs_ray.results.loo import remark
 
 
 def test_the_share_is_the_difference_of_the_losses_over_their_sum():
@@ -24,3 +25,9 @@ def test_what_a_share_means_is_said_in_words():
     assert "0.5 under the base and 0.49 under the fine-tuned model, a base share of 0.010" in of_base
     assert "explains it better than the base alone" in sentence("b", base=3.0, own=1.0, share=0.5, median=0.2)
     assert "does not explain its own training images" in sentence("c", base=1.0, own=1.0, share=0.0, median=-0.01)
+
+
+def test_what_another_seed_changes_is_the_floor_of_leaving_one_out():
+    said = remark([0.3, 0.05, -0.2, 0.11], 0.1)
+    assert "rises by 0.3 at most" in said and "alone changes it by 0.1." in said
+    assert "2 of 4 images are above that floor" in said

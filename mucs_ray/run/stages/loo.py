@@ -1,5 +1,7 @@
 """What the models say that were trained without one image each (`retrain/loo`)."""
 
+from dataclasses import asdict
+
 import numpy as np
 
 from mucs_ray import storage
@@ -9,8 +11,9 @@ from mucs_ray.engine.progress import bar
 from mucs_ray.engine.session import Cluster
 from mucs_ray.errors import RunFailed
 from mucs_ray.pipeline.graph import Pipeline
-from mucs_ray.pipeline.loo_stages import LOO_LOSSES, trainings_without_one
+from mucs_ray.pipeline.loo_stages import FLOOR, LOO_LOSSES, trainings_without_one
 from mucs_ray.run.stages.files import Output, weights_ref
+from mucs_ray.store.facts import LooFacts
 from mucs_ray.store.parts import part_bytes
 
 ALL_IMAGES = "pretrain"
@@ -23,7 +26,9 @@ def ascending_idx(dataset: Dataset) -> np.ndarray:
 
 
 def left_out_image(pipeline: Pipeline, name: str) -> frozenset[int]:
-    """Return the idx of the image that a training leaves out, by the name of its stage."""
+    """Return the idx of the image that a training leaves out, by the name of its stage; none for the floor."""
+    if name == FLOOR:
+        return frozenset()
     return frozenset([int(ascending_idx(pipeline.dataset)[int(name.rpartition("/")[2])])])
 
 
@@ -37,7 +42,7 @@ def losses(pipeline: Pipeline, cluster: Cluster) -> Output:
     file = stage.part("losses", "parquet")
     stage.begin([file])
     idx = ascending_idx(pipeline.dataset)
-    names = [ALL_IMAGES, *trainings_without_one(len(idx))]
+    names = [ALL_IMAGES, FLOOR, *trainings_without_one(len(idx))]
     job = LossJob(
         items=pipeline.stages["generate"], model=recipe.model, noises=recipe.evaluate.noises, seed=recipe.seed
     )
@@ -49,5 +54,7 @@ def losses(pipeline: Pipeline, cluster: Cluster) -> Output:
     for name, row in zip(names, loss, strict=True):
         if not np.isfinite(row).all():
             raise RunFailed(f"{stage.name}: the loss of a target under {name} is not finite")
-    columns = {"score": loss[1:] - loss[:1], "loss": loss[1:]}
-    return {file: storage.publish(stage.url(file), part_bytes(idx, columns))}, {"with_all_images": loss[0].tolist()}
+    whole, another_seed, *_ = loss
+    columns = {"score": loss[2:] - whole, "loss": loss[2:]}
+    facts = LooFacts(with_all_images=whole.tolist(), another_seed=another_seed.tolist())
+    return {file: storage.publish(stage.url(file), part_bytes(idx, columns))}, asdict(facts)

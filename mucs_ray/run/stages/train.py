@@ -48,7 +48,7 @@ def prepare_training(ref: StageRef, cluster: Cluster, *, trainings: int) -> Trai
     elif ref.phase == RETRAINED_GROUPS:
         removed, seed = pipeline.groups.members(training_number(name)), training_seed(name, seed)
     elif ref.phase == WITHOUT_ONE:
-        removed = left_out_image(pipeline, name)
+        removed, seed = left_out_image(pipeline, name), training_seed(name, seed)
     elif ref.leaves_images_out:
         removed = removed_images(pipeline, name)
     if ref.leaves_images_out:
