@@ -27,7 +27,9 @@ data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Prepar
 
 @data_app.command("prepare")
 def data_prepare(
-    name: Annotated[str, typer.Argument(help="emoji, cifar10, artbench10, coco, folder, parquet or webdataset.")],
+    name: Annotated[
+        str, typer.Argument(help="emoji, cifar10, artbench10, coco, unlearncanvas, folder, parquet or webdataset.")
+    ],
     source: Annotated[str | None, typer.Option("--source", help="Where the original files are.")] = None,
     out: Annotated[str | None, typer.Option("--out", help="URL to write to [default: data/NAME].")] = None,
     size: Annotated[int | None, typer.Option("--size", help="Shorter side in pixels.")] = None,

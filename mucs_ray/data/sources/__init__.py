@@ -61,6 +61,8 @@ class Listing:
     condition: Literal["none", "label", "embedding"]
     condition_dim: int = 0
     classes: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    """What the source knows beside that and groups can be made by, such as the style; none of OWN_COLUMNS."""
     tasks: tuple[Task, ...]
     rows_per_unit: int = 256
     """The number of images in a row group: seconds of scoring on the device that the set is meant for."""
