@@ -149,6 +149,15 @@ def test_the_model_without_a_group_does_not_depend_on_the_other_groups(scored: P
     assert len(facts["retain_loss"]) == len(facts["forget_loss"]) == 2 and facts["moved"] > 0
 
 
+def test_a_group_is_unlearned_to_anchors(scored: Pipeline, plain: Plain):
+    """The images of a class are seen as others, so what is learned differs from keeping the model only."""
+    stage, images = scored.stage("groups/unlearn/zero"), LocalImages(scored.dataset, "train")
+    full, members = lively(scored.recipe.model), scored.groups.members(2)  # type: ignore[arg-type]
+    forgotten = group_models.forget(full, images, members, 2, "uniform", groups.job_of(scored, stage))
+    assert forgotten.retain_loss[0] < 1e-10 < forgotten.forget_loss[0]
+    assert len(forgotten.group_loss) == 2 and forgotten.moved > 0
+
+
 def test_the_result_has_scores_agreement_and_shares(scored: Pipeline):
     stage = scored.stage(RESULT)
     run(scored, RESULT)
