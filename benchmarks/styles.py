@@ -40,7 +40,7 @@ from mucs_ray.training.config import TrainConfig
 from mucs_ray.training.step import TrainState, WorkerContext, training
 
 MODEL = DiTConfig(
-    image_size=SIZE, patch_size=4, width=64, depth=3, num_heads=4, registers=1, condition_channels=32,
+    image_size=SIZE, patch_size=4, width=48, depth=2, num_heads=4, registers=1, condition_channels=32,
     condition_dim=DIM, kernel_size=3, dropout=0.0,
 )  # fmt: skip
 UNLEARNERS: tuple[Unlearner, ...] = (*ANCHORED, "zero", "retrack", "retain-only")
@@ -138,7 +138,7 @@ def trained(
 ) -> DiffusionModel:
     """Train a model without some images and return its average."""
     config = TrainConfig(
-        updates=options.train_updates, updates_per_epoch=100, batch_size=32, learning_rate=2e-3, warmup_epochs=1,
+        updates=options.train_updates, updates_per_epoch=40, batch_size=32, learning_rate=3e-3, warmup_epochs=1,
         ema_decay=0.99, patience=0, checkpoint="last", augment=0.0, flip=False,
     )  # fmt: skip
     fresh = adapter(MODEL).untrained(seed, torch.device("cpu"))
@@ -199,13 +199,13 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", default="runs/styles", type=lambda path: str(Path(path).absolute()))
     parser.add_argument("--seed", default=1, type=int)
-    parser.add_argument("--train-updates", default=1000, type=int)
+    parser.add_argument("--train-updates", default=400, type=int)
     parser.add_argument("--unlearners", nargs="+", choices=UNLEARNERS, default=list(UNLEARNERS))
-    parser.add_argument("--updates", nargs="+", default=[50, 200], type=int, help="Updates of unlearning.")
+    parser.add_argument("--updates", nargs="+", default=[30, 100], type=int, help="Updates of unlearning.")
     parser.add_argument("--learning-rate", default=2e-4, type=float, help="The rate of unlearning.")
     parser.add_argument("--batch-size", default=16, type=int)
-    parser.add_argument("--queries", default=48, type=int)
-    parser.add_argument("--levels", default=64, type=int)
+    parser.add_argument("--queries", default=40, type=int)
+    parser.add_argument("--levels", default=48, type=int)
     return parser.parse_args()
 
 

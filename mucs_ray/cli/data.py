@@ -46,6 +46,10 @@ def data_prepare(
     label_column: Annotated[
         str | None, typer.Option("--label-column", help='The column of labels; "none": no labels.')
     ] = None,
+    group_column: Annotated[
+        str | None,
+        typer.Option("--group-column", help="A column to make groups by, such as the artist; several with commas."),
+    ] = None,
     follow_links: Annotated[
         bool, typer.Option("--follow-links", help="Read soft links that lead out of the source, or to folders.")
     ] = False,
@@ -59,7 +63,11 @@ def data_prepare(
         from mucs_ray.run.resolve import prepare_data
 
         choices = Choices(
-            image_column=image_column, text_column=text_column, label_column=label_column, follow_links=follow_links
+            image_column=image_column,
+            text_column=text_column,
+            label_column=label_column,
+            group_column=group_column,
+            follow_links=follow_links,
         )
         prepared = prepare_data(
             name,
