@@ -138,8 +138,8 @@ def trained(
 ) -> DiffusionModel:
     """Train a model without some images and return its average."""
     config = TrainConfig(
-        updates=options.train_updates, updates_per_epoch=40, batch_size=32, learning_rate=3e-3, warmup_epochs=1,
-        ema_decay=0.99, patience=0, checkpoint="last", augment=0.0, flip=False,
+        updates=options.train_updates, updates_per_epoch=40, batch_size=options.batch_size, learning_rate=3e-3,
+        warmup_epochs=1, ema_decay=0.99, patience=0, checkpoint="last", augment=0.0, flip=False,
     )  # fmt: skip
     fresh = adapter(MODEL).untrained(seed, torch.device("cpu"))
     assert fresh is not None
@@ -199,13 +199,13 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", default="runs/styles", type=lambda path: str(Path(path).absolute()))
     parser.add_argument("--seed", default=1, type=int)
-    parser.add_argument("--train-updates", default=400, type=int)
+    parser.add_argument("--train-updates", default=240, type=int)
     parser.add_argument("--unlearners", nargs="+", choices=UNLEARNERS, default=list(UNLEARNERS))
-    parser.add_argument("--updates", nargs="+", default=[30, 100], type=int, help="Updates of unlearning.")
-    parser.add_argument("--learning-rate", default=2e-4, type=float, help="The rate of unlearning.")
+    parser.add_argument("--updates", nargs="+", default=[40], type=int, help="Updates of unlearning.")
+    parser.add_argument("--learning-rate", default=3e-4, type=float, help="The rate of unlearning.")
     parser.add_argument("--batch-size", default=16, type=int)
-    parser.add_argument("--queries", default=40, type=int)
-    parser.add_argument("--levels", default=48, type=int)
+    parser.add_argument("--queries", default=24, type=int)
+    parser.add_argument("--levels", default=32, type=int)
     return parser.parse_args()
 
 
