@@ -123,7 +123,7 @@ def forgotten(
     retain, forget = batches
     helped = Help(
         neighbours=cut.neighbours_of(cut.neighbours(config.neighbours)) if unlearner == "retrack" else None,
-        anchors=anchors_of(unlearner, cut, dataset, groups, number, config, nothing=full.nothing, embed=embed)
+        anchors=anchors_of(unlearner, cut, dataset, groups.names, number, config, nothing=full.nothing, embed=embed)
         if unlearner in ANCHORED
         else None,
     )

@@ -3,7 +3,7 @@
 Axes: b images, g groups.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache
 
 import numpy as np
@@ -16,7 +16,6 @@ from mucs_ray.attribution.forgetting.config import GroupsConfig, Unlearner
 from mucs_ray.attribution.forgetting.losses import Anchors, AnchorsOf
 from mucs_ray.data import caption_embedding
 from mucs_ray.data.group_images import GroupImages
-from mucs_ray.data.groups import Groups
 from mucs_ray.data.table import Dataset
 from mucs_ray.diffusion.condition import Condition
 from mucs_ray.errors import InputError
@@ -31,57 +30,58 @@ def anchors_of(
     unlearner: Unlearner,
     cut: GroupImages,
     dataset: Dataset,
-    groups: Groups,
+    names: Sequence[str],
     number: int,
     config: GroupsConfig,
     *,
     nothing: Callable[[int], Condition],
     embed: Embed | None = None,
 ) -> AnchorsOf:
-    """Return the function that draws the anchors of the images of a group.
+    """Return the function that draws the anchors of the images of group `number`, whose images `cut` tells apart.
 
-    `nothing` returns the model's null condition, and `embed` embeds captions; the default is that of `data prepare`.
+    `names` are those of all groups, `nothing` returns the model's null condition, and `embed` embeds captions; the
+    default is that of `data prepare`.
     InputError if captions do not have the form of groups.template, or an image has no like in other groups.
     """
     embed = embed or caption_embedding.embed
     if unlearner == "matched":
-        return matched(cut, dataset, groups.names[number], config.content)
+        return matched(cut, dataset, names[number], config.content)
     if dataset.card.condition == "label":
         if unlearner == "style-removed":
             return lambda idx, stream: Anchors(condition=nothing(len(idx)))
-        return other_classes(dataset, groups, number, chances(unlearner, groups, number, config, embed))
-    captions, template = captions_of(dataset, groups.members(number)), Template(config.template)
+        return other_classes(dataset, names, chances(unlearner, names, number, config, embed))
+    captions, template = captions_of(dataset, cut.idx[cut.rows["forget"]].tolist()), Template(config.template)
     check_encoder(dataset, captions, embed)
     prompts = parts_of(captions, template)
     if unlearner == "style-removed":
         return without_groups(captions, template, embed)
-    return OtherPrompts(prompts, unlearner, groups, number, config, embed)
+    return OtherPrompts(prompts, unlearner, names, number, config, embed)
 
 
-def words_of(groups: Groups, config: GroupsConfig) -> list[tuple[str, ...]]:
+def words_of(names: Sequence[str], config: GroupsConfig) -> list[tuple[str, ...]]:
     """Return the words that describe each group, or its name."""
-    return [config.descriptors.get(name, (name,)) for name in groups.names]
+    return [config.descriptors.get(name, (name,)) for name in names]
 
 
-def prototypes_of(groups: Groups, config: GroupsConfig, embed: Embed) -> Float[np.ndarray, "g d"]:
+def prototypes_of(names: Sequence[str], config: GroupsConfig, embed: Embed) -> Float[np.ndarray, "g d"]:
     """Return the direction of each group's words."""
-    return np.stack([mean_direction(embed(words)) for words in words_of(groups, config)])
+    return np.stack([mean_direction(embed(words)) for words in words_of(names, config)])
 
 
 def chances(
-    unlearner: Unlearner, groups: Groups, number: int, config: GroupsConfig, embed: Embed
+    unlearner: Unlearner, names: Sequence[str], number: int, config: GroupsConfig, embed: Embed
 ) -> Float[np.ndarray, " g"]:
     """Return the probability of each other group, where the group itself stands for what its images say."""
     if unlearner == "uniform":
-        return any_other(len(groups.names), number)
-    prototypes = prototypes_of(groups, config, embed)
+        return any_other(len(names), number)
+    prototypes = prototypes_of(names, config, embed)
     return alike(prototypes[number], prototypes, number, beta=config.beta, eta=config.eta)
 
 
-def other_classes(dataset: Dataset, groups: Groups, number: int, chance: Float[np.ndarray, " g"]) -> AnchorsOf:
+def other_classes(dataset: Dataset, names: Sequence[str], chance: Float[np.ndarray, " g"]) -> AnchorsOf:
     """Return the function that draws another class for each image."""
     classes = dataset.card.classes
-    labels = [classes.index(name) if classes else int(name) for name in groups.names]
+    labels = [classes.index(name) if classes else int(name) for name in names]
     one_hot = torch.eye(dataset.card.condition_dim)[labels]
 
     def of_images(idx: Int64[Tensor, " b"], stream: np.random.Generator) -> Anchors:
@@ -91,8 +91,9 @@ def other_classes(dataset: Dataset, groups: Groups, number: int, chance: Float[n
     return of_images
 
 
-def captions_of(dataset: Dataset, members: frozenset[int]) -> dict[int, str]:
+def captions_of(dataset: Dataset, members: Collection[int]) -> dict[int, str]:
     """Return the first caption of each image of a group."""
+    members = frozenset(members)
     tables = (table.to_pylist() for table in dataset.stream("train", ["idx", "text"]))
     return {row["idx"]: (row["text"] or [""])[0] for rows in tables for row in rows if row["idx"] in members}
 
@@ -146,18 +147,18 @@ class OtherPrompts:
         self,
         prompts: Mapping[int, Prompt],
         unlearner: Unlearner,
-        groups: Groups,
+        names: Sequence[str],
         number: int,
         config: GroupsConfig,
         embed: Embed,
     ) -> None:
         """Find how likely each group is for each image of group `number`, whose prompts these are."""
         self.prompts, self.config, self.embed = prompts, config, embed
-        self.template, self.words = Template(config.template), words_of(groups, config)
+        self.template, self.words = Template(config.template), words_of(names, config)
         if unlearner == "uniform":
-            self.chances = dict.fromkeys(prompts, any_other(len(groups.names), number))
+            self.chances = dict.fromkeys(prompts, any_other(len(names), number))
             return
-        prototypes = prototypes_of(groups, config, embed)
+        prototypes = prototypes_of(names, config, embed)
 
         @cache
         def by_words(words: tuple[str, ...]) -> Float[np.ndarray, " g"]:

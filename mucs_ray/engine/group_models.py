@@ -14,7 +14,6 @@ from mucs_ray.attribution.forgetting.score import query_errors, score_grid
 from mucs_ray.config.recipe import Recipe
 from mucs_ray.data.group_anchors import anchors_of
 from mucs_ray.data.group_images import GroupImages
-from mucs_ray.data.groups import find_groups
 from mucs_ray.data.local import LocalImages
 from mucs_ray.data.table import Dataset
 from mucs_ray.diffusion.batch import Batch
@@ -41,6 +40,8 @@ class GroupJob:
     recipe: Recipe
     stage: Stage
     generated: Stage
+    names: tuple[str, ...]
+    """The names of all groups, in order of their numbers."""
 
 
 def forget(
@@ -68,13 +69,12 @@ def forget(
         for part in ("retain", "forget")
     )
     needs_neighbours = unlearner.startswith("retrack")
-    groups = find_groups(job.dataset, config.by) if unlearner in ANCHORED else None
     mirrors = recipe.train.flip and images.codec is PIXELS
     helped = Help(
         neighbours=cut.neighbours_of(cut.neighbours(config.neighbours)) if needs_neighbours else None,
         guide=model if model.nothing(1) else None,
-        anchors=anchors_of(unlearner, cut, job.dataset, groups, number, config, nothing=model.nothing)
-        if groups
+        anchors=anchors_of(unlearner, cut, job.dataset, job.names, number, config, nothing=model.nothing)
+        if unlearner in ANCHORED
         else None,
         mirror=(lambda z: z.flip(-1)) if mirrors else None,
     )

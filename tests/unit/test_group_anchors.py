@@ -84,7 +84,7 @@ def drawn(
     groups = find_groups(dataset, by)
     cut = GroupImages(LocalImages(dataset, "train"), groups.members(number))
     of = anchors_of(
-        unlearner, cut, dataset, groups, number, GroupsConfig(**config), nothing=nothing, embed=by_words
+        unlearner, cut, dataset, groups.names, number, GroupsConfig(**config), nothing=nothing, embed=by_words
     )  # fmt: skip
     own = torch.tensor(sorted(groups.members(number)))
     idx = own[torch.arange(num) % len(own)]
