@@ -52,9 +52,9 @@ QUERIES = ("the query", "an emoji")
 METHODS = ("mucs", "dtrak", "pixel", "random")
 SETTINGS = (
     "finetune.targets=blocks", "finetune.rank=8", "finetune.alpha=8", "train.updates=100",
-    "train.updates_per_epoch=100", "train.batch_size=5", "train.learning_rate=3e-3", "score.precision=fp32", "score.images_per_forward=1",
-    "score.compile=off", "score.noises=50", "method.mucs.max_updates=200", "method.dtrak.dim=1024",
-    "method.dtrak.noises=20",
+    "train.updates_per_epoch=100", "train.batch_size=5", "train.learning_rate=3e-3", "score.precision=fp32",
+    "score.images_per_forward=1", "score.compile=off", "score.noises=50", "method.mucs.max_updates=200",
+    "method.dtrak.dim=1024", "method.dtrak.noises=20",
 )  # fmt: skip
 LOO_NOISES = 200
 
