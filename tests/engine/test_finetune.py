@@ -2,8 +2,11 @@
 
 import io
 import json
+import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,30 +14,37 @@ from rich.console import Console
 from torch import nn
 
 from mucs_ray import storage
+from mucs_ray.config.recipe import Recipe
 from mucs_ray.data.table import Dataset
+from mucs_ray.diffusion.batch import Item
 from mucs_ray.diffusion.noise import generator, normal
-from mucs_ray.engine import trainings
+from mucs_ray.engine import base_losses, item_losses, trainings
 from mucs_ray.engine.base_losses import BaseJob, losses_task
 from mucs_ray.engine.models import build_denoiser, to_arrays
 from mucs_ray.engine.ray_train import TrainJob, fresh_state
-from mucs_ray.engine.session import Cluster
 from mucs_ray.errors import InputError
-from mucs_ray.evaluation.item_loss import evaluation_noises, item_losses
+from mucs_ray.evaluation.item_loss import as_batch, batch_losses, evaluation_noises
 from mucs_ray.models.adapters import adapter
 from mucs_ray.models.low_rank import A, B, add_branch, takes_branch
-from mucs_ray.pipeline.graph import Pipeline, reopen
-from mucs_ray.run.driver import record
+from mucs_ray.pipeline.graph import Pipeline, StageRef, reopen
+from mucs_ray.results import base_share
+from mucs_ray.run.driver import finish, record, write_result
 from mucs_ray.run.resolve import with_base
+from mucs_ray.run.stages import base as stages_base
+from mucs_ray.run.stages import loo as stages_loo
+from mucs_ray.run.stages import run_together, train
+from mucs_ray.spaces.pixels import PIXELS
 from mucs_ray.store import checkpoint
 from mucs_ray.store.facts import LooFacts, RankingFacts, read_facts
-from mucs_ray.store.items import load_item
+from mucs_ray.store.items import load_item, save_item
 from mucs_ray.store.parts import matrix, stored_scores
 from mucs_ray.store.run import Stage
 from mucs_ray.store.weights import load_weights
 from mucs_ray.training.step import TrainState
 from tiny import rows, tiny_dataset, tiny_recipe, write_dataset
-from tiny_run import open_tiny, train_all_plainly, train_plainly, trained_weights, work
+from tiny_run import open_tiny, train_all_plainly, train_plainly, trained_weights
 
+CPU = torch.device("cpu")
 BLOCKS = {"kind": "lora", "rank": 2, "alpha": 4.0, "targets": "blocks"}
 
 
@@ -201,46 +211,80 @@ def few(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return write_dataset(str(folder), rows(6, first_idx=10, seed=1), rows(4, first_idx=60, seed=2))
 
 
-def test_leaving_one_out_measures_each_image_and_mucs_explains_a_fine_tune(
-    few: Dataset, base: str, tmp_path: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+def run(pipeline: Pipeline, *names: str) -> None:
+    """Run these stages without Ray, whose tasks are called one after the other."""
+    for name in names:
+        refs = [StageRef(pipeline, name)]
+        for _, output in run_together(refs, None):  # type: ignore[arg-type]
+            finish(pipeline, pipeline.stage(name), output, time.monotonic())  # type: ignore[arg-type]
+
+
+def run_plainly(function: Any, units: dict[str, tuple[Any, ...]], **_: object) -> Iterator[tuple[str, Any]]:
+    return ((name, function(*arguments)) for name, arguments in units.items())
+
+
+def plain_weights(training: Stage, recipe: Recipe, **_: object) -> dict[str, Any]:
+    file = training.part(recipe.train.checkpoint, "safetensors")
+    return to_arrays(checkpoint.parse(training.checked(file), file)[0])
+
+
+def test_leaving_one_out_and_the_base_share_measure_each_image(
+    few: Dataset, base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(trainings, "train_all", train_all_plainly)
+    monkeypatch.setattr(train, "workers_for", lambda *_, **__: 1)
+    for module in (item_losses, base_losses):
+        monkeypatch.setattr(module, "run_units", run_plainly)
+    for module in (stages_loo, stages_base):
+        monkeypatch.setattr(module, "weights_ref", plain_weights)
     pipeline = open_tiny(
         few,
         tmp_path,
-        methods=("mucs", "retrain/loo"),
+        methods=("retrain/loo",),
         finetune={**BLOCKS, "base": base},
         train={"batch_size": 2},
         evaluate={"noises": 7},
         rank={"top": 2},
     )
-    done = work(pipeline, "attribute", cluster)
+    generate = pipeline.stages["generate"]
+    for number in range(2):
+        z = torch.linspace(-1, 1, 192).view(3, 8, 8) * (0.5 + number / 4)
+        item = Item(number=number, idx=60 + number, condition={"condition": torch.eye(3)[number]}, z=z)
+        save_item(generate, item, PIXELS, {})
+    items = [{"number": number, "row": number, "idx": 60 + number, "role": "target"} for number in range(2)]
+    generate.finish({}, {"items": items, "seconds": 0.0, "versions": {}})
+    todo = [name for name, state in pipeline.plan("attribute").items() if state.status != "done" and name != "report"]
     without_one = [f"loo/train/000{number}" for number in range(6)]
-    assert done[2:11] == [*without_one, "loo/train/all-repeat", "loo/losses", "base/share"]
-    assert work(pipeline, "attribute", cluster) == []
+    measured = ["pretrain", "base/share", *without_one, "loo/train/all-repeat", "loo/losses", "attribute/retrain/loo"]
+    assert sorted(todo) == sorted(measured)
+    run(pipeline, *measured)
 
     def losses(name: str) -> torch.Tensor:
-        stage = pipeline.stages[name]
-        tensors, _ = checkpoint.load(stage.url(stage.part("last", "safetensors")))
-        model = build_denoiser(pipeline.recipe.model, to_arrays(tensors), torch.device("cpu"))
-        items = [load_item(pipeline.stages["generate"], number) for number in range(2)]
-        return item_losses(model, items, evaluation_noises(model, 7, seed=1)).mean(dim=1)
+        model = build_denoiser(pipeline.recipe.model, plain_weights(pipeline.stages[name], pipeline.recipe), CPU)
+        own = [load_item(generate, number) for number in range(2)]
+        return batch_losses(model, as_batch(own), evaluation_noises(model, 7, seed=1)).mean(dim=1)
 
     without = pipeline.stages["loo/train/0004"]
     assert storage.read_bytes(without.url(without.part("removed", "csv"))).decode().split() == ["idx", "14"]
     (scores,) = stored_scores(pipeline.stages["attribute/retrain/loo"])
     assert scores["idx"].to_pylist() == [*range(10, 16)]
     expected = losses("loo/train/0004") - losses("pretrain")
-    assert torch.from_numpy(matrix(scores, "score"))[4].tolist() == pytest.approx(expected.tolist(), abs=1e-6)
-    assert read_facts(pipeline.stages["attribute/mucs"], RankingFacts).k == 2
+    assert matrix(scores, "score")[4].tolist() == pytest.approx(expected.tolist(), abs=1e-6)
+    assert read_facts(pipeline.stages["attribute/retrain/loo"], RankingFacts).k == 2
     facts = read_facts(pipeline.stages["loo/losses"], LooFacts)
     assert facts.with_all_images == pytest.approx(losses("pretrain").tolist(), abs=1e-6)
     assert facts.another_seed == pytest.approx(losses("loo/train/all-repeat").tolist(), abs=1e-6)
-    numbers = json.loads(storage.read_bytes(f"{pipeline.run_url}/report/report.json"))["base_share"]
-    assert [len(numbers[kind]) for kind in ("targets", "images")] == [2, 6] and numbers["images"][4]["idx"] == 14
-    first = numbers["targets"][0]
-    assert first["share"] == pytest.approx((first["base"] - first["own"]) / (first["base"] + first["own"]), abs=1e-5)
-    assert "Generated image 1: the " in storage.read_bytes(f"{pipeline.run_url}/report.html").decode()
+    shares = base_share.finished(pipeline)
+    assert shares is not None and [len(shares.targets), len(shares.images)] == [2, 6]
+    assert [share.idx for share in shares.targets] == [60, 61] and shares.images[4].idx == 14
+    first = shares.targets[0]
+    assert first.share == pytest.approx((first.base - first.own) / (first.base + first.own), abs=1e-5)
+    write_result(StageRef(pipeline, "report"))
+    page = storage.read_bytes(f"{pipeline.run_url}/report.html").decode()
+    assert "Generated image 1: the " in page and "of 6 images are above that floor" in page
+    assert (
+        json.loads(storage.read_bytes(f"{pipeline.run_url}/report/report.json"))["base_share"]["images"][4]["idx"] == 14
+    )
 
 
 def test_pictures_have_their_losses_under_the_base_and_under_the_model(few: Dataset, base: str, tmp_path: Path):
