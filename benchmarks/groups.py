@@ -37,10 +37,10 @@ from mucs_ray.data.local import LocalImages
 from mucs_ray.data.table import Dataset
 from mucs_ray.errors import MucsError
 from mucs_ray.evaluation.group_agreement import agreement
+from mucs_ray.evaluation.group_metrics import HEADLINE
 from mucs_ray.pipeline.graph import Pipeline, reopen
 from mucs_ray.pipeline.groups_stages import FORGOTTEN, RESULT, SCORED, gold_names, retrainings
 from mucs_ray.planning.workload import left_to_do
-from mucs_ray.run.stages.group_result import HEADLINE
 from mucs_ray.store.items import load_item
 from mucs_ray.store.run import State
 

@@ -7,15 +7,15 @@ from mucs_ray.report.document import ScoreMatrix, ShareBar
 from mucs_ray.report.svg import drawing, tag
 from mucs_ray.report.wording import whole_percent
 
-BAR_WIDTH, BAR_LEFT, BAR_RIGHT, ROW = 300, 104, 216, 22
+BAR_WIDTH, BAR_LEFT, BAR_RIGHT, ROW = 336, 104, 224, 22
 """Of the plot of shares: its width, the ends of the axis, and the height of a group."""
 CHARACTERS = 15
 """The number of characters of a group's name that are shown; the whole name is shown on hovering."""
 MATRIX_WIDTH, MATRIX_HEIGHT, MATRIX_LEFT = 360, 420, 26
 LARGEST_CELL = 30
 SLANT = 45
-LABEL_PX = 12
-"""The least height or width of a cell beside which every label can be read."""
+ROW_LABEL_PX, COLUMN_LABEL_PX = 12, 18
+"""The least height of a row, and width of a column, of which every label can be read."""
 
 
 def share_bars(bars: Sequence[ShareBar], *, title: str) -> str:
@@ -24,7 +24,7 @@ def share_bars(bars: Sequence[ShareBar], *, title: str) -> str:
     for number, bar in enumerate(bars):
         top, middle = number * ROW, number * ROW + ROW / 2
         low, end, high = (BAR_LEFT + value * (BAR_RIGHT - BAR_LEFT) for value in (bar.low, bar.share, bar.high))
-        told = f"{whole_percent(bar.share)} ({whole_percent(bar.low)} to {whole_percent(bar.high)})"
+        told = f"{whole_percent(bar.share)} ({100 * bar.low:.0f} to {100 * bar.high:.0f})"
         shapes = [
             tag("title", f"{bar.group}: {told}"),
             tag("text", short(bar.group), x=BAR_LEFT - 8, y=middle + 4, class_="tick", text_anchor="end"),
@@ -38,7 +38,7 @@ def share_bars(bars: Sequence[ShareBar], *, title: str) -> str:
             tag("text", told, x=BAR_RIGHT + 8, y=middle + 4, class_="tick"),
         ]
         parts.append(f"<g>{''.join(shapes)}</g>")
-    return drawing(title, parts, width=BAR_WIDTH + 24, height=max(1, len(bars)) * ROW)
+    return drawing(title, parts, width=BAR_WIDTH, height=max(1, len(bars)) * ROW)
 
 
 def score_shades(matrix: ScoreMatrix, *, title: str) -> str:
@@ -52,13 +52,13 @@ def score_shades(matrix: ScoreMatrix, *, title: str) -> str:
     longest = max((len(short(name)) for name in matrix.groups), default=0)
     head = 12 + ceil(longest * 5)  # of a label that stands aslant
     parts = []
-    every = ceil(LABEL_PX / side)
+    every = ceil(COLUMN_LABEL_PX / side)
     for column, name in enumerate(matrix.groups[::every]):
         x = MATRIX_LEFT + (column * every + 0.5) * side
         turned = f"rotate(-{SLANT} {x} {head - 6})"
         label = tag("text", short(name), x=x, y=head - 6, class_="tick", transform=turned)
         parts.append(f"<g>{tag('title', name)}{label}</g>")
-    every = ceil(LABEL_PX / height)
+    every = ceil(ROW_LABEL_PX / height)
     for row, scores in enumerate(matrix.scores):
         y = head + row * height
         if row % every == 0:
