@@ -140,8 +140,9 @@ def growth(found: dict[str, Any]) -> Iterator[str]:
     yield "## More and more groups"
     yield (
         f"`{found['command']}`; settings: `{' '.join(found['settings'])}`. {found['images']:,} training images in as"
-        " many groups as said, each unlearned in 20 updates of 32 + 32 images; 8 generated images, 32 levels, 2 noises."
-        " Seconds of the stages; the peak resident memory, in MiB, of the command and of the largest worker."
+        " many groups as said, each unlearned in one way, and 8 generated images scored with 2 noises. Seconds of the"
+        " whole command, the first one with its training, and of the stages; the peak resident memory, in MiB, of the"
+        " command and of the largest worker."
     )
     rows = found["rows"]
     columns = list(rows[0])

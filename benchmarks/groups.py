@@ -34,7 +34,6 @@ from scaling import resident_mib
 
 from mucs_ray.attribution.forgetting.neighbours import nearest
 from mucs_ray.data.local import LocalImages
-from mucs_ray.data.table import Dataset
 from mucs_ray.errors import MucsError
 from mucs_ray.evaluation.group_agreement import agreement
 from mucs_ray.evaluation.group_metrics import HEADLINE
@@ -60,12 +59,17 @@ def study(options: argparse.Namespace, dataset: str, by: str, settings: Sequence
             command = ["--dataset", dataset, "--recipe", "emoji", "--run", folder, "--by", by, "--seed", str(seed)]
             command += ["--items", str(options.items), "--method", ",".join(methods)]
             groups(command, [*own, "groups.golds=2", *options.set])
-            pipeline = reopen(folder, console=Console(file=io.StringIO()))
-            found |= measured(pipeline, updates)
-        seeds[str(seed)] = {"methods": found, **generating(pipeline, found)}
-    names, sizes = list(pipeline.groups.names), pipeline.groups.sizes
-    facts = {"groups": names, "sizes": sizes, "items": options.items, "settings": [*settings, *options.set]}
-    save(options, {**facts, "updates": options.updates, "seeds": seeds})
+            found |= measured(reopened(folder), updates)
+        pipeline = reopened(folder)
+        seeds[str(seed)] = {"methods": found, **generating(pipeline)}
+        facts = {"groups": list(pipeline.groups.names), "sizes": pipeline.groups.sizes, "items": options.items}
+        facts |= {"settings": [*settings, *options.set], "updates": options.updates, "seeds": seeds}
+        save(options, facts)
+
+
+def reopened(folder: str) -> Pipeline:
+    """Return a run as its folder describes it."""
+    return reopen(folder, console=Console(file=io.StringIO()))
 
 
 def unlearners(methods: Sequence[str]) -> list[str]:
@@ -129,7 +133,7 @@ def cost(pipeline: Pipeline, names: Sequence[str]) -> dict[str, float]:
     return {"passes": sum(each.forwards + each.backwards for each in passes), "seconds": round(seconds, 1)}
 
 
-def generating(pipeline: Pipeline, found: dict[str, Any]) -> dict[str, Any]:
+def generating(pipeline: Pipeline) -> dict[str, Any]:
     """Return how often the best group by each method is that to which the nearest training images of a query belong.
 
     Only where images belong to one group by what they look like, which planted ones do.
@@ -153,6 +157,10 @@ def generating(pipeline: Pipeline, found: dict[str, Any]) -> dict[str, Any]:
 def growth(options: argparse.Namespace) -> None:
     """Unlearn and score ever more groups of one training set by one way, in a new run directory each."""
     data = planted(f"{options.run}/growth/data", options.images // 5, 64)
+    settings = [
+        'groups.unlearners=["zero"]', "groups.golds=0", "groups.updates=20", "groups.batch_size=32", "groups.levels=32",
+        "train.updates=50", "generate.guidance=1", *options.set,
+    ]  # fmt: skip
     rows, weights = [], None
     for count in options.counts:
         file = Path(f"{options.run}/growth/{count}-groups.csv")
@@ -161,16 +169,15 @@ def growth(options: argparse.Namespace) -> None:
         folder = f"{options.run}/growth/{count}-{time.time_ns()}"
         command = ["--dataset", data.url, "--recipe", "emoji", "--run", folder, "--by", str(file), "--method", "random"]
         command += ["--items", "8", *(["--weights", weights] if weights else [])]
-        settings = ['groups.unlearners=["zero"]', "groups.golds=0", "groups.updates=20", "groups.batch_size=32"]
         memory, started = Memory(), time.monotonic()
-        groups(command, [*settings, "groups.levels=32", "train.updates=50", "generate.guidance=1", *options.set])
-        pipeline = reopen(folder, console=Console(file=io.StringIO()))
+        groups(command, settings)
+        pipeline = reopened(folder)
         if weights is None:
             stage = pipeline.stages["pretrain"]
             weights = stage.url(stage.part("last", "safetensors"))
         seconds = {part: stage_seconds(pipeline, part) for part in (f"{FORGOTTEN}/zero", f"{SCORED}/zero", RESULT)}
         rows.append({"groups": count, "wall": time.monotonic() - started, **seconds, **memory.stop()})
-    save(options, {"images": options.images, "rows": rows, "settings": [*settings, *options.set]})
+    save(options, {"images": options.images, "rows": rows, "settings": settings})
 
 
 def stage_seconds(pipeline: Pipeline, name: str) -> float:
@@ -221,7 +228,7 @@ def main() -> None:
     common = ["groups.batch_size=32", f"groups.learning_rate={options.learning_rate}", "groups.levels=64"]
     match options.study:
         case "planted":
-            dataset: Dataset = planted(data, 200, 64)
+            dataset = planted(data, options.per_group, 64)
             study(options, dataset.url, "folder", ["train.updates=800", "generate.guidance=1", *common], METHODS)
         case "emoji":
             study(options, "emoji", "label", ["train.updates=800", *common], (*METHODS, "condition"))
@@ -249,6 +256,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seeds", type=numbers, default=[101, 102], help="the first to choose on, the last to report")
     parser.add_argument("--items", type=int, default=40)
     parser.add_argument("--updates", type=numbers, default=[50, 100, 200, 400])
+    parser.add_argument("--per-group", type=int, default=200, help="planted: training images of a group")
     parser.add_argument("--learning-rate", type=float, default=3e-4, help="of unlearning; the trainings' is 4e-3")
     parser.add_argument("--counts", type=numbers, default=[10, 30, 100], help="growth: numbers of groups")
     parser.add_argument("--images", type=int, default=2000, help="growth: training images")

@@ -32,6 +32,7 @@ from mucs_ray.pipeline.groups_stages import RESULT
 from mucs_ray.results import groups as group_results
 from mucs_ray.run import driver
 from mucs_ray.run.stages import groups, run_stage, train
+from mucs_ray.run.stages.group_image_scores import image_scores
 from mucs_ray.spaces.pixels import PIXELS
 from mucs_ray.store import checkpoint
 from mucs_ray.store.items import save_item
@@ -96,6 +97,14 @@ def save_weights(pipeline: Pipeline, name: str, factor: float) -> None:
     stage.finish({file: checkpoint.save(stage.url(file), model.network.state_dict(), {})}, {})
 
 
+def random_scores(pipeline: Pipeline) -> tuple[dict[str, str], dict[str, Any]]:
+    """Publish made-up scores of the method random."""
+    attribution, buffer = pipeline.stages["attribute/random"], io.BytesIO()
+    scores = np.random.default_rng(1).random((60, 2)).astype(np.float32)
+    pq.write_table(pa.table({"idx": np.arange(60), "score": list(scores)}), buffer)
+    return {"scores.parquet": storage.publish(attribution.url("scores.parquet"), buffer.getvalue())}, {}
+
+
 @pytest.fixture
 def scored(data: Dataset, tmp_path: Path, plain: Plain) -> Pipeline:
     """A run whose trainings, items and scores of images are made up."""
@@ -109,11 +118,7 @@ def scored(data: Dataset, tmp_path: Path, plain: Plain) -> Pipeline:
     generate.finish({}, {"items": planned})
     for number, name in enumerate(("pretrain", *(name for name in pipeline.group_stages if "/retrain/" in name))):
         save_weights(pipeline, name, 1 + 0.01 * number)
-    attribution, buffer = pipeline.stages["attribute/random"], io.BytesIO()
-    scores = np.random.default_rng(1).random((60, 2)).astype(np.float32)
-    pq.write_table(pa.table({"idx": np.arange(60), "score": list(scores)}), buffer)
-    digest = storage.publish(attribution.url("scores.parquet"), buffer.getvalue())
-    attribution.finish({"scores.parquet": digest}, {})
+    pipeline.stages["attribute/random"].finish(*random_scores(pipeline))
     run(pipeline, *(name for name in pipeline.group_stages if "/retrain/" not in name and name != RESULT))
     return pipeline
 
@@ -194,6 +199,22 @@ def test_the_command_through_ray(finished: Pipeline, copied: Callable[[], Path],
     assert found["sizes"] == [20, 20, 20] and {"retrained", "zero", "retrack"} <= {
         row["method"] for row in scores_of(pipeline)
     }
+    told = json.loads((Path(pipeline.run_url) / "report/report.json").read_text())["group_attribution"]
+    assert told["groups"] == ["red", "green", "blue"] and [image["query"] for image in told["images"]] == [0, 1]
+    page = (Path(pipeline.run_url) / "report.html").read_text()
+    assert 'id="groups"' in page and "unlearning, retrack" in page and "20 images" in page
+
+
+def test_kept_losses_give_the_skew_of_mean_losses(finished: Pipeline, copied: Callable[[], Path], tmp_path: Path):
+    """Of a group of one image that is the score of the image, but for losses that are kept in fp16."""
+    by = tmp_path / "groups.csv"
+    by.write_text("idx,group\n" + "".join(f"{idx},{idx}\n" for idx in range(60)))
+    changes = {"score": {"keep_losses": True}, "engine": {"train_workers": 1}, "groups": {"by": str(by)}}
+    pipeline = open_tiny(finished.dataset, copied(), methods=("mucs", "random"), **changes)
+    pipeline.stages["attribute/random"].finish(*random_scores(pipeline))
+    found = image_scores(pipeline)
+    np.testing.assert_allclose(found["mucs, skew of mean losses"], found["mucs, sum"], atol=2e-3)
+    assert np.ptp(found["mucs, sum"]) > 0.02 and "random, skew of mean losses" not in found
 
 
 def test_a_run_killed_in_the_middle_of_group_7_goes_on_with_group_7(
