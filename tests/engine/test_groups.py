@@ -32,7 +32,6 @@ from mucs_ray.pipeline.groups_stages import RESULT
 from mucs_ray.results import groups as group_results
 from mucs_ray.run import driver
 from mucs_ray.run.stages import groups, run_stage, train
-from mucs_ray.run.stages.group_image_scores import image_scores
 from mucs_ray.spaces.pixels import PIXELS
 from mucs_ray.store import checkpoint
 from mucs_ray.store.items import save_item
@@ -203,18 +202,6 @@ def test_the_command_through_ray(finished: Pipeline, copied: Callable[[], Path],
     assert told["groups"] == ["red", "green", "blue"] and [image["query"] for image in told["images"]] == [0, 1]
     page = (Path(pipeline.run_url) / "report.html").read_text()
     assert 'id="groups"' in page and "unlearning, retrack" in page and "20 images" in page
-
-
-def test_kept_losses_give_the_skew_of_mean_losses(finished: Pipeline, copied: Callable[[], Path], tmp_path: Path):
-    """Of a group of one image that is the score of the image, but for losses that are kept in fp16."""
-    by = tmp_path / "groups.csv"
-    by.write_text("idx,group\n" + "".join(f"{idx},{idx}\n" for idx in range(60)))
-    changes = {"score": {"keep_losses": True}, "engine": {"train_workers": 1}, "groups": {"by": str(by)}}
-    pipeline = open_tiny(finished.dataset, copied(), methods=("mucs", "random"), **changes)
-    pipeline.stages["attribute/random"].finish(*random_scores(pipeline))
-    found = image_scores(pipeline)
-    np.testing.assert_allclose(found["mucs, skew of mean losses"], found["mucs, sum"], atol=2e-3)
-    assert np.ptp(found["mucs, sum"]) > 0.02 and "random, skew of mean losses" not in found
 
 
 def test_a_run_killed_in_the_middle_of_group_7_goes_on_with_group_7(

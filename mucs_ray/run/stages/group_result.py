@@ -27,8 +27,8 @@ from mucs_ray.evaluation.shares import AuditRecord, QueryShares, floor_of, repet
 from mucs_ray.models.adapters import adapter
 from mucs_ray.pipeline.graph import Pipeline
 from mucs_ray.pipeline.groups_stages import FULL, RESULT, SCORED, gold_names
+from mucs_ray.results.group_image_scores import image_scores
 from mucs_ray.run.stages.files import Output
-from mucs_ray.run.stages.group_image_scores import image_scores
 from mucs_ray.run.stages.groups import errors_file
 from mucs_ray.store import checkpoint
 from mucs_ray.store.facts import GenerationFacts, read_facts
