@@ -403,15 +403,15 @@ class Pipeline:
         """
         if RESULT in planned:
             return self.group_stages[RESULT]
-        if self.queries:
-            return None
         manifest = Stage(run_url=self.run_url, name=RESULT, reads={}, inputs={}).manifest()
-        made_of = [name.removeprefix("attribute/") for name in manifest.inputs] if manifest else []
+        if self.queries or manifest is None:
+            return None
+        made_of = [name.removeprefix("attribute/") for name in manifest.inputs]
         try:
             stage = self.group_stages_with([name for name in made_of if name in self.known])[RESULT]
         except MucsError:  # a file of groups that is gone, or does not fit the data any more
             return None
-        return stage if manifest and stage.state().status == "done" else None
+        return stage if stage.state().status == "done" else None
 
     @property
     def trained(self) -> dict[str, Any]:
