@@ -37,7 +37,10 @@ MethodOption = Annotated[
 ]
 ByOption = Annotated[
     str | None,
-    typer.Option("--by", help="label, text, folder, or a CSV or Parquet file with idx and group [default: label]."),
+    typer.Option(
+        "--by",
+        help="label, text, folder, a tag of the data, or a CSV or Parquet file with idx and group [default: label].",
+    ),
 ]
 RunByOption = Annotated[
     str | None, typer.Option("--by", help="Score groups of training images too: label, text, folder, or a file.")

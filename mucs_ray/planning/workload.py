@@ -8,6 +8,7 @@ from math import prod
 import torch
 
 from mucs_ray.attribution.base import Passes
+from mucs_ray.attribution.forgetting.config import ANCHORED
 from mucs_ray.attribution.forgetting.score import score_grid
 from mucs_ray.config.engine import LEAST_IMAGES, SUM_SHARDS
 from mucs_ray.config.recipe import GenerateConfig, Recipe
@@ -137,8 +138,9 @@ def unlearning_of_groups(pipeline: Pipeline, name: str, *, network_bytes: int) -
     config, num_groups = pipeline.recipe.groups, len(pipeline.groups.names)
     unlearner = name.removeprefix(f"{FORGOTTEN}/")
     images = num_groups * config.updates * config.batch_size
-    # the images of an update that are answered by the full model: with and without a class, and those of other groups
-    guided, taught = 2 * (unlearner == "esd"), config.retain == "distil"
+    # images of an update that the full model answers too: those of the group, with and without class, and others
+    guided = 2 if unlearner == "esd" else int(unlearner in ANCHORED)
+    taught = config.retain == "distil" or unlearner in ANCHORED
     return Work(
         stage=name,
         work=f"{num_groups} groups x {config.updates:,} updates",

@@ -173,6 +173,8 @@ def test_models_without_groups_are_counted_for_groups(data: Dataset, tmp_path: P
         "groups/retrain", *(f"{unlearn}/{name}" for name in ("zero", "esd", "retain-only")),
         *(f"{score}/{name}" for name in ("full", "retrained", "retrained-repeat", "zero", "esd", "retain-only")),
     }  # fmt: skip
+    anchored = rows(opened(data, tmp_path, groups={**changes, "unlearners": ["uniform"]}), "groups")
+    assert anchored[f"{unlearn}/uniform"].passes == Passes(backwards=3 * 5 * 16, forwards=3 * 5 * 16)
     taught = rows(opened(data, tmp_path, groups={**changes, "retain": "distil"}), "groups")
     assert taught[f"{unlearn}/zero"].passes == Passes(backwards=3 * 5 * 16, forwards=3 * 5 * 8)
 
