@@ -21,7 +21,8 @@ def check_anchors(config: GroupsConfig, groups: Groups, card: Card, *, condition
             f"groups.unlearners has {by_condition[0]}, which needs a model with classes or captions; choose others"
         )
     by_others = [unlearner for unlearner in anchored if unlearner in BY_OTHERS]
-    if by_others and card.condition == "label" and groups.by != "label":
+    are_classes = groups.by == "label" or set(groups.names) <= set(card.classes)
+    if by_others and card.condition == "label" and not are_classes:
         raise InputError(
             f"groups.unlearners has {by_others[0]}, which shows images as another class, and groups are by {groups.by};"
             " expected groups.by = label, or a data set with captions that say the group"

@@ -218,4 +218,6 @@ def test_a_wrong_template_is_refused_where_it_is_read(captioned: Dataset, labell
     with pytest.raises(InputError, match=r"groups\.template is '{group}'; expected {content} and {group} once"):
         check_anchors(wrong, groups, captioned.card, conditional=True)
     check_anchors(wrong, find_groups(labelled, "label"), labelled.card, conditional=True)
+    by_style = GroupsConfig(unlearners=("awss", "uniform"))  # the styles are the classes
+    check_anchors(by_style, find_groups(labelled, "style"), labelled.card, conditional=True)
     check_anchors(GroupsConfig(unlearners=("zero",), template=""), groups, captioned.card, conditional=False)

@@ -404,6 +404,7 @@ STALE: dict[str, tuple[Any, set[str]]] = {
     "groups.lowest_sigma": (0.2, set()),
     "groups.kl_cap": (8.0, set()),
     "groups.guidance": (3.0, set()),
+    "groups.misplaced": (0.1, set()),
     "groups.template": ("{content} by {group}", set()),
     "groups.descriptors": ({"cats": ["furry"]}, set()),
     "groups.words": (2, set()),
