@@ -27,6 +27,8 @@ class ModelSpec:
     """The name of the kind in a recipe; MODULE:CLASS of the adapter for a third party's class."""
     trains: ClassVar[bool] = False
     """Whether this package can train the model; without it there are no retrainings and no initial weights."""
+    reads_text: ClassVar[bool] = False
+    """Whether the model's own text encoders read captions, whatever conditions the data set was prepared with."""
 
     bound: ClassVar[Literal["drawn", "linear"]] = "linear"
     """How far MUCS unlearns an item if the recipe does not say; "drawn" needs a kind that trains."""

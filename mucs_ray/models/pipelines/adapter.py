@@ -1,0 +1,71 @@
+"""The adapter of the kind "diffusers": a pipeline's folder becomes a model and a codec on a worker."""
+
+from dataclasses import replace
+from functools import lru_cache
+
+import torch
+
+from mucs_ray.diffusion.condition import Condition
+from mucs_ray.diffusion.vp import VP
+from mucs_ray.models.adapter import Adapter, Weights
+from mucs_ray.models.pipelines.components import build_network, opened
+from mucs_ray.models.pipelines.config import PipelineConfig
+from mucs_ray.models.pipelines.folder import PipelineFolder
+from mucs_ray.models.pipelines.latents import LatentCodec
+from mucs_ray.models.pipelines.model import TextUNet
+from mucs_ray.models.scheduler_config import process_of
+
+
+class PipelineAdapter(Adapter):
+    """The adapter of pipelines whose network is a UNet that reads text."""
+
+    spec_class = PipelineConfig
+
+    @property
+    def folder(self) -> PipelineFolder:
+        """The folder, whose parts are those of the recipe."""
+        return opened(self.spec.path, tuple(sorted(self.spec.digests.items())))
+
+    def model(self, device: torch.device, weights: Weights | None = None) -> TextUNet:
+        """Build the model, with the folder's weights if no others are given."""
+        network = build_network(self.folder, device, weights).to(device)
+        return TextUNet(network, self.process(), self.shape(), lambda: self.nothing(device))
+
+    def codec(self, device: torch.device) -> LatentCodec:
+        """Return the codec of the pipeline's VAE and text encoders, of which a process has one a device."""
+        spec = self.spec
+        digests = tuple(sorted(spec.digests.items()))
+        return shared_codec(spec.path, digests, str(device), spec.image_size, spec.caption, spec.clip_skip)
+
+    def process(self) -> VP:
+        """Return the process for which the network was trained, for latents that are scaled to a mean square of 1."""
+        read = process_of(self.folder.configs["scheduler"], f"{self.spec.path}/scheduler")
+        told = {} if self.spec.prediction == "scheduler" else {"prediction": self.spec.prediction}
+        return replace(read, **told)
+
+    def shape(self) -> tuple[int, ...]:
+        """Return the shape of one latent."""
+        config = self.folder.configs["vae"]
+        side = self.spec.image_size // 2 ** (len(config.get("block_out_channels", [64])) - 1)
+        return int(config.get("latent_channels", 4)), side, side
+
+    def nothing(self, device: torch.device) -> Condition:
+        """Return the null condition of one picture; on "meta", where only shapes count, no encoder is loaded."""
+        if device.type != "meta":
+            return self.codec(device).nothing()
+        configs = self.folder.configs
+        length = configs["text_encoder"].get("max_position_embeddings", 77)
+        tokens = {"tokens": torch.zeros(length, configs["unet"].get("cross_attention_dim", 768))}
+        if "text_encoder_2" not in configs:
+            return tokens
+        width = configs["text_encoder_2"].get("projection_dim", 1280)
+        return {**tokens, "pooled": torch.zeros(width), "time_ids": torch.zeros(6)}
+
+
+@lru_cache(maxsize=4)
+def shared_codec(
+    path: str, digests: tuple[tuple[str, str], ...], device: str, side: int, caption: str, clip_skip: int
+) -> LatentCodec:
+    """Return the codec for these settings, loaded once a process."""
+    folder = opened(path, digests)
+    return LatentCodec(folder, torch.device(device), side=side, caption=caption, clip_skip=clip_skip)
