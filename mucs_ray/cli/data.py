@@ -44,6 +44,10 @@ def data_prepare(
     label_column: Annotated[
         str | None, typer.Option("--label-column", help='The column of labels; "none": no labels.')
     ] = None,
+    keep_text: Annotated[
+        bool,
+        typer.Option("--keep-text", help="Keep captions as text, for pipelines with text encoders of their own."),
+    ] = False,
     follow_links: Annotated[
         bool, typer.Option("--follow-links", help="Read soft links that lead out of the source, or to folders.")
     ] = False,
@@ -57,7 +61,11 @@ def data_prepare(
         from mucs_ray.run.resolve import prepare_data
 
         choices = Choices(
-            image_column=image_column, text_column=text_column, label_column=label_column, follow_links=follow_links
+            image_column=image_column,
+            text_column=text_column,
+            label_column=label_column,
+            keep_text=keep_text,
+            follow_links=follow_links,
         )
         prepared = prepare_data(
             name,

@@ -52,7 +52,7 @@ class LocalImages:
             write_copy(path, dataset, split, on_unit)
             chunks = read_copy(path, dataset, split)
         self.images = [StoredImages(chunk) for chunk in chunks]
-        self.others = [chunk.select(columns_read(self.card)) for chunk in chunks]
+        self.others = [chunk.select(columns_read(self.card, codec)) for chunk in chunks]
         self.starts = np.cumsum([0, *(len(chunk) for chunk in chunks)])
         """The row of the split that each chunk begins with."""
         idx = np.concatenate([images.idx for images in self.images])

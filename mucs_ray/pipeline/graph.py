@@ -156,9 +156,10 @@ class Pipeline:
                 " out to explain pictures with it, or give another --run (what is known of a picture, such as its seed,"
                 " goes into metadata.jsonl)"
             )
-        card, conditional = self.dataset.card, self.recipe.model.conditional
-        named = [with_class(query, card, conditional=conditional) for query in queries]
-        prompted = [with_own_prompt(query, card, conditional=conditional) for query in named]
+        card, model = self.dataset.card, self.recipe.model
+        reads = {"conditional": model.conditional, "reads_text": model.reads_text}
+        named = [with_class(query, card, **reads) for query in queries]
+        prompted = [with_own_prompt(query, card, **reads) for query in named]
         if taken := [query for query, before in zip(prompted, named, strict=True) if query.prompt != before.prompt]:
             self.console.print(escape(prompt_line(taken)), highlight=False, soft_wrap=True)
         known = recognized(prompted, self.stages["generate"])
@@ -456,7 +457,7 @@ class Pipeline:
         """
         if command not in ("pretrain", "generate"):
             for name in self.needed:
-                check_method(self.known[name], self.dataset.card, self.weights_dir)
+                check_method(self.known[name], self.recipe, self.dataset.card, self.weights_dir)
         if command in ("pretrain", "lds", GROUPS) and self.queries:
             raise InputError(f"{command} explains no pictures; leave --image and --queries out, or use attribute")
         if command == "regenerate" and self.regeneration == "none":

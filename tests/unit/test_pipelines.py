@@ -23,6 +23,7 @@ from mucs_ray.models.pipelines.adapter import PipelineAdapter
 from mucs_ray.models.pipelines.config import PipelineConfig
 from mucs_ray.models.pipelines.families import FAMILIES
 from mucs_ray.models.pipelines.latents import LatentCodec
+from mucs_ray.models.pipelines.summary import summary
 from mucs_ray.models.pipelines.text import Texts
 from mucs_ray.spaces.codec import Asked
 from tiny_models import PIPELINES, SIDE, saved
@@ -230,3 +231,19 @@ def test_a_folder_that_was_changed_since_the_run_began_is_refused():
     changed = {**spec.digests, "vae": "0" * 64}
     with pytest.raises(InputError, match="vae is not what it was when this run began"):
         components.opened(spec.path, tuple(sorted(changed.items())))
+
+
+@pytest.mark.parametrize("name", ["sd-zero-snr", "sdxl"])
+def test_a_pipeline_is_described_in_a_block_to_be_mailed(name: str):
+    facts = summary(str(saved(name)))
+    assert facts["folder"].startswith(f"{name}: StableDiffusion")
+    assert str(saved(name).parent) not in "\n".join(facts.values())
+    assert "NOT FINITE" not in facts["one call"]
+    assert {"unet", "vae", "text_encoder", "tokenizer", "scheduler"} <= facts.keys()
+    if name == "sdxl":
+        assert "x 0.13025" in facts["codec"]
+        assert facts["text_encoder_2"].startswith("CLIPTextModelWithProjection")
+    else:
+        assert facts["process"] == (
+            "predicts v_prediction; betas scaled_linear 0.00085 to 0.012, stretched to zero signal, 1000 steps"
+        )
