@@ -3,7 +3,7 @@
 Axes: b images, c h w image (s x s once it is cropped), d condition.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import repeat
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float32, Float64, UInt8
 from pyarrow.compute import call_function
 
+from mucs_ray.data.encoded import Z, latents
 from mucs_ray.data.table import Card
 from mucs_ray.diffusion.batch import Batch
 from mucs_ray.errors import InputError
@@ -29,15 +30,17 @@ def as_batch(
 
     `codec` makes z of the cropped pictures and, where it reads text, their conditions of their captions.
     With a stream, each image has a random crop and a random one of its captions; without, the centre and the first.
-    InputError if a row lacks what the card promises.
+    Images that were encoded before were cropped at the centre. InputError if a row lacks what the card promises.
     """
+    encoded = Z in table.column_names and codec.reads_text
     places = None if stream is None else stream.random((3, len(table)))
-    crops = repeat(None, len(table)) if places is None else places[:2].T
+    crops = repeat(None, len(table)) if places is None or encoded else places[:2].T
     choice = None if places is None else places[2]
     cropped, cuts = [], []
     for image, place in zip(images, crops, strict=True):
         cuts.append((image.shape[1:], corner(image, card.size, place)))
-        cropped.append(crop(image, card.size, place))
+        if not encoded:
+            cropped.append(crop(image, card.size, place))
     if codec.reads_text:
         condition = codec.condition(asked(table, cuts, choice))
     else:
@@ -45,15 +48,17 @@ def as_batch(
         condition = {} if vectors is None else {"condition": torch.from_numpy(vectors)}
     return Batch(
         idx=torch.from_numpy(table["idx"].to_numpy().astype(np.int64)),
-        z=codec.encode(torch.from_numpy(np.stack(cropped))),
+        z=torch.from_numpy(latents(table, codec.shape))
+        if encoded
+        else codec.encode(torch.from_numpy(np.stack(cropped))),
         condition=condition,
     )
 
 
-def columns_read(card: Card, codec: Codec) -> list[str]:
-    """The columns that a batch is made from, besides the images."""
+def columns_read(card: Card, codec: Codec, names: Collection[str] = ()) -> list[str]:
+    """The columns that a batch is made from, besides the images, where the table has columns of these names."""
     if codec.reads_text:
-        return ["idx", "text"]
+        return ["idx", "text", *([Z] if Z in names else [])]
     condition = {"none": [], "label": ["label"], "embedding": ["condition"]}
     return ["idx", *condition[card.condition]]
 

@@ -62,6 +62,13 @@ class ModelSpec:
             return dict(values)
         return {**values, "sigma_data": round(mean_square() ** 0.5, 4)}
 
+    def encoding(self) -> dict[str, Any] | None:
+        """Return what z and the tensors of captions depend on, if these are computed once, before they are needed.
+
+        None for a model that works on the pictures of the data set and on its conditions.
+        """
+        return None
+
     def check(self) -> None:
         """Raise InputError if the values make no sense together."""
         return

@@ -19,6 +19,7 @@ from mucs_ray.attribution.card import MethodCard
 from mucs_ray.attribution.registry import LEARNED, REFERENCE, installed_methods
 from mucs_ray.config.recipe import Recipe, build, check_fits
 from mucs_ray.config.values import with_new_sections
+from mucs_ray.data.encoded import Encoded
 from mucs_ray.data.group_manifests import TrainManifest
 from mucs_ray.data.groups import Groups, find_groups
 from mucs_ray.data.queries import Query, model_url, prompt_line, query_folder, with_class, with_own_prompt
@@ -66,6 +67,7 @@ REPORT_LAYOUT = 6
 """The version of the report's layout; a higher one makes finished reports stale."""
 PHASES = (
     "pretrain",
+    "encode",
     "generate",
     "attribute",
     "retrain",
@@ -82,6 +84,8 @@ RETRAINING = ("retrain", "regenerate", "evaluate", "lds")
 """The commands that train the model again."""
 UNRELATED = "unrelated"
 """The key, beside the methods' names, of the similarities of different generated images: a level to compare with."""
+ENCODE = "encode"
+"""The stage that brings the training images into the space of a model that does not work on pictures."""
 FRESH = "generate/fresh"
 """The stage that generates from the conditions of pictures of the user's, to be compared in their place."""
 
@@ -281,6 +285,10 @@ class Pipeline:
             stage("pretrain", {"weights": self.weights_digest, **recipe_slice(recipe, "model")})
         else:
             stage("pretrain", self.trained, "data")
+        encoding = recipe.model.encoding()
+        encoded = () if encoding is None else (ENCODE,)
+        if encoding is not None:
+            stage(ENCODE, encoding, "data")
         generated = regenerated = recipe_slice(recipe, "generate", "seed", *checkpoint)
         if self.queries:
             generated = {"queries": [query.reads() for query in self.queries]} | recipe_slice(recipe, "model")
@@ -290,7 +298,8 @@ class Pipeline:
         targets = {name: value for name, value in generated.items() if name != "generate.controls"}
         stage(TARGETS, targets, *stages["generate"].inputs)
         for spec in self.method_stages.values():
-            stage(spec.name, spec.reads, *spec.inputs)
+            reads_images = spec.method_stage is not None and "data" in spec.inputs
+            stage(spec.name, spec.reads, *spec.inputs, *(encoded if reads_images else ()))
         stages.pop(TARGETS)
         first = "generate"
         if recipe.trains and self.regeneration == "fresh":
@@ -305,6 +314,16 @@ class Pipeline:
             if self.regeneration != "none":
                 stage(f"regenerate/{self.key(test)}", regenerated, "data", first, *retrained)
         return stages
+
+    @property
+    def encoded_dataset(self) -> Dataset:
+        """The data set with z of its training images, once they are encoded."""
+        stage = self.stages.get(ENCODE)
+        manifest = stage.manifest() if stage is not None else None
+        if stage is None or manifest is None or manifest.fingerprint != stage.fingerprint:
+            return self.dataset
+        tag = stage.fingerprint[:8]
+        return replace(self.dataset, encoded=Encoded(folder=stage.folder, tag=tag, digests=manifest.files))
 
     @cached_property
     def evaluations(self) -> dict[str, Stage]:

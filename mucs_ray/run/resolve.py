@@ -119,7 +119,7 @@ def default_run(dataset: str | None, recipe: str | None) -> str | None:
     return f"runs/{raw_recipe(dataset, recipe)['name']}" if dataset is not None or recipe is not None else None
 
 
-def with_kind(values: Values, settings: list[str]) -> Values:
+def with_kind(values: Values, settings: Sequence[str]) -> Values:
     """Return raw recipe values with settings applied; settings that name another kind of model start from its defaults.
 
     What the recipe says of the model belongs to the recipe's own kind.

@@ -33,6 +33,8 @@ class Codec(ABC):
 
     encodes_each_alone: ClassVar[bool] = False
     """Whether the z of a picture does not depend, to the last bit, on what is encoded with it. A network's does."""
+    shape: tuple[int, ...] = ()
+    """The shape of z of one picture, where pictures may be encoded before they are needed."""
     reads_text: ClassVar[bool] = False
     """Whether conditions are made by `condition` from captions, and not read off the data set."""
 
@@ -50,4 +52,12 @@ class Codec(ABC):
 
     def condition(self, asked: Sequence[Asked]) -> Condition:
         """Return the condition of pictures from their captions, on the CPU, where `reads_text`."""
+        raise NotImplementedError
+
+    def learn(self, captions: str) -> None:
+        """Take what the text encoders make of captions from the table at this URL, which `tensors_of` wrote."""
+        return
+
+    def tensors_of(self, captions: Sequence[str]) -> dict[str, Tensor]:
+        """Return what the text encoders make of captions, for the table from which `learn` takes it."""
         raise NotImplementedError

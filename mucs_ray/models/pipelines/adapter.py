@@ -45,9 +45,7 @@ class PipelineAdapter(Adapter):
 
     def shape(self) -> tuple[int, ...]:
         """Return the shape of one latent."""
-        config = self.folder.configs["vae"]
-        side = self.spec.image_size // 2 ** (len(config.get("block_out_channels", [64])) - 1)
-        return int(config.get("latent_channels", 4)), side, side
+        return self.codec(torch.device("cpu")).shape
 
     def nothing(self, device: torch.device) -> Condition:
         """Return the null condition of one picture; on "meta", where only shapes count, no encoder is loaded."""

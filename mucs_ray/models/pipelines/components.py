@@ -13,9 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from mucs_ray.errors import InputError, MachineError, MucsError
+from mucs_ray.models.pipelines.families import INSTALL
 from mucs_ray.models.pipelines.folder import PipelineFolder, part_digest, read_folder
-
-INSTALL = 'pip install "mucs-ray[diffusers]"'
 
 
 def library(name: str) -> Any:  # noqa: ANN401 - a module

@@ -9,6 +9,9 @@ from mucs_ray.errors import InputError
 from mucs_ray.models.pipelines.families import BY_NAME, SCHEDULER, FamilyName
 from mucs_ray.models.spec import ModelSpec, check_size
 
+UNENCODED = ("unet", SCHEDULER)
+"""The parts that neither z nor the tensors of a caption depend on."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PipelineConfig(ModelSpec):
@@ -43,6 +46,12 @@ class PipelineConfig(ModelSpec):
         folder = read_folder(path)
         read = {"family": folder.family.name, "image_size": resolution(folder.configs)}
         return {**read, **values, "path": str(folder.path), "digests": folder.digests()}
+
+    def encoding(self) -> dict[str, Any]:
+        """Return the settings of the codec, and the digests of all parts but the network's and the scheduler's."""
+        digests = {f"model.digests.{name}": value for name, value in self.digests.items() if name not in UNENCODED}
+        settings = ("image_size", "caption", "clip_skip")
+        return {**digests, **{f"model.{name}": getattr(self, name) for name in settings}}
 
     def check(self) -> None:
         """Raise InputError if no folder is named, or the pictures' side does not divide."""

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 FamilyName = Literal["sd", "sdxl"]
+INSTALL = 'pip install "mucs-ray[diffusers]"'
+"""What installs the packages of pipelines."""
 DIFFUSERS, TRANSFORMERS = "diffusers", "transformers"
 NETWORK_FILE, ENCODER_FILE = "diffusion_pytorch_model", "model"
 TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")

@@ -8,12 +8,15 @@ Axes: b pictures, c h w latent.
 
 from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache, wraps
+from hashlib import sha256
 from typing import Any, ParamSpec, TypeVar
 
+import safetensors.torch
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mucs_ray import storage
 from mucs_ray.diffusion.condition import stacked
 from mucs_ray.models.pipelines.components import load
 from mucs_ray.models.pipelines.folder import PipelineFolder
@@ -40,6 +43,11 @@ def plain_tensors(function: Callable[P, T]) -> Callable[P, T]:
     return plain
 
 
+def key_of(caption: str) -> str:
+    """Return the name of a caption in a table."""
+    return sha256(caption.encode()).hexdigest()
+
+
 class LatentCodec(Codec):
     """The codec of one pipeline. VAE and text encoders are loaded when they are first needed."""
 
@@ -55,11 +63,20 @@ class LatentCodec(Codec):
         self.scale = float(config.get("scaling_factor", ABSENT_SCALE))
         self.shift = float(config.get("shift_factor") or 0.0)
         self.encoded = lru_cache(maxsize=MOST_CAPTIONS)(self._encoded)
+        self.known: dict[str, Encoded] = {}
+        self.learnt: set[str] = set()
+        across = side // 2 ** (len(config.get("block_out_channels", [64])) - 1)
+        self.shape = (int(config.get("latent_channels", 4)), across, across)
 
     @cached_property
     def vae(self) -> Any:  # noqa: ANN401 - a class of diffusers
         """The VAE, in fp32: that of SDXL overflows in half precision."""
         return load(self.folder, "vae").to(self.device)
+
+    @property
+    def pools(self) -> bool:
+        """Whether the network reads a vector of the caption, and sizes of the picture."""
+        return self.folder.family.name == "sdxl"
 
     @cached_property
     def texts(self) -> Texts:
@@ -92,7 +109,7 @@ class LatentCodec(Codec):
     def nothing(self) -> dict[str, Tensor]:
         """Return the null condition of one picture: that of the empty caption or, where the pipeline says so, zeros."""
         encoded = self.encoded("")
-        if self.folder.options.get("force_zeros_for_empty_prompt", self.texts.pools) and self.texts.pools:
+        if self.pools and self.folder.options.get("force_zeros_for_empty_prompt", True):
             encoded = Encoded(*[torch.zeros_like(tensor) for tensor in encoded if tensor is not None])
         return self._named(encoded, Asked())
 
@@ -106,12 +123,31 @@ class LatentCodec(Codec):
 
     def _times(self, asked: Asked) -> dict[str, Tensor]:
         """Return what SDXL is told of a picture: its size before the crop, where the crop begins, and its own size."""
-        if not self.texts.pools:
+        if not self.pools:
             return {}
         own = (self.side, self.side)
         return {"time_ids": torch.tensor([*(asked.size or own), *asked.crop, *own], dtype=torch.float32)}
 
+    def learn(self, captions: str) -> None:
+        """Take the tensors of captions from a table; the second time there is nothing to do."""
+        if captions in self.learnt:
+            return
+        tensors = safetensors.torch.load(storage.read_bytes(captions))
+        for key in {name.partition("/")[0] for name in tensors}:
+            self.known[key] = Encoded(tokens=tensors[f"{key}/tokens"], pooled=tensors.get(f"{key}/pooled"))
+        self.learnt.add(captions)
+
+    def tensors_of(self, captions: Sequence[str]) -> dict[str, Tensor]:
+        """Return the tensors of captions under their sha256, with those of the empty one and of the recipe's."""
+        tensors = {}
+        for caption in {*captions, self.caption, ""}:
+            encoded = self.encoded(caption)._asdict()
+            tensors |= {f"{key_of(caption)}/{name}": value for name, value in encoded.items() if value is not None}
+        return tensors
+
     @plain_tensors
     def _encoded(self, caption: str) -> Encoded:
+        if known := self.known.get(key_of(caption)):
+            return known
         tokens, pooled = self.texts.encode(caption)
         return Encoded(tokens=tokens.float().cpu(), pooled=None if pooled is None else pooled.float().cpu())
