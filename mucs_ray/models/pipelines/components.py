@@ -65,12 +65,23 @@ def load_tokenizer(folder: PipelineFolder, name: str) -> Callable[..., Mapping[s
         return tokenizer.from_pretrained(str(folder.path / name), local_files_only=True)
 
 
-def build_network(folder: PipelineFolder, device: torch.device, weights: Mapping[str, Tensor] | None) -> nn.Module:
-    """Build the denoising network with these weights; without any, on "meta", or with those of the folder."""
+def build_network(
+    folder: PipelineFolder,
+    device: torch.device,
+    weights: Mapping[str, Tensor] | None,
+    extend: Callable[[nn.Module], None] = lambda network: None,
+) -> nn.Module:
+    """Build the denoising network with these weights; without any, on "meta", or with those of the folder.
+
+    `extend` adds what does not come with the folder; the weights hold it too.
+    """
     if weights is None and device.type != "meta":
-        return load(folder, "unet")
+        loaded = load(folder, "unet")
+        extend(loaded)
+        return loaded
     with torch.device("meta"), one_line(f"{folder.path / 'unet'}"):
         network: nn.Module = class_of(folder, "unet").from_config(dict(folder.configs["unet"]))
+    extend(network)
     if weights is not None:
         network = network.to_empty(device="cpu")
         network.load_state_dict(weights)

@@ -9,6 +9,8 @@ from mucs_ray.errors import InputError
 from mucs_ray.models.pipelines.families import BY_NAME, SCHEDULER, FamilyName
 from mucs_ray.models.spec import ModelSpec, check_size
 
+LORA = "lora"
+"""The name of a LoRA's file among the digests."""
 UNENCODED = ("unet", SCHEDULER)
 """The parts that neither z nor the tensors of a caption depend on."""
 
@@ -24,6 +26,8 @@ class PipelineConfig(ModelSpec):
     """The pipeline's folder, on a disk that every node sees."""
     family: FamilyName = "sd"
     """The family of the pipeline, as its folder says."""
+    lora: str = ""
+    """A file of a LoRA that was made from the pipeline, in the style of diffusers, peft or kohya; "" = none."""
     prediction: Prediction | Literal["scheduler"] = "scheduler"
     """What the network predicts, where the folder's scheduler is another's: some training scripts keep the base's."""
     image_size: int = 512
@@ -41,11 +45,14 @@ class PipelineConfig(ModelSpec):
         path = values.get("path")
         if not isinstance(path, str) or not path or "digests" in values:
             return dict(values)
-        from mucs_ray.models.pipelines.folder import read_folder
+        from mucs_ray.models.pipelines.folder import file_sha256, lora_file, read_folder
 
-        folder = read_folder(path)
+        folder, digests = read_folder(path), {}
+        if lora := values.get("lora"):
+            file = lora_file(str(lora))
+            values, digests = {**values, "lora": str(file)}, {LORA: file_sha256(file)}
         read = {"family": folder.family.name, "image_size": resolution(folder.configs)}
-        return {**read, **values, "path": str(folder.path), "digests": folder.digests()}
+        return {**read, **values, "path": str(folder.path), "digests": folder.digests() | digests}
 
     def encoding(self) -> dict[str, Any]:
         """Return the settings of the codec, and the digests of all parts but the network's and the scheduler's."""
@@ -70,7 +77,8 @@ class PipelineConfig(ModelSpec):
 
     def describe(self) -> str:
         """Return one line for the report."""
-        return f"{BY_NAME[self.family].title} of {self.path.rsplit('/', 1)[-1]}, {self.image_size} px"
+        adapted = f" with {self.lora.rsplit('/', 1)[-1]}" if self.lora else ""
+        return f"{BY_NAME[self.family].title} of {self.path.rsplit('/', 1)[-1]}{adapted}, {self.image_size} px"
 
 
 def resolution(configs: Mapping[str, Mapping[str, Any]]) -> int:

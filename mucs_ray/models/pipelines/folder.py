@@ -92,6 +92,18 @@ def read_folder(path: str) -> PipelineFolder:
     return PipelineFolder(path=folder, family=family, classes=classes, configs=configs, options=options)
 
 
+def lora_file(path: str) -> Path:
+    """Return a LoRA's file as a path. InputError if it is absent, or may hold more than tensors."""
+    file = Path(storage.absolute(path)) if storage.is_local(path) else None
+    if file is None or not path.endswith(SAFE):
+        raise InputError(
+            f"{storage.redacted(path)}: expected a LoRA as {SAFE} on a disk; other files are programs as much as data"
+        )
+    if not file.is_file():
+        raise InputError(f"{file}: no such file")
+    return file
+
+
 def is_pipeline(path: str) -> bool:
     """Return whether a folder on this machine says that it holds a pipeline of one of the families."""
     if not storage.is_local(path) or not (Path(storage.absolute(path)) / INDEX).is_file():

@@ -20,6 +20,7 @@ from mucs_ray import storage
 from mucs_ray.diffusion.condition import stacked
 from mucs_ray.models.pipelines.components import load
 from mucs_ray.models.pipelines.folder import PipelineFolder
+from mucs_ray.models.pipelines.lora import NO_BRANCHES, Branches
 from mucs_ray.models.pipelines.text import Encoded, Texts
 from mucs_ray.spaces.codec import Asked, Codec
 from mucs_ray.spaces.pictures import Pictures, StoredPictures
@@ -54,11 +55,18 @@ class LatentCodec(Codec):
     reads_text = True
 
     def __init__(
-        self, folder: PipelineFolder, device: torch.device, *, side: int, caption: str = "", clip_skip: int = 0
+        self,
+        folder: PipelineFolder,
+        device: torch.device,
+        *,
+        side: int,
+        caption: str = "",
+        clip_skip: int = 0,
+        branches: Branches = NO_BRANCHES,
     ) -> None:
         """Work on this device for pictures of this side; `caption` is that of pictures without one."""
         self.folder, self.device, self.side, self.caption = folder, device, side, caption
-        self.clip_skip = clip_skip
+        self.clip_skip, self.branches = clip_skip, branches
         config = folder.configs["vae"]
         self.scale = float(config.get("scaling_factor", ABSENT_SCALE))
         self.shift = float(config.get("shift_factor") or 0.0)
@@ -81,7 +89,7 @@ class LatentCodec(Codec):
     @cached_property
     def texts(self) -> Texts:
         """The text encoders."""
-        return Texts(self.folder, self.device, clip_skip=self.clip_skip)
+        return Texts(self.folder, self.device, clip_skip=self.clip_skip, branches=self.branches)
 
     @plain_tensors
     def encode(self, pictures: StoredPictures) -> Float[Tensor, "b c h w"]:

@@ -13,6 +13,7 @@ from mucs_ray.diffusion.condition import Condition, for_each, moved
 from mucs_ray.diffusion.model import DiffusionModel
 from mucs_ray.diffusion.process import Coefficients, Process
 from mucs_ray.diffusion.rows import per_row
+from mucs_ray.models.pipelines.lora import adapter_names
 from mucs_ray.models.unet_edm import UNetSelector, ending
 
 MLP = "ff.net.0.proj.weight", "ff.net.2.weight"
@@ -51,16 +52,20 @@ class TextUNet(DiffusionModel):
         return for_each(moved(self._nothing(), next(self.network.parameters()).device), num)
 
     def names(self, which: UNetSelector) -> list[str]:
-        """Return the names of the network's parameters that a method asks for."""
+        """Return the names of the network's parameters that a method asks for.
+
+        What a LoRA has trained takes the place of the MLPs, and is among all larger choices.
+        """
+        adapted = adapter_names(self.network)
         match which:
             case "mlp":
-                return ending(self.network, *MLP)
+                return adapted or ending(self.network, *MLP)
             case "attention":
                 return ending(self.network, *ATTENTION)
             case "blocks":
-                return ending(self.network, *MLP, *ATTENTION, "to_out.0.weight")
+                return adapted + ending(self.network, *MLP, *ATTENTION, "to_out.0.weight")
             case "weights":
-                return ending(self.network, "weight")
+                return adapted + ending(self.network, "weight")
             case "all":
                 return [name for name, _ in self.network.named_parameters()]
 

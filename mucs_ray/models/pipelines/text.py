@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mucs_ray.models.pipelines.components import load, load_tokenizer
 from mucs_ray.models.pipelines.folder import PipelineFolder
+from mucs_ray.models.pipelines.lora import NO_BRANCHES, Branches, put_on
 
 PENULTIMATE = 2
 """SDXL reads the last layer but one of each encoder, without the norm that follows the last."""
@@ -52,14 +53,18 @@ class TextEncoder(NamedTuple):
 class Texts:
     """All encoders of a pipeline."""
 
-    def __init__(self, folder: PipelineFolder, device: torch.device, *, clip_skip: int = 0) -> None:
-        """Load the encoders and their tokenizers."""
+    def __init__(
+        self, folder: PipelineFolder, device: torch.device, *, clip_skip: int = 0, branches: Branches = NO_BRANCHES
+    ) -> None:
+        """Load the encoders and their tokenizers, and put on what a LoRA has for them."""
         names = [name for name in folder.family.parts if name.startswith("text_encoder")]
         tokenizers = [name.replace("text_encoder", "tokenizer") for name in names]
         self.encoders = [
             TextEncoder(load_tokenizer(folder, tokenizer), load(folder, name).to(device))
             for name, tokenizer in zip(names, tokenizers, strict=True)
         ]
+        for name, encoder in zip(names, self.encoders, strict=True):
+            put_on(encoder.network, branches.get(name, {}), name)
         self.pools, self.clip_skip = folder.family.name == "sdxl", clip_skip
 
     def encode(self, caption: str) -> Encoded:
