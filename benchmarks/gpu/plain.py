@@ -117,7 +117,9 @@ class Attribution:
                 return sums
             case "fit":
                 return worker.fit(prepared, iter(rows))
-            case "fit_item" if isinstance(worker, MUCS) and not worker.config.retention:
+            case "fit_item" if (
+                isinstance(worker, MUCS) and not worker.config.retention and not worker.config.trajectory
+            ):
                 return Unlearnings(worker, self.images, self.items, prepared).run()
             case "fit_item":
                 return [worker.fit_item(item, prepared, lambda *_: None) for item in self.items]

@@ -44,7 +44,7 @@ class Unlearnings:
     def __init__(self, worker: MUCS, images: LocalImages, items: Sequence[Item], fitted: Mapping[str, Tensor]) -> None:
         """Put all images and the stack of weights on the device."""
         context, self.config = worker.context, worker.config
-        assert not self.config.retention and self.config.moments == "fresh", "not here"
+        assert not self.config.retention and not self.config.trajectory and self.config.moments == "fresh", "not here"
         self.worker, self.images, self.items = worker, images, items
         self.seed, self.bound = context.settings.seed, fitted["null_loss"].item()
         self.level_bound = worker.level_bound(dict(fitted))

@@ -359,6 +359,7 @@ STALE: dict[str, tuple[Any, set[str]]] = {
     "method.mucs.draws": ("common", UNLEARNED),
     "method.mucs.moments": ("warm", UNLEARNED),
     "method.mucs.retention": (0.5, UNLEARNED),
+    "method.mucs.trajectory": (0.5, UNLEARNED),
     "method.mucs.antithetic": (True, UNLEARNED),
     "score.noises": (6, SCORED),
     "score.keep": (0.5, SCORED),
