@@ -18,6 +18,7 @@ from mucs_ray.store.parts import unit_part
 from mucs_ray.store.run import Stage
 
 CAPTIONS_TASK = "captions"
+MOST_TABLE_BYTES = 2_000_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,17 +38,21 @@ def encode_unit(job: EncodeJob, unit: Unit) -> str:
 
 
 def encode_captions(job: EncodeJob, file: str) -> str:
-    """Encode every caption of the training set once, publish the table, and return its sha256."""
+    """Encode every caption of the training set once, publish the table, and return its sha256.
+
+    Where the table would be too large to be in the memory of every worker, captions are encoded when they are needed.
+    """
     codec = adapter(job.model).codec(best_device())
-    return checkpoint.save(job.stage.url(file), codec.tensors_of(unique_captions(job.dataset)), {})
+    captions, without = unique_captions(job.dataset), codec.tensors_of([])
+    bytes_each = max((tensor.nbytes for tensor in without.values()), default=0)
+    tensors = codec.tensors_of(captions) if bytes_each * len(captions) <= MOST_TABLE_BYTES else without
+    return checkpoint.save(job.stage.url(file), tensors, {})
 
 
 def unique_captions(dataset: Dataset) -> list[str]:
-    """Return the captions of the training images, each once, in order."""
-    texts = {
-        text for table in dataset.stream("train", ["text"]) for row in table["text"].to_pylist() for text in row or ()
-    }
-    return sorted(texts)
+    """Return the first caption of each training image, without repetitions, in order."""
+    rows = (row for table in dataset.stream("train", ["text"]) for row in table["text"].to_pylist())
+    return sorted({row[0] for row in rows if row})
 
 
 def encode_task(job: EncodeJob, units: Sequence[Unit], captions: str, coordinator: Coordinator) -> dict[str, str]:

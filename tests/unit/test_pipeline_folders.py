@@ -240,7 +240,7 @@ def test_a_model_that_fills_in_pictures_is_refused(folder: Path):
 
 def test_which_folders_are_pipelines(folder: Path, tmp_path: Path):
     assert is_pipeline(str(folder))
-    changed(folder, "model_index.json", _class_name="DDPMPipeline")
+    changed(folder, "model_index.json", _class_name="DDIMPipeline", unet=["diffusers", "UNet2DModel"])
     assert not is_pipeline(str(folder))
     assert not is_pipeline(str(tmp_path))
     assert not is_pipeline("memory://bucket/model")

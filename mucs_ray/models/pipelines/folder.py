@@ -105,10 +105,10 @@ def lora_file(path: str) -> Path:
 
 
 def is_pipeline(path: str) -> bool:
-    """Return whether a folder on this machine says that it holds a pipeline of one of the families."""
+    """Return whether a folder on this machine holds a pipeline; those of a UNet2DModel are models of another kind."""
     if not storage.is_local(path) or not (Path(storage.absolute(path)) / INDEX).is_file():
         return False
-    return read_json(Path(storage.absolute(path)) / INDEX).get("_class_name") != "DDPMPipeline"
+    return read_json(Path(storage.absolute(path)) / INDEX).get("unet") != ["diffusers", "UNet2DModel"]
 
 
 def local_folder(path: str) -> Path:

@@ -29,7 +29,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 ABSENT_SCALE = 0.18215
 """The scale of a VAE whose configuration names none, as those of 2022 do."""
-MOST_CAPTIONS = 4096
+MOST_CAPTIONS = 512
 """The captions of which a process keeps the tensors."""
 
 
