@@ -11,6 +11,7 @@ from mucs_ray.data.encoded import CAPTIONS
 from mucs_ray.data.local import LocalImages
 from mucs_ray.data.queries import find_queries
 from mucs_ray.data.table import Dataset, read_unit
+from mucs_ray.engine import encoding
 from mucs_ray.engine.encoding import EncodeJob, encode_captions, encode_unit
 from mucs_ray.errors import InputError
 from mucs_ray.models.adapters import adapter
@@ -19,6 +20,7 @@ from mucs_ray.models.pipelines.latents import LatentCodec
 from mucs_ray.pipeline.graph import ENCODE
 from mucs_ray.run.stages.queries import condition_of, null_condition
 from mucs_ray.spaces.codec import Asked
+from mucs_ray.store import checkpoint
 from mucs_ray.store.parts import unit_part
 from tiny_captions import captioned, opened, pictures
 from tiny_models import SIDE
@@ -90,3 +92,15 @@ def test_an_encoded_part_that_was_changed_is_refused(dataset: Dataset):
     Path(stage.url(unit_part(stage, unit))).write_bytes(b"other")
     with pytest.raises(InputError, match="is corrupt: its sha256 differs"):
         read_unit(unit)
+
+
+def test_a_table_that_would_be_too_large_has_the_null_caption_alone(dataset: Dataset, monkeypatch: pytest.MonkeyPatch):
+    pipeline = opened(dataset, "sd-eps")
+    job = EncodeJob(dataset=dataset, model=pipeline.recipe.model, stage=pipeline.stages[ENCODE])
+    counts = []
+    for most in (10**9, 0):
+        monkeypatch.setattr(encoding, "MOST_TABLE_BYTES", most)
+        encode_captions(job, "captions.test.safetensors")
+        tensors, _ = checkpoint.load(job.stage.url("captions.test.safetensors"))
+        counts.append(len(tensors))
+    assert counts == [1 + len(encoding.unique_captions(dataset)), 1]
