@@ -27,7 +27,9 @@ data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Prepar
 
 @data_app.command("prepare")
 def data_prepare(
-    name: Annotated[str, typer.Argument(help="emoji, cifar10, artbench10, coco, folder, parquet or webdataset.")],
+    name: Annotated[
+        str, typer.Argument(help="emoji, cifar10, artbench10, coco, unlearncanvas, folder, parquet or webdataset.")
+    ],
     source: Annotated[str | None, typer.Option("--source", help="Where the original files are.")] = None,
     out: Annotated[str | None, typer.Option("--out", help="URL to write to [default: data/NAME].")] = None,
     size: Annotated[int | None, typer.Option("--size", help="Shorter side in pixels.")] = None,
@@ -48,6 +50,10 @@ def data_prepare(
         bool,
         typer.Option("--keep-text", help="Keep captions as text, for pipelines with text encoders of their own."),
     ] = False,
+    group_column: Annotated[
+        str | None,
+        typer.Option("--group-column", help="A column to make groups by, such as the artist; several with commas."),
+    ] = None,
     follow_links: Annotated[
         bool, typer.Option("--follow-links", help="Read soft links that lead out of the source, or to folders.")
     ] = False,
@@ -65,6 +71,7 @@ def data_prepare(
             text_column=text_column,
             label_column=label_column,
             keep_text=keep_text,
+            group_column=group_column,
             follow_links=follow_links,
         )
         prepared = prepare_data(

@@ -27,6 +27,8 @@ class Choices:
     """The column of labels; "none" for no labels at all."""
     keep_text: bool = False
     """Whether captions stay text and are not embedded, for models that have text encoders of their own."""
+    group_column: str | None = None
+    """The columns to make groups by, such as the artist, with commas between them; they are kept as tags."""
     follow_links: bool = False
     """Whether soft links may lead out of the source."""
 
@@ -63,6 +65,8 @@ class Listing:
     condition: Literal["none", "label", "embedding"]
     condition_dim: int = 0
     classes: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    """What the source knows beside that and groups can be made by, such as the style; none of OWN_COLUMNS."""
     tasks: tuple[Task, ...]
     rows_per_unit: int = 256
     """The number of images in a row group: seconds of scoring on the device that the set is meant for."""
