@@ -21,7 +21,7 @@ from mucs_ray.config.recipe import Recipe, build, check_fits
 from mucs_ray.config.values import with_new_sections
 from mucs_ray.data.anchor_checks import check_anchors
 from mucs_ray.data.encoded import Encoded
-from mucs_ray.data.group_manifests import TrainManifest
+from mucs_ray.data.group_manifests import TrainManifest, with_noise
 from mucs_ray.data.groups import Groups, find_groups
 from mucs_ray.data.queries import Query, model_url, prompt_line, query_folder, with_class, with_own_prompt
 from mucs_ray.data.table import Dataset
@@ -386,8 +386,13 @@ class Pipeline:
 
     @cached_property
     def groups(self) -> Groups:
-        """The groups of training images that the recipe names. InputError if they cannot be compared."""
-        return find_groups(self.dataset, self.recipe.groups.by)
+        """The groups of training images that the recipe names, some images perhaps misplaced on purpose.
+
+        InputError if they cannot be compared.
+        """
+        config = self.recipe.groups
+        found = find_groups(self.dataset, config.by)
+        return with_noise(found, share=config.misplaced, seed=self.recipe.seed) if config.misplaced else found
 
     @cached_property
     def groups_manifest(self) -> TrainManifest:
@@ -397,6 +402,10 @@ class Pipeline:
     @cached_property
     def group_stages(self) -> dict[str, Stage]:
         """The stages of group attribution, by name."""
+        return self.group_stages_with(self.methods)
+
+    def group_stages_with(self, methods: Sequence[str]) -> dict[str, Stage]:
+        """Return the stages of group attribution that sum up the scores of these methods."""
         return group_stages(
             self.run_url,
             self.recipe,
@@ -405,8 +414,25 @@ class Pipeline:
             self.groups_manifest.digest,
             trained=self.trained,
             earlier=self.stages,
-            methods=self.methods,
+            methods=methods,
         )
+
+    def groups_result(self, planned: Collection[str] = ()) -> Stage | None:
+        """Return the stage with the scores of groups, if it is planned or done under the present settings.
+
+        It may be done with other methods than this command has.
+        """
+        if RESULT in planned:
+            return self.group_stages[RESULT]
+        manifest = Stage(run_url=self.run_url, name=RESULT, reads={}, inputs={}).manifest()
+        if self.queries or manifest is None:
+            return None
+        made_of = [name.removeprefix("attribute/") for name in manifest.inputs]
+        try:
+            stage = self.group_stages_with([name for name in made_of if name in self.known])[RESULT]
+        except MucsError:  # a file of groups that is gone, or does not fit the data any more
+            return None
+        return stage if stage.state().status == "done" else None
 
     @property
     def trained(self) -> dict[str, Any]:
@@ -424,6 +450,8 @@ class Pipeline:
         inputs = {name: self.stage(name).fingerprint for name in shown}
         if self.has_lds(planned):
             inputs[LDS] = self.lds_scores(planned).fingerprint
+        if grouped := self.groups_result(planned):
+            inputs[RESULT] = grouped.fingerprint
         return Stage(run_url=self.run_url, name="report", reads=reads, inputs=inputs)
 
     def available_methods(self) -> list[str]:
@@ -511,7 +539,7 @@ class Pipeline:
                 check_anchors(
                     self.recipe.groups, self.groups, self.dataset.card, conditional=self.recipe.model.conditional
                 )
-                return [RESULT]
+                return [RESULT, "report"]
             case "regenerate":
                 return [f"regenerate/{key}" for key in self.compared_keys()]
             case _:

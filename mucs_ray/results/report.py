@@ -24,7 +24,7 @@ from mucs_ray.pipeline.graph import Pipeline
 from mucs_ray.report.document import Answer, Histogram, ItemSection, Picture, RankedImage, Report, Unlearning
 from mucs_ray.report.export import to_csv, to_latex
 from mucs_ray.report.html import render
-from mucs_ray.results import counterfactual, lds, queries, query_test
+from mucs_ray.results import counterfactual, groups, lds, queries, query_test
 from mucs_ray.results.counterfactual import is_done
 from mucs_ray.results.warnings import nothing_unlearned
 from mucs_ray.store import checkpoint
@@ -96,6 +96,7 @@ def document(pipeline: Pipeline, analyses: Sequence[Analysis]) -> Report:
     methods = shown_methods(pipeline)
     pictured = counterfactual.without_variants(methods)
     ranked = read_facts(pipeline.stages[f"attribute/{methods[0]}"], RankingFacts)
+    labels = {name: card.label for name, card in pipeline.known.items()}
     sections, kind = item_sections(pipeline, pictured), "pictures" if pipeline.queries else "generated images"
     return Report(
         title=f"{pipeline.recipe.name}, seed {pipeline.recipe.seed}",
@@ -111,6 +112,7 @@ def document(pipeline: Pipeline, analyses: Sequence[Analysis]) -> Report:
         evaluations=counterfactual.sections([pipeline], analyses),
         hubs=counterfactual.hubs_report([pipeline], methods),
         lds=lds.section(pipeline),
+        groups=groups.section(pipeline, labels, [section.label for section in sections]),
     )
 
 
@@ -299,6 +301,7 @@ def as_json(pipeline: Pipeline, analyses: Sequence[Analysis]) -> dict[str, Any]:
         "hubs": {name: asdict(hubs) for name, hubs in counterfactual.hubs_by_method([pipeline], methods).items()},
         **counterfactual.as_json(analyses),
         **lds.as_json(pipeline),
+        **groups.report_json(pipeline),
         **(query_test.as_json(pipeline) if analyses and pipeline.queries else {}),
     }
 
