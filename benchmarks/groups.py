@@ -161,7 +161,7 @@ def growth(options: argparse.Namespace) -> None:
         'groups.unlearners=["zero"]', "groups.golds=0", "groups.updates=20", "groups.batch_size=32", "groups.levels=32",
         "train.updates=50", "generate.guidance=1", "engine.check_weights=false", *options.set,
     ]  # fmt: skip
-    rows, weights = [], None
+    rows, weights = [], options.weights
     for count in options.counts:
         file = Path(f"{options.run}/growth/{count}-groups.csv")
         lines = (f"{idx},{idx % count}\n" for idx in range(options.images))
@@ -177,7 +177,7 @@ def growth(options: argparse.Namespace) -> None:
             weights = stage.url(stage.part("last", "safetensors"))
         seconds = {part: stage_seconds(pipeline, part) for part in (f"{FORGOTTEN}/zero", f"{SCORED}/zero", RESULT)}
         rows.append({"groups": count, "wall": time.monotonic() - started, **seconds, **memory.stop()})
-    save(options, {"images": options.images, "rows": rows, "settings": settings})
+        save(options, {"images": options.images, "rows": rows, "settings": settings})
 
 
 def stage_seconds(pipeline: Pipeline, name: str) -> float:
@@ -266,6 +266,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--learning-rate", type=float, default=3e-4, help="of unlearning; the trainings' is 4e-3")
     parser.add_argument("--counts", type=numbers, default=[10, 30, 100], help="growth: numbers of groups")
     parser.add_argument("--images", type=int, default=2000, help="growth: training images")
+    parser.add_argument("--weights", help="growth: a model to unlearn from [default: a few updates of training]")
     parser.add_argument("--set", action="append", default=[], help="a recipe value, for every run")
     return parser.parse_args()
 
