@@ -168,7 +168,8 @@ def generated_labels(pipeline: Pipeline) -> list[str]:
     if not pipeline.recipe.model.conditional:
         return ["unconditional"] * len(planned)
     lenders = pipeline.dataset.find({item.idx for item in planned}, pipeline.recipe.generate.conditions)
-    return [condition_name(lenders[item.idx], pipeline.dataset.card) for item in planned]
+    captions = pipeline.dataset.card.condition == "embedding" or pipeline.recipe.model.reads_text
+    return [condition_name(lenders[item.idx], pipeline.dataset.card, captions=captions) for item in planned]
 
 
 def ranked_images(rows: Sequence[Mapping[str, str]], pictures: Mapping[int, Row]) -> Iterator[RankedImage]:
@@ -190,9 +191,9 @@ def histogram(scores: ScoreHistogram, rows: Sequence[Mapping[str, str]]) -> Hist
     return Histogram(edges=tuple(scores.edges), counts=tuple(scores.counts), top_k_score=float(rows[-1]["score"]))
 
 
-def condition_name(test_row: Row, card: Card) -> str:
+def condition_name(test_row: Row, card: Card, *, captions: bool) -> str:
     """Return the condition from which an item was generated in words: a caption, a class, or nothing."""
-    if card.condition == "embedding":
+    if captions:
         return test_row.text[0] if test_row.text else ""
     return card.classes[test_row.label] if test_row.label is not None and card.classes else ""
 
