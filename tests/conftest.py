@@ -10,10 +10,13 @@ os.environ.update(LOCAL_ENVIRONMENT)  # before any test file imports Ray, which 
 # Ray ends a worker that has had nothing to do for a second; the next one imports torch and Ray once more, in 5 s of CPU
 os.environ["RAY_idle_worker_killing_time_threshold_ms"] = "600000"  # noqa: SIM112 - Ray reads this spelling
 
+import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402  (OpenMP reads the variables when it starts)
 
 torch.set_num_threads(1)
+hypothesis.settings.register_profile("untimed", deadline=None)  # on a busy machine a moment is long
+hypothesis.settings.load_profile("untimed")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -21,6 +21,7 @@ from mucs_ray.attribution.config import RankConfig, ScoreConfig
 from mucs_ray.attribution.first_losses import FirstLosses
 from mucs_ray.diffusion.batch import Batch, Item
 from mucs_ray.diffusion.model import DiffusionModel
+from mucs_ray.diffusion.samplers import GenerationSettings
 from mucs_ray.models.spec import ModelSpec
 from mucs_ray.spaces.codec import Codec
 from mucs_ray.spaces.pictures import Pictures
@@ -48,6 +49,11 @@ class MethodSettings(Protocol):
     @property
     def train(self) -> TrainConfig:
         """Return the settings with which the network was trained."""
+        ...
+
+    @property
+    def generate(self) -> GenerationSettings:
+        """Return the settings with which items are generated."""
         ...
 
     @property

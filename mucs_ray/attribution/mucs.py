@@ -12,6 +12,7 @@ from mucs_ray.attribution.card import MethodStage
 from mucs_ray.attribution.cards.mucs import CARD, MUCSConfig
 from mucs_ray.attribution.loss_change import LossAttributor, Losses
 from mucs_ray.attribution.retention import every_image, images_like, with_matched
+from mucs_ray.attribution.trajectory import Trajectory, trajectory_of
 from mucs_ray.attribution.unlearn import (
     EXPECTED_UPDATES,
     MINUS,
@@ -118,6 +119,7 @@ class MUCS(LossAttributor):
             self.training_batches(item),
             bound=bound,
             level_bound=self.level_bound(fitted),
+            trajectory=self.trajectory(item),
             learning_rate=context.settings.train.learning_rate / config.learning_rate_divisor,
             seed=context.settings.seed,
         )
@@ -140,6 +142,11 @@ class MUCS(LossAttributor):
             opposite = change(config=other_way) if unlearned.updates else unlearned
             tensors = {**tensors, **{f"{MINUS}{name}": tensor for name, tensor in opposite.tensors.items()}}
         return ItemState(tensors=tensors, facts=facts)
+
+    def trajectory(self, item: Item) -> Trajectory | None:
+        """Return what the sampler visited, if some draws are to be from there."""
+        share = self.config.trajectory
+        return trajectory_of(self.context.model, item, self.context.settings, share) if share else None
 
     def load(self, fitted: Tensors, item_states: Sequence[Tensors]) -> None:
         """Set up the bank of all F2, and behind them that of all models that were changed the other way."""

@@ -131,6 +131,13 @@ _ALL = (
         {"method.mucs.retention": 0.5},
         "ours",
     ),
+    variant(
+        mucs.CARD,
+        "trajectory",
+        "half of the item's draws are the noisy images that its own sampler visited",
+        {"method.mucs.trajectory": 0.5},
+        "ours",
+    ),
     control.CARD,
     variant(
         mucs.CARD,

@@ -48,7 +48,7 @@ def images_like(item: Item, batches: Iterable[Batch]) -> Batch:
     """
     found: Batch | None = None
     for batch in batches:
-        alike = batch[has_condition(batch, item).nonzero()[:, 0]]
+        alike = batch[has_condition(batch, item).nonzero()[:, 0].cpu()]  # idx stays on the CPU
         found = alike if found is None else together(found, alike)
         if len(found) >= MOST_MATCHED:
             break

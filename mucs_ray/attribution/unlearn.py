@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mucs_ray.attribution.cards.mucs import MUCSConfig
 from mucs_ray.attribution.finite import require_finite
+from mucs_ray.attribution.trajectory import Trajectory
 from mucs_ray.diffusion.batch import Batch, Item
 from mucs_ray.diffusion.condition import Condition, for_each, moved
 from mucs_ray.diffusion.loss import denoising_loss
@@ -79,13 +80,17 @@ def draw_losses(
     name: str,
     sigmas: Levels = "training",
     mask: Float[Tensor, "b *shape"] | None = None,
+    trajectory: Trajectory | None = None,
 ) -> Float[Tensor, " b"]:
     """Return losses at a noise level and noise for each row, drawn from a name.
 
-    With a mask the loss is that of the part of an image that the mask leaves.
+    With a mask the loss is that of the part of an image that the mask leaves; with the trajectory of an image, some
+    draws are from there.
     """
     stream = generator(seed, name)
     level, noise = noise_levels(denoiser.process, stream, len(image), sigmas), normal(stream, *image.shape)
+    if trajectory is not None:
+        level, noise = trajectory.replace(level, noise, stream)
     device = image.device
     return denoising_loss(denoiser.process, denoiser, image, noise.to(device), level.to(device), condition, mask)
 
@@ -99,13 +104,31 @@ def noise_levels(process: Process, stream: np.random.Generator, num: int, sigmas
 
 
 def item_losses(
-    denoiser: DiffusionModel, item: Item, num: int, *, seed: int, name: str, sigmas: Levels = "training"
+    denoiser: DiffusionModel,
+    item: Item,
+    num: int,
+    *,
+    seed: int,
+    name: str,
+    sigmas: Levels = "training",
+    trajectory: Trajectory | None = None,
 ) -> Float[Tensor, " n"]:
     """Return the losses of one item, with its condition, at `num` named draws."""
     device = next(denoiser.parameters()).device
     image = copies(item.z.to(device), num)
     condition = for_each(moved(item.condition, device), num)
-    return draw_losses(denoiser, image, condition, seed=seed, name=name, sigmas=sigmas)
+    return draw_losses(denoiser, image, condition, seed=seed, name=name, sigmas=sigmas, trajectory=trajectory)
+
+
+def drawn_levels(
+    denoiser: DiffusionModel, num: int, *, seed: int, name: str, sigmas: Levels, trajectory: Trajectory | None
+) -> Float[Tensor, " n"]:
+    """Return once more, by their name, the levels of the draws of `item_losses`."""
+    stream = generator(seed, name)
+    level = noise_levels(denoiser.process, stream, num, sigmas)
+    if trajectory is None:
+        return level
+    return trajectory.replace(level, normal(stream, num, *denoiser.shape), stream)[0]
 
 
 def require_finite_loss(losses: Float[Tensor, "..."], item: Item, step: int) -> None:
@@ -158,6 +181,7 @@ def unlearn(
     *,
     bound: float,
     level_bound: LevelBound | None = None,
+    trajectory: Trajectory | None = None,
     config: MUCSConfig,
     learning_rate: float,
     seed: int,
@@ -179,7 +203,8 @@ def unlearn(
     item_loss: list[float] = []
     train_loss: list[float] = []
     reached = False
-    losses_at = partial(measure, changed, item, batches, bound=bound, level_bound=level_bound, config=config, seed=seed)
+    bounds = {"bound": bound, "level_bound": level_bound}
+    losses_at = partial(measure, changed, item, batches, **bounds, trajectory=trajectory, config=config, seed=seed)
     if config.moments == "warm":
         warm_up(optimizer, islice(losses_at(stream="warm"), WARM_GRADIENTS), config)
     for losses in losses_at():
@@ -222,6 +247,7 @@ def measure(
     *,
     bound: float,
     level_bound: LevelBound | None = None,
+    trajectory: Trajectory | None = None,
     config: MUCSConfig,
     seed: int,
     stream: str = "step",
@@ -233,15 +259,15 @@ def measure(
         train_loss = draw_losses(
             changed, batch.z, batch.condition, seed=seed, name=f"{name}/train", sigmas=config.sigmas, mask=batch.mask
         ).mean()
-        losses = item_losses(changed, item, len(batch), seed=seed, name=f"{name}/item", sigmas=config.sigmas)
+        at_draws = {"seed": seed, "name": f"{name}/item", "sigmas": config.sigmas, "trajectory": trajectory}
+        losses = item_losses(changed, item, len(batch), **at_draws)
         # before the clamp, which hides an infinity
         require_finite_loss(torch.cat([train_loss[None], losses]), item, step)
         bound_of_draws = bound
         if config.clamp and level_bound is None:
             losses = losses.clamp(max=bound)
         elif config.clamp and level_bound is not None:
-            # the levels of these draws once more, by their name
-            level = noise_levels(changed.process, generator(seed, f"{name}/item"), len(losses), config.sigmas)
+            level = drawn_levels(changed, len(losses), **at_draws)
             bounds = level_bound(level).to(losses)
             losses, bound_of_draws = losses.minimum(bounds), bounds.mean().item()
         item_loss = losses.mean()

@@ -27,7 +27,9 @@ data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Prepar
 
 @data_app.command("prepare")
 def data_prepare(
-    name: Annotated[str, typer.Argument(help="emoji, cifar10, artbench10, coco, folder, parquet or webdataset.")],
+    name: Annotated[
+        str, typer.Argument(help="emoji, cifar10, artbench10, coco, unlearncanvas, folder, parquet or webdataset.")
+    ],
     source: Annotated[str | None, typer.Option("--source", help="Where the original files are.")] = None,
     out: Annotated[str | None, typer.Option("--out", help="URL to write to [default: data/NAME].")] = None,
     size: Annotated[int | None, typer.Option("--size", help="Shorter side in pixels.")] = None,
@@ -44,6 +46,10 @@ def data_prepare(
     label_column: Annotated[
         str | None, typer.Option("--label-column", help='The column of labels; "none": no labels.')
     ] = None,
+    group_column: Annotated[
+        str | None,
+        typer.Option("--group-column", help="A column to make groups by, such as the artist; several with commas."),
+    ] = None,
     follow_links: Annotated[
         bool, typer.Option("--follow-links", help="Read soft links that lead out of the source, or to folders.")
     ] = False,
@@ -57,7 +63,11 @@ def data_prepare(
         from mucs_ray.run.resolve import prepare_data
 
         choices = Choices(
-            image_column=image_column, text_column=text_column, label_column=label_column, follow_links=follow_links
+            image_column=image_column,
+            text_column=text_column,
+            label_column=label_column,
+            group_column=group_column,
+            follow_links=follow_links,
         )
         prepared = prepare_data(
             name,

@@ -37,7 +37,10 @@ MethodOption = Annotated[
 ]
 ByOption = Annotated[
     str | None,
-    typer.Option("--by", help="label, text, folder, or a CSV or Parquet file with idx and group [default: label]."),
+    typer.Option(
+        "--by",
+        help="label, text, folder, a tag of the data, or a CSV or Parquet file with idx and group [default: label].",
+    ),
 ]
 SeedsOption = Annotated[
     str | None, typer.Option("--seeds", help="Several runs side by side, e.g. 1..6 or 1,2,5, in RUN/seed-N.")

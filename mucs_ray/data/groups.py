@@ -18,7 +18,7 @@ from mucs_ray.data.table import Dataset, open_parquet
 from mucs_ray.errors import InputError
 
 COLUMNS = ("label", "text", "folder")
-"""What the data set knows of an image: its class, its texts (each is a group), and the folder in its name."""
+"""What any data set may know of an image: its class, its texts (each is a group), and the folder in its name."""
 FILES = (".csv", ".parquet")
 Membership = tuple[int, str]
 
@@ -57,14 +57,15 @@ class Groups:
 
 
 def find_groups(dataset: Dataset, by: str) -> Groups:
-    """Return the groups of a column (label, text or folder), or of a CSV or Parquet file with columns idx and group.
+    """Return the groups of a column (label, text, folder or a tag), or of a CSV or Parquet file with columns idx and
+    group.
 
     InputError if there are fewer than two, or one of them has no image or is the whole training set.
     """
     if by.lower().endswith(FILES):
         all_idx = {idx for table in dataset.stream("train", ["idx"]) for idx in table["idx"].to_pylist()}
         memberships, named = in_file(by, all_idx)
-    elif by in COLUMNS:
+    elif by in (*COLUMNS, *dataset.card.tags):
         memberships, named = list(in_column(dataset, by)), set()
         if not memberships:
             raise not_there(dataset, by)
@@ -125,13 +126,15 @@ def values_of(dataset: Dataset, column: str, value: object) -> Iterable[str]:
         case "folder", str():
             folder = value.rpartition("/")[0]
             return [folder] if folder else []
+        case _, str():
+            return [value] if value else []
         case _:
             return []
 
 
 def not_there(dataset: Dataset, by: str) -> InputError:
     """Return the error about a column that is not there, or has no value; it lists those that have."""
-    known = [column for column in COLUMNS if next(in_column(dataset, column), None) is not None]
+    known = [column for column in (*COLUMNS, *dataset.card.tags) if next(in_column(dataset, column), None) is not None]
     return InputError(
         f"{dataset.url} has no column {by!r} to make groups by; there {'are' if len(known) > 1 else 'is'}"
         f" {', '.join(known) or 'none'}, or give a .csv or .parquet file with the columns idx and group"

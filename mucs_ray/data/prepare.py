@@ -16,7 +16,7 @@ from mucs_ray.data.source_state import State, changes, state_of
 from mucs_ray.data.source_state import to_parquet as state_bytes
 from mucs_ray.data.sources import Choices, ChoosingSource, Listing, Reject, Task
 from mucs_ray.data.sources.registry import load_source
-from mucs_ray.data.table import Card, Dataset, Row, Shard, printable, schema, to_parquet, to_table
+from mucs_ray.data.table import OWN_COLUMNS, Card, Dataset, Row, Shard, printable, schema, to_parquet, to_table
 from mucs_ray.data.understood import Counts, summary
 from mucs_ray.errors import InputError, MucsError
 
@@ -43,6 +43,7 @@ class WriteShard:
     out: str
     condition_dim: int
     embedding: bool
+    tags: tuple[str, ...]
     rows_per_unit: int
 
     def __call__(self, task: Task) -> WrittenShard:
@@ -55,7 +56,7 @@ class WriteShard:
         if not rows:
             return WrittenShard(shard=None, rejects=tuple(rejects), counts=counts)
         path = f"{task.split}/part-{task.number:05d}.parquet"
-        table = to_table(rows, schema(self.condition_dim, embedding=self.embedding, named=True))
+        table = to_table(rows, schema(self.condition_dim, embedding=self.embedding, named=True, tags=self.tags))
         digest = storage.publish(storage.join(self.out, path), to_parquet(table, self.rows_per_unit))
         groups = tuple(min(self.rows_per_unit, len(rows) - at) for at in range(0, len(rows), self.rows_per_unit))
         shard = Shard(path=path, split=task.split, row_groups=groups, sha256=digest)
@@ -110,6 +111,7 @@ def prepare(
             out=out,
             condition_dim=listing.condition_dim,
             embedding=listing.condition == "embedding",
+            tags=listing.tags,
             rows_per_unit=rows_per_unit or listing.rows_per_unit,
         )
         run = execute if listing.distributed else map
@@ -130,9 +132,10 @@ def planned(name: str, where: str | None, size: int | None, choices: Choices) ->
         option = f"--{unknown[0].replace('_', '-')}"
         others = ", ".join(f"--{choice.replace('_', '-')}" for choice in known) or "none"
         raise InputError(f"source {name} has no use for {option}; what can be said of it: {others}")
-    if not given:
-        return source.plan(where, size)
-    return cast(ChoosingSource, source).plan(where, size, choices)
+    listing = cast(ChoosingSource, source).plan(where, size, choices) if given else source.plan(where, size)
+    if taken := [tag for tag in listing.tags if tag in OWN_COLUMNS or listing.tags.count(tag) > 1]:
+        raise InputError(f"source {name} has a tag {taken[0]!r}, a name that is taken; expected another one")
+    return listing
 
 
 def publish_card(
@@ -221,6 +224,7 @@ def card(
         shards=tuple(in_order),
         num_rejected=num_rejected,
         named=True,
+        tags=listing.tags,
         request=request,
         understood=told,
     )

@@ -3,16 +3,17 @@
     <url>/card.json                   the set's description, its shards and row groups, a fingerprint of the content
     <url>/train/part-00000.parquet    idx int64 | image binary, uint8 c*h*w | height, width int32 | label int32?
     <url>/test/part-00000.parquet     | condition list<float32[d]>?, one for each caption | text list<string>?
-                                      | name string?
+                                      | name string? | a string for each tag?
     <url>/rejects.parquet             images that could not be read, and the reasons
 
 `idx` is the number of an image for life, and `name` says what it was in the source: a path, or a file and a row or key.
+A *tag* is anything else that the source knows of an image and groups can be made by, such as its style or artist.
 A *unit* is one row group: the grain of streaming, scoring and retrying.
 Axes: b images, c h w image (stored uint8 c-first, shorter side = card.size), d condition.
 """
 
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from errno import EINVAL
 from functools import cached_property
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from mucs_ray.spaces.codec import Codec
 
 SCHEMA_VERSION = 1
+OWN_COLUMNS = ("idx", "image", "height", "width", "label", "text", "condition", "name", "folder", "group")
+"""The names that no tag may have."""
 Split = Literal["train", "test"]
 
 
@@ -47,6 +50,8 @@ class Row:
     condition: Float32[np.ndarray, "captions d"] | None = None
     name: str | None = None
     """What the image is called in its source; None in sets that were prepared before names were kept."""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    """The values of the set's tags that the image has."""
     turned: bool = False
     """Whether it was turned upright as its EXIF orientation says; counted, not stored."""
 
@@ -89,6 +94,8 @@ class Card:
     num_rejected: int = 0
     named: bool = False
     """Whether the shards have a column of names."""
+    tags: tuple[str, ...] = ()
+    """The columns of the shards that hold tags."""
     schema_version: int = SCHEMA_VERSION
     request: dict[str, str] = field(default_factory=dict)
     """The arguments of `data prepare`; the same request again does nothing."""
@@ -105,7 +112,7 @@ class Card:
     @cached_property
     def columns(self) -> pa.Schema:
         """The columns of every shard."""
-        return schema(self.condition_dim, embedding=self.condition == "embedding", named=self.named)
+        return schema(self.condition_dim, embedding=self.condition == "embedding", named=self.named, tags=self.tags)
 
     @property
     def name_column(self) -> list[str]:
@@ -201,7 +208,7 @@ class Dataset:
         return as_batch(stored_images(table), table, self.card, codec or PIXELS)
 
 
-def schema(condition_dim: int, *, embedding: bool, named: bool = False) -> pa.Schema:
+def schema(condition_dim: int, *, embedding: bool, named: bool = False, tags: Iterable[str] = ()) -> pa.Schema:
     """Return the columns of a shard; `condition` is there only for embeddings (a label's one-hot is not stored)."""
     fields = [("idx", pa.int64()), ("image", pa.binary()), ("height", pa.int32()), ("width", pa.int32())]
     fields += [("label", pa.int32()), ("text", pa.list_(pa.string()))]
@@ -209,6 +216,7 @@ def schema(condition_dim: int, *, embedding: bool, named: bool = False) -> pa.Sc
         fields.append(("condition", pa.list_(pa.list_(pa.float32(), condition_dim))))
     if named:
         fields.append(("name", pa.string()))
+    fields += [(tag, pa.string()) for tag in tags]
     return pa.schema(fields, metadata={"mucs_ray.schema_version": str(SCHEMA_VERSION)})
 
 
@@ -227,6 +235,9 @@ def to_table(rows: Iterable[Row], columns: pa.Schema) -> pa.Table:
         data["condition"] = [None if row.condition is None else row.condition.tolist() for row in images]
     if "name" in columns.names:
         data["name"] = [None if row.name is None else printable(row.name) for row in images]
+    for tag in columns.names:
+        if tag not in data:
+            data[tag] = [printable(row.tags[tag]) if tag in row.tags else None for row in images]
     return pa.Table.from_pydict(data, schema=columns)
 
 

@@ -6,8 +6,10 @@ old addresses and reads the results before the next replay. On a CPU the computa
 are copied to the old addresses: the same rules hold, and tests without a GPU can break them.
 """
 
+import gc
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -27,6 +29,19 @@ def warn_not_captured(error: Exception) -> None:
     """Warn that work goes on without a graph: a network that cannot be captured still runs eagerly."""
     reason = (str(error).splitlines() or [type(error).__name__])[0]
     warnings.warn(f"not captured as a CUDA graph, which only costs time: {reason}", stacklevel=3)
+
+
+@contextmanager
+def without_garbage_collection() -> Iterator[None]:
+    """Collect garbage now and none meanwhile: an older graph that is freed during a capture makes it invalid."""
+    was_enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 class Replay:
@@ -50,7 +65,10 @@ class Replay:
         current.wait_stream(stream)
         self.graph = torch.cuda.CUDAGraph()
         # other threads may go on: one brings the next images (mucs_ray.attribution.arriving)
-        with torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):
+        with (
+            without_garbage_collection(),
+            torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"),
+        ):
             self.results = compute()
 
     def __call__(self) -> Results:

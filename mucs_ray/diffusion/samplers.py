@@ -8,17 +8,18 @@
 Axes: b images, *shape of an image.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mucs_ray.diffusion.condition import NO_CONDITION, Condition
+from mucs_ray.diffusion.condition import NO_CONDITION, Condition, moved
 from mucs_ray.diffusion.generation import Levels, ancestral, ddim, euler, towards
 from mucs_ray.diffusion.model import Denoiser, DiffusionModel, guided
+from mucs_ray.diffusion.noise import generator, normal
 from mucs_ray.diffusion.process import Process
 from mucs_ray.diffusion.sampler import sample
 from mucs_ray.diffusion.vp import VP
@@ -99,6 +100,59 @@ def draw(
             )
     *_, last = states
     return last
+
+
+class GenerationSettings(Protocol):
+    """What says how images are generated; `mucs_ray.config.recipe.GenerateConfig` does."""
+
+    @property
+    def sampler(self) -> Literal["auto"] | Sampler:
+        """Return the sampler's name."""
+        ...
+
+    @property
+    def steps(self) -> int:
+        """Return the number of steps."""
+        ...
+
+    @property
+    def guidance(self) -> float:
+        """Return the weight of the condition."""
+        ...
+
+    @property
+    def compat(self) -> bool:
+        """Return whether euler's last step is left out."""
+        ...
+
+    @property
+    def clip(self) -> Literal["auto", "on", "off"]:
+        """Return whether D is kept within the range of z."""
+        ...
+
+
+def draw_named(
+    model: DiffusionModel, condition: Condition, names: Sequence[int], settings: GenerationSettings, seed: int
+) -> Float[Tensor, "b *shape"]:
+    """Draw images from their conditions, on the model's device, each from the noise that its idx names (spec 6)."""
+    device = next(model.parameters()).device
+    noise = torch.cat([normal(generator(seed, f"generate/idx={idx}"), 1, *model.shape) for idx in names]).to(device)
+
+    def step_noise(step: int) -> Tensor:
+        streams = [generator(seed, f"generate/idx={idx}/step={step}") for idx in names]
+        return torch.cat([normal(stream, 1, *model.shape) for stream in streams]).to(device)
+
+    return draw(
+        model,
+        noise,
+        moved(condition, device),
+        sampler=settings.sampler,
+        steps=settings.steps,
+        guidance=settings.guidance,
+        compat=settings.compat,
+        clip=settings.clip,
+        step_noise=step_noise,
+    )
 
 
 def within(denoiser: Denoiser, limit: float | None) -> Denoiser:

@@ -7,16 +7,15 @@ from typing import Any
 import numpy as np
 import torch
 from ray import ObjectRef
-from torch import Tensor
 
 from mucs_ray.config.recipe import GenerateConfig
 from mucs_ray.data.local import LocalImages
 from mucs_ray.data.table import Dataset
 from mucs_ray.diffusion.batch import Item
-from mucs_ray.diffusion.condition import Condition, moved, one_by_one, stacked
+from mucs_ray.diffusion.condition import Condition, one_by_one, stacked
 from mucs_ray.diffusion.model import DiffusionModel
-from mucs_ray.diffusion.noise import generator, normal
-from mucs_ray.diffusion.samplers import draw
+from mucs_ray.diffusion.noise import generator
+from mucs_ray.diffusion.samplers import draw_named
 from mucs_ray.engine.attempts import heartbeat
 from mucs_ray.engine.coordinator import Coordinator, new_coordinator
 from mucs_ray.engine.models import Arrays, best_device, build_denoiser
@@ -51,27 +50,7 @@ def generate_batch(
 
     To the last bit an item is independent of others only where it is alone in its batch.
     """
-    device = next(denoiser.parameters()).device
-    size = denoiser.shape
-    noise = torch.cat(
-        [normal(generator(seed, f"generate/idx={planned_item.idx}"), 1, *size) for planned_item in planned]
-    ).to(device)
-
-    def step_noise(step: int) -> Tensor:
-        streams = [generator(seed, f"generate/idx={planned_item.idx}/step={step}") for planned_item in planned]
-        return torch.cat([normal(stream, 1, *size) for stream in streams]).to(device)
-
-    images = draw(
-        denoiser,
-        noise,
-        moved(condition, device),
-        sampler=config.sampler,
-        steps=config.steps,
-        guidance=config.guidance,
-        compat=config.compat,
-        clip=config.clip,
-        step_noise=step_noise,
-    ).cpu()
+    images = draw_named(denoiser, condition, [planned_item.idx for planned_item in planned], config, seed).cpu()
     conditions = one_by_one(condition, len(planned))
     return [
         Item(number=planned_item.number, idx=planned_item.idx, condition=own_condition, z=image)

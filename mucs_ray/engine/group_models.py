@@ -7,11 +7,12 @@ import torch
 from ray import ObjectRef
 from torch import Tensor
 
-from mucs_ray.attribution.forgetting.config import Unlearner
+from mucs_ray.attribution.forgetting.config import ANCHORED, Unlearner
 from mucs_ray.attribution.forgetting.forget import Batches, Forgotten, forget_group
 from mucs_ray.attribution.forgetting.losses import Help
 from mucs_ray.attribution.forgetting.score import query_errors, score_grid
 from mucs_ray.config.recipe import Recipe
+from mucs_ray.data.group_anchors import anchors_of
 from mucs_ray.data.group_images import GroupImages
 from mucs_ray.data.local import LocalImages
 from mucs_ray.data.table import Dataset
@@ -39,6 +40,8 @@ class GroupJob:
     recipe: Recipe
     stage: Stage
     generated: Stage
+    names: tuple[str, ...]
+    """The names of all groups, in order of their numbers."""
 
 
 def forget(
@@ -70,6 +73,9 @@ def forget(
     helped = Help(
         neighbours=cut.neighbours_of(cut.neighbours(config.neighbours)) if needs_neighbours else None,
         guide=model if model.nothing(1) else None,
+        anchors=anchors_of(unlearner, cut, job.dataset, job.names, number, config, nothing=model.nothing)
+        if unlearner in ANCHORED
+        else None,
         mirror=(lambda z: z.flip(-1)) if mirrors else None,
     )
 

@@ -19,6 +19,7 @@ from mucs_ray.attribution.card import MethodCard
 from mucs_ray.attribution.registry import LEARNED, REFERENCE, installed_methods
 from mucs_ray.config.recipe import Recipe, build, check_fits
 from mucs_ray.config.values import with_new_sections
+from mucs_ray.data.anchor_checks import check_anchors
 from mucs_ray.data.group_manifests import TrainManifest
 from mucs_ray.data.groups import Groups, find_groups
 from mucs_ray.data.queries import Query, model_url, prompt_line, query_folder, with_class, with_own_prompt
@@ -487,6 +488,9 @@ class Pipeline:
                 return [*(f"attribute/{method}" for method in self.compared), SIMILARITY, LDS, "report"]
             case "groups":
                 check_groups(self.recipe, self.groups)
+                check_anchors(
+                    self.recipe.groups, self.groups, self.dataset.card, conditional=self.recipe.model.conditional
+                )
                 return [RESULT]
             case "regenerate":
                 return [f"regenerate/{key}" for key in self.compared_keys()]

@@ -11,6 +11,7 @@ groups/result                 scores of all groups, agreement with the trainings
 from collections.abc import Mapping
 from typing import Any
 
+from mucs_ray.attribution.forgetting.config import ANCHORED
 from mucs_ray.config.recipe import Recipe
 from mucs_ray.data.groups import Groups
 from mucs_ray.data.table import Card
@@ -31,6 +32,10 @@ HOW_TO_FORGET = (
     "groups.forget_weight", "groups.retain", "groups.neighbours", "groups.lowest_sigma", "groups.kl_cap",
     "groups.guidance", "groups.dropout", "groups.flip", "train.flip", "seed",
 )  # fmt: skip
+HOW_TO_ANCHOR = (
+    "groups.template", "groups.descriptors", "groups.words", "groups.beta", "groups.eta", "groups.content"
+)  # fmt: skip
+"""What awss, uniform, style-removed and matched read besides."""
 HOW_TO_SCORE = ("groups.score", "groups.skip", "groups.levels", "groups.noise_sets", "seed")
 HOW_TO_SCORE_SKEW = ("score.noises", "score.keep", "score.lowest_sigma", "score.epsilon")
 
@@ -80,9 +85,9 @@ def group_stages(
         for name in retrainings(gold, len(groups.names)):
             stage(name, trained, "data", MEMBERS)
     for unlearner in recipe.groups.unlearners:
-        stage(
-            f"{FORGOTTEN}/{unlearner}", recipe_slice(recipe, *HOW_TO_FORGET, *checkpoint), "data", "pretrain", MEMBERS
-        )
+        anchors = HOW_TO_ANCHOR if unlearner in ANCHORED else ()
+        read = recipe_slice(recipe, *HOW_TO_FORGET, *anchors, *checkpoint)
+        stage(f"{FORGOTTEN}/{unlearner}", read, "data", "pretrain", MEMBERS)
     skew = HOW_TO_SCORE_SKEW if recipe.groups.score == "skew" else ()
     scored = recipe_slice(recipe, *HOW_TO_SCORE, *skew, *checkpoint)
     stage(f"{SCORED}/{FULL}", scored, "generate", "pretrain")

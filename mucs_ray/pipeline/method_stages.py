@@ -38,6 +38,7 @@ LATER = {
     "method.mucs.draws": "own",
     "method.mucs.moments": "fresh",
     "method.mucs.retention": 0.0,
+    "method.mucs.trajectory": 0.0,
     "method.mucs.antithetic": False,
 }
 """Settings that came later, with the values that mean what was done before: those are not part of a fingerprint."""

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from rich.console import Console
 
 from mucs_ray import storage
 from mucs_ray.cli.terminal import show_groups
-from mucs_ray.config.recipe import Recipe
+from mucs_ray.config.recipe import Recipe, with_values
 from mucs_ray.data.local import LocalImages
 from mucs_ray.data.table import Dataset
 from mucs_ray.diffusion.batch import Item
@@ -147,6 +148,16 @@ def test_the_model_without_a_group_does_not_depend_on_the_other_groups(scored: P
     assert all(torch.equal(alone.tensors[name], tensor) for name, tensor in tensors.items())
     assert (facts["group"], facts["updates"], facts["outcome"]) == (2, 2, "fixed")
     assert len(facts["retain_loss"]) == len(facts["forget_loss"]) == 2 and facts["moved"] > 0
+
+
+def test_a_group_is_unlearned_to_anchors(scored: Pipeline, plain: Plain):
+    """The images of a class are seen as others; without dropout, all else is at first seen as it was."""
+    stage, images = scored.stage("groups/unlearn/zero"), LocalImages(scored.dataset, "train")
+    full, members = lively(scored.recipe.model), scored.groups.members(2)  # type: ignore[arg-type]
+    job = replace(groups.job_of(scored, stage), recipe=with_values(scored.recipe, {"groups.dropout": False}))
+    forgotten = group_models.forget(full, images, members, 2, "uniform", job)
+    assert forgotten.retain_loss[0] < 1e-10 < forgotten.forget_loss[0]
+    assert len(forgotten.group_loss) == 2 and forgotten.moved > 0
 
 
 def test_the_result_has_scores_agreement_and_shares(scored: Pipeline):

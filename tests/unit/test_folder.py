@@ -12,7 +12,7 @@ from PIL import Image
 
 from mucs_ray.data import caption_embedding
 from mucs_ray.data.prepare import prepare
-from mucs_ray.data.sources import Listing, Reject, folder
+from mucs_ray.data.sources import Choices, Listing, Reject, folder
 from mucs_ray.data.sources.cutting import held_out
 from mucs_ray.data.table import Row
 from mucs_ray.errors import InputError, MachineError
@@ -152,6 +152,28 @@ def test_label_column(tmp_path):
     listing = folder.plan(str(tmp_path), None)
     assert (listing.classes, listing.condition_dim) == (("cat", "dog"), 2)
     assert len(paths(listing, "train")) == len(paths(listing, "test")) == 1
+
+
+def test_columns_to_make_groups_by_are_kept(tmp_path):
+    images(tmp_path, *(f"{number}.png" for number in range(3)))
+    lines = [{"file_name": "0.png", "label": "a", "artist": " Ana  Lu ", "year": 1901, "note": "x"},
+             {"file_name": "1.png", "label": "a", "artist": None, "year": 1901},
+             {"file_name": "2.png", "label": "b", "artist": "Bo"}]  # fmt: skip
+    jsonl(tmp_path / "metadata.jsonl", *lines)
+    listing = folder.plan(str(tmp_path), 8, Choices(group_column="artist, year"))
+    assert listing.tags == ("artist", "year")
+    assert listing.understood.notes == ("columns of metadata.jsonl that are not read: note",)
+    rows = {row.name: row.tags for task in listing.tasks for row in folder.read(task)}
+    assert rows == {"0.png": {"artist": "Ana Lu", "year": "1901"}, "1.png": {"year": "1901"}, "2.png": {"artist": "Bo"}}
+    for asked, told in (("painter", "no column 'painter' for --group-column"), ("label", "has its own label")):
+        with pytest.raises(InputError, match=told):
+            folder.plan(str(tmp_path), 8, Choices(group_column=asked))
+    jsonl(tmp_path / "metadata.jsonl", {"file_name": "0.png", "label": "a", "artist": [1]})
+    with pytest.raises(InputError, match=r"line 1: artist is \[1\], expected a name or a whole number"):
+        folder.plan(str(tmp_path), 8, Choices(group_column="artist"))
+    (tmp_path / "metadata.jsonl").unlink()
+    with pytest.raises(InputError, match=r"no metadata file under .* has values in it"):
+        folder.plan(str(tmp_path), 8, Choices(group_column="artist"))
 
 
 def test_missing_weights_say_how_to_do_without(tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from mucs_ray.attribution.config import ScoreConfig
 from mucs_ray.attribution.forgetting import losses as forgetting_losses
 from mucs_ray.attribution.forgetting.config import GroupsConfig, Unlearner, learning_rate, rates
 from mucs_ray.attribution.forgetting.forget import Forgotten, forget_group, rows_of_step
-from mucs_ray.attribution.forgetting.losses import Help, draw
+from mucs_ray.attribution.forgetting.losses import Anchors, Help, draw
 from mucs_ray.attribution.forgetting.neighbours import nearest
 from mucs_ray.attribution.forgetting.score import group_score, query_errors, score_grid
 from mucs_ray.attribution.forgetting.targets import (
@@ -65,6 +65,10 @@ def batch(name: str, step: int = 0, num: int = 6, **conditions: int) -> Batch:
 
 def near(idx: Tensor) -> Tensor:
     return named("neighbours", 8, 3, *SHAPE)[idx] / 2
+
+
+def anchors_of(idx: Tensor, stream: np.random.Generator) -> Anchors:
+    return Anchors(condition={}, z=normal(stream, len(idx), *SHAPE) / 2)
 
 
 def forgotten(model: Toy, unlearner: Unlearner, *, config: dict[str, Any] | None = None, **changes: Any) -> Forgotten:
@@ -217,7 +221,7 @@ def test_two_updates_by_hand():
 def test_every_unlearner_forgets_with_every_process(unlearner: Unlearner, process: Process):
     model = toy(process)
     before = {name: tensor.clone() for name, tensor in model.network.named_parameters()}
-    helped = Help(neighbours=near, guide=toy(process, label=(6,)))
+    helped = Help(neighbours=near, guide=toy(process, label=(6,)), anchors=anchors_of)
     labelled = {"retain": partial(batch, "retain", label=6), "forget": partial(batch, "forget", label=6)}
     found = forgotten(model, unlearner, helped=helped, **labelled)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.network.named_parameters())

@@ -77,6 +77,14 @@ def test_a_changed_setting_makes_exactly_its_stages_stale(data: Dataset, tmp_pat
     ]
 
 
+def test_only_unlearning_to_anchors_reads_their_settings(data: Dataset, tmp_path: Path):
+    both = {"unlearners": ["zero", "awss"]}
+    first = opened(data, tmp_path / "a", groups=both)
+    for number, change in enumerate(({"beta": 1.0}, {"words": 2}, {"descriptors": {"red": ["warm", "bright"]}})):
+        second = opened(data, tmp_path / f"b{number}", groups={**both, **change})
+        assert stale(first, second) == ["groups/unlearn/awss", "groups/score/awss", RESULT]
+
+
 def test_other_groups_make_everything_stale_but_the_full_model(data: Dataset, tmp_path: Path):
     files = []
     for number, moved in enumerate((5, 6)):
@@ -93,6 +101,8 @@ def test_other_groups_make_everything_stale_but_the_full_model(data: Dataset, tm
     [
         ({"groups": {"by": "artist"}}, "no column 'artist'"),
         ({"groups": {"golds": 0, "unlearners": []}}, "nothing to score groups with"),
+        ({"groups": {"unlearners": ["matched"]}}, "matched, which needs groups.content"),
+        ({"groups": {"unlearners": ["uniform"], "by": "text"}}, "uniform, which shows images as another class"),
         ({"train": {"batch_size": 50}}, "without its largest group the training set has 40 images"),
     ],
 )

@@ -19,6 +19,7 @@ from PIL import Image
 
 from mucs_ray.data.prepare import prepare
 from mucs_ray.data.sources import Choices, Listing, Reject, Source, parquet
+from mucs_ray.data.sources.columns import tags_of
 from mucs_ray.data.sources.cutting import held_out, tasks_of
 from mucs_ray.data.sources.registry import load_source
 from mucs_ray.data.table import Row
@@ -287,6 +288,22 @@ def hub(path: Path, columns: dict[str, object], *, names: list[str] | None = Non
 
 def images(colours: range) -> list[dict[str, object]]:
     return [{"bytes": png(colour), "path": f"{colour}.png"} for colour in colours]
+
+
+def test_parquet_keeps_columns_to_make_groups_by(tmp_path: Path) -> None:
+    columns = {"image": images(range(4)), "label": [0, 1, 2, 1], "artist": ["Ana", None, " Bo ", "Bo"]}
+    file = hub(tmp_path / "train.parquet", columns, names=["x", "y", "z"])
+    hub(tmp_path / "test.parquet", {**columns, "artist": ["Cy"] * 4}, names=["x", "y", "z"])
+    source = load_source("parquet")
+    listing = source.plan(str(tmp_path), None, Choices(group_column="artist"))  # type: ignore[call-arg]
+    assert listing.tags == ("artist",)
+    found = [row.tags for row in everything(source, listing) if isinstance(row, Row)]
+    assert found == [{"artist": "Ana"}, {}, {"artist": "Bo"}, {"artist": "Bo"}, *[{"artist": "Cy"}] * 4]
+    with pytest.raises(InputError, match="no column 'painter' for --group-column"):
+        source.plan(str(file), None, Choices(group_column="painter"))  # type: ignore[call-arg]
+    assert tags_of({"artist": 1}, [("artist", ("Ana", "Bo"))]) == {"artist": "Bo"}
+    with pytest.raises(ValueError, match="artist is 2, expected a name or a whole number"):
+        tags_of({"artist": 2}, [("artist", ("Ana", "Bo"))])
 
 
 def test_parquet_with_its_own_test_split(tmp_path: Path) -> None:

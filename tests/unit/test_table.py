@@ -196,3 +196,16 @@ def test_extension_types_in_a_foreign_shard_are_inert(tmp_path: Path) -> None:
         assert dataset.batch(table).z.shape[0] == unit.rows
     finally:
         pa.unregister_extension_type("tests.hostile")
+
+
+def test_tags_are_columns_of_text_and_have_names_of_their_own(tmp_path: Path) -> None:
+    image = np.zeros((3, 2, 2), dtype=np.uint8)
+    made = [Row(idx=0, image=image, tags={"artist": "Ana\udcff"}), Row(idx=1, image=image)]
+    table = to_table(made, schema(0, embedding=False, named=True, tags=("artist", "year")))
+    assert table.column_names[-3:] == ["name", "artist", "year"]
+    assert table["artist"].to_pylist() == ["Ana\\xff", None] and table["year"].to_pylist() == [None, None]
+    with_tags = Card(
+        name="made", source="tests", licence="none", size=2, condition="none", condition_dim=0, shards=(), named=True,
+        tags=("artist", "year"),
+    )  # fmt: skip
+    assert with_tags.columns.names == table.column_names

@@ -48,6 +48,8 @@ class MUCSConfig:
     that made no update."""
     retention: Annotated[float, Ge(0), Le(1)] = 0.0
     """Share of each training batch that is drawn from the images with the item's condition."""
+    trajectory: Annotated[float, Ge(0), Le(1)] = 0.0
+    """Share of the item's draws that are the noisy images which its own sampler visited; the rest are as ever."""
     antithetic: bool = False
     """Also make a model by as many updates with -lambda and no bound, with which the unlearned one is compared."""
 

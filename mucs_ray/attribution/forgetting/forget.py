@@ -2,7 +2,8 @@
 
     loss = retain + lambda forget, over all parameters, by a fixed number of updates
 
-Every random number of an update is drawn from the names guda/unlearn/group=G/step=S/retain, .../forget, .../dropout.
+Every random number of an update is drawn from the names guda/unlearn/group=G/step=S/retain, .../forget, .../dropout,
+and of anchors from .../forget/anchor.
 Axes: b images.
 """
 
@@ -17,8 +18,9 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from mucs_ray.attribution.finite import require_finite
-from mucs_ray.attribution.forgetting.config import GroupsConfig, Unlearner, learning_rate, rates
+from mucs_ray.attribution.forgetting.config import ANCHORED, GroupsConfig, Unlearner, learning_rate, rates
 from mucs_ray.attribution.forgetting.losses import Help, check_help, draw, forget_losses, retained_losses
+from mucs_ray.attribution.forgetting.redirect import redirected_losses
 from mucs_ray.diffusion.batch import Batch
 from mucs_ray.diffusion.model import DiffusionModel
 from mucs_ray.diffusion.noise import generator, name_torch_stream
@@ -87,7 +89,7 @@ def forget_group(
     """
     helped, own = helped or Help(), rates(config, unlearner)
     check_help(unlearner, helped, model.process)
-    teacher = frozen_copy(model) if config.retain == "distil" else None
+    teacher = frozen_copy(model) if config.retain == "distil" or unlearner in ANCHORED else None
     changed = copy.deepcopy(model).requires_grad_(True).train(config.dropout)
     parameters = list(changed.network.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=own.learning_rate, weight_decay=own.weight_decay)
@@ -146,7 +148,11 @@ def losses_of_step(
         return StepLosses(retain=retained.mean(), forget=retained.new_zeros(()), group=retained.new_zeros(()))
     name, lowest = step_name(group, step, "forget"), config.lowest_sigma if unlearner == "retrack" else None
     drawn = draw(process, forget(step), name, config, seed, helped, lowest_sigma=lowest)
-    losses = forget_losses(changed, drawn, unlearner, config, seed, name, helped)
+    if unlearner in ANCHORED:
+        assert teacher is not None
+        losses = redirected_losses(changed, teacher, drawn, helped, generator(seed, f"{name}/anchor"))
+    else:
+        losses = forget_losses(changed, drawn, unlearner, config, seed, name, helped)
     require_finite(torch.stack([losses.target, losses.training], dim=1), drawn.batch.idx, f"{told} the group's image")
     return StepLosses(
         retain=retained.mean(), forget=losses.target.mean(), group=losses.training.mean(), at_bound=losses.at_bound

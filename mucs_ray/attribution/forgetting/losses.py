@@ -6,11 +6,12 @@ Axes: b images, k neighbours, *shape of an image.
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from mucs_ray.attribution.forgetting.config import GroupsConfig, Unlearner
+from mucs_ray.attribution.forgetting.config import ANCHORED, GroupsConfig, Unlearner
 from mucs_ray.attribution.forgetting.targets import (
     check_guide,
     esd_target,
@@ -19,6 +20,7 @@ from mucs_ray.attribution.forgetting.targets import (
     retrack_target,
 )
 from mucs_ray.diffusion.batch import Batch
+from mucs_ray.diffusion.condition import Condition
 from mucs_ray.diffusion.model import DiffusionModel
 from mucs_ray.diffusion.noise import generator, normal
 from mucs_ray.diffusion.process import Process
@@ -28,6 +30,19 @@ from mucs_ray.errors import InputError
 NeighboursOf = Callable[[Int64[Tensor, " b"]], Float[Tensor, "b k *shape"]]
 """A function that returns the neighbours of images of the group by their idx."""
 Mirror = Callable[[Float[Tensor, "b *shape"]], Float[Tensor, "b *shape"]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Anchors:
+    """What the full model sees in place of images of the group."""
+
+    condition: Condition
+    z: Float[Tensor, "b *shape"] | None = None
+    """Images of other groups; None: the images themselves."""
+
+
+AnchorsOf = Callable[[Int64[Tensor, " b"], np.random.Generator], Anchors]
+"""A function that draws the anchors of images of the group, given their idx."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +68,8 @@ class Help:
     """retrack: the nearest images outside the group."""
     guide: DiffusionModel | None = None
     """esd: a frozen class-conditional model."""
+    anchors: AnchorsOf | None = None
+    """awss, uniform, style-removed, matched: what the full model sees in place of the group's images."""
     second_moment: float | None = None
     """ascent: the mean square of the images, for the bound; None: that of the process."""
     mirror: Mirror | None = None
@@ -65,6 +82,8 @@ def check_help(unlearner: Unlearner, helped: Help, process: Process) -> None:
         check_guide(helped.guide, process)
     if unlearner.startswith("retrack") and helped.neighbours is None:
         raise InputError(f"{unlearner} needs the neighbours of the group's images")
+    if unlearner in ANCHORED and helped.anchors is None:
+        raise InputError(f"{unlearner} needs anchors, which are what is seen in place of the group's images")
 
 
 def draw(

@@ -25,6 +25,8 @@ class Choices:
     """The column of captions; "none" for no captions at all."""
     label_column: str | None = None
     """The column of labels; "none" for no labels at all."""
+    group_column: str | None = None
+    """The columns to make groups by, such as the artist, with commas between them; they are kept as tags."""
     follow_links: bool = False
     """Whether soft links may lead out of the source."""
 
@@ -61,6 +63,8 @@ class Listing:
     condition: Literal["none", "label", "embedding"]
     condition_dim: int = 0
     classes: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    """What the source knows beside that and groups can be made by, such as the style; none of OWN_COLUMNS."""
     tasks: tuple[Task, ...]
     rows_per_unit: int = 256
     """The number of images in a row group: seconds of scoring on the device that the set is meant for."""

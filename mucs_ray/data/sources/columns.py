@@ -2,11 +2,12 @@
 
 import math
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal
 from unicodedata import normalize
 
 from mucs_ray.data.sources import Choices
+from mucs_ray.data.table import OWN_COLUMNS
 from mucs_ray.errors import InputError
 
 Kind = Literal["file", "image", "text", "label", "split"]
@@ -51,6 +52,34 @@ def choose(kind: Kind, columns: Collection[str], choices: Choices, where: str) -
         return asked
     names = {normal(column): column for column in reversed(list(columns))}
     return next((names[name] for name in NAMES[kind] if name in names), None)
+
+
+def tag_columns(columns: Collection[str], choices: Choices, where: str) -> tuple[str, ...]:
+    """Return the columns that are kept as tags. InputError if one is not there, or is known by that name anyway."""
+    asked = tuple(dict.fromkeys(name.strip() for name in (choices.group_column or "").split(",") if name.strip()))
+    for name in asked:
+        if name in OWN_COLUMNS:
+            raise InputError(f"--group-column {name}: a data set has its own {name}; name another column, or rename it")
+        if name not in columns:
+            raise InputError(f"{where} has no column {name!r} for --group-column; its columns: {listed(columns)}")
+    return asked
+
+
+def tags_of(record: Mapping[str, Any], tags: Iterable[tuple[str, Sequence[str]]]) -> dict[str, str]:
+    """Return the values that a record has in columns to make groups by, each given with the names of its numbers.
+
+    ValueError, with the reason, if one is no name.
+    """
+    found = {}
+    for tag, names in tags:
+        value = record.get(tag)
+        try:
+            name = names[value] if names and isinstance(value, int) and value >= 0 else class_name(value)
+        except (ValueError, IndexError):
+            raise ValueError(f"{tag} is {value!r}, expected a name or a whole number") from None
+        if name is not None:
+            found[tag] = name
+    return found
 
 
 def unknown(kind: Kind, columns: Iterable[str], where: str) -> InputError:

@@ -41,6 +41,8 @@ def describe(root: str, choices: Choices, aside: Aside) -> Described:
     paths = in_order({*images, *listed})
     places = place(paths, root)
     beside = caption_files(root, [path for path in paths if not listed or not listed.get(path)], files, choices)
+    if choices.group_column and not any(line.tags for table in tables.values() for line in table.lines):
+        raise InputError(f"--group-column {choices.group_column}: no metadata file under {root} has values in it")
     used = {*images, *listed, *beside.values(), *tables}
     pass_over_endings([file for file in files if file not in used], aside)
     told, notes = folder_labels(root, places, covered=bool(tables)) if choices.label_column != NONE else ({}, ())

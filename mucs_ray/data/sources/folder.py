@@ -27,7 +27,7 @@ from mucs_ray.data.table import Row
 from mucs_ray.data.understood import Aside, Understood
 from mucs_ray.errors import InputError, MachineError
 
-CHOICES = ("image_column", "text_column", "label_column", "follow_links")
+CHOICES = ("image_column", "text_column", "label_column", "group_column", "follow_links")
 DEFAULT_SIZE = 64
 PER_SHARD = 1024
 FEW = 1000
@@ -69,6 +69,7 @@ def plan(where: str | None, size: int | None, choices: Choices | None = None) ->
         condition=condition,
         condition_dim={"none": 0, "label": len(classes), "embedding": caption_embedding.DIM}[condition],
         classes=classes,
+        tags=tuple(dict.fromkeys(tag for entry in (*train, *test) for tag in entry.tags)),
         tasks=tasks_of(
             train, test, per_shard=PER_SHARD, extra=Place(root, side, classes, embedding=condition == "embedding")
         ),
@@ -103,7 +104,10 @@ def read(task: Task) -> Iterator[Row | Reject]:
         else:
             label = None if entry.label is None else numbers[entry.label]
             embedded = condition if place.embedding else None
-            yield Row(idx=idx, image=image, label=label, text=texts, condition=embedded, name=entry.path, turned=turned)
+            yield Row(
+                idx=idx, image=image, label=label, text=texts, condition=embedded, name=entry.path,
+                tags=entry.tags, turned=turned,
+            )  # fmt: skip
 
 
 def captions_of(root: str, entry: Entry) -> tuple[str, ...] | str:

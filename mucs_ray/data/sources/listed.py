@@ -1,7 +1,7 @@
 """The images that metadata files list, found by whatever the files call them; none leads out of the root."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath, PureWindowsPath
 from unicodedata import normalize
 
@@ -25,6 +25,8 @@ class Entry:
     captions: tuple[str, ...] = ()
     caption_file: str | None = None
     """The path of a file with its captions, which is read with the image."""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    """The columns to make groups by, with their values."""
 
 
 def listed_images(
@@ -41,7 +43,7 @@ def listed_images(
             if above is not None and above.label != line.label:
                 raise InputError(f"{line.at}: {path} has label {line.label}, and {above.label} above; keep one")
             captions = (above.captions if above else ()) + line.captions
-            entries[path] = Entry(path=path, split=line.split, label=line.label, captions=captions)
+            entries[path] = Entry(path=path, split=line.split, label=line.label, captions=captions, tags=line.tags)
     return entries
 
 

@@ -9,15 +9,15 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 
 from mucs_ray import storage
 from mucs_ray.data.sources import Choices
-from mucs_ray.data.sources.columns import choose, class_name, texts, unknown
+from mucs_ray.data.sources.columns import choose, class_name, tag_columns, tags_of, texts, unknown
 from mucs_ray.data.sources.splits import Named, split_of
 from mucs_ray.data.table import open_parquet
 from mucs_ray.errors import InputError
@@ -41,6 +41,8 @@ class Line:
     captions: tuple[str, ...]
     split: Named | None = None
     """What a column of splits says; None if it says nothing that is understood."""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    """The values in the columns to make groups by."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +80,8 @@ def read_metadata(url: str, choices: Choices) -> Metadata:
         raise unknown("file", columns, url)
     text, label = (choose(kind, columns, choices, url) for kind in ("text", "label"))
     split = choose("split", columns, choices, url)
-    others = [column for column in columns if column not in (file, text, label, split)]
+    tags = tag_columns(columns, choices, url)
+    others = [column for column in columns if column not in (file, text, label, split, *tags)]
     if text is None and label is None and "none" not in (choices.text_column, choices.label_column):
         telling = [column for column in others if column.lower() not in TECHNICAL]
         if telling:
@@ -86,7 +89,7 @@ def read_metadata(url: str, choices: Choices) -> Metadata:
                 f"{unknown('text', telling, url)}, or the one of labels with --label-column, or give --text-column none"
             )
     return Metadata(
-        lines=tuple(line_of(url, number, record, file, text, label, split) for number, record in numbered),
+        lines=tuple(line_of(url, number, record, file, text, label, split, tags) for number, record in numbered),
         text_column=text,
         label_column=label,
         not_read=tuple(others),
@@ -94,7 +97,14 @@ def read_metadata(url: str, choices: Choices) -> Metadata:
 
 
 def line_of(
-    url: str, number: int, record: Record, file: str, text: str | None, label: str | None, split: str | None
+    url: str,
+    number: int,
+    record: Record,
+    file: str,
+    text: str | None,
+    label: str | None,
+    split: str | None,
+    tags: Iterable[str] = (),
 ) -> Line:
     """Return what a record says. InputError, naming its line, if a cell is of another kind."""
     at = f"{url} line {number}"
@@ -107,7 +117,12 @@ def line_of(
     except ValueError:
         told = f"{text} is {record.get(text or '')!r}, expected a caption or a list of captions"
         raise InputError(f"{at}: {told}") from None
-    return Line(at, record.get(file), named, captions, split_of(str(record.get(split))) if split else None)
+    try:
+        tagged = tags_of(record, ((tag, ()) for tag in tags))
+    except ValueError as error:
+        raise InputError(f"{at}: {error}") from None
+    said = split_of(str(record.get(split))) if split else None
+    return Line(at, record.get(file), named, captions, said, tagged)
 
 
 def records(url: str) -> Iterator[tuple[int, Record]]:

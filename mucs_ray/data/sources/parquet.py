@@ -16,6 +16,7 @@ import pyarrow as pa
 from mucs_ray import storage
 from mucs_ray.data.decode import DecodeError, decode_upright
 from mucs_ray.data.sources import Choices, Listing, Reject, Task
+from mucs_ray.data.sources.columns import tags_of
 from mucs_ray.data.sources.cutting import PER_SHARD, held_out
 from mucs_ray.data.sources.files import find_files
 from mucs_ray.data.sources.parquet_files import Columns, Footer, corrupt, read_footers
@@ -23,7 +24,7 @@ from mucs_ray.data.sources.splits import named_splits
 from mucs_ray.data.table import Row, Split, open_parquet
 from mucs_ray.data.understood import Aside, Understood
 
-CHOICES = ("image_column", "text_column", "label_column", "follow_links")
+CHOICES = ("image_column", "text_column", "label_column", "group_column", "follow_links")
 DEFAULT_SIZE = 64
 ROWS_AT_ONCE = 64
 ALL, TRAIN_ONLY, TEST_ONLY = "all", "train", "test"
@@ -71,6 +72,7 @@ def plan(where: str | None, size: int | None, choices: Choices | None = None) ->
         condition="label" if columns.classes else "none",
         condition_dim=len(columns.classes),
         classes=columns.classes,
+        tags=tuple(tag for tag, _ in columns.tags),
         tasks=tuple(tasks),
         distributed=True,
         understood=Understood(
@@ -118,7 +120,8 @@ def read(task: Task) -> Iterator[Row | Reject]:
     payload: Payload = task.payload
     chosen = payload.columns
     numbers = dict(chosen.values)
-    columns = [column for column in (chosen.image, chosen.label if numbers else None, chosen.text) if column]
+    named = (chosen.image, chosen.label if numbers else None, chosen.text, *(tag for tag, _ in chosen.tags))
+    columns = list(dict.fromkeys(column for column in named if column))
     idx = payload.first_idx
     for piece in payload.pieces:
         with storage.opened(piece.url) as file:
@@ -154,10 +157,11 @@ def row_of(
         values = value if isinstance(value, list) else [value]
         texts = tuple(caption for caption in values if isinstance(caption, str))
     try:
+        tags = tags_of(record, columns.tags)
         pixels, turned = decode_upright(content, size=payload.size)
-    except DecodeError as error:
+    except (DecodeError, ValueError) as error:
         return Reject(idx=idx, where=name, reason=str(error))
-    return Row(idx=idx, image=pixels, label=label, text=texts, name=name, turned=turned)
+    return Row(idx=idx, image=pixels, label=label, text=texts, name=name, tags=tags, turned=turned)
 
 
 def keeps(rows: str, name: str) -> bool:

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from mucs_ray import storage
 from mucs_ray.data.sources import Choices
-from mucs_ray.data.sources.columns import choose, class_name, listed, ordered, unknown
+from mucs_ray.data.sources.columns import choose, class_name, listed, ordered, tag_columns, unknown
 from mucs_ray.data.sources.splits import refuse_configurations
 from mucs_ray.data.table import open_parquet
 from mucs_ray.errors import InputError, MucsError
@@ -42,6 +42,8 @@ class Columns:
     """The values of the label column, each with the number of its class; empty without labels."""
     classes: tuple[str, ...]
     notes: tuple[str, ...]
+    tags: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    """The columns to make groups by, each with the names of its values if these are numbers of classes."""
 
 
 def corrupt(url: str, error: Exception) -> NoReturn:
@@ -68,9 +70,11 @@ def read_footers(files: Sequence[tuple[str, str]], choices: Choices) -> tuple[li
         text = None
     label = choose("label", first.columns.names, choices, first.url)
     values, classes, footers = ((), (), footers) if label is None else labels(footers, label)
-    others = [name for name in first.columns.names if name not in (image, text, label)]
+    tags = tag_columns(first.columns.names, choices, first.url)
+    others = [name for name in first.columns.names if name not in (image, text, label, *tags)]
     notes = (f"columns that are not read: {listed(others)}",) if others else ()
-    columns = Columns(image=image, label=label, text=text, values=values, classes=classes, notes=notes)
+    named = tuple((tag, first.class_names.get(tag, ())) for tag in tags)
+    columns = Columns(image=image, label=label, text=text, values=values, classes=classes, notes=notes, tags=named)
     return footers, columns
 
 

@@ -8,7 +8,7 @@ from typing import cast
 from mucs_ray.data.sources import Source
 from mucs_ray.errors import InputError, MachineError
 
-SOURCES = ("emoji", "cifar10", "artbench10", "coco", "folder", "parquet", "webdataset")
+SOURCES = ("emoji", "cifar10", "artbench10", "coco", "unlearncanvas", "folder", "parquet", "webdataset")
 GROUP = "mucs_ray.sources"
 
 

@@ -82,7 +82,13 @@ def score(pipeline: Pipeline, model: str, cluster: Cluster) -> Output:
 def job_of(pipeline: Pipeline, stage: Stage) -> GroupJob:
     """Return what a worker needs to know about a stage."""
     generated = pipeline.stages["generate"]
-    return GroupJob(dataset=pipeline.dataset, recipe=pipeline.recipe, stage=stage, generated=generated)
+    return GroupJob(
+        dataset=pipeline.dataset,
+        recipe=pipeline.recipe,
+        stage=stage,
+        generated=generated,
+        names=pipeline.groups.names,
+    )
 
 
 def model_file(stage: Stage, number: int) -> str:
