@@ -46,7 +46,7 @@ def run(options: argparse.Namespace, settings: list[str]) -> dict[str, Any]:
     command = [
         sys.executable,
         "-m",
-        "mucs_ray.cli.app",
+        "mucs_ray.cli",
         "run",
         "--json",
         "--run",

@@ -43,6 +43,7 @@ def prepare(
     image_column: str | None = None,
     text_column: str | None = None,
     label_column: str | None = None,
+    keep_text: bool = False,
     follow_links: bool = False,
     progress: bool = True,
 ) -> "Dataset":
@@ -56,6 +57,7 @@ def prepare(
         image_column: The column of file names or images, where it has another name than those that are looked for.
         text_column: The column of captions; "none" for no captions.
         label_column: The column of labels; "none" for no labels.
+        keep_text: Whether captions stay text and are not embedded, for models that have text encoders of their own.
         follow_links: Whether soft links are read that lead out of the source, or to folders.
         progress: Whether progress is printed.
 
@@ -67,7 +69,11 @@ def prepare(
 
     where = None if source is None else fspath(source)
     choices = Choices(
-        image_column=image_column, text_column=text_column, label_column=label_column, follow_links=follow_links
+        image_column=image_column,
+        text_column=text_column,
+        label_column=label_column,
+        keep_text=keep_text,
+        follow_links=follow_links,
     )
     return prepare_data(name, where, fspath(out or f"data/{name}"), size, choices=choices, console=console(progress))
 

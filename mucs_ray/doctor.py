@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING
 from mucs_ray import storage
 from mucs_ray.engine import host
 from mucs_ray.errors import MucsError
+from mucs_ray.models.pipelines.families import INSTALL
 
 if TYPE_CHECKING:
     from mucs_ray.engine.nodes import Node
 
 PACKAGES = ("ray", "torch", "torchvision", "pyarrow", "numpy", "open_clip_torch", "lpips", "timm")
+PIPELINE_PACKAGES = ("diffusers", "transformers")
 LOW_MEMORY_BYTES = 4 * 2**30
 LOW_DISK_BYTES = 2 * 2**30
 OTHER_CACHE = "set MUCS_RAY_CACHE to a writable folder"
@@ -52,6 +54,12 @@ def packages() -> Iterator[Finding]:
             yield Finding(name=name, ok=True, found=version(name))
         except PackageNotFoundError:
             yield Finding(name=name, ok=False, found="not installed; run `make setup` or pip install mucs-ray")
+    for name in PIPELINE_PACKAGES:
+        try:
+            yield Finding(name=name, ok=True, found=version(name), optional=True)
+        except PackageNotFoundError:
+            found = f"not installed; pipelines of diffusers need it: {INSTALL}"
+            yield Finding(name=name, ok=False, found=found, optional=True)
 
 
 def processors() -> Iterator[Finding]:

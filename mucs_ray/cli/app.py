@@ -32,6 +32,7 @@ from mucs_ray.cli.options import (
     PromptOption,
     QueriesOption,
     RecipeOption,
+    RunByOption,
     RunOption,
     SeedOption,
     SeedsOption,
@@ -77,7 +78,12 @@ def print_plan(output: Terminal, pipeline: "Pipeline", plan: "Mapping[str, State
 
 
 def work(command: str, output: Terminal, pipeline: "Pipeline") -> None:
-    """Print the plan of a command, run its missing stages, and print the result."""
+    """Run a command, and print the result."""
+    output.result(run_command(command, output, pipeline))
+
+
+def run_command(command: str, output: Terminal, pipeline: "Pipeline") -> dict[str, Any]:
+    """Print the plan of a command, run its missing stages, show the result, and return it as JSON values."""
     plan = pipeline.plan(command)
     print_plan(output, pipeline, plan)
     if command == "lds" or (command == "evaluate" and pipeline.regeneration != "none"):
@@ -95,25 +101,36 @@ def work(command: str, output: Terminal, pipeline: "Pipeline") -> None:
         "done_now": done,
         "skipped": [name for name in plan if name not in done],
     }
-    if "report" in plan:
+    if command == "groups":
+        from mucs_ray.results import groups as group_results
+
+        document |= group_results.as_json(pipeline) | {"report": f"{pipeline.run_url}/report.html"}
+        show_groups(output.console, document)
+    elif "report" in plan:
         from mucs_ray.results import counterfactual, lds, report
 
         analyses = counterfactual.analyses_of([pipeline])
         document |= report.as_json(pipeline, analyses) | {"report": f"{pipeline.run_url}/report.html"}
         show_answer(output.console, document, analyses, lds.finished(pipeline))
-    if command == "groups":
-        from mucs_ray.results import groups as group_results
-
-        document |= group_results.as_json(pipeline)
-        show_groups(output.console, document)
-    output.result(document)
+    return document
 
 
-def work_on_seeds(output: Terminal, options: Request, seeds: Sequence[int]) -> None:
-    """Run the counterfactual test over several seeds, and print the result."""
+def run_then_groups(output: Terminal, pipeline: "Pipeline") -> None:
+    """Run the whole protocol and then group attribution, and print both results as one."""
+    pipeline.target_stages("groups")  # bad groups are told before anything is trained
+    first, then = (run_command(command, output, pipeline) for command in ("evaluate", "groups"))
+    done = dict.fromkeys([*first["done_now"], *then["done_now"]])
+    skipped = dict.fromkeys(name for name in [*first["skipped"], *then["skipped"]] if name not in done)
+    output.result({**first, **then, "done_now": list(done), "skipped": list(skipped)})
+
+
+def work_on_seeds(output: Terminal, options: Request, seeds: Sequence[int], *, grouped: bool) -> None:
+    """Run the counterfactual test over several seeds, and group attribution in each if asked; print the results."""
     from mucs_ray.run.experiment import Experiment
 
     pipelines = open_pipeline(output, options, seeds=seeds)
+    for pipeline in pipelines if grouped else ():
+        pipeline.target_stages("groups")
     url = pipelines[0].run_url.rpartition("/")[0]
     experiment = Experiment(run_url=url, pipelines=tuple(pipelines))
     for pipeline in pipelines:
@@ -125,7 +142,16 @@ def work_on_seeds(output: Terminal, options: Request, seeds: Sequence[int]) -> N
     analyses = experiment.analyses
     document = {**experiment.as_json(analyses), "done_now": done, "report": f"{experiment.run_url}/report.html"}
     show_answer(output.console, document, analyses)
+    if grouped:
+        document["groups_of_seeds"] = {
+            str(pipeline.recipe.seed): run_command("groups", output, pipeline) for pipeline in pipelines
+        }
     output.result(document)
+
+
+def with_groups(settings: list[str] | None, by: str | None) -> list[str]:
+    """Return the settings that are given, with that of --by."""
+    return [*(settings or ()), *([f"groups.by={by}"] if by else ())]
 
 
 @app.callback(invoke_without_command=True)
@@ -240,7 +266,7 @@ def groups(
             weights=weights,
             items=items,
             seed=seed,
-            settings=[*(settings or ()), *([f"groups.by={by}"] if by else ())],
+            settings=with_groups(settings, by),
             methods=method,
             weights_dir=weights_dir,
             address=address,
@@ -256,6 +282,7 @@ def run_everything(
     run: RunOption = None,
     items: ItemsOption = None,
     seeds: SeedsOption = None,
+    by: RunByOption = None,
     settings: SetOption = None,
     method: MethodOption = None,
     image: ImageOption = None,
@@ -267,14 +294,17 @@ def run_everything(
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Run the whole protocol, for any methods and seeds: train, attribute, retrain, regenerate, evaluate, report."""
+    """Run the whole protocol, for any methods and seeds: train, attribute, retrain, regenerate, evaluate, report.
+
+    With --by, groups of training images are scored after that, as `groups` does.
+    """
     with terminal(as_json=as_json) as output:
         options = Request(
             dataset=dataset,
             recipe=recipe,
             run=run,
             items=items,
-            settings=settings or (),
+            settings=with_groups(settings, by),
             methods=method,
             images=image or (),
             queries=queries,
@@ -285,14 +315,18 @@ def run_everything(
             verbose=verbose,
         )
         if seeds is None:
-            work("evaluate", output, *open_pipeline(output, options))
+            (pipeline,) = open_pipeline(output, options)
+            if by is None:
+                work("evaluate", output, pipeline)
+            else:
+                run_then_groups(output, pipeline)
             return
         from mucs_ray.run.seeds import parse_seeds
 
         if image or queries:
             raise InputError("--seeds: pictures are explained by the model of one run; name one run, RUN/seed-N")
 
-        work_on_seeds(output, options, parse_seeds(seeds))
+        work_on_seeds(output, options, parse_seeds(seeds), grouped=by is not None)
 
 
 @app.command()
@@ -310,12 +344,13 @@ def plan(
     label: LabelOption = None,
     prompt: PromptOption = None,
     weights_dir: WeightsDirOption = None,
+    by: ByOption = None,
     command: ForOption = "attribute",
     workers: WorkersOption = None,
     price: PriceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what `attribute` or `run` would do now: stages, forwards, FLOP, bytes, time and money.
+    """Show what `attribute`, or the command of --for, would do now: stages, forwards, FLOP, bytes, time and money.
 
     The speed is measured on this machine in a few seconds, or by the run itself, once it has streamed for a minute.
     """
@@ -327,7 +362,7 @@ def plan(
             weights=weights,
             items=items,
             seed=seed,
-            settings=settings or (),
+            settings=with_groups(settings, by),
             methods=method,
             images=image or (),
             queries=queries,

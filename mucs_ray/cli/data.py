@@ -46,6 +46,10 @@ def data_prepare(
     label_column: Annotated[
         str | None, typer.Option("--label-column", help='The column of labels; "none": no labels.')
     ] = None,
+    keep_text: Annotated[
+        bool,
+        typer.Option("--keep-text", help="Keep captions as text, for pipelines with text encoders of their own."),
+    ] = False,
     group_column: Annotated[
         str | None,
         typer.Option("--group-column", help="A column to make groups by, such as the artist; several with commas."),
@@ -66,6 +70,7 @@ def data_prepare(
             image_column=image_column,
             text_column=text_column,
             label_column=label_column,
+            keep_text=keep_text,
             group_column=group_column,
             follow_links=follow_links,
         )

@@ -18,6 +18,9 @@ def group() -> None:
 
 @model_app.command()
 def check(
+    folder: Annotated[
+        str | None, typer.Argument(help="The folder of a pipeline of diffusers; it is described for a mail, too.")
+    ] = None,
     dataset: DatasetOption = None,
     recipe: RecipeOption = None,
     weights: WeightsOption = None,
@@ -27,13 +30,22 @@ def check(
 ) -> None:
     """Are these weights read as they were trained? Their loss on training images, and an image sampled from them.
 
-    Every command that takes weights checks them first; this one tells more, and does nothing else.
+    Every command that takes weights checks them first; this one tells more, and does nothing else. Of a pipeline's
+    FOLDER it also says what it is, in a block to be mailed with a question; for that alone no data set is needed.
     """
     with terminal(as_json=as_json) as output:
         from mucs_ray import storage
-        from mucs_ray.run.model_check import examine, refuse
+        from mucs_ray.run.model_check import examine, pipeline_block, refuse
         from mucs_ray.run.resolve import resolve
 
+        described: dict[str, str] = {}
+        if folder is not None:
+            described, block = pipeline_block(folder)
+            output.console.print(escape(block), highlight=False, soft_wrap=True)
+            if dataset is None and recipe is None:
+                output.result({"pipeline": described})
+                return
+            weights = folder
         chosen, data = resolve(
             dataset=dataset, recipe=recipe, weights=weights, settings=list(settings or ()), console=output.console
         )
@@ -43,5 +55,5 @@ def check(
         if picture is not None:
             storage.publish(storage.absolute(picture), examined.picture)
             output.console.print(f"picture  {escape(picture)}", highlight=False, soft_wrap=True)
-        output.result(examined.to_dict())
+        output.result({**examined.to_dict(), **({"pipeline": described} if described else {})})
         refuse(examined.checked, chosen.weights or f"model.kind {chosen.model.kind}")

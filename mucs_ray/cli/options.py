@@ -42,6 +42,9 @@ ByOption = Annotated[
         help="label, text, folder, a tag of the data, or a CSV or Parquet file with idx and group [default: label].",
     ),
 ]
+RunByOption = Annotated[
+    str | None, typer.Option("--by", help="Score groups of training images too: label, text, folder, or a file.")
+]
 SeedsOption = Annotated[
     str | None, typer.Option("--seeds", help="Several runs side by side, e.g. 1..6 or 1,2,5, in RUN/seed-N.")
 ]
@@ -50,8 +53,8 @@ WeightsDirOption = Annotated[
     typer.Option("--weights-dir", help="Folder with weights of similarity metrics [default: MUCS_RAY_WEIGHTS]."),
 ]
 ForOption = Annotated[
-    Literal["attribute", "run", "lds"],
-    typer.Option("--for", help="The command that is planned; run: with retrainings; lds: with models of subsets."),
+    Literal["attribute", "run", "lds", "groups"],
+    typer.Option("--for", help="The command that is planned: run has retrainings, lds and groups others of their own."),
 ]
 WorkersOption = Annotated[
     int | None, typer.Option("--workers", min=1, help="GPUs, or CPUs without any [default: those of this machine].")

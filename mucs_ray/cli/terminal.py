@@ -149,6 +149,8 @@ def show_groups(console: Console, document: Mapping[str, Any]) -> None:
         console.print(f"shares  {told}", highlight=False, soft_wrap=True)
     for file in document["files"]:
         console.print(f"file    {escape(file)}", highlight=False, soft_wrap=True)
+    if "report" in document:
+        console.print(f"report  {escape(document['report'])}", highlight=False, soft_wrap=True)
 
 
 def top_places(item: Mapping[str, Any]) -> str:

@@ -45,14 +45,17 @@ class LocalImages:
         `codec` makes z of the pictures.
         """
         self.card, self.codec = dataset.card, codec
-        path = cache_folder() / dataset.card.fingerprint[:32] / f"{split}.arrow"
+        if dataset.encoded and dataset.encoded.captions:
+            codec.learn(dataset.encoded.captions)
+        space = f"-{dataset.encoded.tag}" if dataset.encoded else ""
+        path = cache_folder() / dataset.card.fingerprint[:32] / f"{split}{space}.arrow"
         try:
             chunks = read_copy(path, dataset, split)
         except (FileNotFoundError, pa.ArrowInvalid):  # the latter if it is torn, or of another version
             write_copy(path, dataset, split, on_unit)
             chunks = read_copy(path, dataset, split)
         self.images = [StoredImages(chunk) for chunk in chunks]
-        self.others = [chunk.select(columns_read(self.card)) for chunk in chunks]
+        self.others = [chunk.select(columns_read(self.card, codec, chunk.schema.names)) for chunk in chunks]
         self.starts = np.cumsum([0, *(len(chunk) for chunk in chunks)])
         """The row of the split that each chunk begins with."""
         idx = np.concatenate([images.idx for images in self.images])
@@ -75,7 +78,7 @@ class LocalImages:
 def read_copy(path: Path, dataset: Dataset, split: Split) -> list[pa.RecordBatch]:
     """The memory-mapped units of a copy. FileNotFoundError if it is absent, ArrowInvalid if it is not a whole one."""
     file = pa.ipc.open_file(pa.memory_map(str(path)))
-    if not file.schema.equals(dataset.card.columns, check_metadata=True):
+    if not file.schema.equals(dataset.columns(split), check_metadata=True):
         raise pa.ArrowInvalid(f"{path} has other columns than the data set")
     chunks = [file.get_batch(number) for number in range(file.num_record_batches)]
     if sum(len(chunk) for chunk in chunks) != dataset.card.num_images(split):
@@ -85,7 +88,7 @@ def read_copy(path: Path, dataset: Dataset, split: Split) -> list[pa.RecordBatch
 
 def write_copy(path: Path, dataset: Dataset, split: Split, on_unit: Callable[[], None]) -> None:
     """Stream the split into one Arrow file. Processes that do so at the same time publish the same rows."""
-    columns = dataset.card.columns
+    columns = dataset.columns(split)
     with published(path) as file, pa.ipc.new_file(file, columns) as writer:
         for table in dataset.stream(split, columns.names):
             on_unit()

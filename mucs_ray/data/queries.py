@@ -262,16 +262,16 @@ def checked_content(query: Query) -> bytes:
     return content
 
 
-def with_class(query: Query, card: Card, *, conditional: bool) -> Query:
+def with_class(query: Query, card: Card, *, conditional: bool, reads_text: bool = False) -> Query:
     """Return a query whose label is the name of its class. InputError if the model has no such condition.
 
     A class is named by its name, in any capitals, or by its number.
     """
-    if query.prompt is not None and (card.condition != "embedding" or not conditional):
+    if query.prompt is not None and not reads_captions(card, conditional=conditional, reads_text=reads_text):
         raise InputError(f"{query.name}: a prompt is given, but this model has no captions; leave it out")
     if query.label is None:
         return query
-    if card.condition != "label" or not conditional:
+    if card.condition != "label" or not conditional or reads_text:
         raise InputError(f"{query.name}: a label is given, but this model has no classes; leave it out")
     number = class_number(query.label, card)
     if number is None:
@@ -281,10 +281,17 @@ def with_class(query: Query, card: Card, *, conditional: bool) -> Query:
     return replace(query, label=card.classes[number] if card.classes else str(number))
 
 
-def with_own_prompt(query: Query, card: Card, *, conditional: bool) -> Query:
+def reads_captions(card: Card, *, conditional: bool, reads_text: bool) -> bool:
+    """Return whether a model has captions as conditions: embedded with the data set, or by encoders of its own."""
+    return reads_text or (conditional and card.condition == "embedding")
+
+
+def with_own_prompt(query: Query, card: Card, *, conditional: bool, reads_text: bool = False) -> Query:
     """Return a query whose prompt is the one in its file, if it has one, none was named, and the model has captions."""
     prompt = query.embedded.get("prompt")
-    if not prompt or query.prompt is not None or card.condition != "embedding" or not conditional:
+    if not prompt or query.prompt is not None:
+        return query
+    if not reads_captions(card, conditional=conditional, reads_text=reads_text):
         return query
     return replace(query, prompt=prompt)
 

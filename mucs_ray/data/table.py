@@ -27,6 +27,7 @@ from jaxtyping import Float32, UInt8
 from pydantic import TypeAdapter, ValidationError
 
 from mucs_ray import storage
+from mucs_ray.data.encoded import Encoded, Z, with_z
 from mucs_ray.errors import InputError, MucsError
 
 if TYPE_CHECKING:
@@ -75,6 +76,8 @@ class Unit:
     url: str
     row_group: int
     rows: int
+    encoded: tuple[str, str] | None = None
+    """The URL and the sha256 of the part with z of its images, if they were encoded before."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +138,8 @@ class Dataset:
 
     url: str
     card: Card
+    encoded: Encoded | None = None
+    """Where the training images are encoded, in the space of a model that does not work on pictures."""
 
     @classmethod
     def open(cls, url: str) -> "Dataset":
@@ -170,9 +175,18 @@ class Dataset:
                 continue
             stem = shard.path.removesuffix(".parquet").replace("/", "-")
             for number, rows in enumerate(shard.row_groups):
-                name = f"{stem}-{number:04d}"
-                units.append(Unit(name=name, url=storage.join(self.url, shard.path), row_group=number, rows=rows))
+                name, url = f"{stem}-{number:04d}", storage.join(self.url, shard.path)
+                encoded = self.encoded.part(name) if self.encoded and split == "train" else None
+                units.append(Unit(name=name, url=url, row_group=number, rows=rows, encoded=encoded))
         return units
+
+    def columns(self, split: Split) -> pa.Schema:
+        """Return the columns of a split's rows, with z where the split is encoded."""
+        units = self.units(split)
+        if not units or units[0].encoded is None:
+            return self.card.columns
+        table = read_unit(units[0], ["idx", Z])
+        return self.card.columns.append(table.schema.field(Z))
 
     def stream(self, split: Split, columns: list[str] | None = None) -> Iterator[pa.Table]:
         """Yield the units of a split as Arrow tables, one in memory at a time."""
@@ -205,7 +219,10 @@ class Dataset:
         from mucs_ray.data.batch import as_batch  # it imports torch, without which a card is read and a run looked at
         from mucs_ray.spaces.pixels import PIXELS
 
-        return as_batch(stored_images(table), table, self.card, codec or PIXELS)
+        codec = codec or PIXELS
+        if self.encoded and self.encoded.captions:
+            codec.learn(self.encoded.captions)
+        return as_batch(stored_images(table), table, self.card, codec)
 
 
 def schema(condition_dim: int, *, embedding: bool, named: bool = False, tags: Iterable[str] = ()) -> pa.Schema:
@@ -270,10 +287,11 @@ def open_parquet(file: IO[bytes]) -> pq.ParquetFile:
 
 
 def read_unit(unit: Unit, columns: list[str] | None = None) -> pa.Table:
-    """Read one row group. InputError, naming the file, if it is absent or corrupt."""
+    """Read one row group, with z if it is encoded. InputError, naming the file, if it is absent or corrupt."""
+    stored = None if columns is None else [name for name in columns if name != Z]
     try:
         with storage.opened(unit.url) as file:
-            return open_parquet(file).read_row_group(unit.row_group, columns=columns)
+            table = open_parquet(file).read_row_group(unit.row_group, columns=stored)
     except FileNotFoundError:
         raise InputError(f"shard {unit.url} is listed in card.json but absent; prepare the data set again") from None
     except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: a remote file shorter than a footer
@@ -282,6 +300,9 @@ def read_unit(unit: Unit, columns: list[str] | None = None) -> pa.Table:
             raise  # the file system's, which may pass; Arrow raises plain ones for what it cannot parse
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"shard {unit.url} is corrupt ({reason}); prepare the data set again") from None
+    if unit.encoded is None or (columns is not None and Z not in columns):
+        return table
+    return with_z(table, unit.encoded)
 
 
 class StoredImages:

@@ -106,7 +106,7 @@ def build(
         num_images=card.num_images("train"),
         items=tuple(to_device(load_item(job.generated, number), device) for number in numbers),
         denoiser=None if weights is None else shared.denoiser(job, weights, device),
-        batches=named_batches(job.dataset, adapter(recipe.model).codec(torch.device("cpu")), recipe.seed, device),
+        batches=named_batches(job.dataset, adapter(recipe.model).codec(device), recipe.seed, device),
         codec=adapter(recipe.model).codec(device),
         encode=None if job.encoder is None else encoder(job.encoder, device),
         captures=captures_graphs(recipe, device),

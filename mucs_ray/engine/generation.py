@@ -24,6 +24,7 @@ from mucs_ray.engine.session import Cluster
 from mucs_ray.engine.units import run_units
 from mucs_ray.models.adapters import adapter
 from mucs_ray.models.spec import ModelSpec
+from mucs_ray.spaces.pixels import PIXELS
 from mucs_ray.store.item_names import item_file, item_name
 from mucs_ray.store.items import PlannedItem, Role, save_item
 from mucs_ray.store.run import Stage
@@ -75,8 +76,8 @@ def generate_items(
     denoiser: DiffusionModel, planned: Sequence[PlannedItem], job: GenerateJob, on_item: Callable[[int], None]
 ) -> dict[str, str]:
     """Generate and publish some items, and return the sha256 by file."""
-    codec = adapter(job.model).codec(next(denoiser.parameters()).device)
-    condition_of = lending(job)
+    device = next(denoiser.parameters()).device
+    codec, condition_of = adapter(job.model).codec(device), lending(job, device)
     digests = {}
     for together in split(planned, job.config.items_per_forward):
         items = generate_batch(denoiser, condition_of(together), together, job.config, job.seed)
@@ -88,11 +89,12 @@ def generate_items(
     return digests
 
 
-def lending(job: GenerateJob) -> Callable[[Sequence[PlannedItem]], Condition]:
+def lending(job: GenerateJob, device: torch.device) -> Callable[[Sequence[PlannedItem]], Condition]:
     """Return a function that returns the condition of some items as one batch."""
     if (given := job.conditions) is not None:
         return lambda planned: stacked([given[planned_item.row] for planned_item in planned])
-    lenders = LocalImages(job.dataset, job.config.conditions, on_unit=heartbeat)
+    codec = adapter(job.model).codec(device) if job.model.reads_text else PIXELS
+    lenders = LocalImages(job.dataset, job.config.conditions, codec=codec, on_unit=heartbeat)
     return lambda planned: lent(lenders, planned)
 
 

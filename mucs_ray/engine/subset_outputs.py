@@ -65,7 +65,7 @@ def outputs(denoiser: DiffusionModel, targets: Sequence[PlannedItem], job: Gener
 
     The loss is that of the original target, its mean over noises that all targets and models share.
     """
-    condition_of, again = lending(job), list[Item]()
+    condition_of, again = lending(job, next(denoiser.parameters()).device), list[Item]()
     for together in split(targets, job.config.items_per_forward):
         again += generate_batch(denoiser, condition_of(together), together, job.config, job.seed)
     levels = denoiser.process.training_levels(generator(job.seed, "lds/level"), NUM_NOISES)

@@ -234,3 +234,5 @@ METRICS = (
     Metric("calibrated MAE, one fit", lambda g, s: calibrated_mae(g, s, one_fit=True), higher_is_better=False),
 )
 """All metrics, those of GUDA's tables first."""
+HEADLINE = ("top-1", "MRR", "NDCG@3 (exp)", "Spearman")
+"""The metrics that are printed and shown in reports."""

@@ -175,3 +175,26 @@ def shares_csv(images: Iterable[QueryShares], audit: AuditRecord) -> bytes:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([COLUMNS, *share_rows(images, audit)])
     return text.getvalue().encode()
+
+
+def read_shares(content: bytes) -> list[QueryShares]:
+    """Read shares.csv; numbers are those that the file shows."""
+    rows: dict[int, list[Mapping[str, str]]] = {}
+    for row in csv.DictReader(io.StringIO(content.decode())):
+        rows.setdefault(int(row["query"]), []).append(row)
+    return [
+        QueryShares(
+            query=query,
+            shares=tuple(
+                GroupShare(
+                    group=row["group"],
+                    **{name: float(row[name]) for name in ("share", "low", "high", "score")},
+                )
+                for row in of_query
+                if row["share"]
+            ),
+            standard_error=float(of_query[0]["standard_error"]),
+            floor=float(of_query[0]["floor"]),
+        )
+        for query, of_query in rows.items()
+    ]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mucs_ray.errors import InputError
 from mucs_ray.models.dit_config import DiTConfig, DiTVPConfig
+from mucs_ray.models.pipelines.config import PipelineConfig
 from mucs_ray.models.spec import DEFAULT_KIND, ModelSpec
 from mucs_ray.models.unet2d_config import DDPMConfig
 from mucs_ray.models.unet_config import UNetEDMConfig, UNetVPConfig
@@ -42,6 +43,11 @@ _ALL = (
     ModelCard(kind="unet-edm", spec_class=UNetEDMConfig, implementation="mucs_ray.models.unet_edm:UNetEDMAdapter"),
     ModelCard(kind="unet-vp", spec_class=UNetVPConfig, implementation="mucs_ray.models.unet_edm:UNetVPAdapter"),
     ModelCard(kind="unet2d", spec_class=DDPMConfig, implementation="mucs_ray.models.ddpm:DDPMAdapter"),
+    ModelCard(
+        kind="diffusers",
+        spec_class=PipelineConfig,
+        implementation="mucs_ray.models.pipelines.adapter:PipelineAdapter",
+    ),
 )
 KINDS = {card.kind: card for card in _ALL}
 

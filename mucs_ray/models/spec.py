@@ -27,6 +27,8 @@ class ModelSpec:
     """The name of the kind in a recipe; MODULE:CLASS of the adapter for a third party's class."""
     trains: ClassVar[bool] = False
     """Whether this package can train the model; without it there are no retrainings and no initial weights."""
+    reads_text: ClassVar[bool] = False
+    """Whether the model's own text encoders read captions, whatever conditions the data set was prepared with."""
 
     bound: ClassVar[Literal["drawn", "linear"]] = "linear"
     """How far MUCS unlearns an item if the recipe does not say; "drawn" needs a kind that trains."""
@@ -59,6 +61,13 @@ class ModelSpec:
         if values.get("sigma_data") != FROM_DATA or "sigma_data" not in {field.name for field in fields(cls)}:
             return dict(values)
         return {**values, "sigma_data": round(mean_square() ** 0.5, 4)}
+
+    def encoding(self) -> dict[str, Any] | None:
+        """Return what z and the tensors of captions depend on, if these are computed once, before they are needed.
+
+        None for a model that works on the pictures of the data set and on its conditions.
+        """
+        return None
 
     def check(self) -> None:
         """Raise InputError if the values make no sense together."""

@@ -20,7 +20,8 @@ from mucs_ray.attribution.registry import LEARNED, REFERENCE, installed_methods
 from mucs_ray.config.recipe import Recipe, build, check_fits
 from mucs_ray.config.values import with_new_sections
 from mucs_ray.data.anchor_checks import check_anchors
-from mucs_ray.data.group_manifests import TrainManifest
+from mucs_ray.data.encoded import Encoded
+from mucs_ray.data.group_manifests import TrainManifest, with_noise
 from mucs_ray.data.groups import Groups, find_groups
 from mucs_ray.data.queries import Query, model_url, prompt_line, query_folder, with_class, with_own_prompt
 from mucs_ray.data.table import Dataset
@@ -67,6 +68,7 @@ REPORT_LAYOUT = 6
 """The version of the report's layout; a higher one makes finished reports stale."""
 PHASES = (
     "pretrain",
+    "encode",
     "generate",
     "attribute",
     "retrain",
@@ -83,6 +85,8 @@ RETRAINING = ("retrain", "regenerate", "evaluate", "lds")
 """The commands that train the model again."""
 UNRELATED = "unrelated"
 """The key, beside the methods' names, of the similarities of different generated images: a level to compare with."""
+ENCODE = "encode"
+"""The stage that brings the training images into the space of a model that does not work on pictures."""
 FRESH = "generate/fresh"
 """The stage that generates from the conditions of pictures of the user's, to be compared in their place."""
 
@@ -157,9 +161,10 @@ class Pipeline:
                 " out to explain pictures with it, or give another --run (what is known of a picture, such as its seed,"
                 " goes into metadata.jsonl)"
             )
-        card, conditional = self.dataset.card, self.recipe.model.conditional
-        named = [with_class(query, card, conditional=conditional) for query in queries]
-        prompted = [with_own_prompt(query, card, conditional=conditional) for query in named]
+        card, model = self.dataset.card, self.recipe.model
+        reads = {"conditional": model.conditional, "reads_text": model.reads_text}
+        named = [with_class(query, card, **reads) for query in queries]
+        prompted = [with_own_prompt(query, card, **reads) for query in named]
         if taken := [query for query, before in zip(prompted, named, strict=True) if query.prompt != before.prompt]:
             self.console.print(escape(prompt_line(taken)), highlight=False, soft_wrap=True)
         known = recognized(prompted, self.stages["generate"])
@@ -281,6 +286,10 @@ class Pipeline:
             stage("pretrain", {"weights": self.weights_digest, **recipe_slice(recipe, "model")})
         else:
             stage("pretrain", self.trained, "data")
+        encoding = recipe.model.encoding()
+        encoded = () if encoding is None else (ENCODE,)
+        if encoding is not None:
+            stage(ENCODE, encoding, "data")
         generated = regenerated = recipe_slice(recipe, "generate", "seed", *checkpoint)
         if self.queries:
             generated = {"queries": [query.reads() for query in self.queries]} | recipe_slice(recipe, "model")
@@ -290,7 +299,8 @@ class Pipeline:
         targets = {name: value for name, value in generated.items() if name != "generate.controls"}
         stage(TARGETS, targets, *stages["generate"].inputs)
         for spec in self.method_stages.values():
-            stage(spec.name, spec.reads, *spec.inputs)
+            reads_images = spec.method_stage is not None and "data" in spec.inputs
+            stage(spec.name, spec.reads, *spec.inputs, *(encoded if reads_images else ()))
         stages.pop(TARGETS)
         first = "generate"
         if recipe.trains and self.regeneration == "fresh":
@@ -305,6 +315,16 @@ class Pipeline:
             if self.regeneration != "none":
                 stage(f"regenerate/{self.key(test)}", regenerated, "data", first, *retrained)
         return stages
+
+    @property
+    def encoded_dataset(self) -> Dataset:
+        """The data set with z of its training images, once they are encoded."""
+        stage = self.stages.get(ENCODE)
+        manifest = stage.manifest() if stage is not None else None
+        if stage is None or manifest is None or manifest.fingerprint != stage.fingerprint:
+            return self.dataset
+        tag = stage.fingerprint[:8]
+        return replace(self.dataset, encoded=Encoded(folder=stage.folder, tag=tag, digests=manifest.files))
 
     @cached_property
     def evaluations(self) -> dict[str, Stage]:
@@ -366,8 +386,13 @@ class Pipeline:
 
     @cached_property
     def groups(self) -> Groups:
-        """The groups of training images that the recipe names. InputError if they cannot be compared."""
-        return find_groups(self.dataset, self.recipe.groups.by)
+        """The groups of training images that the recipe names, some images perhaps misplaced on purpose.
+
+        InputError if they cannot be compared.
+        """
+        config = self.recipe.groups
+        found = find_groups(self.dataset, config.by)
+        return with_noise(found, share=config.misplaced, seed=self.recipe.seed) if config.misplaced else found
 
     @cached_property
     def groups_manifest(self) -> TrainManifest:
@@ -377,6 +402,10 @@ class Pipeline:
     @cached_property
     def group_stages(self) -> dict[str, Stage]:
         """The stages of group attribution, by name."""
+        return self.group_stages_with(self.methods)
+
+    def group_stages_with(self, methods: Sequence[str]) -> dict[str, Stage]:
+        """Return the stages of group attribution that sum up the scores of these methods."""
         return group_stages(
             self.run_url,
             self.recipe,
@@ -385,8 +414,25 @@ class Pipeline:
             self.groups_manifest.digest,
             trained=self.trained,
             earlier=self.stages,
-            methods=self.methods,
+            methods=methods,
         )
+
+    def groups_result(self, planned: Collection[str] = ()) -> Stage | None:
+        """Return the stage with the scores of groups, if it is planned or done under the present settings.
+
+        It may be done with other methods than this command has.
+        """
+        if RESULT in planned:
+            return self.group_stages[RESULT]
+        manifest = Stage(run_url=self.run_url, name=RESULT, reads={}, inputs={}).manifest()
+        if self.queries or manifest is None:
+            return None
+        made_of = [name.removeprefix("attribute/") for name in manifest.inputs]
+        try:
+            stage = self.group_stages_with([name for name in made_of if name in self.known])[RESULT]
+        except MucsError:  # a file of groups that is gone, or does not fit the data any more
+            return None
+        return stage if stage.state().status == "done" else None
 
     @property
     def trained(self) -> dict[str, Any]:
@@ -404,6 +450,8 @@ class Pipeline:
         inputs = {name: self.stage(name).fingerprint for name in shown}
         if self.has_lds(planned):
             inputs[LDS] = self.lds_scores(planned).fingerprint
+        if grouped := self.groups_result(planned):
+            inputs[RESULT] = grouped.fingerprint
         return Stage(run_url=self.run_url, name="report", reads=reads, inputs=inputs)
 
     def available_methods(self) -> list[str]:
@@ -457,7 +505,7 @@ class Pipeline:
         """
         if command not in ("pretrain", "generate"):
             for name in self.needed:
-                check_method(self.known[name], self.dataset.card, self.weights_dir)
+                check_method(self.known[name], self.recipe, self.dataset.card, self.weights_dir)
         if command in ("pretrain", "lds", GROUPS) and self.queries:
             raise InputError(f"{command} explains no pictures; leave --image and --queries out, or use attribute")
         if command == "regenerate" and self.regeneration == "none":
@@ -491,7 +539,7 @@ class Pipeline:
                 check_anchors(
                     self.recipe.groups, self.groups, self.dataset.card, conditional=self.recipe.model.conditional
                 )
-                return [RESULT]
+                return [RESULT, "report"]
             case "regenerate":
                 return [f"regenerate/{key}" for key in self.compared_keys()]
             case _:

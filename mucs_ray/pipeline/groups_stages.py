@@ -8,7 +8,7 @@ groups/score/METHOD           those of the models without each group: retrained,
 groups/result                 scores of all groups, agreement with the trainings, shares
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mucs_ray.attribution.forgetting.config import ANCHORED
@@ -65,7 +65,7 @@ def group_stages(
     *,
     trained: Mapping[str, Any],
     earlier: Mapping[str, Stage],
-    methods: tuple[str, ...],
+    methods: Sequence[str],
 ) -> dict[str, Stage]:
     """Return the stages by name, in order.
 

@@ -175,9 +175,9 @@ def ready_encoders(weights_dir: str | None) -> dict[str, ReadyMetric]:
     return encoders
 
 
-def check_method(method: MethodCard, card: Card, weights_dir: str | None) -> None:
+def check_method(method: MethodCard, recipe: Recipe, card: Card, weights_dir: str | None) -> None:
     """Raise InputError or MachineError, in one line, if a method lacks conditions, weights or a pretrained network."""
-    if method.needs_condition and card.condition == "none":
+    if method.needs_condition and card.condition == "none" and not recipe.model.reads_text:
         raise InputError(f"{method.name} compares labels or captions, and this data set has none; choose other methods")
     if method.is_ensemble and not method.weights:
         raise InputError(

@@ -86,7 +86,7 @@ class Estimate:
 
 def estimate(
     pipeline: Pipeline,
-    command: Literal["attribute", "evaluate", "lds"] = "attribute",
+    command: Literal["attribute", "evaluate", "lds", "groups"] = "attribute",
     *,
     workers: int | None = None,
     price: float | None = None,

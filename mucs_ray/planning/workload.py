@@ -8,6 +8,8 @@ from math import prod
 import torch
 
 from mucs_ray.attribution.base import Passes
+from mucs_ray.attribution.forgetting.config import ANCHORED
+from mucs_ray.attribution.forgetting.score import score_grid
 from mucs_ray.config.engine import LEAST_IMAGES, SUM_SHARDS
 from mucs_ray.config.recipe import GenerateConfig, Recipe
 from mucs_ray.data.table import Dataset
@@ -16,6 +18,7 @@ from mucs_ray.diffusion.samplers import evaluations
 from mucs_ray.evaluation.subsets import NUM_NOISES
 from mucs_ray.models.adapters import adapter
 from mucs_ray.pipeline.graph import FRESH, RETRAINS, Pipeline, StageRef
+from mucs_ray.pipeline.groups_stages import FORGOTTEN, FULL, SCORED
 from mucs_ray.pipeline.lds_stages import OUTPUTS
 from mucs_ray.pipeline.method_stages import StageSpec
 from mucs_ray.store.run import State
@@ -34,6 +37,7 @@ WORK = {
 
 TESTING = (*RETRAINS, "regenerate", OUTPUTS)
 """The first folders of the names of stages of which there are many."""
+BYTES_OF_AN_ERROR = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +71,10 @@ def left_to_do(pipeline: Pipeline, states: Mapping[str, State], *, processor: st
         elif name in (FRESH, "generate", "regenerate"):
             if not (pipeline.queries and name == "generate"):  # pictures of the user's are only read
                 yield generation(pipeline, name, count, model)
+        elif name.startswith(f"{FORGOTTEN}/"):
+            yield unlearning_of_groups(pipeline, name, network_bytes=network_bytes)
+        elif name.startswith(f"{SCORED}/"):
+            yield scoring_of_groups(pipeline, name, model)
         elif spec := pipeline.method_stages.get(name):
             yield from method_stage_work(spec, pipeline.dataset, model)
 
@@ -122,6 +130,41 @@ def subset_outputs(recipe: Recipe, count: int, model: DiffusionModel) -> Work:
         passes=Passes(forwards=count * config.items * (forwards + NUM_NOISES)),
         written_bytes=count * config.items * 4 * (prod(model.shape) + 1),
         pieces=count,
+    )
+
+
+def unlearning_of_groups(pipeline: Pipeline, name: str, *, network_bytes: int) -> Work:
+    """Return the work of unlearning each group in one way; finding neighbours is negligible."""
+    config, num_groups = pipeline.recipe.groups, len(pipeline.groups.names)
+    unlearner = name.removeprefix(f"{FORGOTTEN}/")
+    images = num_groups * config.updates * config.batch_size
+    # images of an update that the full model answers too: those of the group, with and without class, and others
+    guided = 2 if unlearner == "esd" else int(unlearner in ANCHORED)
+    taught = config.retain == "distil" or unlearner in ANCHORED
+    return Work(
+        stage=name,
+        work=f"{num_groups} groups x {config.updates:,} updates",
+        passes=Passes(
+            backwards=images * (1 if unlearner == "retain-only" else 2),
+            forwards=images * (guided + taught),
+        ),
+        written_bytes=num_groups * network_bytes,
+        pieces=num_groups,
+    )
+
+
+def scoring_of_groups(pipeline: Pipeline, name: str, model: DiffusionModel) -> Work:
+    """Return the work of measuring the errors of the full model, or of the models without each group."""
+    recipe = pipeline.recipe
+    models = 1 if name == f"{SCORED}/{FULL}" else len(pipeline.groups.names)
+    levels = len(score_grid(model.process, recipe.groups, recipe.score).level)
+    forwards = models * recipe.generate.items * recipe.groups.noise_sets * levels
+    return Work(
+        stage=name,
+        work=f"{recipe.generate.items} items x {models} model{'' if models == 1 else 's'}",
+        passes=Passes(forwards=forwards),
+        written_bytes=forwards * BYTES_OF_AN_ERROR,
+        pieces=models,
     )
 
 

@@ -186,6 +186,65 @@ class LdsSection:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class GroupPictures:
+    """A group of training images, and some of them."""
+
+    name: str
+    size: int
+    images: tuple[Picture, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShareBar:
+    """The share of a group in a generated image, in [0, 1], with its interval."""
+
+    group: str
+    share: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SharedImage:
+    """A generated image and the shares of groups in it, the largest first."""
+
+    number: int
+    label: str
+    image: Picture
+    bars: tuple[ShareBar, ...]
+    """No bars for an image that is nobody's in particular."""
+    rest: str = ""
+    """A sentence on the groups without a bar."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreMatrix:
+    """The scores of all groups for all generated images by one method: a row an image; None where there is none."""
+
+    title: str
+    groups: tuple[str, ...]
+    scores: tuple[tuple[float | None, ...], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class GroupSection:
+    """Which groups of training images made the generated images, and how far that can be trusted."""
+
+    headline: str
+    by: str
+    """What makes groups, such as "label"."""
+    remarks: tuple[str, ...]
+    """What a reader must know to judge the result."""
+    groups: tuple[GroupPictures, ...]
+    shares_by: str
+    """The models from which the shares are computed; "" if there are no shares."""
+    images: tuple[SharedImage, ...]
+    matrices: tuple[ScoreMatrix, ...]
+    table: Table | None
+    """The agreement with trainings without each group; None without these."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class HubImage:
     """A training image that is in the top-k lists of `lists` generated images."""
 
@@ -239,3 +298,4 @@ class Report:
     """The counterfactual test, once for each mode of removal; that of the headline comes first."""
     hubs: HubSection | None = None
     lds: LdsSection | None = None
+    groups: GroupSection | None = None

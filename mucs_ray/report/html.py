@@ -16,9 +16,12 @@ from mucs_ray.report.document import (
     GridRow,
     ItemSection,
     Report,
+    ScoreMatrix,
+    SharedImage,
     Table,
     Unlearning,
 )
+from mucs_ray.report.group_plots import score_shades, share_bars
 from mucs_ray.report.pictures import Gallery, sharpness, thumbnail
 from mucs_ray.report.svg import score_histogram, unlearning_curve
 
@@ -60,6 +63,8 @@ def render(report: Report) -> str:
         curve_styles=curve_styles,
         density_plot=density_plot,
         swatch=swatch,
+        share_bars=_share_bars,
+        score_shades=_score_shades,
         bands=_bands,
         numeric=_numeric_columns,
         wide=_is_wide,
@@ -86,6 +91,14 @@ def _curve(item: ItemSection, answer: Answer) -> str:
 def _histogram(item: ItemSection, answer: Answer, report: Report) -> str:
     title = f"Scores of all training images for generated image {_subject(item, answer)}"
     return score_histogram(answer.histogram, top_k=report.top_k, title=title)
+
+
+def _share_bars(image: SharedImage) -> str:
+    return share_bars(image.bars, title=f"Shares of groups in generated image {image.number}")
+
+
+def _score_shades(matrix: ScoreMatrix) -> str:
+    return score_shades(matrix, title=f"Scores of all groups by {matrix.title}")
 
 
 def _outcome(unlearning: Unlearning) -> str:

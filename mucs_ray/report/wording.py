@@ -43,6 +43,11 @@ def percent(value: float) -> str:
     return f"{value:.1f}{NBSP}%"
 
 
+def whole_percent(value: float) -> str:
+    """Write a number in [0, 1] as a percentage without decimals: "27 %"."""
+    return f"{100 * value:.0f}{NBSP}%"
+
+
 def plus_minus(mean: float, half_width: float | None) -> str:
     """Write "−13.5 ± 2.1", or the mean alone if there is no half-width."""
     return signed(mean) if half_width is None else f"{signed(mean)}{NBSP}±{NBSP}{half_width:.1f}"
@@ -82,6 +87,11 @@ def count(values: Sequence[int]) -> str:
 def seeds(num: int) -> str:
     """Write "one seed" or "6 seeds"."""
     return "one seed" if num == 1 else f"{num} seeds"
+
+
+def counted_things(num: int, thing: str) -> str:
+    """Write "1 image" or "1,715 images"."""
+    return f"{num:,} {thing}{'' if num == 1 else 's'}"
 
 
 def label(method: str, labels: Mapping[str, str]) -> str:

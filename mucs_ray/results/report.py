@@ -24,7 +24,7 @@ from mucs_ray.pipeline.graph import Pipeline
 from mucs_ray.report.document import Answer, Histogram, ItemSection, Picture, RankedImage, Report, Unlearning
 from mucs_ray.report.export import to_csv, to_latex
 from mucs_ray.report.html import render
-from mucs_ray.results import counterfactual, lds, queries, query_test
+from mucs_ray.results import counterfactual, groups, lds, queries, query_test
 from mucs_ray.results.counterfactual import is_done
 from mucs_ray.results.warnings import nothing_unlearned
 from mucs_ray.store import checkpoint
@@ -96,6 +96,7 @@ def document(pipeline: Pipeline, analyses: Sequence[Analysis]) -> Report:
     methods = shown_methods(pipeline)
     pictured = counterfactual.without_variants(methods)
     ranked = read_facts(pipeline.stages[f"attribute/{methods[0]}"], RankingFacts)
+    labels = {name: card.label for name, card in pipeline.known.items()}
     sections, kind = item_sections(pipeline, pictured), "pictures" if pipeline.queries else "generated images"
     return Report(
         title=f"{pipeline.recipe.name}, seed {pipeline.recipe.seed}",
@@ -111,6 +112,7 @@ def document(pipeline: Pipeline, analyses: Sequence[Analysis]) -> Report:
         evaluations=counterfactual.sections([pipeline], analyses),
         hubs=counterfactual.hubs_report([pipeline], methods),
         lds=lds.section(pipeline),
+        groups=groups.section(pipeline, labels, [section.label for section in sections]),
     )
 
 
@@ -166,7 +168,8 @@ def generated_labels(pipeline: Pipeline) -> list[str]:
     if not pipeline.recipe.model.conditional:
         return ["unconditional"] * len(planned)
     lenders = pipeline.dataset.find({item.idx for item in planned}, pipeline.recipe.generate.conditions)
-    return [condition_name(lenders[item.idx], pipeline.dataset.card) for item in planned]
+    captions = pipeline.dataset.card.condition == "embedding" or pipeline.recipe.model.reads_text
+    return [condition_name(lenders[item.idx], pipeline.dataset.card, captions=captions) for item in planned]
 
 
 def ranked_images(rows: Sequence[Mapping[str, str]], pictures: Mapping[int, Row]) -> Iterator[RankedImage]:
@@ -188,9 +191,9 @@ def histogram(scores: ScoreHistogram, rows: Sequence[Mapping[str, str]]) -> Hist
     return Histogram(edges=tuple(scores.edges), counts=tuple(scores.counts), top_k_score=float(rows[-1]["score"]))
 
 
-def condition_name(test_row: Row, card: Card) -> str:
+def condition_name(test_row: Row, card: Card, *, captions: bool) -> str:
     """Return the condition from which an item was generated in words: a caption, a class, or nothing."""
-    if card.condition == "embedding":
+    if captions:
         return test_row.text[0] if test_row.text else ""
     return card.classes[test_row.label] if test_row.label is not None and card.classes else ""
 
@@ -298,6 +301,7 @@ def as_json(pipeline: Pipeline, analyses: Sequence[Analysis]) -> dict[str, Any]:
         "hubs": {name: asdict(hubs) for name, hubs in counterfactual.hubs_by_method([pipeline], methods).items()},
         **counterfactual.as_json(analyses),
         **lds.as_json(pipeline),
+        **groups.report_json(pipeline),
         **(query_test.as_json(pipeline) if analyses and pipeline.queries else {}),
     }
 

@@ -152,6 +152,15 @@ def examine(recipe: Recipe, dataset: Dataset) -> Examined:
     )
 
 
+def pipeline_block(folder: str) -> tuple[dict[str, str], str]:
+    """Return what there is to say of a pipeline's folder, as facts by name and as one block of lines."""
+    from mucs_ray.models.pipelines.summary import summary
+
+    facts = summary(folder)
+    width = max(map(len, facts))
+    return facts, "\n".join(f"{name:<{width}}  {fact}" for name, fact in facts.items())
+
+
 def sample(model: DiffusionModel, codec: Codec, condition: Condition, recipe: Recipe) -> bytes:
     """Return an image that is sampled from the model for one condition, as the run samples, as PNG."""
     config, device = recipe.generate, next(model.parameters()).device

@@ -27,6 +27,8 @@ MOST_MEASURED = 10_000
 CUSTOM, SMALL = "custom", "custom-small"
 """The recipes for data sets that have none of their own: a large network, and a small one for a machine without a GPU.
 """
+PIPELINES = "diffusers"
+"""The recipe for pipelines, whatever data set they were made from."""
 SMALL_LINE = f"there is no GPU here, so the recipe is {SMALL}, a small network; --recipe {CUSTOM} takes a large one"
 EMBEDDED = "emoji"
 """The data set that needs no source, and is prepared on first use."""
@@ -55,9 +57,7 @@ def resolve(
         raise InputError("which data set? give --dataset NAME_OR_URL (or --recipe); `mucs-ray demo` needs neither")
     is_default = values is None and recipe is None and weights is None
     raw = raw_recipe(dataset, recipe) if values is None else values
-    values = with_kind(raw, settings)
-    if weights is not None:
-        values["weights"] = storage.absolute(weights)
+    values = with_kind(raw, settings) if weights is None else with_weights(raw, weights, settings)
     if "data" not in values:
         raise InputError('the recipe names no data set; give --dataset, or data = "URL" in the recipe')
     opened = open_dataset(str(values["data"]), console)
@@ -73,6 +73,23 @@ def resolve(
         spec, _ = load_weights(built.weights, values.get("model", {}))
         built = build({**values, "model": spec.to_dict()}, methods)
     return built, opened
+
+
+def with_weights(values: Values, weights: str, settings: Sequence[str]) -> Values:
+    """Return raw values with a file of weights or, for a folder with a pipeline, with that as the model.
+
+    What a recipe says of its own network does not hold for a pipeline; what the settings say of the model does.
+    """
+    from mucs_ray.models.pipelines.folder import is_pipeline  # with torch, which weights need in any case
+
+    if not is_pipeline(weights):
+        return {**with_kind(values, settings), "weights": storage.absolute(weights)}
+    if is_custom(values):  # nothing in it was chosen for this data set
+        values = {**read_recipe(PIPELINES), **{key: values[key] for key in ("name", "data")}}
+    section = values.get("model", {})
+    own = dict(section) if isinstance(section, Mapping) and kind_of(section) == "diffusers" else {}
+    pipeline = {**own, "kind": "diffusers", "path": storage.absolute(weights)}
+    return with_settings({**values, "model": pipeline}, settings)
 
 
 def with_measured(values: Values, dataset: Dataset, console: Console) -> Values:
@@ -102,7 +119,7 @@ def default_run(dataset: str | None, recipe: str | None) -> str | None:
     return f"runs/{raw_recipe(dataset, recipe)['name']}" if dataset is not None or recipe is not None else None
 
 
-def with_kind(values: Values, settings: list[str]) -> Values:
+def with_kind(values: Values, settings: Sequence[str]) -> Values:
     """Return raw recipe values with settings applied; settings that name another kind of model start from its defaults.
 
     What the recipe says of the model belongs to the recipe's own kind.
@@ -159,8 +176,7 @@ def takes_small(values: Values, settings: Sequence[str], begun: str | None, addr
 
     A run that was begun keeps the network that it has, and settings of the model are meant for the large one.
     """
-    large = read_recipe(CUSTOM)
-    if any(values.get(section) != large.get(section) for section in large.keys() - {"name", "data"}):
+    if not is_custom(values):
         return False  # the data set has a recipe of its own
     recorded = read_recorded_run(storage.absolute(begun)) if begun is not None else None
     if recorded is not None:
@@ -171,6 +187,12 @@ def takes_small(values: Values, settings: Sequence[str], begun: str | None, addr
     import torch  # here, for bad input and what only looks at a run do without it
 
     return not torch.cuda.is_available() and cluster_address(address) == "local"
+
+
+def is_custom(values: Values) -> bool:
+    """Return whether the raw values are those of the recipe for data sets that have none of their own."""
+    large = read_recipe(CUSTOM)
+    return all(values.get(section) == large.get(section) for section in large.keys() - {"name", "data"})
 
 
 def data_url(dataset: str) -> str:

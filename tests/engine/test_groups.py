@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import os
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,18 +23,21 @@ from mucs_ray.config.recipe import Recipe, with_values
 from mucs_ray.data.local import LocalImages
 from mucs_ray.data.table import Dataset
 from mucs_ray.diffusion.batch import Item
-from mucs_ray.engine import group_models, trainings
-from mucs_ray.engine.models import to_arrays
+from mucs_ray.engine import group_models, progress, trainings
+from mucs_ray.engine.models import build_denoiser, to_arrays
+from mucs_ray.engine.progress import Bar
 from mucs_ray.engine.session import Cluster
 from mucs_ray.evaluation.subsets import repeat_seed
 from mucs_ray.pipeline.graph import Pipeline, StageRef
 from mucs_ray.pipeline.groups_stages import RESULT
 from mucs_ray.results import groups as group_results
+from mucs_ray.run import driver
 from mucs_ray.run.stages import groups, run_stage, train
 from mucs_ray.spaces.pixels import PIXELS
 from mucs_ray.store import checkpoint
 from mucs_ray.store.items import save_item
 from mucs_ray.store.run import Stage
+from processes import pids_of
 from tiny import lively, tiny_recipe
 from tiny_run import open_tiny, train_all_plainly, work
 
@@ -92,6 +97,14 @@ def save_weights(pipeline: Pipeline, name: str, factor: float) -> None:
     stage.finish({file: checkpoint.save(stage.url(file), model.network.state_dict(), {})}, {})
 
 
+def random_scores(pipeline: Pipeline) -> tuple[dict[str, str], dict[str, Any]]:
+    """Publish made-up scores of the method random."""
+    attribution, buffer = pipeline.stages["attribute/random"], io.BytesIO()
+    scores = np.random.default_rng(1).random((60, 2)).astype(np.float32)
+    pq.write_table(pa.table({"idx": np.arange(60), "score": list(scores)}), buffer)
+    return {"scores.parquet": storage.publish(attribution.url("scores.parquet"), buffer.getvalue())}, {}
+
+
 @pytest.fixture
 def scored(data: Dataset, tmp_path: Path, plain: Plain) -> Pipeline:
     """A run whose trainings, items and scores of images are made up."""
@@ -105,11 +118,7 @@ def scored(data: Dataset, tmp_path: Path, plain: Plain) -> Pipeline:
     generate.finish({}, {"items": planned})
     for number, name in enumerate(("pretrain", *(name for name in pipeline.group_stages if "/retrain/" in name))):
         save_weights(pipeline, name, 1 + 0.01 * number)
-    attribution, buffer = pipeline.stages["attribute/random"], io.BytesIO()
-    scores = np.random.default_rng(1).random((60, 2)).astype(np.float32)
-    pq.write_table(pa.table({"idx": np.arange(60), "score": list(scores)}), buffer)
-    digest = storage.publish(attribution.url("scores.parquet"), buffer.getvalue())
-    attribution.finish({"scores.parquet": digest}, {})
+    pipeline.stages["attribute/random"].finish(*random_scores(pipeline))
     run(pipeline, *(name for name in pipeline.group_stages if "/retrain/" not in name and name != RESULT))
     return pipeline
 
@@ -200,6 +209,63 @@ def test_the_command_through_ray(finished: Pipeline, copied: Callable[[], Path],
     assert found["sizes"] == [20, 20, 20] and {"retrained", "zero", "retrack"} <= {
         row["method"] for row in scores_of(pipeline)
     }
+    told = json.loads((Path(pipeline.run_url) / "report/report.json").read_text())["group_attribution"]
+    assert told["groups"] == ["red", "green", "blue"] and [image["query"] for image in told["images"]] == [0, 1]
+    page = (Path(pipeline.run_url) / "report.html").read_text()
+    assert 'id="groups"' in page and "unlearning, retrack" in page and "20 images" in page
+
+
+def test_a_run_killed_in_the_middle_of_group_7_goes_on_with_group_7(
+    finished: Pipeline, copied: Callable[[], Path], cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Ten groups; a worker is really killed, and the command interrupted, when the first seven are published."""
+    by = tmp_path / "groups.csv"
+    by.write_text("idx,group\n" + "".join(f"{idx},{idx % 10}\n" for idx in range(60)))
+    changes = {**GROUPS, "by": str(by), "golds": 0, "unlearners": ["zero"], "updates": 20, "batch_size": 6}
+    pipeline = open_tiny(finished.dataset, copied(), groups=changes, engine={"train_workers": 1})
+    stage, units = pipeline.stage("groups/unlearn/zero"), list[list[str]]()
+    files = [groups.model_file(stage, number) for number in range(10)]
+
+    class Interrupted(Bar):
+        def set(self, done: float, detail: str = "") -> None:
+            if set(files[:7]) <= set(storage.names(stage.folder)):
+                os.kill(pids_of("ray::run_attempt")[0], signal.SIGKILL)
+                raise KeyboardInterrupt
+            super().set(done, detail)
+
+    def run_units(function: Any, tasks: dict[str, Any], **options: Any) -> Iterator[tuple[str, Any]]:
+        units.append(list(tasks))
+        return units_of_ray(function, tasks, **options)
+
+    units_of_ray = group_models.run_units
+    monkeypatch.setattr(group_models, "run_units", run_units)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(progress, "Bar", Interrupted)
+        driver.run_stages([StageRef(pipeline, "groups/members"), StageRef(pipeline, "groups/unlearn/zero")])
+    published = {file: stat(stage, file) for file in files if file in storage.names(stage.folder)}
+    assert set(published) >= set(files[:7]) and files[7] not in published
+    driver.run_stages([StageRef(pipeline, "groups/unlearn/zero")])
+    assert units == [
+        [f"group-{n:04d}" for n in range(10)],
+        [f"group-{n:04d}" for n in range(10) if files[n] not in published],
+    ]
+    assert all(stat(stage, file) == before for file, before in published.items())
+    tensors, _ = checkpoint.load(stage.url(files[7]))
+    full = build_denoiser(pipeline.recipe.model, last_weights(pipeline.stages["pretrain"]), torch.device("cpu"))
+    job = groups.job_of(pipeline, stage)
+    alone = group_models.forget(
+        full, LocalImages(finished.dataset, "train"), pipeline.groups.members(7), 7, "zero", job
+    )
+    assert all(torch.equal(alone.tensors[name], tensor) for name, tensor in tensors.items())
+
+
+def stat(stage: Stage, file: str) -> int:
+    """Return when a file was published."""
+    return Path(stage.url(file)).stat().st_mtime_ns
+
+
+def last_weights(stage: Stage) -> Any:
+    return to_arrays(checkpoint.load(stage.url(stage.part("last", "safetensors")))[0])
 
 
 def scores_of(pipeline: Pipeline) -> list[dict[str, Any]]:

@@ -154,6 +154,31 @@ def test_models_of_subsets_are_counted_for_lds(data: Dataset, tmp_path: Path):
     assert whole["lds/outputs"].passes == Passes(forwards=5 * 2 * (7 * 2 + 60)) and whole["lds/outputs"].pieces == 5
 
 
+def test_models_without_groups_are_counted_for_groups(data: Dataset, tmp_path: Path):
+    """Three groups, each trained without twice; 5 updates of 8 images of the group and 8 others; 2 items by 2 noises of
+    4 levels.
+    """
+    changes = {"golds": 2, "unlearners": ["zero", "esd", "retain-only"], "updates": 5, "batch_size": 8, "levels": 4}
+    attribution, whole = rows(opened(data, tmp_path)), rows(opened(data, tmp_path, groups=changes), "groups")
+    unlearn, score = "groups/unlearn", "groups/score"
+    assert whole["groups/retrain"].passes == Passes(backwards=6 * UPDATES) and whole["groups/retrain"].pieces == 6 * 2
+    assert whole[f"{unlearn}/zero"].passes == Passes(backwards=3 * 5 * 16) and whole[f"{unlearn}/zero"].pieces == 3
+    assert whole[f"{unlearn}/esd"].passes == Passes(backwards=3 * 5 * 16, forwards=3 * 5 * 16)  # with and without class
+    assert whole[f"{unlearn}/retain-only"].passes == Passes(backwards=3 * 5 * 8)
+    assert whole[f"{unlearn}/zero"].written_bytes == 3 * whole["pretrain"].written_bytes // 5
+    assert whole[f"{score}/full"].passes == Passes(forwards=2 * 2 * 4) and whole[f"{score}/full"].pieces == 1
+    assert whole[f"{score}/retrained-repeat"].passes == Passes(forwards=3 * 2 * 2 * 4)
+    assert whole[f"{score}/zero"].written_bytes == 3 * 2 * 2 * 4 * 8
+    assert set(whole) - set(attribution) == {
+        "groups/retrain", *(f"{unlearn}/{name}" for name in ("zero", "esd", "retain-only")),
+        *(f"{score}/{name}" for name in ("full", "retrained", "retrained-repeat", "zero", "esd", "retain-only")),
+    }  # fmt: skip
+    anchored = rows(opened(data, tmp_path, groups={**changes, "unlearners": ["uniform"]}), "groups")
+    assert anchored[f"{unlearn}/uniform"].passes == Passes(backwards=3 * 5 * 16, forwards=3 * 5 * 16)
+    taught = rows(opened(data, tmp_path, groups={**changes, "retain": "distil"}), "groups")
+    assert taught[f"{unlearn}/zero"].passes == Passes(backwards=3 * 5 * 16, forwards=3 * 5 * 8)
+
+
 def test_what_is_done_costs_nothing(data: Dataset, tmp_path: Path):
     pipeline = opened(data, tmp_path)
     for name in ("pretrain", "retrain/random"):

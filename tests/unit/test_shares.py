@@ -18,6 +18,7 @@ from mucs_ray.evaluation.shares import (
     QueryShares,
     floor_of,
     normalised,
+    read_shares,
     repetitions,
     shares_csv,
     shares_of,
@@ -132,4 +133,9 @@ def test_the_file_has_an_interval_for_every_share_and_names_the_record():
     assert (rows[4]["query"], rows[4]["share"], rows[4]["low"]) == ("1", "", "")
     assert {row["audit"] for row in rows} == {AUDIT.digest}
     assert json.loads(json.dumps(AUDIT.to_json()))["digest"] == AUDIT.digest
+    read = read_shares(text.encode())
+    assert [image.nobody for image in read] == [False, True] and [image.query for image in read] == [0, 1]
+    assert [own.group for own in read[0].shares] == list(NAMES)
+    assert read[0].shares[0].share == pytest.approx(first.shares[0].share, abs=1e-6)
+    assert (read[1].standard_error, read[1].floor) == pytest.approx((second.standard_error, second.floor), rel=1e-5)
     assert replace(AUDIT, date="2026-01-02T00:00:00Z").digest != AUDIT.digest

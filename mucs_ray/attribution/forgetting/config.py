@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, Lt
 
 Unlearner = Literal[
     "zero", "retrack", "retrack-clipped", "noise", "esd", "ascent", "awss", "uniform", "style-removed", "matched",
@@ -34,6 +34,9 @@ class GroupsConfig:
 
     by: str = "label"
     """What makes groups: label, text, folder, or the URL of a CSV or Parquet file with the columns idx and group."""
+    misplaced: Annotated[float, Ge(0), Lt(1)] = 0.0
+    """The share of the smallest group's size that is moved from each group to wrong ones, to see what errors in the
+    data would do."""
     golds: Annotated[int, Ge(0), Le(2)] = 1
     """The number of trainings without each group: 1 for the reference, 2 with another seed as well for the floor."""
     unlearners: tuple[Unlearner, ...] = ("zero", "retrack")

@@ -25,6 +25,8 @@ class Choices:
     """The column of captions; "none" for no captions at all."""
     label_column: str | None = None
     """The column of labels; "none" for no labels at all."""
+    keep_text: bool = False
+    """Whether captions stay text and are not embedded, for models that have text encoders of their own."""
     group_column: str | None = None
     """The columns to make groups by, such as the artist, with commas between them; they are kept as tags."""
     follow_links: bool = False

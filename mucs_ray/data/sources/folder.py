@@ -27,7 +27,7 @@ from mucs_ray.data.table import Row
 from mucs_ray.data.understood import Aside, Understood
 from mucs_ray.errors import InputError, MachineError
 
-CHOICES = ("image_column", "text_column", "label_column", "group_column", "follow_links")
+CHOICES = ("image_column", "text_column", "label_column", "keep_text", "group_column", "follow_links")
 DEFAULT_SIZE = 64
 PER_SHARD = 1024
 FEW = 1000
@@ -49,9 +49,12 @@ def plan(where: str | None, size: int | None, choices: Choices | None = None) ->
     """List the images. MachineError at once if they have captions and the CLIP weights are absent."""
     if where is None:
         raise InputError("folder needs --source, a folder of images")
+    choices = choices or Choices()
     root, side, aside = storage.absolute(where).rstrip("/"), size or DEFAULT_SIZE, Aside()
-    found = describe(root, choices or Choices(), aside)
+    found = describe(root, choices, aside)
     condition = condition_of([entry for entry in found.entries if entry.split == "train"])
+    if choices.keep_text and condition == "embedding":
+        condition = "none"
     if condition == "embedding":
         demand_weights()
     usable = [entry for entry in found.entries if has(entry, condition)]
@@ -128,7 +131,10 @@ def demand_weights() -> None:
         caption_embedding.find_weights()
     except MachineError as error:
         alternatives = "class folders, a label column without captions, or a folder of only images need none"
-        raise MachineError(f"{error}; {alternatives} (--text-column {NONE} leaves captions out)") from None
+        raise MachineError(
+            f"{error}; {alternatives} (--text-column {NONE} leaves captions out; --keep-text keeps them as text, which"
+            " pipelines with text encoders of their own read)"
+        ) from None
 
 
 def condition_of(train: Sequence[Entry]) -> Condition:

@@ -26,7 +26,7 @@ from mucs_ray.data.table import Row, Split
 from mucs_ray.data.understood import Aside, Understood
 from mucs_ray.errors import InputError
 
-CHOICES = ("text_column", "label_column", "follow_links")
+CHOICES = ("text_column", "label_column", "keep_text", "follow_links")
 DEFAULT_SIZE = 64
 EMBEDDED_AT_ONCE = 64
 ALL, TRAIN_ONLY, TEST_ONLY = "all", "train", "test"
@@ -82,6 +82,8 @@ def plan(where: str | None, size: int | None, choices: Choices | None = None) ->
     if not train:
         raise InputError(f"no training image in the tars of {where} ({aside.sentence()})")
     condition = condition_of(train)
+    if choices.keep_text and condition == "embedding":
+        condition = "none"
     if condition == "embedding":
         demand_weights()
     held = {split: [tar for tar in tars if named[tar.name] == split] for split in ("test", "validation")}

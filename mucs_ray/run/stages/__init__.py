@@ -11,6 +11,7 @@ from mucs_ray.pipeline.graph import UNRELATED, StageRef
 from mucs_ray.pipeline.lds_stages import OUTPUTS
 from mucs_ray.run.stages import (
     attribute,
+    encode,
     generate,
     group_result,
     groups,
@@ -46,6 +47,8 @@ def run_stage(ref: StageRef, cluster: Cluster) -> Output:
     match name.split("/"):
         case ["pretrain"]:
             return generate.import_checked_weights(pipeline)
+        case ["encode"]:
+            return encode.encode(pipeline, cluster)
         case ["generate"]:
             return queries.read(pipeline) if pipeline.queries else generate.generate(pipeline, cluster)
         case ["generate", "fresh"]:

@@ -57,7 +57,7 @@ def fit(pipeline: Pipeline, spec: StageSpec, cluster: Cluster) -> Output:
 
 def accumulate(pipeline: Pipeline, spec: StageSpec, cluster: Cluster) -> Output:
     """Sum over the training set; the sum over each shard of its units is one part."""
-    stage, units = pipeline.stages[spec.name], pipeline.dataset.units("train")
+    stage, units = pipeline.stages[spec.name], pipeline.encoded_dataset.units("train")
     shards = {stage.part(f"sum-{n:04d}", "safetensors"): shard for n, shard in enumerate(fitting.sum_shards(units))}
     missing = {file: shards[file] for file in stage.begin(list(shards))}
     job, inputs = attribute_job(pipeline, spec), input_refs(pipeline, spec)
@@ -78,7 +78,7 @@ def attribute_job(pipeline: Pipeline, spec: StageSpec) -> AttributeJob:
     tables = {"accumulate": "features", "fit": "features", "score": "features", "fit_screen": "sample"}
     features = earlier_stages(pipeline, spec, tables.get(spec.hook, ""))
     return AttributeJob(
-        dataset=pipeline.dataset,
+        dataset=pipeline.encoded_dataset,
         recipe=spec.recipe,
         attributor=spec.load(),
         method_stage=spec.method_stage,

@@ -5,7 +5,7 @@ Axes: r noise sets, q queries (generated images), k groups, n levels.
 
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -15,31 +15,25 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor
 
 from mucs_ray import __version__, storage
 from mucs_ray.attribution.forgetting.score import group_score, score_grid
 from mucs_ray.data.group_manifests import QueryManifest
 from mucs_ray.evaluation.group_agreement import Agreement, agreement, differences
-from mucs_ray.evaluation.group_metrics import METRICS
-from mucs_ray.evaluation.group_scores import FUNCTIONS, Aggregation, Members, group_scores
+from mucs_ray.evaluation.group_metrics import HEADLINE, METRICS
 from mucs_ray.evaluation.shares import AuditRecord, QueryShares, floor_of, repetitions, shares_csv, shares_of
 from mucs_ray.models.adapters import adapter
 from mucs_ray.pipeline.graph import Pipeline
 from mucs_ray.pipeline.groups_stages import FULL, RESULT, SCORED, gold_names
+from mucs_ray.results.group_image_scores import image_scores
 from mucs_ray.run.stages.files import Output
 from mucs_ray.run.stages.groups import errors_file
 from mucs_ray.store import checkpoint
 from mucs_ray.store.facts import GenerationFacts, read_facts
 from mucs_ray.store.item_names import item_name
-from mucs_ray.store.parts import matrix, stored_scores
-from mucs_ray.store.run import Stage
 
-TOP = 10
-"""The number of images of which "top-10 mean" takes the mean."""
-HEADLINE = ("top-1", "MRR", "NDCG@3 (exp)", "Spearman")
-"""The metrics that are printed."""
 Scores = dict[str, Float[np.ndarray, "r q k"]]
 
 
@@ -103,24 +97,6 @@ def errors(pipeline: Pipeline, name: str, num: int) -> list[Float[Tensor, "q r n
         file = errors_file(stage, number)
         tensors, _ = checkpoint.parse(stage.checked(file, manifest), stage.url(file))
         found.append(tensors["errors"])
-    return found
-
-
-def image_scores(pipeline: Pipeline) -> dict[str, Float[np.ndarray, "q k"]]:
-    """Return the scores of groups from those of images, by method and aggregation."""
-    groups = pipeline.groups
-    members = Members(idx=groups.idx, group=groups.group, num=len(groups.names))
-    ways = [Aggregation(function, top=TOP) for function in FUNCTIONS]
-    found = {}
-    for method in pipeline.methods:
-        attribution = pipeline.stages[f"attribute/{method}"]
-
-        def tables(attribution: Stage = attribution) -> Iterator[tuple[Int64[np.ndarray, " b"], np.ndarray]]:
-            for table in stored_scores(attribution):
-                yield table["idx"].to_numpy(), matrix(table, "score")
-
-        scores = group_scores(tables, members, ways)
-        found |= {f"{method}, {way.name}": table for way, table in scores.items()}
     return found
 
 

@@ -33,7 +33,7 @@ def run_pass(refs: Sequence[StageRef], cluster: Cluster) -> Iterator[tuple[Stage
     finished. A unit that has no part after a pass, and is not given up, is streamed again by new workers.
     """
     started, pipeline = time.monotonic(), refs[0].pipeline
-    units, load = pipeline.dataset.units("train"), load_once()
+    units, load = pipeline.encoded_dataset.units("train"), load_once()
     stages, errors = dict[str, StreamedStage](), dict[str, MucsError]()
     num_images = sum(unit.rows for unit in units)
     with bars(pipeline.console, [ref.name for ref in refs], num_images, "images", pipeline.events) as progress:

@@ -16,7 +16,7 @@ from mucs_ray.models.adapters import adapter
 from mucs_ray.models.spec import ModelSpec
 from mucs_ray.pipeline.graph import Pipeline
 from mucs_ray.run.stages.files import Output
-from mucs_ray.spaces.codec import Codec
+from mucs_ray.spaces.codec import Asked, Codec
 from mucs_ray.store import checkpoint
 from mucs_ray.store.facts import GenerationFacts, QueriesFacts, QueryFacts
 from mucs_ray.store.item_names import item_file
@@ -27,12 +27,12 @@ def read(pipeline: Pipeline) -> Output:
     """Read each query, bring it into the space of the model, and publish it as an item."""
     stage, dataset = pipeline.stages["generate"], pipeline.dataset
     codec = adapter(pipeline.recipe.model).codec(torch.device("cpu"))
-    nothing = null_condition(pipeline.recipe.model)
+    nothing = null_condition(pipeline.recipe.model, codec)
     stage.begin([item_file(stage, number) for number in range(len(pipeline.queries))])
     files, facts, planned = {}, [], []
     for number, query in enumerate(pipeline.queries):
         if query.generated:
-            z, condition, seen = as_generated(query, pipeline, nothing)
+            z, condition, seen = as_generated(query, pipeline, codec, nothing)
         elif query.is_row:
             z, condition, seen = as_row(query, dataset, codec)
         else:
@@ -48,7 +48,7 @@ Read = tuple[torch.Tensor, Condition, QueryFacts]
 """z, the condition, and what was seen of the query."""
 
 
-def as_generated(query: Query, pipeline: Pipeline, nothing: Condition) -> Read:
+def as_generated(query: Query, pipeline: Pipeline, codec: Codec, nothing: Condition) -> Read:
     """Return an image that the run generated itself, unclamped. InputError if it was generated anew meanwhile."""
     try:
         tensors, _ = checkpoint.load(query.generated)
@@ -57,7 +57,7 @@ def as_generated(query: Query, pipeline: Pipeline, nothing: Condition) -> Read:
     z = tensors.pop("image")
     named = query.label is not None or query.prompt is not None
     facts = QueryFacts(condition=query.label or query.prompt or "", origin="generated image")
-    return z, condition_of(query, pipeline.dataset.card, nothing) if named else tensors, facts
+    return z, condition_of(query, pipeline.dataset.card, codec, nothing) if named else tensors, facts
 
 
 def as_row(query: Query, dataset: Dataset, codec: Codec) -> Read:
@@ -97,10 +97,10 @@ def as_file(query: Query, pipeline: Pipeline, codec: Codec, nothing: Condition) 
         error = (codec.decode(z[None])[0] * 255 - pixels).square().mean().sqrt().item()
         original = list(picture.original) if picture.was_resized else None
         facts = replace(facts, origin="picture", codec_rms=round(error, 3), original=original)
-    return z, condition_of(query, card, nothing), facts
+    return z, condition_of(query, card, codec, nothing), facts
 
 
-def condition_of(query: Query, card: Card, nothing: Condition) -> Condition:
+def condition_of(query: Query, card: Card, codec: Codec, nothing: Condition) -> Condition:
     """Return the condition that a query names; the model's null condition if it names none."""
     if query.label is not None:
         label = class_number(query.label, card)
@@ -108,13 +108,17 @@ def condition_of(query: Query, card: Card, nothing: Condition) -> Condition:
         one_hot = conditions(pa.table({"idx": [query.idx], "label": [label]}), card)
         assert one_hot is not None, "the data set has classes"
         return {"condition": torch.from_numpy(one_hot[0])}
+    if query.prompt is not None and codec.reads_text:
+        return one_by_one(codec.condition([Asked(text=query.prompt)]), 1)[0]
     if query.prompt is not None:
         return {"condition": torch.from_numpy(embed([query.prompt])[0])}
     return nothing
 
 
-def null_condition(model: ModelSpec) -> Condition:
+def null_condition(model: ModelSpec, codec: Codec) -> Condition:
     """Return the condition of a single image without any; it is empty for an unconditional model."""
     if not model.conditional:
         return {}
+    if codec.reads_text:
+        return one_by_one(codec.condition([Asked()]), 1)[0]
     return {name: tensor[0] for name, tensor in adapter(model).model(torch.device("cpu")).nothing(1).items()}
