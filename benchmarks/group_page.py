@@ -60,7 +60,7 @@ def table(first: dict[str, Row], last: dict[str, Row], num_groups: int) -> str:
         f"| | {' | '.join(HEADLINE)} | own | others | passes | s |",
         f"|---|{'---|' * (len(HEADLINE) + 4)}",
         line("trainings without each group", last[GOLD]),
-        line("the same with another seed (floor)", last[FLOOR]),
+        *([line("the same with another seed (floor)", last[FLOOR])] if FLOOR in last else []),
     ]
     lines += [line(f"unlearning: {name}", row) for name, row in last.items() if "updates" in row]
     lines += [line(name, last[name]) for name in chosen_sums(first).values()]

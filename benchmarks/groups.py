@@ -159,9 +159,9 @@ def growth(options: argparse.Namespace) -> None:
     data = planted(f"{options.run}/growth/data", options.images // 5, 64)
     settings = [
         'groups.unlearners=["zero"]', "groups.golds=0", "groups.updates=20", "groups.batch_size=32", "groups.levels=32",
-        "train.updates=50", "generate.guidance=1", *options.set,
+        "train.updates=50", "generate.guidance=1", "engine.check_weights=false", *options.set,
     ]  # fmt: skip
-    rows, weights = [], None
+    rows, weights = [], options.weights
     for count in options.counts:
         file = Path(f"{options.run}/growth/{count}-groups.csv")
         lines = (f"{idx},{idx % count}\n" for idx in range(options.images))
@@ -177,7 +177,7 @@ def growth(options: argparse.Namespace) -> None:
             weights = stage.url(stage.part("last", "safetensors"))
         seconds = {part: stage_seconds(pipeline, part) for part in (f"{FORGOTTEN}/zero", f"{SCORED}/zero", RESULT)}
         rows.append({"groups": count, "wall": time.monotonic() - started, **seconds, **memory.stop()})
-    save(options, {"images": options.images, "rows": rows, "settings": settings})
+        save(options, {"images": options.images, "rows": rows, "settings": settings})
 
 
 def stage_seconds(pipeline: Pipeline, name: str) -> float:
@@ -229,14 +229,14 @@ def main() -> None:
     match options.study:
         case "planted":
             dataset = planted(data, options.per_group, 64)
-            study(options, dataset.url, "folder", ["train.updates=800", "generate.guidance=1", *common], METHODS)
+            study(options, dataset.url, "folder", ["generate.guidance=1", *common], options.method)
         case "emoji":
-            study(options, "emoji", "label", ["train.updates=800", *common], (*METHODS, "condition"))
+            study(options, "emoji", "label", common, (*options.method, "condition"))
         case "cifar10":
             if not options.data:
                 raise SystemExit("cifar10 needs --data, a folder with a folder of pictures for each class")
             dataset = from_folder(data, options.data, 500, 100)
-            study(options, dataset.url, "label", ["train.updates=1600", *common], (*METHODS, "condition"))
+            study(options, dataset.url, "label", common, (*options.method, "condition"))
         case _:
             growth(options)
 
@@ -244,6 +244,11 @@ def main() -> None:
 def numbers(text: str) -> list[int]:
     """Read "50,100"."""
     return [int(number) for number in text.split(",")]
+
+
+def words(text: str) -> tuple[str, ...]:
+    """Read "mucs,das"."""
+    return tuple(text.split(","))
 
 
 def parse() -> argparse.Namespace:
@@ -257,9 +262,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--items", type=int, default=40)
     parser.add_argument("--updates", type=numbers, default=[50, 100, 200, 400])
     parser.add_argument("--per-group", type=int, default=200, help="planted: training images of a group")
+    parser.add_argument("--method", type=words, default=METHODS, help="methods that score images, e.g. mucs,das")
     parser.add_argument("--learning-rate", type=float, default=3e-4, help="of unlearning; the trainings' is 4e-3")
     parser.add_argument("--counts", type=numbers, default=[10, 30, 100], help="growth: numbers of groups")
     parser.add_argument("--images", type=int, default=2000, help="growth: training images")
+    parser.add_argument("--weights", help="growth: a model to unlearn from [default: a few updates of training]")
     parser.add_argument("--set", action="append", default=[], help="a recipe value, for every run")
     return parser.parse_args()
 

@@ -125,7 +125,7 @@ def shared_images(pipeline: Pipeline, images: Sequence[QueryShares], conditions:
     return [
         SharedImage(
             number=image.query,
-            label=conditions[image.query],
+            label=conditions[image.query] if pipeline.recipe.model.conditional else "",
             image=generated_picture(pipeline, image.query),
             bars=bars,
             rest=rest,
