@@ -29,8 +29,12 @@ def open_tiny(
     weights_dir: str | None = None,
     **changes: object,
 ) -> Pipeline:
-    """Open a pipeline on the tiny data set, by default with one training worker and one scorer, which start sooner."""
-    changes = {"engine": {"train_workers": 1, "actors": [1, 1]}, **changes}
+    """Open a pipeline on the tiny data set.
+
+    By default one worker trains and one scores, which start sooner than two, and losses are kept, so that the scores of
+    the finished run of tests/engine are valid in its copies.
+    """
+    changes = {"engine": {"train_workers": 1, "actors": [1, 1]}, "score": {"keep_losses": True}, **changes}
     console = Console(file=io.StringIO())
     recipe = tiny_recipe(dataset.url, **changes)
     return Pipeline.open(recipe, dataset, str(run), console=console, methods=methods, weights_dir=weights_dir)

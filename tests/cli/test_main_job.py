@@ -165,7 +165,7 @@ def test_again_does_nothing(undisturbed: dict[str, object], place: Path):
 
 
 def test_interrupted_and_killed_equals_undisturbed(undisturbed: dict[str, object], place: Path):
-    """Ctrl-C once the null loss is done, then kill -9 during scoring; the same command resumes each time.
+    """Ctrl-C once the weights are imported, then kill -9 during scoring; the same command resumes each time.
 
     It ends with the same scores, and nothing that was finished is done again. The weights are those of the undisturbed
     run: tests/engine/test_faults.py shows that an interrupted training resumes.
@@ -173,8 +173,8 @@ def test_interrupted_and_killed_equals_undisturbed(undisturbed: dict[str, object
     (weights,) = (place / "calm/pretrain").glob("last.*.safetensors")
     folder = place / "rough"
     command = small("attribute", "--dataset", "emoji", "--run", "rough", "--weights", str(weights))
-    null_loss = "attribute/mucs/null/manifest.json"
-    code, stderr = stop_when(start(place, *command), file_exists(folder, null_loss), signal.SIGINT)
+    imported = file_exists(folder, "pretrain/manifest.json")
+    code, stderr = stop_when(start(place, *command), imported, signal.SIGINT)
     assert code == 130, stderr
     assert "the same command goes on from here" in stderr
     scored = "attribute/mucs/score/train-*.parquet"

@@ -28,7 +28,7 @@ def parts_there(pipeline: Pipeline, short: str, start: str) -> int:
     return sum(name.startswith(start) for name in storage.names(pipeline.stages[short].folder))
 
 
-LONG = {"train": {"updates": 200, "updates_per_epoch": 10}}
+LONG = {"train": {"updates": 80, "updates_per_epoch": 10}}
 MANY = {"score": {"noises": 150}}
 """Enough work that a kill falls in the middle."""
 
@@ -65,14 +65,14 @@ def test_a_killed_worker_of_two_trainings(data: Dataset, tmp_path: Path, cluster
         return any(name.startswith("state.") for name in storage.names(jobs[1].stage.folder))
 
     runs = [TrainRun(job=job, num_workers=1) for job in jobs]
-    with bar(Console(file=io.StringIO()), "retrain", 400, "updates") as progress:
+    with bar(Console(file=io.StringIO()), "retrain", 160, "updates") as progress:
         trained = train_all(runs, replace(cluster, engine=engine), bar=progress)
         done = [next(trained)]
         group = pids_of("RayTrainWorker")
         with killing("RayTrainWorker", second_has_begun) as killed:
             done += trained
     assert killed == group and len(group) == 1
-    assert [(number, facts["updates"]) for number, facts in done] == [(0, 200), (1, 200)]
+    assert [(number, facts["updates"]) for number, facts in done] == [(0, 80), (1, 80)]
     for job in jobs:
         calm = replace(job, stage=Stage(run_url=str(tmp_path / "calm"), name=job.stage.name, reads={}, inputs={}))
         train_plainly(calm)
@@ -95,8 +95,7 @@ def test_a_killed_scorer(data: Dataset, copied: Callable[[], Path], cluster: Clu
 
 def test_lost_parts_are_scored_again_by_a_larger_pool(data: Dataset, copied: Callable[[], Path], cluster: Cluster):
     """With another number of workers the parts come out the same, so the ranking made of them stays valid."""
-    changes = {"score": {"keep_losses": True}, "engine": {"actors": [2, 2], "train_workers": 1}}
-    pipeline = open_tiny(data, copied(), **changes)
+    pipeline = open_tiny(data, copied(), engine={"actors": [2, 2], "train_workers": 1})
     assert pipeline.plan("attribute")["attribute/mucs/score"].status == "done"
     stage = pipeline.stages["attribute/mucs/score"]
     idx, calm = all_scores(pipeline)

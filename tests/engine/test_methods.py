@@ -47,9 +47,17 @@ SMALL = {
 
 
 @pytest.fixture(scope="module")
-def compared(data: Dataset, copied: Callable[[], Path], cluster: Cluster) -> Pipeline:
-    methods = (*METHODS, "mucs", "mucs/mutual", "mucs/whitened", "ensemble/R")
-    pipeline = open_tiny(data, copied(), methods=methods, method=SMALL)
+def encoder_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / DINO_WEIGHTS.names[0]
+    path.write_text("5")
+    return path
+
+
+@pytest.fixture(scope="module")
+def compared(data: Dataset, copied: Callable[[], Path], cluster: Cluster, encoder_weights: Path) -> Pipeline:
+    methods = (*METHODS, "mucs", "mucs/mutual", "mucs/whitened", "ensemble/R", "users:SmallDINO")
+    weights_dir = str(encoder_weights.parent)
+    pipeline = open_tiny(data, copied(), methods=methods, method=SMALL, weights_dir=weights_dir)
     work(pipeline, "attribute", cluster)
     return pipeline
 
@@ -235,40 +243,19 @@ def test_the_ensemble_of_mucs_alone_orders_as_mucs_when_corrected(
         assert np.array_equal(ranks(scores[:, number], idx, seed, name), ranks(together, idx, seed, name))
 
 
-def test_an_encoder_through_ray_is_the_plain_network(
-    data: Dataset, copied: Callable[[], Path], cluster: Cluster, tmp_path: Path
-):
+def test_an_encoder_through_ray_is_the_plain_network(compared: Pipeline, encoder_weights: Path, tmp_path: Path):
     """The driver finds the weights and the workers load them; other weights make the scores stale."""
-    weights = tmp_path / DINO_WEIGHTS.names[0]
-    weights.write_text("5")
-    run = copied()
-    pipeline = open_tiny(data, run, methods=("users:SmallDINO",), weights_dir=str(tmp_path))
-    work(pipeline, "attribute", cluster)
-    idx, scores = all_scores(stored_scores(pipeline.stages["attribute/users:SmallDINO"]))
-    network, images = users.small_network(str(weights), CPU), whole(data)
-    items = [load_item(pipeline.stages["generate"], n).z for n in range(pipeline.recipe.generate.items)]
+    idx, scores = all_scores(stored_scores(compared.stages["attribute/users:SmallDINO"]))
+    network, images = users.small_network(str(encoder_weights), CPU), whole(compared.dataset)
+    items = [load_item(compared.stages["generate"], n).z for n in range(compared.recipe.generate.items)]
     of_images, of_items = (network.embed((each.clamp(-1, 1) + 1) / 2) for each in (images.z, torch.stack(items)))
     assert np.array_equal(idx, images.idx.numpy())
     np.testing.assert_allclose(scores, (of_images.double() @ of_items.double().T).numpy(), atol=1e-6)
     assert scores.std(axis=0).min() > 0.01
-    weights.write_text("16")
-    again = open_tiny(data, run, methods=("users:SmallDINO",), weights_dir=str(tmp_path))
+    (tmp_path / encoder_weights.name).write_text("16")
+    again = open_tiny(compared.dataset, Path(compared.run_url), methods=("users:SmallDINO",), weights_dir=str(tmp_path))
     assert again.stages["attribute/users:SmallDINO/score"].state().status == "stale"
 
 
 def test_again_does_nothing(compared: Pipeline, cluster: Cluster):
     assert work(compared, "attribute", cluster) == []
-
-
-def test_lost_features_are_made_again(compared: Pipeline, data: Dataset, cluster: Cluster):
-    """One part of the features is deleted: that part alone is made again, with the same bytes."""
-    stage = compared.stages["attribute/das/features"]
-    manifest = stage.manifest()
-    assert manifest is not None
-    lost = sorted(manifest.files)[1]
-    path = Path(stage.url(lost))
-    content = path.read_bytes()
-    path.unlink()
-    assert work(compared, "attribute", cluster) == ["attribute/das/features"]
-    again = stage.manifest()
-    assert path.read_bytes() == content and again is not None and again.facts["rows"] == 16

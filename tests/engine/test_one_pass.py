@@ -19,6 +19,7 @@ FULL = "mucs/full-schedule"
 TOGETHER = ("pixel", "das", "abu", FULL)
 """AbU takes the full schedule too."""
 PASS = [f"attribute/{name}" for name in ("pixel/score", "das/features", "abu/score", f"{FULL}/score")]
+UNDEFINED, STRUCK = "users:Undefined", "strikes:StruckMUCS"
 FORWARDS = 60 * 5
 """Of one model: images x noises."""
 
@@ -70,37 +71,44 @@ def test_the_losses_of_f1_are_computed_once(together: Pipeline):
 
 
 def test_only_what_is_missing_is_made_again(together: Pipeline, data: Dataset, cluster: Cluster):
-    """A part of one stage and two of another are missing: those alone are computed."""
+    """A part of two stages, one of features, and two of a third are missing: those alone are computed."""
     expected = {name: parts(together, name) for name in PASS}
-    kept = {}
-    for name, lost in (("attribute/abu/score", 1), (f"attribute/{FULL}/score", 2)):
+    kept, incomplete = {}, ["attribute/das/features", "attribute/abu/score", f"attribute/{FULL}/score"]
+    for name, lost in zip(incomplete, (1, 1, 2), strict=True):
         stage, files = together.stages[name], sorted(expected[name])
         for file in [*files[:lost], "manifest.json"]:
             storage.remove(stage.url(file))
         kept |= {file: Path(file).stat().st_mtime_ns for file in map(stage.url, files[lost:])}
-    assert work(together, "attribute", cluster) == ["attribute/abu/score", f"attribute/{FULL}/score"]
+    assert work(together, "attribute", cluster) == incomplete
     assert {name: parts(together, name) for name in PASS} == expected
     assert {file: Path(file).stat().st_mtime_ns for file in kept} == kept
-    assert [together.stages[name].facts()["rows"] for name in PASS] == [60, 60, 16, 32]
+    assert [together.stages[name].facts()["rows"] for name in PASS] == [60, 16, 16, 32]
 
 
-def test_a_stage_that_fails_does_not_stop_the_others(data: Dataset, copied: Callable[[], Path], cluster: Cluster):
-    pipeline = open_tiny(data, copied(), methods=("users:Undefined", "pixel"))
-    message = r"^attribute/users:Undefined/score: 1 of 4 units failed.* train-part-00000-0001: `score` .* idx=21"
+@pytest.fixture(scope="module")
+def struck(data: Dataset, copied: Callable[[], Path], cluster: Cluster) -> Pipeline:
+    """Run a pass of which one stage fails, while another kills the worker once."""
+    pipeline = open_tiny(data, copied(), methods=(UNDEFINED, "pixel", STRUCK))
+    strikes.lay("before-compute@32", "worker")
+    message = rf"^attribute/{UNDEFINED}/score: 1 of 4 units failed.* train-part-00000-0001: `score` .* idx=21"
     with pytest.raises(RunFailed, match=message):
         work(pipeline, "attribute", cluster)
-    assert pipeline.stages["attribute/pixel/score"].state().status == "done"
-    failed = pipeline.stages["attribute/users:Undefined/score"].state()
+    assert strikes.left() == 0
+    return pipeline
+
+
+def test_a_stage_that_fails_does_not_stop_the_others(struck: Pipeline):
+    """What is not a number is not published, and its unit and image are named."""
+    for method in ("pixel", STRUCK):
+        assert struck.stages[f"attribute/{method}/score"].state().status == "done"
+    failed = struck.stages[f"attribute/{UNDEFINED}/score"].state()
     assert (failed.status, failed.parts_there, list(failed.failed)) == ("failed", 3, ["train-part-00000-0001"])
 
 
-def test_a_killed_worker_loses_only_the_stage_it_was_at(data: Dataset, copied: Callable[[], Path], cluster: Cluster):
+def test_a_killed_worker_loses_only_the_stage_it_was_at(struck: Pipeline):
     """The parts of the unit that it had published are not computed again, and are counted once."""
-    pipeline = open_tiny(data, copied(), methods=("pixel", "strikes:StruckMUCS"))
-    strikes.lay("before-compute@16", "worker")
-    work(pipeline, "attribute", cluster)
-    assert strikes.left() == 0
-    failures = [each for each in read_events(pipeline.run_url) if each["event"] == "failure"]
-    assert [each["stage"] for each in failures] == ["attribute/strikes:StruckMUCS/score"]
-    for name in ("pixel", "strikes:StruckMUCS"):
-        assert pipeline.stages[f"attribute/{name}/score"].facts()["rows"] == 60
+    failures = [each for each in read_events(struck.run_url) if each["event"] == "failure"]
+    lost = {(each["stage"], each["unit"]) for each in failures if each["kind"] == "lost"}
+    assert lost == {(f"attribute/{STRUCK}/score", "train-part-00001-0000")}
+    for method in ("pixel", STRUCK):
+        assert struck.stages[f"attribute/{method}/score"].facts()["rows"] == 60

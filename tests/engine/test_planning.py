@@ -1,22 +1,21 @@
 """A command plans with the resources that are there, or with those that the environment says there can be."""
 
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from mucs_ray.config.engine import EngineConfig
 from mucs_ray.config.recipe import GenerateConfig
-from mucs_ray.data.table import Dataset
 from mucs_ray.engine import pace
 from mucs_ray.engine.generation import plan_items
 from mucs_ray.engine.session import Cluster, await_worker
 from mucs_ray.engine.streaming import pool_size
 from mucs_ray.errors import MachineError
+from mucs_ray.pipeline.graph import Pipeline
 from mucs_ray.planning.speed import facts_of_streams
 from mucs_ray.store.events import read_events
 from tiny import tiny_dataset
-from tiny_run import open_tiny, work
 
 
 def test_the_environment_says_what_an_autoscaler_can_bring(cluster: Cluster, monkeypatch: pytest.MonkeyPatch):
@@ -57,23 +56,15 @@ def test_a_cluster_with_workers_is_not_waited_for(cluster: Cluster):
     await_worker(pytest.fail)
 
 
-def test_a_streamed_stage_prints_its_pace_and_plan_reads_it(
-    data: Dataset, copied: Callable[[], Path], cluster: Cluster, monkeypatch: pytest.MonkeyPatch
-):
-    """The pace comes with the first receipt here, because the test sets the minute to 0 s on the driver, which keeps
-    the time.
-    """
-    monkeypatch.setattr(pace, "MEASURED_S", 0.0)
-    pipeline, score = open_tiny(data, copied(), score={"noises": 7}), "attribute/mucs/score"
-    before = pipeline.plan("attribute")
-    assert before[score].status == "stale"
-    work(pipeline, score, cluster)
-    (event,) = (event for event in read_events(pipeline.run_url) if event["event"] == pace.PACE)
-    assert event["stage"] == score and event["forwards"] == 16 * 7 * 3 and event["processor"] == "CPU"
-    so_far = facts_of_streams(pipeline, before)[score]  # as of before it was done
-    assert so_far.forwards == event["forwards"] and so_far.worker_seconds == event["worker_seconds"] > 0
-    whole = facts_of_streams(pipeline, pipeline.plan("attribute"))[score]
-    assert whole.forwards == 60 * 7 * 3 and whole.processor == "CPU"
+def test_a_streamed_stage_prints_its_pace_and_plan_reads_it(finished: Pipeline):
+    """The pace came with the first receipt, because the fixture has set the minute to 0 s."""
+    score, states = "attribute/mucs/score", finished.plan("attribute")
+    (event,) = (event for event in read_events(finished.run_url) if event["event"] == pace.PACE)
+    assert event["stage"] == score and event["forwards"] == event["rows"] * 5 * 3 and event["processor"] == "CPU"
+    so_far = facts_of_streams(finished, {score: replace(states[score], status="missing")})[score]
+    assert so_far.forwards == event["forwards"] < 60 * 5 * 3 and so_far.worker_seconds == event["worker_seconds"] > 0
+    whole = facts_of_streams(finished, states)[score]
+    assert whole.forwards == 60 * 5 * 3 and whole.processor == "CPU"
 
 
 def test_conditions_may_be_lent_by_training_images(tmp_path: Path) -> None:

@@ -134,7 +134,7 @@ def test_scores(finished: Pipeline, plain_method: LossChange):
 def test_ranking_reads_every_part_once(
     data: Dataset, copied: Callable[[], Path], cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ):
-    pipeline = open_tiny(data, copied(), score={"keep_losses": True})
+    pipeline = open_tiny(data, copied())
     manifest, read, checked = pipeline.stages["attribute/mucs"].manifest(), list[str](), Stage.checked
 
     def counted(stage: Stage, file: str, *known: dict) -> bytes:
