@@ -25,7 +25,9 @@ from mucs_ray.attribution.loss_change import select_measure
 from mucs_ray.attribution.registry import METHODS, find_method
 from mucs_ray.config.recipe import Recipe, build, for_method, with_values
 from mucs_ray.diffusion.batch import Batch, Item
+from mucs_ray.diffusion.condition import for_each
 from mucs_ray.diffusion.noise import generator, normal
+from mucs_ray.diffusion.samplers import draw_named
 from mucs_ray.errors import InputError
 from mucs_ray.models.dit import DiT
 from mucs_ray.models.dit_edm import DiTEDM
@@ -101,10 +103,22 @@ def items(num: int) -> list[Item]:
     ]
 
 
+def items_for(method: MethodCard, num: int) -> list[Item]:
+    """Return items that the method can explain: one that asks how they were generated gets generated ones."""
+    if not method.settings.get("method.mucs.trajectory"):
+        return items(num)
+    return [
+        replace(item, z=draw_named(f1(), for_each(item.condition, 1), [item.idx], RECIPE.generate, RECIPE.seed)[0])
+        for item in items(num)
+    ]
+
+
 def recipe_of(method: MethodCard) -> Recipe:
     """Return a recipe with the method's settings, and no more than 3 updates."""
     recipe = for_method(RECIPE, method)
-    return with_values(recipe, {"method.mucs.fixed_updates": min(3, recipe.method["mucs"].fixed_updates)})
+    generated = recipe.method["mucs"].trajectory > 0  # by an untrained model, and so as good as unlearned
+    updates = 2 if generated else min(3, recipe.method["mucs"].fixed_updates)
+    return with_values(recipe, {"method.mucs.fixed_updates": updates})
 
 
 def picked(batch: Batch, rows: list[int]) -> Batch:
@@ -244,7 +258,9 @@ def cut(rows: Batch | Columns, at: slice | list[int]) -> Any:
 
 def fresh(name: str, *, num_items: int = 2, settings: MethodSettings | None = None) -> Loop:
     method = find_method(name)
-    return Loop(method=method, images=images(), items=items(num_items), settings=settings or recipe_of(method))
+    return Loop(
+        method=method, images=images(), items=items_for(method, num_items), settings=settings or recipe_of(method)
+    )
 
 
 loop = cache(fresh)
@@ -386,8 +402,9 @@ def test_a_knob_that_is_read_is_named(name: str):
             case "score":
                 hooked.load(fitted, item_states)
                 hooked.columns(rows)
-        shape = ["model"] if part.uses_model else []  # the shape comes with the weights
-        allowed |= named((*part.reads, *shape), recipe_of(method))
+        # the shape comes with the weights, and how items were generated with the items
+        known = [*(["model"] if part.uses_model else []), *(["generate"] if part.uses_items else [])]
+        allowed |= named((*part.reads, *known), recipe_of(method))
         assert seen - allowed == set(), f"{name}: the part {part.name} does not name them in `reads`"
 
 

@@ -1,5 +1,6 @@
 """Every method attributes every kind of model: other shapes, conditions and processes than those of DiT-EDM."""
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,7 @@ from mucs_ray.attribution.loss_change import LossChange, select_measure
 from mucs_ray.attribution.registry import METHODS
 from mucs_ray.config.recipe import Recipe, for_method, with_values
 from mucs_ray.diffusion.batch import Batch, Item
-from mucs_ray.diffusion.condition import one_by_one
+from mucs_ray.diffusion.condition import for_each, one_by_one
 from mucs_ray.diffusion.edm import EDM
 from mucs_ray.diffusion.loss import denoising_loss
 from mucs_ray.diffusion.model import guided
@@ -22,6 +23,7 @@ from mucs_ray.diffusion.noise import generator, normal
 from mucs_ray.diffusion.process import Process
 from mucs_ray.diffusion.rows import row_means
 from mucs_ray.diffusion.sampler import sample
+from mucs_ray.diffusion.samplers import draw_named
 from tiny import tiny_recipe
 from toy_models import TOYS, Toy, VPNoise, samples, toy
 
@@ -103,6 +105,11 @@ def scored(name: str, model: Toy, images: Batch, items: list[Item]) -> Tensor:
     raise AssertionError(f"no stage of {name} scores")
 
 
+def generated(model: Toy, item: Item) -> Tensor:
+    """Generate an item from its own noise."""
+    return draw_named(model, for_each(item.condition, 1), [item.idx], RECIPE.generate, RECIPE.seed)[0]
+
+
 @pytest.mark.parametrize("name", METHOD_NAMES)
 @pytest.mark.parametrize("kind", TOYS)
 def test_every_method_scores_every_kind_of_model(kind: str, name: str):
@@ -111,6 +118,8 @@ def test_every_method_scores_every_kind_of_model(kind: str, name: str):
         pytest.skip("compares conditions, and there are none")
     conditions = one_by_one(images.condition, NUM_ITEMS)
     items = [Item(number=n, idx=50 + n, condition=conditions[n], z=images.z[n]) for n in range(NUM_ITEMS)]
+    if METHODS[name].settings.get("method.mucs.trajectory"):  # it asks how an item was generated
+        items = [replace(item, z=generated(model, item)) for item in items]
     before = {each: tensor.clone() for each, tensor in model.state_dict().items()}
     scores = scored(name, model, images, items)
     assert scores.shape == (NUM_IMAGES, NUM_ITEMS)
