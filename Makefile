@@ -10,7 +10,7 @@ export OMP_NUM_THREADS ?= 1
 # without .pyc files every process of Ray starts several times slower
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo demo-full test test-all test-plain test-engine test-commands lint format clean
+.PHONY: setup demo demo-full test test-all test-plain test-engine test-commands test-stores lint format clean
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
@@ -34,21 +34,23 @@ demo-full: setup
 
 # side by side, in lanes that take about equally long: those with Ray wait for processes half of the time
 test: setup
-	@$(MAKE) --no-print-directory -j3 lint test-engine test-commands test-plain
+	@$(MAKE) --no-print-directory -j3 lint test-engine test-commands test-plain test-stores
 
 # what a release runs: the slow tests too, one lane after the other, since some of them wait for what is late
 test-all: setup
-	@$(MAKE) --no-print-directory lint test-plain test-engine test-commands SLOW=--slow
+	@$(MAKE) --no-print-directory lint test-plain test-stores test-engine test-commands SLOW=--slow
 
 test-plain: setup
 	$(BIN)/python -m pytest $(SLOW) tests/unit tests/contract tests/golden
+
+test-stores: setup
 	$(BIN)/python -m pytest $(SLOW) tests/stores tests/cluster
 
 test-engine: setup
-	$(BIN)/python -m pytest $(SLOW) tests/engine tests/chaos
+	$(BIN)/python -m pytest $(SLOW) tests/engine tests/chaos --ignore tests/engine/test_api.py
 
 test-commands: setup
-	$(BIN)/python -m pytest $(SLOW) tests/cli
+	$(BIN)/python -m pytest $(SLOW) tests/cli tests/engine/test_api.py
 
 lint: setup
 	$(BIN)/ruff check .

@@ -164,6 +164,7 @@ def test_again_does_nothing(undisturbed: dict[str, object], place: Path):
     assert code == 0 and again["done_now"] == [] and again["evaluation"] == undisturbed["evaluation"]
 
 
+@pytest.mark.slow  # four commands that each start Ray; tests/engine shows the same of stages, units and trainings
 def test_interrupted_and_killed_equals_undisturbed(undisturbed: dict[str, object], place: Path):
     """Ctrl-C once the weights are imported, then kill -9 during scoring; the same command resumes each time.
 
