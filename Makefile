@@ -34,7 +34,7 @@ demo-full: setup
 
 # side by side, in lanes that take about equally long: those with Ray wait for processes half of the time
 test: setup
-	@$(MAKE) --no-print-directory -j4 lint test-engine test-commands test-plain test-stores
+	@$(MAKE) --no-print-directory -j3 lint test-engine test-commands test-plain test-stores
 
 # what a release runs: the slow tests too, one lane after the other, since some of them wait for what is late
 test-all: setup
