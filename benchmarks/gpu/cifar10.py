@@ -24,6 +24,7 @@ from common import (
     SEED,
     TINY,
     Results,
+    as_bytes,
     flop_of_a_forward,
     options,
     seconds,
@@ -498,11 +499,6 @@ def compare(results: Results, pictures: dict[str, Tensor]) -> None:
             "p, paired": paired_wilcoxon(values, similar["random"]),
             "each": [round(float(value), 4) for value in values],
         }
-
-
-def as_bytes(pictures: Tensor) -> np.ndarray:
-    """Convert to 8-bit pixels."""
-    return (((pictures.clamp(-1, 1) + 1) / 2) * 255).round().to(torch.uint8).numpy()
 
 
 def parse() -> argparse.Namespace:

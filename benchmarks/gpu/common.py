@@ -157,6 +157,11 @@ def settings_of(model: DiTConfig, *, train: TrainConfig | None = None, **method:
     )
 
 
+def as_bytes(pictures: torch.Tensor) -> Any:
+    """Convert to 8-bit pixels."""
+    return (((pictures.clamp(-1, 1) + 1) / 2) * 255).round().to(torch.uint8).numpy()
+
+
 def flop_of_a_forward(denoiser: DiTEDM, model: DiTConfig) -> int:
     """Return the floating-point operations of one plain forward of one image, as torch counts them."""
     one = random_batch(model, 1)

@@ -23,21 +23,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import DEVICE, machine, options
+from common import DEVICE, as_bytes, machine, options
 from plain import Attribution
 from safetensors.torch import load_file, save_file
 from together import Trainings, Weights, model_of
 
 from mucs_ray.attribution.ranking import top_k
+from mucs_ray.attribution.whitening import whitened
 from mucs_ray.config.recipe import Recipe, build, from_card, read_recipe, with_settings
 from mucs_ray.data.local import LocalImages
 from mucs_ray.data.table import Dataset
 from mucs_ray.data.thumbnails import thumbnails
 from mucs_ray.diffusion.batch import Item
-from mucs_ray.diffusion.condition import moved, one_by_one, stacked
-from mucs_ray.diffusion.model import DiffusionModel, guided
-from mucs_ray.diffusion.noise import NoiseSet, generator, normal
-from mucs_ray.diffusion.sampler import sample
+from mucs_ray.diffusion.condition import Condition, one_by_one, stacked
+from mucs_ray.diffusion.model import DiffusionModel
+from mucs_ray.diffusion.noise import NoiseSet, generator
+from mucs_ray.diffusion.samplers import draw_named
 from mucs_ray.evaluation.item_loss import item_losses
 from mucs_ray.evaluation.subsets import NUM_NOISES, chosen, find_blocks
 from mucs_ray.evaluation.unions import drawn_in_turn, expected_union, union
@@ -219,14 +220,9 @@ def train(folder: Path, recipe: Recipe, dataset: Dataset, images: LocalImages) -
     )
 
 
-def generated(
-    recipe: Recipe, model: DiffusionModel, idx: list[int], condition: dict[str, torch.Tensor]
-) -> torch.Tensor:
+def generated(recipe: Recipe, model: DiffusionModel, idx: list[int], condition: Condition) -> torch.Tensor:
     """Generate the items, each from its own noise, on the CPU."""
-    noise = torch.cat([normal(generator(recipe.seed, f"generate/idx={number}"), 1, *model.shape) for number in idx])
-    guide = guided(model, recipe.generate.guidance)
-    steps = recipe.generate.steps
-    return sample(model.process, guide, noise.to(DEVICE), moved(condition, DEVICE), num_steps=steps).cpu()
+    return draw_named(model, condition, idx, recipe.generate, recipe.seed).cpu()
 
 
 def items_of(folder: Path) -> list[Item]:
@@ -253,10 +249,8 @@ def attribute(folder: Path, attribution: Attribution, group: str, variants: list
 
 def whiten(scores: np.ndarray, delta: float = 1.0) -> np.ndarray:
     """Return scores less what the items' columns have in common."""
-    from mucs_ray.attribution.whitening import Moments, Whitening
-
-    moments = Moments.empty(scores.shape[1]).add(np.arange(len(scores)), scores)
-    return Whitening.of(moments, delta)(scores)
+    ((_, table),) = whitened(lambda: [(np.arange(len(scores)), scores)], scores.shape[1], delta)
+    return table
 
 
 def with_mixed(scores: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -335,11 +329,6 @@ def keep_outputs(
     np.savez_compressed(file, names=["original", *removed], pictures=np.stack(pictures), losses=np.stack(losses))
     facts = {"models": len(removed), "training, s": took, "outputs, s": time.monotonic() - started - took}
     file.with_suffix(".json").write_text(json.dumps(facts))
-
-
-def as_bytes(pictures: torch.Tensor) -> np.ndarray:
-    """Convert to 8-bit pixels."""
-    return (((pictures.clamp(-1, 1) + 1) / 2) * 255).round().to(torch.uint8).numpy()
 
 
 if __name__ == "__main__":
